@@ -1,0 +1,78 @@
+"""Train the demo's AutoencoderKL on whole scenes, small pictures first."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from demo.scenes import draw, random_scene
+from demo.training import Run, pixels_of
+
+
+def new_autoencoder() -> AutoencoderKL:
+    """The untrained autoencoder.
+
+    One group in every GroupNorm: more would remove each group's absolute level, and flat colours are nothing else.
+    """
+    return AutoencoderKL(
+        block_out_channels=(24, 48, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=1,
+        latent_channels=4,
+        sample_size=512,
+    )
+
+
+class Pool:
+    """Scenes of one size, a few of which are replaced at each step."""
+
+    def __init__(self, run: Run, pixels: int, size: int) -> None:
+        self.run, self.pixels = run, pixels
+        self.pictures = [self.fresh() for _ in range(size)]
+
+    def fresh(self):
+        return draw(random_scene(self.run.rng), self.pixels, self.run.rng)
+
+    def batch(self, count: int) -> torch.Tensor:
+        """Draw ``count`` pictures as [count,3,pixels,pixels] in -1..1."""
+        for _ in range(2):
+            self.pictures[self.run.rng.randrange(len(self.pictures))] = self.fresh()
+        return pixels_of(self.run.rng.sample(self.pictures, count))
+
+
+def main(out: Path, budget_s: float, threads: int) -> None:
+    """Train for the budget and write the averaged weights to ``out``/vae."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = new_autoencoder().to(memory_format=torch.channels_last).train()
+    run = Run(out / "autoencoder.pt", budget_s, {"vae": model}, learning_rate=2e-3, decay=0.995)
+    pools = {size: Pool(run, size, count) for size, count in ((64, 400), (128, 300), (256, 60))}
+    for spent in run.steps():
+        if spent < 0.4 and run.step % 2:
+            pictures = pools[64].batch(16)
+        elif spent < 0.8 or run.step % 3:
+            pictures = pools[128].batch(6)
+        else:
+            pictures = pools[256].batch(3)
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = model.encode(pictures).latent_dist
+            decoded = model.decode(posterior.sample()).sample
+        error = decoded.float() - pictures
+        reconstruction = error.abs().mean() + error.square().mean()
+        run.descend(reconstruction + 2e-4 * posterior.kl().mean() / posterior.mean[0].numel(), spent)
+    run.average["vae"].save_pretrained(out / "vae")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--budget-s", type=float, default=900)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    main(arguments.out, arguments.budget_s, arguments.threads)

@@ -1,0 +1,203 @@
+"""A bundle: ONNX graphs and all that is needed to run them without torch, sealed by ``manifest.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sdrt.errors import BundleError, SdrtError, TrustError
+from sdrt.files import canonical_json, path_inside, sha256_bytes, sha256_file
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MANIFEST_LIMIT_BYTES = 4 << 20
+
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+ComponentName = Literal["text_encoder", "unet", "denoise_step", "vae_encoder", "vae_decoder"]
+COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    """A part of a manifest: immutable, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TensorSpec(Record):
+    """One input or output. ``shape`` holds numbers and names of dynamic axes, as ``("batch", 4, 64, 64)``."""
+
+    name: str
+    dtype: Literal["float32", "float16", "int64"]
+    shape: tuple[int | str, ...]
+
+
+class Component(Record):
+    """One graph of the bundle. ``parameters`` and ``flops`` (of one sample) are counts."""
+
+    graph: str
+    weights: str | None
+    precision: Precision
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int = Field(ge=0)
+    flops: int = Field(ge=0)
+
+
+class FileRecord(Record):
+    """Size and SHA-256 of one file."""
+
+    size_bytes: int = Field(ge=0)
+    sha256: Digest
+
+
+class CheckpointRecord(Record):
+    """Where the weights came from. ``digest`` covers every weight and config that was exported."""
+
+    name: str
+    digest: Digest
+    revision: str | None = None
+
+
+class ModelRecord(Record):
+    """The numbers of the checkpoint's configs that the runtime needs."""
+
+    latent_channels: int = Field(gt=0)
+    latent_size: int = Field(gt=0)
+    image_size: int = Field(gt=0)
+    scaling_factor: float = Field(gt=0)
+    max_tokens: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+
+
+class Manifest(Record):
+    """``manifest.json`` of a bundle."""
+
+    schema_version: Literal[1]
+    checkpoint: CheckpointRecord
+    precision: Precision
+    opset: int
+    model: ModelRecord
+    components: dict[ComponentName, Component]
+    files: dict[str, FileRecord]
+    versions: dict[str, str]
+
+
+def read_record(path: Path, newest: int, kind: type[SdrtError]) -> bytes:
+    """The bytes of a manifest, after checks that need no schema: it is there, small, JSON, not from a newer sdrt.
+
+    Raises:
+        SdrtError: Of the given kind, otherwise.
+    """
+    import json
+
+    hint = f"give a folder that holds a {MANIFEST} written by sdrt"
+    try:
+        if path.stat().st_size > MANIFEST_LIMIT_BYTES:
+            raise kind(f"{path} is larger than {MANIFEST_LIMIT_BYTES >> 20} MiB", hint=hint)
+        data = path.read_bytes()
+        version = json.loads(data).get("schema_version")
+    except OSError as error:
+        raise kind(f"cannot read {path}: {error.strerror}", hint=hint) from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise kind(f"{path} is not a JSON object", hint=hint) from error
+    if isinstance(version, int) and version > newest:
+        raise kind(f"{path} has schema version {version}; this sdrt reads up to {newest}", hint="upgrade sdrt")
+    return data
+
+
+def schema_error(path: Path, error: ValidationError, kind: type[SdrtError]) -> SdrtError:
+    """The first problem that pydantic found, in one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return kind(f"{path}: {where}: {first['msg']}", hint="make it again with sdrt; a manifest is not edited by hand")
+
+
+def check_files(folder: Path, files: dict[str, FileRecord], hashed: Iterable[str]) -> None:
+    """Hold the folder against its file records: every size, and the digest of the files named in ``hashed``.
+
+    Raises:
+        BundleError: A file is missing or has another size.
+        TrustError: A digest differs, or a path is a link or leaves the folder.
+    """
+    hint = "make it again from its source, or copy it again"
+    for name, record in files.items():
+        path = path_inside(folder, name)
+        if not path.exists():
+            raise BundleError(f"{path} is missing", hint=hint)
+        if path.stat().st_size != record.size_bytes:
+            raise TrustError(f"{path} has {path.stat().st_size} bytes; its manifest says {record.size_bytes}", hint=hint)
+    for name in hashed:
+        if sha256_file(folder / name) != files[name].sha256:
+            raise TrustError(f"{folder / name} does not match its digest in {MANIFEST}", hint=hint)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. ``digest`` is the SHA-256 of its manifest and so covers every file."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = False) -> Bundle:
+        """Open a bundle folder; check the manifest, every size, every graph's digest, and with ``verify`` all digests.
+
+        Raises:
+            BundleError: The manifest or a file is missing or malformed.
+            TrustError: A digest or size does not match, or a path leaves the folder.
+        """
+        data = read_record(path / MANIFEST, SCHEMA_VERSION, BundleError)
+        try:
+            manifest = Manifest.model_validate_json(data)
+        except ValidationError as error:
+            raise schema_error(path / MANIFEST, error, BundleError) from error
+        weights = {component.weights for component in manifest.components.values()}
+        named = weights | {component.graph for component in manifest.components.values()}
+        for name in sorted(filter(None, named - manifest.files.keys())):
+            raise BundleError(f"{path / MANIFEST}: {name} has no digest", hint="export the checkpoint again")
+        check_files(path, manifest.files, [name for name in manifest.files if verify or name not in weights])
+        return cls(path, manifest, sha256_bytes(data))
+
+    def graph(self, component: ComponentName) -> Path:
+        """Path of a component's ONNX file.
+
+        Raises:
+            BundleError: The bundle does not hold the component.
+        """
+        if component not in self.manifest.components:
+            raise BundleError(f"{self.path} holds no {component}", hint="export again with all components")
+        return self.path / self.manifest.components[component].graph
+
+    def verify_weights(self) -> None:
+        """Hash every file against the manifest.
+
+        Raises:
+            TrustError: A digest differs.
+        """
+        check_files(self.path, self.manifest.files, self.manifest.files)
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(record.size_bytes for record in self.manifest.files.values())
+
+
+def seal(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a folder that is otherwise complete."""
+    (folder / MANIFEST).write_bytes(canonical_json(manifest.model_dump(mode="json")))
+
+
+def file_records(folder: Path) -> dict[str, FileRecord]:
+    """Size and digest of every file below the folder but the manifest, by relative POSIX path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(size_bytes=path.stat().st_size, sha256=sha256_file(path))
+        for path in paths
+    }

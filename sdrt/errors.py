@@ -1,0 +1,96 @@
+"""Every error sdrt raises on purpose, and the exit code each becomes on the command line.
+
+    SdrtError
+    |-- UsageError               2   an option or request is wrong
+    |-- ArtefactError            3   an input artefact is malformed or not what it should be
+    |   |-- CheckpointError      3     a checkpoint
+    |   |-- BundleError          3     an ONNX bundle
+    |   `-- EngineError          3     an engine set
+    |-- BackendUnavailableError  4   the backend, provider or device is not available here
+    |-- NumericError             5   NaN or Inf, or a comparison over its tolerance
+    |-- ResourceError            6   out of memory or disk, or no permission
+    |-- TimeLimitError           7   a time limit or a lock ran out
+    `-- TrustError               8   a digest does not match, pickle, data outside its folder, an unsealed plan
+
+Each carries a hint: what the user can do next. Interruption (Ctrl-C, SIGTERM) is KeyboardInterrupt and exits 130.
+"""
+
+from __future__ import annotations
+
+
+class SdrtError(Exception):
+    """Base of the tree.
+
+    Args:
+        message: What is wrong, in one line, naming the file, field or component.
+        hint: What to do next, in one line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the way back from a worker process, hint included."""
+        return (_rebuild, (type(self), self.message, self.hint))
+
+
+def _rebuild(kind: type[SdrtError], message: str, hint: str) -> SdrtError:
+    return kind(message, hint=hint)
+
+
+class UsageError(SdrtError):
+    """An option or request is wrong; the message names it and the valid range."""
+
+    exit_code = 2
+
+
+class ArtefactError(SdrtError):
+    """An input artefact is malformed or not what it should be."""
+
+    exit_code = 3
+
+
+class CheckpointError(ArtefactError):
+    """A checkpoint is malformed, incomplete or not Stable Diffusion v1."""
+
+
+class BundleError(ArtefactError):
+    """A bundle is malformed, incomplete or from a newer sdrt."""
+
+
+class EngineError(ArtefactError):
+    """An engine set is malformed, or an engine cannot be built or opened."""
+
+
+class BackendUnavailableError(SdrtError):
+    """The backend, provider or device asked for is not available here."""
+
+    exit_code = 4
+
+
+class NumericError(SdrtError):
+    """Numbers are NaN or Inf, or a comparison is over its tolerance."""
+
+    exit_code = 5
+
+
+class ResourceError(SdrtError):
+    """Out of memory or disk, or no permission where sdrt has to write."""
+
+    exit_code = 6
+
+
+class TimeLimitError(SdrtError):
+    """A time limit ran out, or a lock did not become free."""
+
+    exit_code = 7
+
+
+class TrustError(SdrtError):
+    """Something that must not be opened: a digest mismatch, pickle, data outside its folder, an unsealed plan."""
+
+    exit_code = 8

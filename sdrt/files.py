@@ -1,0 +1,160 @@
+"""Files that are either whole or absent: digests, atomic writes, folders published by one rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sdrt.errors import ResourceError, TrustError
+
+PART_PREFIX = ".part-"
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of bytes, as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and a closing newline: equal values give equal bytes."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write at ``path`` into errors of ours.
+
+    Raises:
+        ResourceError: No space, no permission, a read-only file system, a file where a folder should be.
+    """
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EFBIG: "the file would exceed the size limit",
+            errno.EACCES: "no permission",
+            errno.EPERM: "no permission",
+            errno.EROFS: "the file system is read-only",
+            errno.ENOTDIR: "a file stands where a folder should be",
+            errno.EEXIST: "a file stands where a folder should be",
+            errno.EMFILE: "too many open files",
+        }
+        if error.errno not in reasons:
+            raise
+        hint = "free space, or choose another place with --store or --out"
+        raise ResourceError(f"cannot write {path}: {reasons[error.errno]}", hint=hint) from error
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's or folder's bytes durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old bytes or the new ones, never a part.
+
+    Raises:
+        ResourceError: The place cannot be written; what was there stays.
+    """
+    with disk_errors(path):
+        handle, name = tempfile.mkstemp(prefix=PART_PREFIX, dir=path.parent)
+        part = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.chmod(0o666 & ~_umask())
+            part.replace(path)
+            fsync_path(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's file mode mask."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def folder_published_as(path: Path, mode: int = 0o755) -> Iterator[Path]:
+    """Give a fresh folder beside ``path``; publish it as ``path`` by one rename when the block ends well.
+
+    An existing ``path`` is replaced. Nothing is left behind when the block raises.
+
+    Raises:
+        ResourceError: The place cannot be written.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=PART_PREFIX, dir=path.parent))
+    try:
+        with disk_errors(path):
+            yield part
+            for folder, _, names in os.walk(part):
+                for name in names:
+                    fsync_path(Path(folder, name))
+                fsync_path(Path(folder))
+            part.chmod(mode)
+            _swap(part, path)
+            fsync_path(path.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _swap(part: Path, path: Path) -> None:
+    """Rename ``part`` to ``path``; what stood there is moved aside first and then removed."""
+    if not path.exists():
+        part.rename(path)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=PART_PREFIX, dir=path.parent))
+    path.rename(aside / "old")
+    part.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def path_inside(folder: Path, relative: str) -> Path:
+    """The path of a file that must lie in ``folder`` as a plain file, given as a relative POSIX path.
+
+    Raises:
+        TrustError: The path is absolute, leaves the folder, or is a link or anything but a plain file.
+    """
+    pure = PurePosixPath(relative)
+    hint = "copy the file itself into the folder and make the manifest again"
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in relative or "\0" in relative:
+        raise TrustError(f"{relative!r} is not a path inside {folder}", hint=hint)
+    current = folder
+    for part in pure.parts:
+        current = current / part
+        if current.is_symlink():
+            raise TrustError(f"{current} is a link", hint=hint)
+    with contextlib.suppress(FileNotFoundError):
+        status = current.stat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+            raise TrustError(f"{current} is a hard link", hint=hint)
+        if not stat.S_ISREG(status.st_mode):
+            raise TrustError(f"{current} is not a plain file", hint=hint)
+    return current
