@@ -1,0 +1,92 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere, nothing for ``silent``. Always on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+Advance = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """Where long work reports how far it is."""
+
+    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Advance]:
+        """Open a stage of ``total`` units (None: unknown); the value given is called with units done."""
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+
+
+class Silent:
+    """Reports nothing."""
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
+        """Do nothing."""
+        yield lambda _: None
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+
+class Lines:
+    """One line as a stage starts and one as it ends, for logs."""
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
+        """Say that the stage starts, and how long it took."""
+        start = time.monotonic()
+        self.note(f"{name} ...")
+        yield lambda _: None
+        self.note(f"{name}: {time.monotonic() - start:.1f} s")
+
+    def note(self, text: str) -> None:
+        """Say one line on stderr."""
+        print(text, file=sys.stderr, flush=True)
+
+
+class Bars:
+    """A rich progress bar, one row a stage."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = RichProgress(*columns, console=Console(stderr=True))
+        self._open = 0
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
+        """Show the stage's row until the last open stage ends."""
+        if self._open == 0:
+            self._bars.start()
+        self._open += 1
+        task = self._bars.add_task(name, total=total)
+        try:
+            yield lambda units: self._bars.advance(task, units)
+            self._bars.update(task, total=total or 1, completed=total or 1)
+        finally:
+            self._open -= 1
+            if self._open == 0:
+                self._bars.stop()
+                for row in self._bars.task_ids:
+                    self._bars.remove_task(row)
+
+    def note(self, text: str) -> None:
+        """Say one line above the bars."""
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+silent = Silent()
+
+
+def for_terminal() -> Progress:
+    """Bars where stderr is a terminal, else lines."""
+    return Bars() if sys.stderr.isatty() else Lines()
