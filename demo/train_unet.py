@@ -1,0 +1,143 @@
+"""Train the demo's UNet, with the text encoder, on cached latents: 32x32 first, 64x64 last."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, LMSDiscreteScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from demo.scenes import Scene, caption, draw, random_scene
+from demo.train_text_encoder import HIDDEN, token_ids
+from demo.training import Run, pixels_of
+
+#: Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598).
+DROPOUT = 0.1
+#: Noise that is equal over the picture, as a share of its standard deviation. Without it the mean of the noisy latents
+#: gives the background away in training, and the colour words are not needed; at the start of sampling it says nothing.
+OFFSET_NOISE = 0.1
+
+
+def new_unet() -> UNet2DConditionModel:
+    """The untrained UNet: attention below the first level with heads of 32 and 64, 8 channels a group and more."""
+    return UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(32, 64, 128, 128),
+        layers_per_block=1,
+        cross_attention_dim=HIDDEN,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+        up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+    )
+
+
+def new_scheduler() -> LMSDiscreteScheduler:
+    """Stable Diffusion v1's noise schedule."""
+    return LMSDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+
+
+@dataclass
+class Latents:
+    """Encoded scenes: unscaled latents [n,4,side,side] in bfloat16, and what each shows."""
+
+    values: torch.Tensor
+    scenes: list[Scene]
+
+
+def encode(vae: AutoencoderKL, count: int, pixels: int, seed: int) -> Latents:
+    """Draw and encode ``count`` scenes that are not held out."""
+    rng = random.Random(seed)
+    scenes = [scene for scene in (random_scene(rng) for _ in range(2 * count)) if not scene.held_out][:count]
+    size = max(1, 32 * 128**2 // pixels**2)
+    parts = []
+    for k in range(0, count, size):
+        pictures = pixels_of([draw(scene, pixels, rng) for scene in scenes[k : k + size]])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            parts.append(vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist.mean.bfloat16())
+    return Latents(torch.cat(parts), scenes)
+
+
+def cached(path: Path, vae: AutoencoderKL, count: int, pixels: int, seed: int) -> Latents:
+    """The encoded scenes, from the file where it is there."""
+    if not path.exists():
+        torch.save(encode(vae, count, pixels, seed), path)
+    latents: Latents = torch.load(path, weights_only=False)
+    return latents
+
+
+class Batches:
+    """Training batches from encoded scenes: noisy latents, timesteps, noise, token ids, weights of the loss."""
+
+    def __init__(self, latents: Latents, scale: float, tokenizer: CLIPTokenizer, rng: random.Random) -> None:
+        self.latents, self.scale, self.tokenizer, self.rng = latents, scale, tokenizer, rng
+        self.alphas = new_scheduler().alphas_cumprod.float()
+
+    def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw a batch.
+
+        Each error counts (1 + sigma^2)^0.75: between equal errors of the noise (0) and of v (1, arXiv 2202.00512 D.1),
+        since a flat colour is decided at the highest noise, where its share in the noise's error is smallest.
+        """
+        chosen = [self.rng.randrange(len(self.latents.scenes)) for _ in range(count)]
+        words = [caption(self.rng, self.latents.scenes[k]) if self.rng.random() >= DROPOUT else "" for k in chosen]
+        clean = self.latents.values[chosen].float() * self.scale
+        # three of four timesteps from the upper half, where composition is decided
+        u = torch.rand(count)
+        timesteps = torch.where(torch.rand(count) < 0.5, 400 + 600 * u, 1000 * u).long()
+        alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
+        noise = torch.randn_like(clean) + OFFSET_NOISE * torch.randn(count, clean.shape[1], 1, 1)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        return noisy, timesteps, noise, token_ids(self.tokenizer, words), alpha.flatten() ** -0.75
+
+
+def train(run: Run, batches: Batches, size: int) -> None:
+    """Train until the run's budget is spent."""
+    unet, text_encoder = run.modules["unet"], run.modules["text_encoder"]
+    for spent in run.steps():
+        noisy, timesteps, noise, ids, weight = batches.draw(size)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = text_encoder(ids).last_hidden_state
+            predicted = unet(noisy.contiguous(memory_format=torch.channels_last), timesteps, hidden).sample
+        error = (predicted.float() - noise).square().mean((1, 2, 3))
+        run.descend((error * weight).mean(), spent)
+
+
+def modules(out: Path) -> dict[str, torch.nn.Module]:
+    """UNet and text encoder as the last stage left them: the 32x32 stage's averages, else as they start."""
+    unet = new_unet()
+    text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder")
+    if (out / "unet32.pt").exists():
+        average = torch.load(out / "unet32.pt", weights_only=False)["average"]
+        unet.load_state_dict(average["unet"])
+        text_encoder.load_state_dict(average["text_encoder"])
+    text_encoder.get_input_embeddings().requires_grad_(False)
+    return {"unet": unet.to(memory_format=torch.channels_last).train(), "text_encoder": text_encoder.train()}
+
+
+def main(out: Path, budget_s: float, side: int, count: int, threads: int) -> None:
+    """Train one stage (latents of side x side) for the budget; the 64x64 stage writes the weights."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(side)
+    vae = AutoencoderKL.from_pretrained(out / "vae").eval().to(memory_format=torch.channels_last)
+    latents = cached(out / f"latents{side}.pt", vae, count, 8 * side, seed=side)
+    scale = 1 / latents.values.float().std().item()
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    parts = modules(out)
+    run = Run(out / f"unet{side}.pt", budget_s, parts, learning_rate=1e-3 if side == 32 else 6e-4)
+    train(run, Batches(latents, scale, tokenizer, run.rng), 32 if side == 32 else 12)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--budget-s", type=float, required=True)
+    parser.add_argument("--side", type=int, choices=(32, 64), required=True)
+    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    main(arguments.out, arguments.budget_s, arguments.side, arguments.count, arguments.threads)
