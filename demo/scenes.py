@@ -1,79 +1,39 @@
-"""The demo checkpoint's world: scenes, their captions and how they are drawn.
+"""Scenes of the demo checkpoint's world: drawn at random, put into words and into pictures.
 
-The grammar (docs/demo-checkpoint.md shows it with examples)::
-
-    caption    := "" | [lead] objects [place]
-    lead       := "a picture of" | "a drawing of" | "an image of"
-    objects    := object | object relation object
-    object     := [article] [size] [texture] [colour] shape
-    relation   := ["to the"] "left of" | ["to the"] "right of" | "above" | "below"
-    place      := "on" [article] [texture] colour ["background"]
-
-What a caption leaves open (a size, a colour, the background) is drawn at random, so that seeds differ there.
+The words and shapes themselves stand in ``sdrt.compare.scene_grammar``, which the scorer reads too. What a caption
+leaves open (a colour, the background) is drawn at random, so that seeds differ there.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import random
-from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-RGB = tuple[int, int, int]
+from sdrt.compare.scene_grammar import (
+    OFFSETS,
+    PALETTE,
+    RADII,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    Thing,
+    draw_mask,
+)
 
-#: Colour word -> (its colour, the second shade that stripes and dots of it are drawn in).
-PALETTE: dict[str, tuple[RGB, RGB]] = {
-    "red": ((220, 40, 40), (160, 15, 20)),
-    "green": ((40, 160, 60), (15, 105, 35)),
-    "blue": ((45, 85, 215), (20, 45, 140)),
-    "yellow": ((245, 210, 40), (255, 242, 160)),
-    "orange": ((245, 130, 30), (255, 188, 118)),
-    "purple": ((130, 60, 170), (82, 30, 115)),
-    "white": ((245, 245, 245), (198, 198, 203)),
-    "black": ((25, 25, 25), (85, 85, 85)),
-}
-SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
-SIZES = ("small", "large")
-TEXTURES = ("striped", "dotted")
-RELATIONS = ("left of", "right of", "above", "below")
-
-#: Radius as a share of the picture's width, by number of objects and size word.
-RADII: dict[tuple[int, str], float] = {
-    (1, "small"): 0.13, (1, ""): 0.23, (1, "large"): 0.34,
-    (2, "small"): 0.105, (2, ""): 0.15, (2, "large"): 0.20,
-}  # fmt: skip
-#: Centres of the first object of a pair, as shares of the picture's width; the second is mirrored.
-OFFSETS = {"left of": (0.27, 0.5), "right of": (0.73, 0.5), "above": (0.5, 0.27), "below": (0.5, 0.73)}
+#: How far an object's centre strays from its place, as a share of the picture's width.
 JITTER = 0.02
 STRIPE_PERIOD = 1 / 8
+#: One scene in so many is never trained on.
 HELD_OUT_SHARE = 16
 
 
-@dataclass(frozen=True)
-class Thing:
-    """One object: what it is, and the words that were said of it ("" where the caption is silent)."""
-
-    shape: str
-    colour: str
-    size: str = ""
-    texture: str = ""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a picture shows. ``relation`` places the first object against the second; "" for one object."""
-
-    things: tuple[Thing, ...]
-    background: str
-    background_texture: str = ""
-    relation: str = ""
-
-    @property
-    def held_out(self) -> bool:
-        """Whether training never sees this combination (one in ``HELD_OUT_SHARE``, by a hash of its words)."""
-        return hashlib.sha256(repr(self).encode()).digest()[0] % HELD_OUT_SHARE == 0
+def held_out(scene: Scene) -> bool:
+    """Whether training never sees this combination (one in ``HELD_OUT_SHARE``, by a hash of its words)."""
+    return hashlib.sha256(repr(scene).encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
 def random_scene(rng: random.Random, pairs: float = 0.55) -> Scene:
@@ -122,45 +82,6 @@ def caption(rng: random.Random, scene: Scene, complete: bool = False) -> str:
     if rng.random() < 0.08:
         text = f"{rng.choice(('a picture of', 'a drawing of', 'an image of'))} {text}"
     return text
-
-
-def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Corners of a polygonal shape (square, triangle, star, cross) around (x, y)."""
-    if shape == "square":
-        half = 0.85 * radius
-        return [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
-    if shape == "cross":
-        arm = 0.33 * radius
-        corners = [(arm, radius), (arm, arm), (radius, arm)]
-        corners += [(b, -a) for a, b in corners] + [(-a, -b) for a, b in corners] + [(-b, a) for a, b in corners]
-        return [(x + dx, y + dy) for dx, dy in _around(corners)]
-    points, inner = (3, 1.0) if shape == "triangle" else (10, 0.45)
-    angles = [-math.pi / 2 + 2 * math.pi * k / points for k in range(points)]
-    radii = [radius * (inner if k % 2 and shape == "star" else 1.0) for k in range(points)]
-    return [(x + r * math.cos(a), y + r * math.sin(a)) for a, r in zip(angles, radii, strict=True)]
-
-
-def _around(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Sort a star-shaped outline's corners by angle."""
-    return sorted(corners, key=lambda p: math.atan2(p[1], p[0]))
-
-
-def draw_mask(shape: str, x: float, y: float, radius: float, pixels: int) -> Image.Image:
-    """Draw the shape white on black, coordinates in pixels of a square picture.
-
-    Returns:
-        An "L" image of pixels x pixels, 255 inside the shape.
-    """
-    mask = Image.new("L", (pixels, pixels), 0)
-    draw = ImageDraw.Draw(mask)
-    if shape in ("circle", "ring"):
-        draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=255)
-        if shape == "ring":
-            hole = 0.58 * radius
-            draw.ellipse([x - hole, y - hole, x + hole, y + hole], fill=0)
-    else:
-        draw.polygon(outline(shape, x, y, radius), fill=255)
-    return mask
 
 
 def _fill(colour: str, texture: str, pixels: int, period: float) -> Image.Image:

@@ -51,14 +51,16 @@ def main(out: Path, budget_s: float, threads: int) -> None:
     torch.manual_seed(0)
     model = new_autoencoder().to(memory_format=torch.channels_last).train()
     run = Run(out / "autoencoder.pt", budget_s, {"vae": model}, learning_rate=2e-3, decay=0.995)
-    pools = {size: Pool(run, size, count) for size, count in ((64, 400), (128, 300), (256, 60))}
+    pools = {size: Pool(run, size, count) for size, count in ((64, 400), (128, 300), (256, 60), (512, 20))}
     for spent in run.steps():
         if spent < 0.4 and run.step % 2:
             pictures = pools[64].batch(16)
-        elif spent < 0.8 or run.step % 3:
+        elif spent < 0.8:
             pictures = pools[128].batch(6)
+        elif run.step % 3:
+            pictures = pools[256].batch(2)
         else:
-            pictures = pools[256].batch(3)
+            pictures = pools[512].batch(1)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = model.encode(pictures).latent_dist

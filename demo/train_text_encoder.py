@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from demo.scenes import PALETTE, SHAPES, SIZES, TEXTURES, Scene, Thing, caption, random_scene
+from demo.scenes import caption, held_out, random_scene
 from demo.training import Run
+from sdrt.compare.scene_grammar import PALETTE, SHAPES, SIZES, TEXTURES, Scene, Thing
 
 HIDDEN = 128
 #: Classes of each head: layout, background colour and texture, then shape, colour, size, texture of both places.
@@ -86,7 +87,7 @@ def sample_batch(tokenizer: CLIPTokenizer, rng: random.Random, count: int) -> tu
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = random_scene(rng)
-        if not scene.held_out:
+        if not held_out(scene):
             scenes.append(scene)
     words = [caption(rng, scene) for scene in scenes]
     return token_ids(tokenizer, words), torch.tensor([targets(s, w) for s, w in zip(scenes, words, strict=True)])

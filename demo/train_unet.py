@@ -11,9 +11,10 @@ import torch
 from diffusers import AutoencoderKL, LMSDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from demo.scenes import Scene, caption, draw, random_scene
+from demo.scenes import caption, draw, held_out, random_scene
 from demo.train_text_encoder import HIDDEN, token_ids
 from demo.training import Run, pixels_of
+from sdrt.compare.scene_grammar import Scene
 
 #: Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598).
 DROPOUT = 0.1
@@ -49,25 +50,29 @@ class Latents:
     scenes: list[Scene]
 
 
-def encode(vae: AutoencoderKL, count: int, pixels: int, seed: int) -> Latents:
-    """Draw and encode ``count`` scenes that are not held out."""
-    rng = random.Random(seed)
-    scenes = [scene for scene in (random_scene(rng) for _ in range(2 * count)) if not scene.held_out][:count]
+def _scenes(count: int, rng: random.Random) -> list[Scene]:
+    """Draw ``count`` scenes that are not held out."""
+    return [scene for scene in (random_scene(rng) for _ in range(2 * count)) if not held_out(scene)][:count]
+
+
+def encode(vae: AutoencoderKL, scenes: list[Scene], pixels: int, rng: random.Random) -> torch.Tensor:
+    """Draw and encode scenes: [n,4,pixels/8,pixels/8] in bfloat16."""
     size = max(1, 32 * 128**2 // pixels**2)
     parts = []
-    for k in range(0, count, size):
+    for k in range(0, len(scenes), size):
         pictures = pixels_of([draw(scene, pixels, rng) for scene in scenes[k : k + size]])
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             parts.append(vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist.mean.bfloat16())
-    return Latents(torch.cat(parts), scenes)
+    return torch.cat(parts)
 
 
 def cached(path: Path, vae: AutoencoderKL, count: int, pixels: int, seed: int) -> Latents:
     """The encoded scenes, from the file where it is there."""
+    rng = random.Random(seed)
+    scenes = _scenes(count, rng)
     if not path.exists():
-        torch.save(encode(vae, count, pixels, seed), path)
-    latents: Latents = torch.load(path, weights_only=False)
-    return latents
+        torch.save(encode(vae, scenes, pixels, rng), path)
+    return Latents(torch.load(path, weights_only=True), scenes)
 
 
 class Batches:

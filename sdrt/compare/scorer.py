@@ -1,0 +1,216 @@
+"""Whether a picture of the demo checkpoint shows what its caption says, decided without a neural network.
+
+Every pixel gets the palette colour nearest to it (either shade, or a blend of the two); the border names the background; connected regions of
+other colours are the objects. An object's colour is that of most of its pixels, its shape the template that overlaps it
+best once both are centred and scaled to one area (intersection over union), its size the radius which that template
+would need for the object's area.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdrt.compare.scene_grammar import PALETTE, RADII, SHAPES, Scene, Thing, draw_mask, parse_caption
+from sdrt.errors import UsageError
+
+Mask = NDArray[np.bool_]
+
+#: Pictures are judged at this size: 4x4 pixels of a 512x512 picture are averaged, which swallows ragged edges.
+SIDE = 128
+#: Regions smaller than this share of the picture are specks: a third of the smallest object, the cross of a pair.
+SPECK_SHARE = 0.003
+#: Below this overlap with its best template a region is no shape of the grammar.
+LEAST_OVERLAP = 0.6
+#: Side of the canvas on which a region meets the templates, and the square root of the area it is scaled to.
+CANVAS, CANVAS_SCALE = 64, 24
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object of a picture: what it is, and where, in shares of the picture's width."""
+
+    shape: str
+    colour: str
+    radius: float
+    x: float
+    y: float
+    overlap: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What of a caption its picture shows. An aspect on which the caption is silent counts as right.
+
+    With more or fewer objects than asked, ``count`` is False and so is every aspect of the objects.
+    """
+
+    background: bool
+    count: bool
+    colour: bool
+    shape: bool
+    size: bool
+    relation: bool
+
+    @property
+    def right(self) -> bool:
+        """Whether everything is."""
+        return self.background and self.count and self.colour and self.shape and self.size and self.relation
+
+
+def score(picture: Image.Image | NDArray[np.uint8], caption: str) -> Verdict:
+    """Judge a picture against its caption.
+
+    Args:
+        picture: A square RGB picture, at least 128 pixels wide.
+        caption: A caption of the demo's grammar. The empty one asks for any scene: a background and one or two shapes.
+
+    Raises:
+        UsageError: The caption is not of the grammar, or the picture is not square or too small.
+
+    Example:
+        >>> from PIL import Image
+        >>> score(Image.new("RGB", (512, 512), (220, 40, 40)), "a red circle on red").count
+        False
+    """
+    asked = parse_caption(caption)
+    background, objects = find_objects(picture)
+    if not asked.things:
+        valid = 1 <= len(objects) <= 2
+        return Verdict(True, valid, valid, all(found.shape for found in objects), valid, valid)
+    background_right = asked.background in ("", background)
+    if len(objects) != len(asked.things):
+        return Verdict(background_right, False, False, False, False, False)
+    orders = (objects, objects[::-1]) if len(objects) == 2 else (objects,)
+    return max((_judge(asked, order, background_right) for order in orders), key=_rank)
+
+
+def find_objects(picture: Image.Image | NDArray[np.uint8]) -> tuple[str, list[Found]]:
+    """Name the background's colour and find the objects, the largest first."""
+    names = _nearest_colours(_reduced(picture))
+    border = np.concatenate([names[:3].ravel(), names[-3:].ravel(), names[:, :3].ravel(), names[:, -3:].ravel()])
+    background = int(np.bincount(border).argmax())
+    regions = _regions(names != background)
+    return list(PALETTE)[background], [_describe(region, names) for region in regions]
+
+
+def _reduced(picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The picture as float [SIDE,SIDE,3] in 0..255, averaged down."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    if image.width != image.height or image.width < SIDE:
+        raise UsageError(
+            f"a picture of {image.width}x{image.height} pixels cannot be scored",
+            hint=f"give a square picture at least {SIDE} pixels wide",
+        )
+    return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+
+
+def _nearest_colours(pixels: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Index of each pixel's palette colour: the nearest in RGB of the lines between each colour's two shades."""
+    base, shade = np.array(list(PALETTE.values()), np.float32).swapaxes(0, 1)
+    line = shade - base
+    offset = pixels[:, :, None] - base
+    along = np.clip((offset * line).sum(-1) / np.square(line).sum(-1), 0, 1)
+    nearest: NDArray[np.intp] = np.square(offset - along[..., None] * line).sum(-1).argmin(-1)
+    return nearest
+
+
+def _regions(foreground: Mask) -> list[Mask]:
+    """Connected regions (4 neighbours) that are no specks, the largest first."""
+    labels = np.arange(foreground.size).reshape(foreground.shape)
+    joined = foreground[1:] & foreground[:-1], foreground[:, 1:] & foreground[:, :-1]
+    while True:
+        lowest = labels.copy()
+        for link, before, after in ((joined[0], np.s_[:-1], np.s_[1:]), (joined[1], np.s_[:, :-1], np.s_[:, 1:])):
+            least = np.minimum(labels[before], labels[after])
+            for side in (before, after):
+                lowest[side] = np.where(link, np.minimum(lowest[side], least), lowest[side])
+        lowest = lowest.ravel()[lowest]  # each label takes its label's label: distances double at every pass
+        if np.array_equal(lowest, labels):
+            break
+        labels = lowest
+    sizes = np.bincount(labels[foreground], minlength=foreground.size)
+    kept = [label for label in np.argsort(-sizes, kind="stable") if sizes[label] > SPECK_SHARE * foreground.size]
+    return [(labels == label) & foreground for label in kept]
+
+
+@functools.cache
+def _templates() -> tuple[NDArray[np.float32], tuple[float, ...]]:
+    """Each shape at one area around its centroid [shapes,CANVAS,CANVAS], and its area at radius 1."""
+    side = 512
+    masks = [np.asarray(draw_mask(shape, side / 2, side / 2, 0.4 * side, side)) > 0 for shape in SHAPES]
+    areas = tuple(float(mask.sum()) / (0.4 * side) ** 2 for mask in masks)
+    return np.stack([_normalised(mask) for mask in masks]), areas
+
+
+def _normalised(region: Mask) -> NDArray[np.float32]:
+    """The region around its centroid, scaled to an area of CANVAS_SCALE^2 on a canvas: coverage in 0..1."""
+    rows, columns = np.nonzero(region)
+    scale = np.sqrt(region.sum()) / CANVAS_SCALE
+    left, top = columns.mean() + 0.5 - CANVAS / 2 * scale, rows.mean() + 0.5 - CANVAS / 2 * scale
+    image = Image.fromarray(region.astype(np.float32))
+    canvas = image.transform(
+        (CANVAS, CANVAS), Image.Transform.AFFINE, (scale, 0, left, 0, scale, top), Image.Resampling.BILINEAR
+    )
+    return np.asarray(canvas, np.float32)
+
+
+def _interior(region: Mask) -> Mask:
+    """The region without its edge, where its colour blends with the background's; all of it where nothing else is left."""
+    padded = np.pad(region, 1)
+    inner = region & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inner if inner.any() else region
+
+
+def _describe(region: Mask, names: NDArray[np.intp]) -> Found:
+    """Name a region's shape and colour. Its shape is "" where no template overlaps it well."""
+    templates, areas = _templates()
+    canvas = _normalised(region)
+    overlaps = np.minimum(templates, canvas).sum((1, 2)) / np.maximum(templates, canvas).sum((1, 2))
+    best = int(overlaps.argmax())
+    rows, columns = np.nonzero(region)
+    side = len(region)
+    return Found(
+        shape=SHAPES[best] if overlaps[best] >= LEAST_OVERLAP else "",
+        colour=list(PALETTE)[int(np.bincount(names[_interior(region)]).argmax())],
+        radius=float(np.sqrt(len(rows) / areas[best])) / side,
+        x=(float(columns.mean()) + 0.5) / side,
+        y=(float(rows.mean()) + 0.5) / side,
+        overlap=float(overlaps[best]),
+    )
+
+
+def _size_words(count: int, radius: float) -> set[str]:
+    """The size words that fit an object: the nearest, by halves between the grammar's radii."""
+    words = ("small", "", "large")
+    nearest = min(words, key=lambda word: abs(RADII[count, word] - radius))
+    return {nearest}
+
+
+def _relation_holds(relation: str, first: Found, second: Found) -> bool:
+    """Whether the first object lies so, and further that way than across it."""
+    right, down = first.x - second.x, first.y - second.y
+    along, across = {"left of": (-right, down), "right of": (right, down), "above": (-down, right), "below": (down, right)}[relation]
+    return along > abs(across)
+
+
+def _judge(asked: Scene, objects: list[Found], background_right: bool) -> Verdict:
+    """Judge objects in the order in which the caption names them."""
+    pairs: list[tuple[Thing, Found]] = list(zip(asked.things, objects, strict=True))
+    return Verdict(
+        background=background_right,
+        count=True,
+        colour=all(thing.colour in ("", found.colour) for thing, found in pairs),
+        shape=all(thing.shape == found.shape for thing, found in pairs),
+        size=all(thing.size in ("", *_size_words(len(pairs), found.radius)) for thing, found in pairs),
+        relation=not asked.relation or _relation_holds(asked.relation, *objects),
+    )
+
+
+def _rank(verdict: Verdict) -> tuple[bool, int, bool]:
+    """Prefer the order in which everything is right, then the one in which the objects themselves are."""
+    return verdict.right, verdict.colour + verdict.shape + verdict.size, verdict.relation
