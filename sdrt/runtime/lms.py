@@ -1,0 +1,172 @@
+"""Linear multistep (LMS) sampling: the schedule as a value, and the few operations of a denoising step.
+
+A sampler of variance-exploding form (Karras et al. 2022, arXiv:2206.00364, section 3) solves dx/dsigma = d(x, sigma)
+from the largest sigma to 0. LMS is the Adams-Bashforth method on an uneven grid: the last ``order`` derivatives are
+interpolated by a polynomial, and the polynomial is integrated over the step. The reference implementation is
+``LMSDiscreteScheduler`` of diffusers, itself after ``sample_lms`` of k-diffusion.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from sdrt.errors import ArtefactError, UsageError
+from sdrt.runtime.noise_config import NoiseConfig, PredictionType
+
+MAX_ORDER = 4
+
+Floats = npt.NDArray[np.float64]
+Latents = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """All that the denoising loop needs to know about time, computed once. Its arrays are read-only.
+
+    Attributes:
+        timesteps: [n] what the UNet is told at each step, falling; each value is exact in float32.
+        sigmas: [n + 1] noise level before each step, falling to 0 after the last; each value is exact in float32.
+        coefficients: [n, 4] LMS weights of the derivatives, the newest first, zero where there is no history yet.
+        init_noise_sigma: What unit noise is multiplied by to give the first latents.
+        num_inference_steps: n.
+        prediction_type: What the UNet's output means.
+    """
+
+    timesteps: Floats
+    sigmas: Floats
+    coefficients: Floats
+    init_noise_sigma: float
+    num_inference_steps: int
+    prediction_type: PredictionType
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], num_inference_steps: int, order: int = MAX_ORDER) -> Schedule:
+        """Lay the steps over the noise levels that a checkpoint was trained with.
+
+        The timesteps are evenly spaced from the last trained one to 0, whatever sampler class the config names; a
+        single step stands at timestep 0, as in diffusers.
+
+        Args:
+            config: The checkpoint's ``scheduler_config.json``, parsed.
+            num_inference_steps: 1 to the config's ``num_train_timesteps``.
+            order: How many derivatives a step looks back on, 1 (Euler's method) to 4.
+
+        Raises:
+            UsageError: A number is out of its range.
+            ArtefactError: The config is malformed, or asks for what LMS on linspace timesteps does not do.
+
+        Example:
+            >>> schedule = Schedule.from_config({"beta_schedule": "linear"}, num_inference_steps=4)
+            >>> schedule.timesteps
+            array([999., 666., 333.,   0.])
+            >>> schedule.coefficients[0]
+            array([-146.02667236,    0.        ,    0.        ,    0.        ])
+        """
+        noise = _validated(config)
+        steps = _in_range("num_inference_steps", num_inference_steps, noise.num_train_timesteps)
+        order = _in_range("order", order, MAX_ORDER)
+        # Rounded to float32 because that is what the UNet gets, and sigmas belong to the timesteps it gets.
+        timesteps = np.linspace(0, noise.num_train_timesteps - 1, steps)[::-1].astype(np.float32).astype(np.float64)
+        table = noise.sigmas()
+        if not (table[0] > 0 and np.all(table[1:] > table[:-1]) and np.isfinite(table[-1])):
+            raise ArtefactError(
+                "scheduler_config.json: the betas do not give noise levels that rise with every timestep",
+                hint="every beta must be above 0 and below 1; compare with the scheduler of the model it was tuned from",
+            )
+        levels = np.interp(timesteps, np.arange(len(table)), table)
+        sigmas = np.append(levels, 0.0).astype(np.float32).astype(np.float64)
+        coefficients = lms_coefficients(sigmas, order)
+        for array in (timesteps, sigmas, coefficients):
+            array.setflags(write=False)
+        return cls(timesteps, sigmas, coefficients, float(sigmas[0]), steps, noise.prediction_type)
+
+
+def _validated(config: Mapping[str, Any]) -> NoiseConfig:
+    """The config's options that count, or an error that names the first wrong one."""
+    try:
+        return NoiseConfig.model_validate(config)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise ArtefactError(
+            f"scheduler_config.json: {name} is {repr(first['input'])[:80]}: {first['msg'].removeprefix('Value error, ')}",
+            hint="sdrt samples by LMS over the checkpoint's own betas; change this in its scheduler_config.json",
+        ) from error
+
+
+def _in_range(name: str, value: int, limit: int) -> int:
+    """``value`` as an int from 1 to ``limit``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if not 1 <= number <= limit or isinstance(value, bool):
+        raise UsageError(f"{name} is {value!r}; it must be a whole number from 1 to {limit}", hint=f"set {name} in 1..{limit}")
+    return number
+
+
+def lms_coefficients(sigmas: Floats, order: int) -> Floats:
+    """Exact weights of the newest ``order`` derivatives in each step, shape [n, 4], for ``sigmas`` of shape [n + 1].
+
+    Weight j of step i is the integral, from sigma_i to sigma_i+1, of the Lagrange polynomial that is 1 at sigma_i-j and
+    0 at the step's other nodes; step i has min(i + 1, order) nodes. Gauss-Legendre quadrature with p points is exact
+    for degree 2p - 1, and here without cancellation: all nodes lie on one side of the step, so the terms have one sign.
+    """
+    points, weights = np.polynomial.legendre.leggauss((order + 1) // 2)
+    widths = np.diff(sigmas)
+    rows = np.zeros((len(widths), MAX_ORDER))
+    for count in range(1, min(order, len(widths)) + 1):
+        last = len(widths) if count == order else count
+        indices = np.arange(count - 1, last)[:, np.newaxis]
+        nodes = sigmas[indices - np.arange(count)]
+        tau = sigmas[indices] + widths[indices] * (points + 1) / 2
+        for j in range(count):
+            others = np.delete(nodes, j, axis=1)[:, np.newaxis]
+            basis = np.prod((tau[:, :, np.newaxis] - others) / (nodes[:, j, np.newaxis, np.newaxis] - others), axis=2)
+            rows[count - 1 : last, j] = widths[count - 1 : last] / 2 * (basis @ weights)
+    return rows
+
+
+def scale_model_input(latents: Latents, sigma: float) -> Latents:
+    """Bring latents of variance sigma^2 + 1 to unit variance, as the UNet was trained to see them."""
+    return latents / np.float32(math.sqrt(sigma * sigma + 1))
+
+
+def derivative(latents: Latents, model_output: Latents, sigma: float, prediction_type: PredictionType) -> Latents:
+    """d(x, sigma) = (x - x0) / sigma, where x0 is the picture that the UNet's output stands for.
+
+    For epsilon, x0 = x - sigma * output, so the output is the derivative. For v_prediction (Salimans and Ho 2022,
+    arXiv:2202.00512, appendix D, brought to variance-exploding form) x0 = x / (sigma^2 + 1) - output * sigma /
+    sqrt(sigma^2 + 1), so d = x * sigma / (sigma^2 + 1) + output / sqrt(sigma^2 + 1).
+    """
+    if prediction_type == "epsilon":
+        return model_output
+    variance = sigma * sigma + 1
+    return latents * np.float32(sigma / variance) + model_output / np.float32(math.sqrt(variance))
+
+
+def step(latents: Latents, derivatives: Sequence[Latents], coefficients: Floats) -> Latents:
+    """Go from one sigma to the next: add the weighted derivatives.
+
+    Args:
+        latents: [n, c, h, w] at the step's sigma.
+        derivatives: The newest first; as many as there are, at most 4, each shaped like ``latents``.
+        coefficients: [4] the step's row of ``Schedule.coefficients``.
+    """
+    following = latents.copy()
+    for weight, slope in zip(coefficients, derivatives, strict=False):
+        following += np.float32(weight) * slope
+    return following
+
+
+def add_noise(latents: Latents, noise: Latents, sigma: float) -> Latents:
+    """Latents of a picture with unit noise added to level ``sigma``: where denoising starts in the middle."""
+    return latents + np.float32(sigma) * noise
