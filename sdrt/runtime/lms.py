@@ -68,7 +68,7 @@ class Schedule:
             >>> schedule.timesteps
             array([999., 666., 333.,   0.])
             >>> schedule.coefficients[0]
-            array([-146.02667236,    0.        ,    0.        ,    0.        ])
+            array([-147.91835213,    0.        ,    0.        ,    0.        ])
         """
         noise = _validated(config)
         steps = _in_range("num_inference_steps", num_inference_steps, noise.num_train_timesteps)
