@@ -1,0 +1,97 @@
+"""Prompts to token ids: CLIP's byte-pair tokenizer by the tokenizers library, with what does not fit reported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from sdrt.errors import ArtefactError, UsageError
+
+PROMPT_LIMIT_CHARACTERS = 100_000
+TOKENIZER_LIMIT_BYTES = 64 << 20
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Prompts as the text encoder takes them.
+
+    Attributes:
+        input_ids: int64 [n, max_tokens]: start, the text's tokens, end, padding.
+        truncated: For each prompt the text that did not fit, "" where all of it did.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    truncated: tuple[str, ...]
+
+
+class Tokenizer:
+    """A tokenizer.json, set to give every prompt ``max_tokens`` ids. Safe to share between threads."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, max_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self.max_tokens = max_tokens
+
+    @classmethod
+    def open(cls, path: Path, max_tokens: int) -> Tokenizer:
+        """Open a tokenizer.json; its own padding token is used, and its own truncation and length are not.
+
+        Args:
+            path: The file.
+            max_tokens: Length of the text encoder's input, start and end included.
+
+        Raises:
+            ArtefactError: The file cannot be read, is not a tokenizer, or names no padding token.
+        """
+        hint = "make the bundle or engine set again; its tokenizer/tokenizer.json is damaged"
+        try:
+            if path.stat().st_size > TOKENIZER_LIMIT_BYTES:
+                raise ArtefactError(f"{path} is larger than {TOKENIZER_LIMIT_BYTES >> 20} MiB", hint=hint)
+            tokenizer = tokenizers.Tokenizer.from_buffer(path.read_bytes())
+        except OSError as error:
+            raise ArtefactError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+        except ValueError as error:
+            raise ArtefactError(f"{path} is not a tokenizer: {error}", hint=hint) from error
+        if tokenizer.padding is None:
+            raise ArtefactError(f"{path} names no padding token", hint=hint)
+        padding = {name: tokenizer.padding[name] for name in ("pad_id", "pad_token", "direction")}
+        tokenizer.enable_padding(length=max_tokens, **padding)
+        tokenizer.no_truncation()
+        return cls(tokenizer, max_tokens)
+
+    def encode(self, prompts: Sequence[str]) -> Tokens:
+        """Token ids of each prompt, as transformers' CLIPTokenizer gives them, cut and padded to ``max_tokens``.
+
+        Raises:
+            UsageError: A prompt is over 100,000 characters, or holds half of a UTF-16 pair and so is not text.
+        """
+        for prompt in prompts:
+            _check(prompt)
+        encodings = self._tokenizer.encode_batch(list(prompts))
+        rows, truncated = [], []
+        for prompt, encoding in zip(prompts, encodings, strict=True):
+            ids, lost = encoding.ids, ""
+            if len(ids) > self.max_tokens:
+                first_lost, _ = encoding.offsets[self.max_tokens - 1]
+                ids, lost = [*ids[: self.max_tokens - 1], ids[-1]], prompt[first_lost:].strip()
+            rows.append(ids)
+            truncated.append(lost)
+        return Tokens(np.array(rows, dtype=np.int64).reshape(len(rows), self.max_tokens), tuple(truncated))
+
+
+def _check(prompt: str) -> None:
+    """Refuse what cannot be tokenised, or not in reasonable time."""
+    if len(prompt) > PROMPT_LIMIT_CHARACTERS:
+        message = f"prompt has {len(prompt)} characters; the limit is {PROMPT_LIMIT_CHARACTERS}"
+        raise UsageError(message, hint="shorten it; the text encoder reads some 75 tokens at most")
+    surrogate = _SURROGATE.search(prompt)
+    if surrogate:
+        message = f"prompt has a lone surrogate (U+{ord(surrogate[0]):04X}) at position {surrogate.start()}"
+        raise UsageError(message, hint="give the prompt as valid Unicode (UTF-8 on the command line)")
