@@ -131,7 +131,9 @@ def check_files(folder: Path, files: dict[str, FileRecord], hashed: Iterable[str
         if not path.exists():
             raise BundleError(f"{path} is missing", hint=hint)
         if path.stat().st_size != record.size_bytes:
-            raise TrustError(f"{path} has {path.stat().st_size} bytes; its manifest says {record.size_bytes}", hint=hint)
+            raise TrustError(
+                f"{path} has {path.stat().st_size} bytes; its manifest says {record.size_bytes}", hint=hint
+            )
     for name in hashed:
         if sha256_file(folder / name) != files[name].sha256:
             raise TrustError(f"{folder / name} does not match its digest in {MANIFEST}", hint=hint)

@@ -1,0 +1,81 @@
+# sdrt: set-up, the two commands of the README, and what a developer needs. `make help` lists all.
+
+PYTHON ?= python3
+CHECKPOINT ?= demo
+BACKENDS ?= onnxruntime openvino
+PROMPT ?= a large green star on a purple background
+OUT ?= picture.png
+STEPS ?= 50
+SEED ?=
+STORE ?= build/store
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+RUN_READY := $(VENV)/.ready-to-run
+DEV_READY := $(VENV)/.ready-to-develop
+
+.DEFAULT_GOAL := help
+.PHONY: help setup denoise engines test test-long test-full test-gpu check docs wheel sd-v1-random demo-checkpoint clean
+
+help: ## List the targets and variables
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@echo
+	@echo 'Variables: CHECKPOINT=$(CHECKPOINT) BACKENDS="$(BACKENDS)" PROMPT="$(PROMPT)" OUT=$(OUT) STEPS=$(STEPS)'
+	@echo '           SEED=$(SEED) (empty: drawn) STORE=$(STORE) PYTHON=$(PYTHON)'
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# What making pictures from a checkpoint needs; a fresh clone's first picture waits for no more than this.
+$(RUN_READY): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) hatchling editables
+	$(PIP) --no-build-isolation --editable '.[cpu,export]'
+	@touch $@
+
+$(DEV_READY): $(RUN_READY)
+	$(PIP) --no-build-isolation --editable '.[cpu,export,compare,rtx,dev]'
+	@touch $@
+
+setup: $(DEV_READY) ## Make .venv with everything a developer needs
+
+denoise: $(RUN_READY) ## Make a picture of PROMPT into OUT; exports and builds what is missing
+	@$(BIN)/sdrt denoise --checkpoint '$(CHECKPOINT)' --prompt '$(subst ','\'',$(PROMPT))' --out '$(OUT)' \
+		--steps '$(STEPS)' $(if $(SEED),--seed '$(SEED)') --store '$(STORE)'
+
+engines: $(RUN_READY) ## Export CHECKPOINT and build its engines for BACKENDS
+	@for backend in $(BACKENDS); do \
+		$(BIN)/sdrt build --checkpoint '$(CHECKPOINT)' --backend "$$backend" --store '$(STORE)' || exit $$?; \
+	done
+
+test: $(DEV_READY) ## Run the quick tests (under 10 minutes on two cores)
+	$(BIN)/python -m pytest
+
+test-long: $(DEV_READY) ## Run the slow tests: kills, wheels, large builds
+	$(BIN)/python -m pytest -m 'long'
+
+test-full: $(DEV_READY) sd-v1-random ## Run the tests on the full-size model (859.5 M parameters)
+	$(BIN)/python -m pytest -m 'full' -s
+
+test-gpu: $(DEV_READY) ## Run the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m 'gpu'
+
+check: $(DEV_READY) ## Lint and type-check (ruff, mypy --strict)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(DEV_READY) ## Write the reference pages that come from the code
+	$(BIN)/python -m docs.generate
+
+wheel: $(DEV_READY) ## Build the wheel, with the demo's bundle in it
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
+
+sd-v1-random: $(DEV_READY) ## Make the full-size checkpoint with seeded random weights
+	$(BIN)/python -m tests.models.sd_v1_random --out build/sd-v1-random
+
+demo-checkpoint: $(DEV_READY) ## Train the demo checkpoint from nothing (hours; resumes)
+	$(BIN)/python -m demo.make --out build/demo-training
+
+clean: ## Remove what was built; .venv stays
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,27 @@
+"""Put the demo's exported bundle into the wheel, so that it runs without torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class DemoBundleHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Exports the demo checkpoint when a wheel is built; an editable install exports it when it is first used."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Export into build/ and map the folder to sdrt/assets/demo-bundle."""
+        if version == "editable":
+            return
+        sys.path.insert(0, self.root)
+        from sdrt.engines.store import Store
+        from sdrt.prepare import Source, open_bundle
+        from sdrt.progress import Lines
+
+        bundle = open_bundle(Source("demo"), Store(Path(self.root, "build", "store")), progress=Lines())
+        build_data["force_include"][str(bundle.path)] = "sdrt/assets/demo-bundle"

@@ -1,0 +1,28 @@
+"""sdrt: Stable Diffusion v1 checkpoints as verified, portable inference engines.
+
+The three lines that make a picture::
+
+    from sdrt import Pipeline
+
+    pipe = Pipeline.load("demo")
+    pipe("a red circle", seed=0).images[0].save("circle.png")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdrt.runtime.pipeline import Pipeline, Result
+
+__version__ = "0.1.0"
+__all__ = ["Pipeline", "Result", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the pipeline when it is first asked for, so that ``import sdrt`` stays quick."""
+    if name in ("Pipeline", "Result"):
+        from sdrt.runtime import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module 'sdrt' has no attribute {name!r}")

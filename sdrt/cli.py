@@ -1,0 +1,104 @@
+"""The command line: a click group whose commands are imported when they are called, and one way to end in an error."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from sdrt import __version__
+from sdrt.errors import SdrtError
+
+EXIT_RESOURCE = 6
+EXIT_INTERRUPTED = 130
+
+#: Command -> what ``sdrt --help`` says of it. Its function is sdrt.commands.<command>.command.
+COMMANDS = {
+    "denoise": "Make pictures from a prompt.",
+    "export": "Export a checkpoint to an ONNX bundle.",
+    "build": "Build a bundle into engines.",
+    "store": "Look after stored bundles and engines.",
+    "info": "Show how a picture was made.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only to run it or to show its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = importlib.import_module(f"sdrt.commands.{cmd_name}").command
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="sdrt")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Stable Diffusion v1: export, engines, pictures.
+
+    Exit codes: 0 done, 2 usage, 3 malformed input, 4 backend not available, 5 numbers, 6 out of a resource,
+    7 time limit, 8 not trusted, 130 interrupted.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_run(words))
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """End on SIGTERM as on Ctrl-C, so that everything is cleaned up on the way out."""
+    raise KeyboardInterrupt
+
+
+def _run(words: list[str]) -> int:
+    """Run the words; give the exit code and say errors in one line."""
+    try:
+        code = cli.main(words, prog_name="sdrt", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SdrtError as error:
+        if "--debug" in words[:1]:
+            raise
+        _complain(error.message, error.hint)
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "sdrt"
+        _complain(" ".join(error.format_message().split()), f"see {path} --help")
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("sdrt: interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except MemoryError:
+        _complain("out of memory", "ask for fewer pictures at once, or give the process more memory")
+        return EXIT_RESOURCE
+    except BrokenPipeError:
+        # The reader of stdout went away, which is its right.
+        sys.stderr.close()
+        return 0
+
+
+def _complain(message: str, hint: str) -> None:
+    click.echo(f"sdrt: {message} ({hint})", err=True)

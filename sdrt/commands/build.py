@@ -1,0 +1,133 @@
+"""``sdrt build``: bundle -> engine set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sdrt.commands.export import COMPONENTS, check_free
+from sdrt.commands.options import (
+    BACKENDS,
+    PRECISIONS,
+    backend_option,
+    checkpoint_option,
+    folder_option,
+    json_option,
+    precision_option,
+    print_json,
+    revision_option,
+    size_text,
+    store_option,
+    threads_option,
+)
+from sdrt.errors import UsageError
+
+if TYPE_CHECKING:
+    from sdrt.engines.engine_set import BatchRange, EngineSet
+
+
+@click.command("build")
+@click.argument("bundle", required=False, type=click.Path(path_type=Path, file_okay=False))
+@checkpoint_option
+@revision_option
+@backend_option(("auto", *BACKENDS), "auto")
+@precision_option(PRECISIONS)
+@click.option("--batch", metavar="N|MIN:OPT:MAX", help="Pictures at once.  [default: any number]")
+@click.option(
+    "--components", multiple=True, type=click.Choice(COMPONENTS), metavar="NAME", help="Build only these (repeatable)."
+)
+@threads_option
+@store_option
+@folder_option("--out", "Write a portable engine set here instead of into the store.")
+@click.option("--force", is_flag=True, help="Replace --out when it is a folder that is not empty.")
+@json_option
+def command(
+    bundle: Path | None,
+    checkpoint: str | None,
+    revision: str | None,
+    backend: str,
+    precision: str | None,
+    batch: str | None,
+    components: tuple[str, ...],
+    threads: int | None,
+    store: Path | None,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build engines from BUNDLE (or from a checkpoint's bundle, exported when missing).
+
+    They are kept in the store and reused while nothing they depend on changes. With --out they are written to a folder
+    to carry: sdrt denoise --engines DIR --trust DIGEST runs it on a host without torch and without the bundle.
+    """
+    from sdrt.engines import build as engines_build
+    from sdrt.engines.request import BuildRequest
+    from sdrt.engines.store import Store
+    from sdrt.prepare import Source, open_bundle, resolve_backend
+    from sdrt.progress import for_terminal
+
+    if out is not None:
+        check_free(out, force)
+    progress = for_terminal()
+    shelf = Store(store) if store else Store.default()
+    pictures = parse_batch(batch)
+    source = open_bundle(Source(checkpoint, revision, bundle), shelf, progress=progress)
+    request = BuildRequest(
+        resolve_backend(backend, progress),
+        precision,  # type: ignore[arg-type]
+        components or COMPONENTS,  # type: ignore[arg-type]
+        threads,
+        pictures,
+    )
+    if out is None:
+        engines = engines_build.build(source, request, shelf, progress)
+    else:
+        engines = engines_build.build_to(source, request, out, progress)
+    if as_json:
+        print_json(facts(engines))
+        return
+    for name, component in engines.manifest.components.items():
+        size = size_text(component.size_bytes)
+        click.echo(f"{name:14}{component.precision:6}{component.seconds:8.1f} s {size:>10}")
+    click.echo(f"{engines.path} (digest {engines.digest})")
+
+
+def facts(engines: EngineSet) -> dict[str, Any]:
+    """What --json prints of an engine set."""
+    return {
+        "path": str(engines.path),
+        "backend": engines.manifest.backend,
+        "precision": engines.manifest.precision,
+        "key": engines.manifest.key,
+        "digest": engines.digest,
+        "components": {
+            name: {"precision": c.precision, "seconds": c.seconds, "size_bytes": c.size_bytes}
+            for name, c in engines.manifest.components.items()
+        },
+    }
+
+
+def parse_batch(text: str | None) -> BatchRange | None:
+    """``N`` or ``MIN:OPT:MAX`` as a range of pictures.
+
+    Raises:
+        UsageError: It is neither, or the numbers do not rise within 1..8.
+    """
+    from sdrt.engines.engine_set import BatchRange
+
+    if text is None:
+        return None
+    parts = text.split(":")
+    numbers = [int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 4]
+    if len(numbers) == 1 == len(parts):
+        numbers *= 3
+    if len(numbers) != 3 or len(parts) not in (1, 3) or not 1 <= numbers[0] <= numbers[1] <= numbers[2] <= MAX_PICTURES:
+        hint = "give N, or MIN:OPT:MAX that rise"
+        raise UsageError(f"--batch is {text[:40]!r}; it must be 1 to {MAX_PICTURES} pictures", hint=hint)
+    return BatchRange(min=numbers[0], opt=numbers[1], max=numbers[2])
+
+
+#: Bundles take 16 rows, and guidance needs two for a picture.
+MAX_PICTURES = 8

@@ -1,0 +1,81 @@
+"""``sdrt export``: checkpoint -> bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sdrt.commands.options import checkpoint_option, folder_option, json_option, print_json, revision_option, size_text
+from sdrt.errors import UsageError
+
+COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+
+
+@click.command("export")
+@checkpoint_option
+@revision_option
+@folder_option("--out", "Folder of the bundle.")
+@click.option(
+    "--precision", type=click.Choice(("fp32", "fp16")), default="fp32", show_default=True, help="Of the graphs."
+)
+@click.option(
+    "--components", multiple=True, type=click.Choice(COMPONENTS), metavar="NAME", help="Export only these (repeatable)."
+)
+@click.option("--opset", type=click.IntRange(20, 24), default=23, show_default=True, help="ONNX opset.")
+@click.option("--force", is_flag=True, help="Replace --out when it is a folder that is not empty.")
+@json_option
+def command(
+    checkpoint: str | None,
+    revision: str | None,
+    out: Path | None,
+    precision: str,
+    components: tuple[str, ...],
+    opset: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Export a checkpoint to an ONNX bundle: graphs, weights, tokenizer, scheduler and a manifest with digests.
+
+    The batch is dynamic, latents are 64x64x4. Every graph is checked against the torch module it came from.
+    """
+    if out is None:
+        raise UsageError("--out is missing", hint="name the folder of the bundle: --out BUNDLE")
+    check_free(out, force)
+    from sdrt.checkpoint import open_checkpoint
+    from sdrt.errors import BackendUnavailableError
+    from sdrt.progress import for_terminal
+
+    opened = open_checkpoint(checkpoint or "demo", revision=revision)
+    try:
+        from sdrt.export import export_bundle
+    except ModuleNotFoundError as error:
+        hint = "pip install 'sdrt[export]'"
+        raise BackendUnavailableError(f"{error.name} is needed to export and is not installed", hint=hint) from error
+    bundle = export_bundle(
+        opened,
+        out,
+        precision=precision,  # type: ignore[arg-type]
+        components=components or COMPONENTS,  # type: ignore[arg-type]
+        opset=opset,
+        progress=for_terminal(),
+    )
+    if as_json:
+        manifest = bundle.manifest.model_dump(mode="json")
+        print_json({"path": str(out), "digest": bundle.digest, "size_bytes": bundle.size_bytes, "manifest": manifest})
+        return
+    for name, component in bundle.manifest.components.items():
+        click.echo(f"{name:14}{component.parameters / 1e6:9.2f} M parameters {component.flops / 1e9:10.2f} GFLOP")
+    click.echo(f"{out} ({size_text(bundle.size_bytes)}, digest {bundle.digest})")
+
+
+def check_free(out: Path, force: bool) -> None:
+    """Hold that an output folder may be written.
+
+    Raises:
+        UsageError: It is a file, or a folder that is not empty and ``force`` was not given.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out: {out} is a file", hint="name a folder")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise UsageError(f"--out: {out} is not empty", hint="name another folder, or replace it with --force")

@@ -1,0 +1,26 @@
+"""``sdrt info``: how a picture was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sdrt.commands.options import json_option, print_json
+
+
+@click.command("info")
+@click.argument("picture", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@json_option
+def command(picture: Path, as_json: bool) -> None:
+    """Show how PICTURE, a PNG that sdrt wrote, was made; sdrt denoise --from PICTURE repeats it."""
+    from sdrt.runtime.images import read_record
+
+    record = read_record(picture)
+    if as_json:
+        print_json(record)
+        return
+    for name, value in record.items():
+        text = " ".join(map(str, value.values())) if isinstance(value, dict) else value
+        if name not in ("batch", "batch_index"):
+            click.echo(f"{name:22}{text}")

@@ -1,0 +1,94 @@
+"""``sdrt store``: what is kept, whether it is whole, and getting rid of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from sdrt.commands.build import facts
+from sdrt.commands.options import json_option, print_json, size_text, store_option
+from sdrt.errors import TrustError
+
+DAY_S = 86400
+
+
+@click.group("store")
+def command() -> None:
+    """Look after stored bundles and engine sets."""
+
+
+@command.command("list")
+@store_option
+@json_option
+def list_entries(store: Path | None, as_json: bool) -> None:
+    """List everything in the store."""
+    from sdrt.engines.store import Store
+
+    entries = (Store(store) if store else Store.default()).entries()
+    if as_json:
+        print_json([{**vars(entry), "path": str(entry.path)} for entry in entries])
+        return
+    for entry in entries:
+        days = (time.time() - entry.last_used_s) / DAY_S
+        kind = " ".join(filter(None, (entry.kind, entry.backend, entry.precision, entry.checkpoint)))
+        click.echo(f"{kind:44} {size_text(entry.size_bytes):>10}  used {days:.0f} days ago  {entry.path}")
+
+
+@command.command("verify")
+@store_option
+@json_option
+def verify(store: Path | None, as_json: bool) -> None:
+    """Hash everything in the store; exit 8 when something does not match its digest."""
+    from sdrt.engines.store import Store
+
+    problems = (Store(store) if store else Store.default()).verify()
+    broken = {path: error for path, error in problems.items() if error is not None}
+    if as_json:
+        print_json({str(path): error.message if error else None for path, error in problems.items()})
+    else:
+        for path, error in problems.items():
+            click.echo(f"{'ok' if error is None else error.message}  {path}")
+    if broken:
+        hint = "the next build moves it to quarantine and builds it again"
+        raise TrustError(f"{len(broken)} of {len(problems)} stored artefacts are not whole", hint=hint)
+
+
+@command.command("import")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--trust", required=True, metavar="DIGEST", help="SHA-256 of its manifest.json, as build --out printed it."
+)
+@store_option
+@json_option
+def import_engines(folder: Path, trust: str, store: Path | None, as_json: bool) -> None:
+    """Copy an engine set from elsewhere into the store, after checking every digest."""
+    from sdrt.engines.store import Store
+
+    engines = (Store(store) if store else Store.default()).import_engines(folder, trust=trust)
+    if as_json:
+        print_json(facts(engines))
+    else:
+        click.echo(engines.path)
+
+
+@command.command("gc")
+@click.option(
+    "--unused-days", type=click.FloatRange(0), default=30, show_default=True, help="Remove what was unused so long."
+)
+@store_option
+@json_option
+def gc(unused_days: float, store: Path | None, as_json: bool) -> None:
+    """Remove what has not been used for a while. What is in use stays."""
+    from sdrt.engines.store import Store
+    from sdrt.progress import for_terminal
+
+    shelf = Store(store) if store else Store.default()
+    removed = shelf.gc(unused_for_s=unused_days * DAY_S, progress=for_terminal())
+    if as_json:
+        print_json([{"path": str(entry.path), "size_bytes": entry.size_bytes} for entry in removed])
+        return
+    for entry in removed:
+        click.echo(entry.path)
+    click.echo(f"{size_text(sum(entry.size_bytes for entry in removed))} freed", err=True)

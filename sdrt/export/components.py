@@ -1,0 +1,156 @@
+"""What is exported: one module a component, with example inputs and the names of the bundle's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sdrt.bundle import ComponentName, ModelRecord
+from sdrt.checkpoint import Checkpoint
+from sdrt.checkpoint.modules import load_text_encoder, load_unet, load_vae
+from sdrt.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+#: Batch of the example inputs; not 1, which torch.export would take for a constant.
+EXAMPLE_BATCH = 2
+
+
+class TextEncoder(torch.nn.Module):
+    """input_ids int64 [batch,tokens] -> last_hidden_state [batch,tokens,hidden]."""
+
+    def __init__(self, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Encode token ids."""
+        hidden: torch.Tensor = self.text_encoder(input_ids).last_hidden_state
+        return hidden
+
+
+class UNet(torch.nn.Module):
+    """sample [batch,4,64,64], timestep fp32 [batch], encoder_hidden_states [batch,tokens,hidden] -> out_sample."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        """Predict the noise (or v) in the sample."""
+        out: torch.Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return out
+
+
+class VaeDecoder(torch.nn.Module):
+    """latent_sample [batch,4,64,64], unscaled -> sample [batch,3,512,512] in about -1..1."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
+
+    def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
+        """Decode latents."""
+        latents = latent_sample if self.post_quant_conv is None else self.post_quant_conv(latent_sample)
+        sample: torch.Tensor = self.decoder(latents)
+        return sample
+
+
+class VaeEncoder(torch.nn.Module):
+    """sample [batch,3,512,512] in -1..1 -> latent_parameters [batch,8,64,64]: mean, then log-variance, unscaled."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        """Encode pictures."""
+        moments: torch.Tensor = self.encoder(sample)
+        return moments if self.quant_conv is None else self.quant_conv(moments)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One component before export: its module in fp32, inputs and output of the contract, shapes without the batch.
+
+    ``inputs`` maps a name to (dtype that stays whatever the precision, or None for the precision's; shape).
+    """
+
+    name: ComponentName
+    module: torch.nn.Module
+    inputs: dict[str, tuple[torch.dtype | None, tuple[int, ...]]]
+    output: tuple[str, tuple[int, ...]]
+
+    def example(self, batch: int, dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
+        """Inputs as the component meets them: normal latents and hidden states, fractional timesteps, token ids."""
+        generator = torch.Generator().manual_seed(seed)
+        values: dict[str, torch.Tensor] = {}
+        for name, (fixed, shape) in self.inputs.items():
+            if fixed is torch.int64:
+                values[name] = torch.randint(0, 1000, (batch, *shape), generator=generator)
+            elif name == "timestep":
+                values[name] = 999 * torch.rand((batch, *shape), generator=generator)
+            else:
+                values[name] = torch.randn((batch, *shape), generator=generator).to(dtype)
+        return values
+
+
+def model_record(checkpoint: Checkpoint) -> ModelRecord:
+    """The numbers that the runtime needs, from the checkpoint's configs."""
+    vae, unet, text = checkpoint.vae, checkpoint.unet, checkpoint.text_encoder
+    size = unet.get("sample_size") or 64
+    return ModelRecord(
+        latent_channels=unet["in_channels"],
+        latent_size=size,
+        image_size=size * 2 ** (len(vae["block_out_channels"]) - 1),
+        scaling_factor=vae.get("scaling_factor", 0.18215),
+        max_tokens=text["max_position_embeddings"],
+        hidden_size=text["hidden_size"],
+    )
+
+
+def load_source(checkpoint: Checkpoint, name: ComponentName) -> Source:
+    """Load one component of the checkpoint, in fp32 and eval mode.
+
+    Raises:
+        CheckpointError: Its weights are malformed.
+    """
+    model = model_record(checkpoint)
+    latents = (model.latent_channels, model.latent_size, model.latent_size)
+    pictures = (3, model.image_size, model.image_size)
+    hidden = (model.max_tokens, model.hidden_size)
+    sources: dict[ComponentName, Callable[[], Source]] = {
+        "text_encoder": lambda: Source(
+            "text_encoder",
+            TextEncoder(load_text_encoder(checkpoint)),
+            {"input_ids": (torch.int64, (model.max_tokens,))},
+            ("last_hidden_state", hidden),
+        ),
+        "unet": lambda: Source(
+            "unet",
+            UNet(load_unet(checkpoint)),
+            {"sample": (None, latents), "timestep": (torch.float32, ()), "encoder_hidden_states": (None, hidden)},
+            ("out_sample", latents),
+        ),
+        "vae_encoder": lambda: Source(
+            "vae_encoder",
+            VaeEncoder(load_vae(checkpoint)),
+            {"sample": (None, pictures)},
+            ("latent_parameters", (2 * latents[0], *latents[1:])),
+        ),
+        "vae_decoder": lambda: Source(
+            "vae_decoder", VaeDecoder(load_vae(checkpoint)), {"latent_sample": (None, latents)}, ("sample", pictures)
+        ),
+    }
+    if name not in sources:
+        raise CheckpointError(f"{name} is not a component of a checkpoint", hint=f"choose among {', '.join(sources)}")
+    source = sources[name]()
+    source.module.eval().requires_grad_(False)
+    return source

@@ -1,0 +1,142 @@
+"""Trace one component to ONNX by torch's dynamo exporter, and hold the graph against the contract."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from sdrt.bundle import TensorSpec
+from sdrt.errors import BundleError
+from sdrt.export.components import EXAMPLE_BATCH, Source
+
+MAX_BATCH = 16
+DTYPES = {"FLOAT": "float32", "FLOAT16": "float16", "INT64": "int64"}
+
+#: Exporter metadata that a graph keeps: where in the module a node comes from. The rest (stack traces, source paths)
+#: differs from machine to machine, and equal inputs must give equal bytes.
+KEPT_METADATA = ("pkg.torch.onnx.name_scopes",)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's and the tracer's talk about their own insides away from the user."""
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch._dynamo", "torch.export", "onnxscript", "onnx_ir")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def export_graph(source: Source, path: Path, dtype: torch.dtype, opset: int) -> None:
+    """Write ``path`` (and ``path``.data with the weights) from the component's module, batch dynamic.
+
+    Args:
+        source: The component; its module is already in ``dtype``.
+        path: The .onnx file to write, in an existing folder.
+        dtype: float32 or float16.
+        opset: ONNX opset; 23 keeps attention and group normalisation whole.
+
+    Raises:
+        BundleError: The exporter fixed an axis that must be dynamic, or the names differ from the contract.
+    """
+    import onnx_ir
+
+    example = source.example(EXAMPLE_BATCH, dtype)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    with torch.no_grad(), quiet():
+        program = torch.onnx.export(
+            source.module,
+            (),
+            kwargs=example,
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(example),
+            output_names=[source.output[0]],
+            dynamic_shapes={name: {0: batch} for name in example},
+            verbose=False,
+        )
+    if program is None:
+        raise BundleError(
+            f"the exporter gave no graph for {source.name}", hint="report this with the checkpoint's config"
+        )
+    model = program.model
+    strip_metadata(model)
+    _name_batch_axis(model)
+    onnx_ir.save(model, path, external_data=f"{path.name}.data")
+    _check_contract(source, path)
+
+
+def strip_metadata(model: object) -> None:
+    """Remove what differs between machines from an onnx_ir.Model: stack traces, paths, the exporter's records."""
+    import onnx_ir
+
+    if not isinstance(model, onnx_ir.Model):
+        raise TypeError("an onnx_ir.Model is needed")
+    model.metadata_props.clear()
+    model.doc_string = None
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+        for node in onnx_ir.traversal.RecursiveGraphIterator(graph):
+            node.doc_string = None
+            for key in [key for key in node.metadata_props if key not in KEPT_METADATA]:
+                del node.metadata_props[key]
+            values.extend(node.outputs)
+        for value in values:
+            value.metadata_props.clear()
+            value.doc_string = None
+
+
+def _name_batch_axis(model: object) -> None:
+    """Call the dynamic axis "batch" wherever the exporter numbered it (s0, s1, ...), outputs included."""
+    import onnx_ir
+
+    if not isinstance(model, onnx_ir.Model):
+        raise TypeError("an onnx_ir.Model is needed")
+    for value in model.graph.outputs:
+        if value.shape is not None and not isinstance(value.shape[0], int):
+            value.shape = onnx_ir.Shape(["batch", *value.shape.dims[1:]])
+
+
+def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of an ONNX file; its weights are not read."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+
+    def spec(value: onnx.ValueInfoProto) -> TensorSpec:
+        tensor = value.type.tensor_type
+        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+        return TensorSpec.model_validate({"name": value.name, "dtype": DTYPES.get(dtype, dtype), "shape": shape})
+
+    return tuple(map(spec, graph.input)), tuple(map(spec, graph.output))
+
+
+def _check_contract(source: Source, path: Path) -> None:
+    """torch.export specialises axes without a word: every input and output must have the contract's shape."""
+    inputs, outputs = tensor_specs(path)
+    wanted = {name: ("batch", *shape) for name, (_, shape) in source.inputs.items()}
+    wanted[source.output[0]] = ("batch", *source.output[1])
+    found = {spec.name: spec.shape for spec in (*inputs, *outputs)}
+    for name, shape in wanted.items():
+        if found.get(name) != shape:
+            raise BundleError(
+                f"{source.name}: the exported {name} has shape {found.get(name)}, the contract says {shape}",
+                hint="check the checkpoint's config; report this if the checkpoint is an unchanged SD v1",
+            )

@@ -1,0 +1,129 @@
+"""From what a user names to opened engines: export and build what is missing, reuse what is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrt.bundle import Bundle, Precision
+from sdrt.checkpoint import open_checkpoint
+from sdrt.engines import build as engines_build
+from sdrt.engines.request import BuildRequest
+from sdrt.engines.store import Store
+from sdrt.errors import ArtefactError, BackendUnavailableError, UsageError
+from sdrt.files import canonical_json, sha256_bytes
+from sdrt.progress import Progress, silent
+from sdrt.runtime.backends import choose_backend
+
+if TYPE_CHECKING:
+    from sdrt.checkpoint import Checkpoint
+    from sdrt.engines.engine_set import BackendName, EngineSet
+
+#: The demo's bundle, which a wheel carries so that it runs without torch.
+DEMO_BUNDLE = Path(__file__).parent / "assets" / "demo-bundle"
+#: Counts changes of the exporter that change what it writes.
+EXPORTER = 1
+EXPORTED_WITH = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to run: a checkpoint (default: the demo), or a bundle, or an engine set."""
+
+    checkpoint: str | None = None
+    revision: str | None = None
+    bundle: Path | None = None
+    engines: Path | None = None
+    trust: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("checkpoint", "bundle", "engines") if getattr(self, name)]
+        if len(given) > 1:
+            raise UsageError(f"--{given[0]} and --{given[1]} exclude each other", hint="give one of them")
+
+
+def prepare(
+    source: Source,
+    *,
+    backend: str = "auto",
+    precision: Precision | None = None,
+    store: Path | None = None,
+    build: bool = True,
+    progress: Progress = silent,
+) -> EngineSet:
+    """Open the engines of a source, exporting and building what is missing.
+
+    Raises:
+        SdrtError: Of the kind that fits; with ``build`` False, ArtefactError naming the command that makes what is missing.
+    """
+    shelf = Store(store) if store else Store.default()
+    if source.engines:
+        return shelf.open_engines(source.engines, trust=source.trust)
+    bundle = open_bundle(source, shelf, build=build, progress=progress)
+    request = BuildRequest(resolve_backend(backend, progress), precision)
+    if build:
+        return engines_build.build(bundle, request, shelf, progress)
+    found = engines_build.find(bundle, request, shelf)
+    if found is None:
+        hint = f"run: sdrt build {bundle.path} --backend {request.backend}"
+        raise ArtefactError(f"no {request.backend} engines are stored for {bundle.path}", hint=hint)
+    return found
+
+
+def resolve_backend(backend: str, progress: Progress) -> BackendName:
+    """The backend asked for; for "auto" the one that suits this machine, said aloud."""
+    if backend != "auto":
+        name: BackendName = backend  # type: ignore[assignment]
+        return name
+    chosen, reason = choose_backend()
+    progress.note(f"backend {chosen}: {reason}")
+    return chosen
+
+
+def open_bundle(source: Source, store: Store, *, build: bool = True, progress: Progress = silent) -> Bundle:
+    """Open the bundle of a source; a checkpoint's is exported into the store unless it is there.
+
+    Raises:
+        BackendUnavailableError: torch is needed to export, and is not installed.
+        ArtefactError: The bundle is missing and ``build`` is False, or something is malformed.
+    """
+    if source.bundle:
+        return Bundle.open(source.bundle)
+    name = source.checkpoint or "demo"
+    if name == "demo" and (DEMO_BUNDLE / "manifest.json").exists():
+        return Bundle.open(DEMO_BUNDLE)
+    checkpoint = open_checkpoint(name, revision=source.revision)
+    path = store.bundle_path(f"{checkpoint.digest[:16]}-fp32-{_exporter_key()[:16]}")
+    if not path.exists():
+        if not build:
+            hint = f"run: sdrt export --checkpoint {name} --out BUNDLE, then give --bundle BUNDLE"
+            raise ArtefactError(f"no bundle of {name} is stored", hint=hint)
+        _export(checkpoint, path, store, progress)
+    return store.open_bundle(path)
+
+
+def _exporter_key() -> str:
+    """Digest of all but the checkpoint that decides what an export writes.
+
+    Raises:
+        BackendUnavailableError: A library that exports is not installed.
+    """
+    try:
+        versions = {name: version(name) for name in EXPORTED_WITH}
+    except PackageNotFoundError as error:
+        raise BackendUnavailableError(
+            f"{error.name} is needed to export a checkpoint and is not installed", hint="pip install 'sdrt[export]'"
+        ) from error
+    return sha256_bytes(canonical_json({"exporter": EXPORTER, **versions}))
+
+
+def _export(checkpoint: Checkpoint, path: Path, store: Store, progress: Progress) -> None:
+    """Export into the store, once, however many processes want it."""
+    from sdrt.export import export_bundle
+
+    with store.locked(path, progress):
+        if not path.exists():
+            with store.staged(path) as folder:
+                export_bundle(checkpoint, folder, progress=progress)

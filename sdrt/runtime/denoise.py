@@ -1,0 +1,90 @@
+"""The denoising loop: LMS with classifier-free guidance over any engine of the UNet."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrt.runtime import lms
+from sdrt.runtime.backends.base import Engine, check_finite
+from sdrt.runtime.lms import Schedule
+
+Latents = npt.NDArray[np.float32]
+#: Called after each step with (step, timestep, latents); gives the latents to go on with, or None to stop.
+OnStep = Callable[[int, float, Latents], "Latents | None"]
+
+
+def keep(_step: int, _timestep: float, latents: Latents) -> Latents:
+    """Go on with the latents as they are."""
+    return latents
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Hidden states of the prompts [n,tokens,hidden], and of the negative prompts where guidance is on."""
+
+    prompt_embeds: npt.NDArray[np.float32]
+    negative_prompt_embeds: npt.NDArray[np.float32] | None
+    guidance_scale: float
+
+    def batch(self) -> npt.NDArray[np.float32]:
+        """What the UNet attends to: [n,...], or [2n,...] with the negative half first."""
+        if self.negative_prompt_embeds is None:
+            return self.prompt_embeds
+        return np.concatenate([self.negative_prompt_embeds, self.prompt_embeds])
+
+    def combine(self, output: Latents) -> Latents:
+        """The guided output of n pictures.
+
+        Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, equation 6, with 1 + w = guidance_scale).
+        """
+        if self.negative_prompt_embeds is None:
+            return output
+        unconditional, conditional = np.split(output, 2)
+        return unconditional + np.float32(self.guidance_scale) * (conditional - unconditional)
+
+
+def denoise(
+    unet: Engine, schedule: Schedule, latents: Latents, conditioning: Conditioning, on_step: OnStep = keep
+) -> Latents:
+    """Run every step of the schedule.
+
+    Args:
+        unet: An engine with inputs sample, timestep and encoder_hidden_states.
+        schedule: Timesteps, sigmas and coefficients.
+        latents: [n,4,64,64] noise at the first sigma.
+        conditioning: What to draw, and how strongly.
+        on_step: Sees the latents after each step, may change them or stop the loop.
+
+    Returns:
+        The final latents [n,4,64,64], before the scaling factor.
+
+    Raises:
+        NumericError: The UNet's output or the latents hold NaN or Inf.
+    """
+    dtypes = {spec.name: spec.dtype for spec in unet.spec.inputs}
+    hidden = conditioning.batch().astype(dtypes["encoder_hidden_states"], copy=False)
+    history: deque[Latents] = deque(maxlen=lms.MAX_ORDER)
+    copies = len(hidden) // len(latents)
+    for index in range(schedule.num_inference_steps):
+        sigma, timestep = float(schedule.sigmas[index]), float(schedule.timesteps[index])
+        scaled = lms.scale_model_input(latents, sigma).astype(dtypes["sample"], copy=False)
+        output = unet.run(
+            sample=np.concatenate([scaled] * copies) if copies > 1 else scaled,
+            timestep=np.full(len(hidden), timestep, np.float32),
+            encoder_hidden_states=hidden,
+        )["out_sample"].astype(np.float32, copy=False)
+        check_finite(output, "unet", step=index + 1, sigma=sigma)
+        guided = conditioning.combine(output)
+        history.appendleft(lms.derivative(latents, guided, sigma, schedule.prediction_type))
+        latents = lms.step(latents, tuple(history), schedule.coefficients[index])
+        check_finite(latents, "latents", step=index + 1, sigma=sigma)
+        following = on_step(index, timestep, latents)
+        if following is None:
+            break
+        latents = following
+    return latents
