@@ -1,0 +1,76 @@
+"""A checkpoint: a folder in the diffusers layout that was found to be Stable Diffusion v1, described."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdrt.checkpoint.configs import check_index, read_scheduler, read_text_encoder, read_unet, read_vae
+from sdrt.checkpoint.digests import DigestMemory, checkpoint_digest
+from sdrt.checkpoint.safetensors_header import read_header
+from sdrt.checkpoint.tokenizer import build_tokenizer_json, tokenizer_identity
+from sdrt.checkpoint.weights import STEMS, find_weights
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint. The configs are the parsed files, with v1's value where an older file leaves a field out.
+
+    Attributes:
+        path: A folder in the diffusers layout.
+        name: What pictures and manifests call it: "demo", the folder's or file's name, or the Hub id.
+        digest: SHA-256 over its configs, weights and tokenizer; independent of the folder.
+        revision: The commit of a checkpoint from the Hub.
+        text_encoder: text_encoder/config.json.
+        unet: unet/config.json.
+        vae: vae/config.json.
+        scheduler: scheduler/scheduler_config.json.
+    """
+
+    path: Path
+    name: str
+    digest: str
+    revision: str | None
+    text_encoder: dict[str, Any]
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    scheduler: dict[str, Any]
+
+    def weights(self, component: str) -> Path:
+        """The .safetensors file of "text_encoder", "unet" or "vae", links followed; the fp16 variant if that is all.
+
+        Raises:
+            CheckpointError: It is gone.
+        """
+        return find_weights(self.path, component)
+
+
+def read_checkpoint(folder: Path, *, name: str, memory: DigestMemory, revision: str | None = None) -> Checkpoint:
+    """Check a folder in the diffusers layout and describe it; weights are hashed, but not loaded.
+
+    Raises:
+        CheckpointError: It is incomplete, malformed or not Stable Diffusion v1; the message names the file.
+        TrustError: It holds pickled weights only.
+    """
+    check_index(folder)
+    text_encoder = read_text_encoder(folder)
+    unet = read_unet(folder, text_encoder["hidden_size"])
+    vae = read_vae(folder)
+    scheduler = read_scheduler(folder)
+    weights = {component: find_weights(folder, component) for component in STEMS}
+    for path in weights.values():
+        read_header(path)
+    configs = {"text_encoder": text_encoder, "unet": unet, "vae": vae, "scheduler": scheduler}
+    digest = checkpoint_digest(configs, weights, tokenizer_identity(folder / "tokenizer"), memory)
+    return Checkpoint(folder, name, digest, revision, text_encoder, unet, vae, scheduler)
+
+
+def tokenizer_json(checkpoint: Checkpoint) -> bytes:
+    """The checkpoint's tokenizer as one tokenizer.json; it pads to the text encoder's length and does not truncate.
+
+    Raises:
+        CheckpointError: The tokenizer is malformed or does not fit the text encoder.
+    """
+    length, vocab_size = checkpoint.text_encoder["max_position_embeddings"], checkpoint.text_encoder["vocab_size"]
+    return build_tokenizer_json(checkpoint.path / "tokenizer", length, vocab_size)

@@ -1,0 +1,189 @@
+"""The configs of a checkpoint in the diffusers layout, held against what Stable Diffusion v1 is."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sdrt.errors import CheckpointError
+
+CONFIG_LIMIT_BYTES = 1 << 20
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+CLASSES = {
+    "text_encoder": ("CLIPTextModel",),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": (),  # of a scheduler only betas and prediction type count, whatever its class
+}
+LATENT_SIZE = 64
+LATENT_CHANNELS = 4
+VAE_LEVELS = 4  # each level but the last halves: pictures are 2**3 = 8 times the latents
+OTHER_CONDITIONING = (
+    "addition_embed_type",
+    "class_embed_type",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "num_class_embeds",
+    "time_cond_proj_dim",
+)
+LATENT_STATISTICS = ("latents_mean", "latents_std", "shift_factor")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+V1_HINT = "give a Stable Diffusion v1 checkpoint (v1.1 to v1.5 or a fine-tune of one)"
+
+
+def read_json(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[str, Any]:
+    """A JSON object from a file of limited size.
+
+    Raises:
+        CheckpointError: It is missing, unreadable, too large or not a JSON object.
+    """
+    hint = "download or save the checkpoint again"
+    try:
+        if path.stat().st_size > limit_bytes:
+            raise CheckpointError(f"{path} is larger than {limit_bytes >> 20} MiB", hint=hint)
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing", hint=hint) from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON", hint=hint) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object", hint=hint)
+    return value
+
+
+def check_index(folder: Path) -> None:
+    """Hold model_index.json against Stable Diffusion v1: the pipeline's class, and each component we use.
+
+    Other parts (safety_checker, feature_extractor, ...) are ignored.
+
+    Raises:
+        CheckpointError: It is missing, names another kind of pipeline, or a component is missing or of another class.
+    """
+    path = folder / "model_index.json"
+    if not path.exists():
+        hint = "give a folder in the diffusers layout, or a single .safetensors file"
+        raise CheckpointError(f"{path} is missing", hint=hint)
+    index = read_json(path)
+    _one_of(path, "_class_name", index.get("_class_name"), PIPELINES)
+    for component, classes in CLASSES.items():
+        entry = index.get(component)
+        named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if named is None or not (folder / component).is_dir():
+            raise CheckpointError(f"{folder} has no {component}", hint="download or save the whole checkpoint")
+        if classes:
+            _one_of(path, component, named, classes)
+
+
+def read_text_encoder(folder: Path) -> dict[str, Any]:
+    """text_encoder/config.json of a CLIP text model; ``max_position_embeddings`` is set.
+
+    Raises:
+        CheckpointError: It is malformed or another model's.
+    """
+    path = folder / "text_encoder" / "config.json"
+    config = read_json(path)
+    _one_of(path, "model_type", config.get("model_type", "clip_text_model"), ("clip_text_model",))
+    config.setdefault("max_position_embeddings", 77)
+    for field in ("hidden_size", "max_position_embeddings", "vocab_size"):
+        _count(path, field, config.get(field))
+    return config
+
+
+def read_unet(folder: Path, hidden_size: int) -> dict[str, Any]:
+    """unet/config.json of a text-to-image UNet on 4x64x64 latents; ``sample_size`` is set.
+
+    Args:
+        folder: The checkpoint.
+        hidden_size: Width of the text encoder, which cross-attention must have.
+
+    Raises:
+        CheckpointError: It is malformed, or the UNet takes other inputs than Stable Diffusion v1's.
+    """
+    path = folder / "unet" / "config.json"
+    config = read_json(path)
+    _one_of(path, "_class_name", config.get("_class_name"), CLASSES["unet"])
+    in_channels = config.get("in_channels", LATENT_CHANNELS)
+    if in_channels in (8, 9):
+        kind = {8: "an image-editing (pix2pix)", 9: "an inpainting"}[in_channels]
+        raise CheckpointError(f"{path}: in_channels is {in_channels}: {kind} UNet; expected 4", hint=V1_HINT)
+    _one_of(path, "in_channels", in_channels, (LATENT_CHANNELS,))
+    _one_of(path, "out_channels", config.get("out_channels", LATENT_CHANNELS), (LATENT_CHANNELS,))
+    config["sample_size"] = LATENT_SIZE if config.get("sample_size") is None else config["sample_size"]
+    _one_of(path, "sample_size", config["sample_size"], (LATENT_SIZE, [LATENT_SIZE, LATENT_SIZE]))
+    _absent(path, config, OTHER_CONDITIONING)
+    _one_of(path, "attention_type", config.get("attention_type", "default"), ("default",))
+    width = config.get("cross_attention_dim")
+    if width != hidden_size:
+        message = (
+            f"{path}: cross_attention_dim is {reprlib.repr(width)}; the text encoder's hidden_size is {hidden_size}"
+        )
+        raise CheckpointError(message, hint="unet and text_encoder must come from one checkpoint")
+    return config
+
+
+def read_vae(folder: Path) -> dict[str, Any]:
+    """vae/config.json of an autoencoder with 4 latent channels and factor 8; ``scaling_factor`` is set.
+
+    Raises:
+        CheckpointError: It is malformed or another autoencoder's.
+    """
+    path = folder / "vae" / "config.json"
+    config = read_json(path)
+    _one_of(path, "_class_name", config.get("_class_name"), CLASSES["vae"])
+    _one_of(path, "latent_channels", config.get("latent_channels", LATENT_CHANNELS), (LATENT_CHANNELS,))
+    for field in ("in_channels", "out_channels"):
+        _one_of(path, field, config.get(field, 3), (3,))
+    levels = config.get("block_out_channels")
+    if not isinstance(levels, list) or len(levels) != VAE_LEVELS:
+        raise CheckpointError(
+            f"{path}: block_out_channels is {reprlib.repr(levels)}; expected 4 levels (factor 8)", hint=V1_HINT
+        )
+    _absent(path, config, LATENT_STATISTICS)
+    scaling_factor = config.setdefault("scaling_factor", 0.18215)  # v1's files predate the field
+    if type(scaling_factor) not in (int, float) or not 0 < scaling_factor < math.inf:
+        raise CheckpointError(
+            f"{path}: scaling_factor is {reprlib.repr(scaling_factor)}; expected a number above 0", hint=V1_HINT
+        )
+    return config
+
+
+def read_scheduler(folder: Path) -> dict[str, Any]:
+    """scheduler/scheduler_config.json; ``prediction_type`` is set.
+
+    Raises:
+        CheckpointError: It is malformed or asks for a prediction type that is neither epsilon nor v_prediction.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path)
+    _one_of(path, "prediction_type", config.setdefault("prediction_type", "epsilon"), PREDICTION_TYPES)
+    return config
+
+
+def _one_of(path: Path, field: str, found: Any, expected: Iterable[Any]) -> None:
+    choices = list(expected)
+    if found not in choices or isinstance(found, bool):
+        names = " or ".join(str(choice) for choice in choices)
+        raise CheckpointError(
+            f"{path}: {field} is {reprlib.repr(found)}; expected {names} (Stable Diffusion v1)", hint=V1_HINT
+        )
+
+
+def _count(path: Path, field: str, found: Any) -> None:
+    if type(found) is not int or found < 1:
+        raise CheckpointError(
+            f"{path}: {field} is {reprlib.repr(found)}; expected a positive whole number", hint=V1_HINT
+        )
+
+
+def _absent(path: Path, config: dict[str, Any], fields: Iterable[str]) -> None:
+    for field in fields:
+        if config.get(field) is not None:
+            message = f"{path}: {field} is {reprlib.repr(config[field])}; Stable Diffusion v1 has no such conditioning"
+            raise CheckpointError(message, hint=V1_HINT)

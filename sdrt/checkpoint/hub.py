@@ -1,0 +1,116 @@
+"""A checkpoint from the Hugging Face Hub, through the Hub's own cache (HF_HOME, HF_HUB_OFFLINE)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from sdrt.checkpoint.configs import CLASSES
+from sdrt.checkpoint.weights import PICKLE_HINT, STEMS, is_pickle_name, weight_names
+from sdrt.errors import BackendUnavailableError, CheckpointError, TrustError
+from sdrt.files import disk_errors
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+INDEX = "model_index.json"
+CONFIG_SUFFIXES = (".json", ".txt")
+LISTING_TIMEOUT_S = 30.0
+
+
+def download(repo: str, revision: str | None) -> tuple[Path, str]:
+    """Bring a checkpoint's files into the Hub's cache; pickles are never fetched.
+
+    A commit that the cache holds whole is used without asking the Hub, since a commit never changes. A branch or tag is
+    looked up each time, but for HF_HUB_OFFLINE=1.
+
+    Args:
+        repo: "org/name".
+        revision: Branch, tag or commit; None is the default branch.
+
+    Returns:
+        The snapshot's folder (of links into the cache) and its commit.
+
+    Raises:
+        CheckpointError: The Hub or, offline, the cache does not have it; or the Hub cannot be reached.
+        TrustError: A component has pickled weights only.
+        BackendUnavailableError: huggingface_hub is not installed.
+        ResourceError: The Hub's cache cannot be written.
+    """
+    try:
+        from huggingface_hub import constants, errors
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError("huggingface_hub is not installed", hint="pip install 'sdrt[export]'") from error
+    what = f"{repo} at {revision}" if revision else repo
+    try:
+        if constants.HF_HUB_OFFLINE:
+            return _cached(repo, revision)
+        if revision is not None and COMMIT.fullmatch(revision):
+            folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
+            if is_whole(folder):
+                return folder, revision
+        return _fetched(repo, revision)
+    except errors.LocalEntryNotFoundError as error:
+        hint = "unset HF_HUB_OFFLINE to download it, or give a folder"
+        raise CheckpointError(f"{what} is not in the Hub's cache, and the Hub is off-line", hint=hint) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"the Hub has no {what}", hint="give a branch, tag or commit that exists") from error
+    except errors.RepositoryNotFoundError as error:
+        hint = "check the name (nothing lies at that path here either); for a private or gated one: hf auth login"
+        raise CheckpointError(f"the Hub has no {repo}, or does not show it to you", hint=hint) from error
+    except errors.HFValidationError as error:
+        raise CheckpointError(f"{repo!r} is not a Hub id", hint="give org/name, or the path of a checkpoint") from error
+    except errors.HTTPError as error:  # type: ignore[attr-defined]  # base class of the HTTP library that it uses
+        hint = "check the network; HF_HUB_OFFLINE=1 uses what the cache holds"
+        raise CheckpointError(f"the Hub cannot be reached for {what} ({type(error).__name__})", hint=hint) from error
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a snapshot has its index, every component's config and its weights."""
+    configs = [folder / component / "config.json" for component in STEMS]
+    return all(path.exists() for path in (folder / INDEX, folder / "tokenizer", *configs)) and all(
+        any((folder / component / name).exists() for name in weight_names(component)) for component in STEMS
+    )
+
+
+def wanted_files(repo: str, names: Collection[str]) -> list[str]:
+    """Which of a repository's files a checkpoint needs: configs, tokenizer, one weight file a component.
+
+    Raises:
+        CheckpointError: It is no checkpoint in the diffusers layout, or a component has no weights.
+        TrustError: A component has pickled weights only.
+    """
+    if INDEX not in names:
+        hint = "give a Hub id in the diffusers layout, or download its .safetensors file and give that"
+        raise CheckpointError(f"{repo} has no {INDEX}", hint=hint)
+    wanted = [INDEX]
+    for component in CLASSES:
+        wanted += [name for name in names if re.fullmatch(rf"{component}/[^/]+", name) and _is_config(name)]
+    for component in STEMS:
+        present = [f"{component}/{name}" for name in weight_names(component) if f"{component}/{name}" in names]
+        if not present:
+            if any(name.startswith(f"{component}/") and is_pickle_name(name) for name in names):
+                raise TrustError(f"{repo} holds only pickled weights of {component}", hint=PICKLE_HINT)
+            raise CheckpointError(f"{repo} has no weights of {component}", hint="give a whole checkpoint")
+        wanted.append(present[0])
+    return wanted
+
+
+def _is_config(name: str) -> bool:
+    return name.endswith(CONFIG_SUFFIXES) and not name.endswith(".index.json")
+
+
+def _cached(repo: str, revision: str | None) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[INDEX]))
+    return folder, folder.name
+
+
+def _fetched(repo: str, revision: str | None) -> tuple[Path, str]:
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    listing = HfApi().model_info(repo, revision=revision, timeout=LISTING_TIMEOUT_S)
+    wanted = wanted_files(repo, [file.rfilename for file in listing.siblings or []])
+    with disk_errors(Path(constants.HF_HUB_CACHE)):
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    return folder, folder.name

@@ -1,0 +1,71 @@
+"""From what a user names (a folder, a file, a Hub id, "demo") to a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sdrt.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from sdrt.checkpoint.digests import DigestMemory
+from sdrt.errors import CheckpointError, TrustError, UsageError
+
+DEMO = "demo"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | None = None) -> Checkpoint:
+    """Find a Stable Diffusion v1 checkpoint, check it and describe it; no weights are loaded.
+
+    Args:
+        source: A folder in the diffusers layout, a single .safetensors file in the original layout, a Hub id
+            ("org/name"), or "demo". A folder called demo is "./demo".
+        revision: Branch, tag or commit, for a Hub id. The commit found is in the result: comparing it with an earlier
+            one, where a branch may have moved, is the caller's.
+        cache: Folder for converted single files and remembered digests; the user's cache folder by default.
+
+    Raises:
+        UsageError: Nothing is there, or a revision was given for something that has none.
+        CheckpointError: It is malformed, incomplete or not Stable Diffusion v1; or not to be had from the Hub.
+        TrustError: It is pickled.
+        ResourceError: The cache cannot be written.
+        TimeLimitError: Another process holds the conversion of the same file for too long.
+    """
+    cache = _default_cache() if cache is None else cache
+    memory = DigestMemory(cache / "digests.json")
+    path = Path(source)
+    is_hub_id = source != DEMO and not path.exists() and HUB_ID.fullmatch(source) is not None
+    if revision is not None and not is_hub_id:
+        hint = "leave out --revision, or give a Hub id such as org/name"
+        raise UsageError(f"--revision is for checkpoints from the Hub; {source!r} is not one", hint=hint)
+    if source == DEMO:
+        from sdrt.checkpoint.demo import demo_folder
+
+        return read_checkpoint(demo_folder(cache), name=DEMO, memory=memory)
+    if path.is_dir():
+        return read_checkpoint(path.absolute(), name=path.resolve().name, memory=memory)
+    if path.is_file():
+        return _open_file(path, cache, memory)
+    if is_hub_id:
+        from sdrt.checkpoint.hub import download
+
+        folder, commit = download(source, revision)
+        return read_checkpoint(folder, name=source, memory=memory, revision=commit)
+    hint = 'give a folder, a .safetensors file, a Hub id such as org/name, or "demo"'
+    raise UsageError(f"--checkpoint: there is nothing at {source!r}", hint=hint)
+
+
+def _open_file(path: Path, cache: Path, memory: DigestMemory) -> Checkpoint:
+    from sdrt.checkpoint.single_file import converted_folder
+    from sdrt.checkpoint.weights import PICKLE_HINT, is_pickle_name
+
+    if is_pickle_name(path.name):
+        raise TrustError(f"{path} is a pickle", hint=PICKLE_HINT)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path} is not a .safetensors file", hint="give a .safetensors file or a folder")
+    return read_checkpoint(converted_folder(path, cache, memory), name=path.stem, memory=memory)
+
+
+def _default_cache() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("sdrt") / "checkpoints"
