@@ -79,7 +79,7 @@ class Schedule:
         if not (table[0] > 0 and np.all(table[1:] > table[:-1]) and np.isfinite(table[-1])):
             raise ArtefactError(
                 "scheduler_config.json: the betas do not give noise levels that rise with every timestep",
-                hint="every beta must be above 0 and below 1; compare with the scheduler of the model it was tuned from",
+                hint="every beta must be above 0 and below 1; compare with the model that it was tuned from",
             )
         levels = np.interp(timesteps, np.arange(len(table)), table)
         sigmas = np.append(levels, 0.0).astype(np.float32).astype(np.float64)
@@ -96,8 +96,9 @@ def _validated(config: Mapping[str, Any]) -> NoiseConfig:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "the whole"
+        found, wanted = repr(first["input"])[:80], first["msg"].removeprefix("Value error, ")
         raise ArtefactError(
-            f"scheduler_config.json: {name} is {repr(first['input'])[:80]}: {first['msg'].removeprefix('Value error, ')}",
+            f"scheduler_config.json: {name} is {found}: {wanted}",
             hint="sdrt samples by LMS over the checkpoint's own betas; change this in its scheduler_config.json",
         ) from error
 
@@ -109,7 +110,8 @@ def _in_range(name: str, value: int, limit: int) -> int:
     except TypeError:
         number = 0
     if not 1 <= number <= limit or isinstance(value, bool):
-        raise UsageError(f"{name} is {value!r}; it must be a whole number from 1 to {limit}", hint=f"set {name} in 1..{limit}")
+        message = f"{name} is {repr(value)[:40]}; it must be a whole number from 1 to {limit}"
+        raise UsageError(message, hint=f"change {name}")
     return number
 
 

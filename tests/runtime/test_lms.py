@@ -20,8 +20,16 @@ from sdrt.runtime.lms import Schedule
 # diffusers hands torch tensors to np.array, which numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-SD_V1 = {"_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-         "num_train_timesteps": 1000, "steps_offset": 1, "clip_sample": False, "trained_betas": None}
+SD_V1 = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "clip_sample": False,
+    "trained_betas": None,
+}
 # Both sides keep float32 latents and round differently at each step; diffusers also evaluates its integrands in
 # float32. Measured: 1e-6 at most over 50 steps.
 TRAJECTORY_TOLERANCE = 1e-5
@@ -30,7 +38,7 @@ SIGMA_TOLERANCE = 1e-6
 
 
 def reference(config: dict[str, Any], steps: int) -> LMSDiscreteScheduler:
-    """diffusers' scheduler for a config, with its timesteps set."""
+    """The scheduler of diffusers for a config, with its timesteps set."""
     scheduler = LMSDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(steps)
     return scheduler
@@ -44,7 +52,9 @@ def unet(sample: np.ndarray, timestep: float) -> np.ndarray:
 
 def our_trajectory(schedule: Schedule, noise: np.ndarray) -> list[np.ndarray]:
     """Latents after each step, by the functions of sdrt.runtime.lms."""
-    latents, history, trajectory = noise * np.float32(schedule.init_noise_sigma), [], []
+    latents = noise * np.float32(schedule.init_noise_sigma)
+    history: list[lms.Latents] = []
+    trajectory = []
     for timestep, sigma, row in zip(schedule.timesteps, schedule.sigmas, schedule.coefficients, strict=False):
         output = unet(lms.scale_model_input(latents, sigma), timestep)
         history = [lms.derivative(latents, output, sigma, schedule.prediction_type), *history[:3]]
@@ -137,8 +147,9 @@ def exact_coefficient(nodes: list[Fraction], j: int, start: Fraction, end: Fract
         if k != j:
             scale = nodes[j] - node
             padded = [Fraction(0), *polynomial]
-            polynomial = [(padded[m] - node * (polynomial[m] if m < len(polynomial) else 0)) / scale
-                          for m in range(len(padded))]
+            polynomial = [
+                (padded[m] - node * (polynomial[m] if m < len(polynomial) else 0)) / scale for m in range(len(padded))
+            ]
     return sum((c * (end ** (m + 1) - start ** (m + 1)) / (m + 1) for m, c in enumerate(polynomial)), Fraction(0))
 
 
@@ -217,7 +228,7 @@ def test_steps_outside_the_range_are_refused(steps: Any) -> None:
 
 @pytest.mark.parametrize("order", [0, 5])
 def test_an_order_outside_the_range_is_refused(order: int) -> None:
-    with pytest.raises(UsageError, match="order .* from 1 to 4"):
+    with pytest.raises(UsageError, match=r"order .* from 1 to 4"):
         Schedule.from_config(SD_V1, 10, order)
 
 

@@ -21,17 +21,20 @@ START, END = 49406, 49407
 ASTRONAUT = [START, 320, 1125, 539, 550, 18376, 6765, 320, 4558, END]
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466"
 PIECES = [
-    "a photo of", "an astronaut", "riding a horse", "Mona Lisa's", "they're", "don't", "I'd've", "4k", "8K UHD", "1234567890",
-    "trending on ArtStation", "(masterpiece:1.2)", "[low quality]", "<lora:x:0.8>", "BREAK", "AND", "semi-realistic",
-    "&amp;", "&lt;b&gt;", "&#39;", "&nbsp;", "https://example.com/?q=1&r=2", "user@example.com", "C:\\path", "#tag", "$5.00",
-    "caf\u00e9", "cafe\u0301", "\u00c5ngstr\u00f6m", "A\u030angstro\u0308m", "stra\u00dfe", "STRASSE", "\u0130stanbul",
-    "\u01c5", "\u03a3\u03af\u03c3\u03c5\u03c6\u03bf\u03c2", "\ufb01ne", "\u2167", "x\u00b2", "\u00bd", "\u0663\u0664", "na\u00efve",
-    "\u4e00\u53ea\u732b\u5750\u5728\u57ab\u5b50\u4e0a", "\u732b\u304c\u597d\u304d", "\uac00\ub098\ub2e4", "\u1100\u1161",
-    "\u0642\u0637\u0629 \u062c\u0645\u064a\u0644\u0629", "\u05d7\u05ea\u05d5\u05dc", "\u202eevil\u202c", "\u0939\u093f\u0928\u094d\u0926\u0940", "\u0e41\u0e21\u0e27",
-    "\U0001f680", "\u2764\ufe0f", FAMILY, "\U0001f1e9\U0001f1ea", "\U0001f44d\U0001f3fd", "\U0001d538\U0001d539", "\u200b", "\ufeff", "\u00ad",
-    "Z\u0351\u036b\u0343a\u0302\u0300l\u0308g\u0304o\u030a", "\t", "\n", "\r\n", "  ", "\u00a0", "\u3000", "\u2028", "\x00", "\x07", "\x1b[0m", "\x7f", "\x85",
-    "!!!!", "...", "\u2026", "---", "\u2014", "\u201cquoted\u201d", "\u2018it\u2019s\u2019", "a" * 60, "\ufffd", "\U0010ffff", "\ue000",
-    "<|endoftext|>", "<|startoftext|>", "<|ENDOFTEXT|>", "</w>", "\u0120", "pneumonoultramicroscopicsilicovolcanoconiosis",
+    "a photo of", "an astronaut", "riding a horse", "Mona Lisa's", "they're", "don't", "I'd've", "4k", "8K UHD",
+    "1234567890", "trending on ArtStation", "(masterpiece:1.2)", "[low quality]", "<lora:x:0.8>", "BREAK", "AND",
+    "semi-realistic", "&amp;", "&lt;b&gt;", "&#39;", "&nbsp;", "https://example.com/?q=1&r=2", "user@example.com",
+    "C:\\path", "#tag", "$5.00", "caf\u00e9", "cafe\u0301", "\u00c5ngstr\u00f6m", "A\u030angstro\u0308m",
+    "stra\u00dfe", "STRASSE", "\u0130stanbul", "\u01c5", "\u03a3\u03af\u03c3\u03c5\u03c6\u03bf\u03c2", "\ufb01ne",
+    "\u2167", "x\u00b2", "\u00bd", "\u0663\u0664", "na\u00efve", "\u4e00\u53ea\u732b\u5750\u5728\u57ab\u5b50\u4e0a",
+    "\u732b\u304c\u597d\u304d", "\uac00\ub098\ub2e4", "\u1100\u1161",
+    "\u0642\u0637\u0629 \u062c\u0645\u064a\u0644\u0629", "\u05d7\u05ea\u05d5\u05dc", "\u202eevil\u202c",
+    "\u0939\u093f\u0928\u094d\u0926\u0940", "\u0e41\u0e21\u0e27", "\U0001f680", "\u2764\ufe0f", FAMILY,
+    "\U0001f1e9\U0001f1ea", "\U0001f44d\U0001f3fd", "\U0001d538\U0001d539", "\u200b", "\ufeff", "\u00ad",
+    "Z\u0351\u036b\u0343a\u0302\u0300l\u0308g\u0304o\u030a", "\t", "\n", "\r\n", "  ", "\u00a0", "\u3000", "\u2028",
+    "\x00", "\x07", "\x1b[0m", "\x7f", "\x85", "!!!!", "...", "\u2026", "---", "\u2014", "\u201cquoted\u201d",
+    "\u2018it\u2019s\u2019", "a" * 60, "\ufffd", "\U0010ffff", "\ue000", "<|endoftext|>", "<|startoftext|>",
+    "<|ENDOFTEXT|>", "</w>", "\u0120", "pneumonoultramicroscopicsilicovolcanoconiosis",
 ]  # fmt: skip
 
 
@@ -68,7 +71,8 @@ def tokenizer(path: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(folder)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 def reference_ids(reference: CLIPTokenizer, prompts: list[str]) -> np.ndarray:
@@ -158,7 +162,7 @@ def test_a_combining_bomb_is_tokenised(tokenizer: Tokenizer, reference: CLIPToke
     np.testing.assert_array_equal(tokenizer.encode([bomb]).input_ids, reference_ids(reference, [bomb]))
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe\x00", b"[" * 100_000, b'{"version": "1.0", "model": {"type": "BPE"}}'])
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe\x00", b"[" * 100_000, b'{"model": {"type": "BPE"}}'])
 def test_a_malformed_tokenizer_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
