@@ -1,0 +1,178 @@
+"""How a picture says how it was made: a JSON record for sdrt, and a text that other programs read, in PNG text chunks.
+
+The text follows AUTOMATIC1111's stable-diffusion-webui: the prompt, a line "Negative prompt: ...", and one last line of
+"Name: value" pairs, in which a value that could be misread is written as a JSON string.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sdrt import __version__
+from sdrt.bundle import CheckpointRecord, Digest, Precision
+from sdrt.errors import ArtefactError
+from sdrt.runtime.request import MAX_PICTURES, MAX_SEED
+
+RECORD_KEYWORD = "sdrt"
+PARAMETERS_KEYWORD = "parameters"
+RECORD_LIMIT_BYTES = 64 << 20
+CHUNK_LIMIT = 100_000
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Keyword, then: not compressed, no language, no translated keyword (PNG 1.2, section 4.2.3.3).
+_RECORD_HEAD = RECORD_KEYWORD.encode() + b"\0\0\0\0\0"
+_PAIR = re.compile(r'(\w[\w /-]{0,60}): ?("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$)')
+_PLAIN_VALUE = re.compile(r'[^\s,:"\x00-\x1f](?:[^,:"\x00-\x1f]*[^\s,:"\x00-\x1f])?')
+_NEGATIVE = "Negative prompt:"
+# With fewer pairs than this, AUTOMATIC1111 takes the last line for a part of the prompt.
+_FEWEST_PAIRS = 3
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+class PictureRecord(BaseModel):
+    """Everything that repeats a picture; further fields are kept as they are.
+
+    ``batch`` holds prompt, negative prompt and seed of all pictures that were denoised together, of which this is
+    number ``batch_index``: in another batch the last bits may differ.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, strict=True)
+
+    prompt: str
+    negative_prompt: str
+    seed: Seed
+    num_inference_steps: int = Field(ge=1)
+    guidance_scale: float
+    checkpoint: CheckpointRecord
+    backend: str
+    precision: Precision
+    engines: Digest
+    latents_given: bool
+    batch: list[tuple[str, str, Seed]] = Field(min_length=1, max_length=MAX_PICTURES)
+    batch_index: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _one_of_the_batch(self) -> Self:
+        if self.batch_index >= len(self.batch):
+            raise ValueError("batch_index is beyond batch")
+        return self
+
+
+def record_json(record: Mapping[str, Any]) -> str:
+    """The record as one line of JSON; equal records give equal text."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a PNG that sdrt wrote. Picture data is not decoded.
+
+    Raises:
+        ArtefactError: The file cannot be read, is not a PNG, or carries no record or a malformed one.
+    """
+    hint = "name a PNG that sdrt wrote; image editors and upload sites often drop its text"
+    try:
+        with path.open("rb") as file:
+            content = _find_record(file)
+    except OSError as error:
+        raise ArtefactError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+    except ValueError as error:
+        raise ArtefactError(f"{path} {error}", hint=hint) from error
+    try:
+        return PictureRecord.model_validate_json(content).model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise ArtefactError(f"{path}: its sdrt record is malformed: {where}: {first['msg']}", hint=hint) from error
+
+
+def _find_record(file: BinaryIO) -> bytes:
+    """The JSON in the first iTXt chunk under our keyword; ValueError says what is wrong with the file."""
+    if file.read(len(_SIGNATURE)) != _SIGNATURE:
+        raise ValueError("is not a PNG file")
+    for _ in range(CHUNK_LIMIT):
+        head = file.read(8)
+        if len(head) < 8:
+            raise ValueError("is a damaged PNG file: it ends before its last chunk")
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"IEND":
+            raise ValueError("carries no sdrt record")
+        start = file.read(len(_RECORD_HEAD)) if kind == b"iTXt" and length >= len(_RECORD_HEAD) else b""
+        if start != _RECORD_HEAD:
+            file.seek(length - len(start) + 4, 1)
+            continue
+        if length > RECORD_LIMIT_BYTES:
+            raise ValueError(f"carries an sdrt record of over {RECORD_LIMIT_BYTES >> 20} MiB")
+        content, checksum = file.read(length - len(start)), file.read(4)
+        if checksum != struct.pack(">I", zlib.crc32(kind + start + content)):
+            raise ValueError("is a damaged PNG file: the checksum of its sdrt record does not match")
+        return content
+    raise ValueError(f"is no picture of ours: it has over {CHUNK_LIMIT} chunks")
+
+
+def parameters_text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
+    """The text under "parameters", for a record and the picture's width and height.
+
+    A prompt that would be misread (one with a line "Negative prompt: ...", say) is given a second time, on the last
+    line, as a JSON string: ``parse_parameters`` prefers it, and other programs pass it over.
+    """
+    pairs = {
+        "Steps": record["num_inference_steps"],
+        "Sampler": "LMS",
+        "CFG scale": record["guidance_scale"],
+        "Seed": record["seed"],
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": record["checkpoint"]["name"],
+        "Version": f"sdrt {__version__}",
+    }
+    prompts = {"Prompt": record["prompt"], "Negative prompt": record["negative_prompt"]}
+    settings = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items())
+    negative = f"{_NEGATIVE} {prompts['Negative prompt']}\n" if prompts["Negative prompt"] else ""
+    # A PNG text chunk may not hold NUL.
+    text = f"{prompts['Prompt']}\n{negative}{settings}".replace("\0", "\ufffd")
+    read = parse_parameters(text)
+    misread = [name for name, prompt in prompts.items() if read[name] != prompt]
+    return text + "".join(f", {name}: {json.dumps(prompts[name], ensure_ascii=False)}" for name in misread)
+
+
+def parse_parameters(text: str) -> dict[str, str]:
+    r"""Read a text as found under "parameters": the pairs of its last line, "Prompt" and "Negative prompt".
+
+    Example:
+        >>> parse_parameters("a cat\nNegative prompt: a dog\nSteps: 20, Sampler: LMS, Seed: 0")
+        {'Prompt': 'a cat', 'Negative prompt': 'a dog', 'Steps': '20', 'Sampler': 'LMS', 'Seed': '0'}
+    """
+    *lines, last = text.strip().split("\n")
+    pairs = {name: _unquoted(value) for name, value in _PAIR.findall(last)}
+    if len(pairs) < _FEWEST_PAIRS:
+        lines, pairs = [*lines, last], {}
+    prompts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
+    part = "Prompt"
+    for line in map(str.strip, lines):
+        if line.startswith(_NEGATIVE):
+            part = "Negative prompt"
+        prompts[part].append(line.removeprefix(_NEGATIVE).strip())
+    return {name: "\n".join(found) for name, found in prompts.items()} | pairs
+
+
+def _quoted(value: str) -> str:
+    return value if _PLAIN_VALUE.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+
+
+def _unquoted(value: str) -> str:
+    """The text of a JSON string; anything else as it is."""
+    if not value.startswith('"'):
+        return value
+    try:
+        text = json.loads(value)
+    except ValueError:
+        return value
+    return text if isinstance(text, str) else value

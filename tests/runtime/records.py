@@ -1,0 +1,26 @@
+"""Records as the pipeline writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def picture_record(prompt: str = "a cat", negative_prompt: str = "", seed: int = 7, **changes: Any) -> dict[str, Any]:
+    """The record of one picture, with some fields changed."""
+    return {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "num_inference_steps": 25,
+        "guidance_scale": 7.5,
+        "scheduler": "LMS",
+        "checkpoint": {"name": "demo", "digest": "ab" * 32, "revision": None},
+        "backend": "onnxruntime",
+        "precision": "fp32",
+        "engines": "cd" * 32,
+        "size": [512, 512],
+        "latents_given": False,
+        "batch": [[prompt, negative_prompt, seed]],
+        "batch_index": 0,
+        **changes,
+    }
