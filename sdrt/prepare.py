@@ -56,7 +56,8 @@ def prepare(
     """Open the engines of a source, exporting and building what is missing.
 
     Raises:
-        SdrtError: Of the kind that fits; with ``build`` False, ArtefactError naming the command that makes what is missing.
+        SdrtError: Of the kind that fits; with ``build`` False, ArtefactError naming the
+            command that makes what is missing.
     """
     shelf = Store(store) if store else Store.default()
     if source.engines:

@@ -10,10 +10,10 @@ import torch
 from sdrt.errors import NumericError
 from sdrt.export.components import EXAMPLE_BATCH, Source
 
-#: Relative L2 error that an exported graph may have against its torch module, by precision. Both sides compute the same
-#: operators, fp32 to rounding (measured at most 2e-6 on the tiny, demo and full-size checkpoints). In fp16 torch rounds
-#: every intermediate to 11 bits where ONNX Runtime's CPU keeps fp32 inside an operator (measured at most 4e-3).
-TOLERANCES = {"fp32": 2e-5, "fp16": 2e-2}
+#: Relative L2 error that an exported graph may have against its torch module, by precision. In fp32 both sides compute
+#: the same operators in another order (measured up to 6e-5, on a VAE of random weights). In fp16 torch rounds every
+#: intermediate to 11 bits where ONNX Runtime's CPU keeps fp32 inside an operator (measured up to 4e-3).
+TOLERANCES = {"fp32": 3e-4, "fp16": 2e-2}
 
 
 def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
