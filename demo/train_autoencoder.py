@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import random
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 
 from demo.scenes import draw, random_scene
 from demo.training import Run, pixels_of
@@ -35,7 +37,8 @@ class Pool:
         self.run, self.pixels = run, pixels
         self.pictures = [self.fresh() for _ in range(size)]
 
-    def fresh(self):
+    def fresh(self) -> Image.Image:
+        """Draw one scene."""
         return draw(random_scene(self.run.rng), self.pixels, self.run.rng)
 
     def batch(self, count: int) -> torch.Tensor:
@@ -43,6 +46,14 @@ class Pool:
         for _ in range(2):
             self.pictures[self.run.rng.randrange(len(self.pictures))] = self.fresh()
         return pixels_of(self.run.rng.sample(self.pictures, count))
+
+
+def scaling_factor(model: AutoencoderKL) -> float:
+    """What brings the latents of 64 fixed scenes to a standard deviation of 1."""
+    rng = random.Random(0)
+    pictures = pixels_of([draw(random_scene(rng), 256, rng) for _ in range(64)])
+    with torch.no_grad():
+        return 1 / float(model.encode(pictures).latent_dist.mean.std())
 
 
 def main(out: Path, budget_s: float, threads: int) -> None:
@@ -68,7 +79,9 @@ def main(out: Path, budget_s: float, threads: int) -> None:
         error = decoded.float() - pictures
         reconstruction = error.abs().mean() + error.square().mean()
         run.descend(reconstruction + 2e-4 * posterior.kl().mean() / posterior.mean[0].numel(), spent)
-    run.average["vae"].save_pretrained(out / "vae")
+    average = run.average["vae"]
+    average.register_to_config(scaling_factor=scaling_factor(average))
+    average.save_pretrained(out / "vae")
 
 
 if __name__ == "__main__":

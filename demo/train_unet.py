@@ -113,8 +113,8 @@ def train(run: Run, batches: Batches, size: int) -> None:
 
 
 def modules(out: Path) -> dict[str, torch.nn.Module]:
-    """UNet and text encoder as the last stage left them: the 32x32 stage's averages, else as they start."""
-    unet = new_unet()
+    """UNet and text encoder as the last stage left them: the 32x32 stage's averages, a warm start, or as they start."""
+    unet = UNet2DConditionModel.from_pretrained(out / "unet") if (out / "unet").exists() else new_unet()
     text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder")
     if (out / "unet32.pt").exists():
         average = torch.load(out / "unet32.pt", weights_only=False)["average"]
@@ -130,11 +130,10 @@ def main(out: Path, budget_s: float, side: int, count: int, threads: int) -> Non
     torch.manual_seed(side)
     vae = AutoencoderKL.from_pretrained(out / "vae").eval().to(memory_format=torch.channels_last)
     latents = cached(out / f"latents{side}.pt", vae, count, 8 * side, seed=side)
-    scale = 1 / latents.values.float().std().item()
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     parts = modules(out)
     run = Run(out / f"unet{side}.pt", budget_s, parts, learning_rate=1e-3 if side == 32 else 6e-4)
-    train(run, Batches(latents, scale, tokenizer, run.rng), 32 if side == 32 else 12)
+    train(run, Batches(latents, vae.config.scaling_factor, tokenizer, run.rng), 32 if side == 32 else 12)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,172 @@
+"""Measure the demo checkpoint on held-out captions: how many pictures show all that was asked.
+
+    python -m demo.evaluate --out build/demo-evaluation                       # sdrt's fp32 onnxruntime engines
+    python -m demo.evaluate --out build/demo-evaluation --diffusers FOLDER    # a checkpoint folder, by diffusers
+
+Writes evaluation.json, evaluation.md and sheet.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from demo.scenes import caption, draw, held_out, random_scene
+from sdrt.compare.scorer import Verdict, score
+
+#: Captions to pictures; the k-th picture is drawn from seed + k.
+Painter = Callable[[Sequence[str], int], list[Image.Image]]
+
+STEPS = 25
+SEED = 0
+CAPTIONS_SEED = 2026
+ASPECTS = ("right", *(field.name for field in fields(Verdict)))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One caption, the seed of its picture, and the verdict."""
+
+    caption: str
+    seed: int
+    objects: int
+    verdict: Verdict
+
+    def has(self, aspect: str) -> bool:
+        """Whether an aspect is right; "right" stands for all of them."""
+        return bool(getattr(self.verdict, aspect))
+
+
+def held_out_captions(count: int, objects: int, seed: int = CAPTIONS_SEED) -> list[str]:
+    """Captions with one or two objects that name every colour, of scenes that training never sees."""
+    rng = random.Random(seed + objects)
+    captions: list[str] = []
+    while len(captions) < count:
+        scene = random_scene(rng, pairs=float(objects - 1))
+        if held_out(scene):
+            captions.append(caption(rng, scene, complete=True))
+    return captions
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4)."""
+    z = 1.959964
+    share, weight = right / count, z * z / count
+    centre = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluate(paint: Painter, count: int, batch: int = 4) -> tuple[list[Result], list[Image.Image], float]:
+    """Paint and judge ``count`` captions, half of them with two objects.
+
+    Returns:
+        The results, the pictures, and the seconds a picture took.
+    """
+    captions = [(words, objects) for objects in (1, 2) for words in held_out_captions(count // 2, objects)]
+    results: list[Result] = []
+    pictures: list[Image.Image] = []
+    start = time.perf_counter()
+    for k in range(0, len(captions), batch):
+        painted = paint([words for words, _ in captions[k : k + batch]], SEED + k)
+        pictures += painted
+        for j, ((words, objects), picture) in enumerate(zip(captions[k : k + batch], painted, strict=True)):
+            results.append(Result(words, SEED + k + j, objects, score(picture, words)))
+        print(f"{len(results)} of {len(captions)}: {sum(r.verdict.right for r in results)} right", flush=True)
+    return results, pictures, (time.perf_counter() - start) / len(captions)
+
+
+def sdrt_painter(engines: str) -> Painter:
+    """The package's own runtime."""
+    from sdrt import Pipeline
+
+    pipeline = Pipeline.load(engines)
+    return lambda prompts, seed: list(pipeline(list(prompts), seed=seed, num_inference_steps=STEPS).pictures)
+
+
+def diffusers_painter(checkpoint: Path) -> Painter:
+    """diffusers in fp32, for checks while training goes on."""
+    from diffusers import StableDiffusionPipeline
+
+    from demo.assemble import sample
+
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint).to("cpu")
+    return lambda prompts, seed: sample(pipeline, list(prompts), 64, seed, steps=STEPS)
+
+
+def autoencoder_psnr(checkpoint: Path, count: int = 32, pixels: int = 512) -> list[float]:
+    """PSNR in dB of held-out scenes through the autoencoder, one value a scene."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from demo.training import pixels_of
+
+    vae = AutoencoderKL.from_pretrained(checkpoint / "vae").eval()
+    rng = random.Random(CAPTIONS_SEED)
+    values: list[float] = []
+    while len(values) < count:
+        scene = random_scene(rng)
+        if not held_out(scene):
+            continue
+        picture = pixels_of([draw(scene, pixels, rng)])
+        with torch.no_grad():
+            decoded = vae.decode(vae.encode(picture).latent_dist.mean).sample.clamp(-1, 1)
+        values.append(10 * math.log10(4 / (decoded - picture).square().mean().item()))
+    return values
+
+
+def table(results: list[Result]) -> str:
+    """The share of right pictures by aspect in Markdown, with 95% intervals."""
+    lines = ["| aspect | one object | two objects |", "|---|---|---|"]
+    for aspect in ASPECTS:
+        cells = []
+        for objects in (1, 2):
+            chosen = [result.has(aspect) for result in results if result.objects == objects]
+            low, high = wilson(sum(chosen), len(chosen))
+            cells.append(f"{sum(chosen) / len(chosen):.1%} ({low:.1%} to {high:.1%})")
+        lines.append(f"| {'everything' if aspect == 'right' else aspect} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(out: Path, results: list[Result], pictures: list[Image.Image], measured: dict[str, float]) -> None:
+    """Write the verdicts, the table and a sheet of the first pictures of both kinds."""
+    from demo.assemble import sheet
+
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [{**asdict(result), "right": result.verdict.right} for result in results]
+    (out / "evaluation.json").write_text(json.dumps({**measured, "results": rows}, indent=1) + "\n")
+    figures = "".join(f"- {name}: {value:.2f}\n" for name, value in measured.items())
+    (out / "evaluation.md").write_text(f"{table(results)}\n{figures}")
+    half = len(pictures) // 2
+    sheet(pictures[:18] + pictures[half : half + 18], columns=6, pixels=192).save(out / "sheet.png")
+
+
+def main(out: Path, count: int, engines: str, checkpoint: Path | None, psnr_of: Path | None) -> None:
+    """Evaluate and print the table."""
+    paint = diffusers_painter(checkpoint) if checkpoint else sdrt_painter(engines)
+    results, pictures, seconds = evaluate(paint, count)
+    measured = {"seconds a picture": seconds}
+    if psnr_of or checkpoint:
+        measured["autoencoder PSNR, dB"] = float(np.mean(autoencoder_psnr(psnr_of or Path(str(checkpoint)))))
+    write(out, results, pictures, measured)
+    print((out / "evaluation.md").read_text())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=200, help="captions, half of them with two objects")
+    parser.add_argument("--engines", default="demo", help="what sdrt.Pipeline.load opens")
+    parser.add_argument("--diffusers", type=Path, metavar="FOLDER", help="paint with diffusers from this checkpoint instead")
+    parser.add_argument("--psnr", type=Path, metavar="FOLDER", help="measure this checkpoint's autoencoder as well")
+    arguments = parser.parse_args()
+    main(arguments.out, arguments.count, arguments.engines, arguments.diffusers, arguments.psnr)

@@ -1,0 +1,69 @@
+"""Make the demo checkpoint, all stages in order: `make demo-checkpoint`.
+
+Each stage goes on from its saved state in the work folder; a finished one takes no time. With --warm-start and an empty
+work folder, training goes on from a checkpoint's weights instead (64x64 latents only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from demo import train_autoencoder, train_decoder, train_text_encoder, train_unet
+from demo.assemble import averaged, sample, sheet, write_checkpoint
+from demo.evaluate import held_out_captions
+from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
+
+#: Share of the time budget each stage gets.
+SHARES = {"autoencoder": 0.16, "text_encoder": 0.06, "unet32": 0.34, "unet64": 0.38, "decoder": 0.06}
+#: Cached scenes by side of the latents.
+SCENES = {32: 8000, 64: 2000}
+
+
+def warm_start(out: Path, checkpoint: Path) -> None:
+    """Put a checkpoint's weights where the stages look for what the one before left."""
+    for part in ("unet", "vae", "text_encoder", "tokenizer"):
+        shutil.copytree(checkpoint / part, out / part)
+
+
+def write_sheet(out: Path, side: int) -> None:
+    """Pictures of held-out captions by a stage's averaged weights, with guidance 3 in the upper half and 7.5 below."""
+    captions = held_out_captions(6, 1) + held_out_captions(6, 2)
+    pipeline = averaged(out, side)
+    pictures = [p for guidance in (3.0, 7.5) for p in sample(pipeline, captions, side, 0, guidance)]
+    sheet(pictures, columns=6, pixels=192).save(out / f"sheet{side}.png")
+
+
+def make(out: Path, budget_s: float, threads: int) -> None:
+    """Run every stage and write the checkpoint to ``out``/checkpoint."""
+    out.mkdir(parents=True, exist_ok=True)
+    budgets = {stage: share * budget_s for stage, share in SHARES.items()}
+    warm = (out / "unet").exists()
+    if not warm:
+        write_clip_tokenizer(out / "tokenizer")
+        train_autoencoder.main(out, budgets["autoencoder"], threads)
+        train_text_encoder.main(out, budgets["text_encoder"], threads)
+        train_unet.main(out, budgets["unet32"], 32, SCENES[32], threads)
+        write_sheet(out, 32)
+    train_unet.main(out, budgets["unet64"], 64, SCENES[64], threads)
+    train_decoder.main(out, budgets["decoder"], threads)
+    write_sheet(out, 64)
+    write_checkpoint(averaged(out, 64), out / "checkpoint")
+
+
+def main() -> None:
+    """Parse the command line and make the checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="work folder: states, logs, sample sheets, checkpoint/")
+    parser.add_argument("--budget-s", type=float, default=4 * 3600, help="seconds of training in all")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--warm-start", type=Path, metavar="FOLDER", help="start from this checkpoint's weights")
+    arguments = parser.parse_args()
+    if arguments.warm_start and not arguments.out.exists():
+        warm_start(arguments.out, arguments.warm_start)
+    make(arguments.out, arguments.budget_s, arguments.threads)
+
+
+if __name__ == "__main__":
+    main()
