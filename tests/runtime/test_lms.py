@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import LMSDiscreteScheduler
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sdrt.errors import ArtefactError, UsageError
@@ -31,8 +31,11 @@ SD_V1 = {
     "trained_betas": None,
 }
 # Both sides keep float32 latents and round differently at each step; diffusers also evaluates its integrands in
-# float32. Measured: 1e-6 at most over 50 steps.
+# float32. Measured over 1 to 100 steps: 1.3e-6 at most. That holds where noise starts at SD v1's 14.6 or linear's 157.
+# A first sigma of 20,000 (cosine betas) leaves rounding errors of 1e-3 in latents that end near 1: there both sides
+# are as far from a float64 trajectory as from each other, and the tolerance grows with the first sigma.
 TRAJECTORY_TOLERANCE = 1e-5
+ROUNDING_MATTERS_FROM_SIGMA = 150.0
 # The two tables differ by how torch and numpy round linspace in float32: a few units in the last place.
 SIGMA_TOLERANCE = 1e-6
 
@@ -116,11 +119,14 @@ def test_a_planted_fault_is_found(fault: str) -> None:
     beta_end=st.floats(6e-3, 3e-2),
     prediction_type=st.sampled_from(["epsilon", "v_prediction"]),
 )
+@example(steps=3, beta_schedule="squaredcos_cap_v2", beta_start=1e-4, beta_end=2e-2, prediction_type="v_prediction")
+@example(steps=100, beta_schedule="linear", beta_start=1e-4, beta_end=2e-2, prediction_type="epsilon")
 def test_trajectory_equals_diffusers_for_any_steps_and_betas(steps: int, **options: Any) -> None:
     schedule, scheduler = Schedule.from_config(options, steps), reference(options, steps)
     np.testing.assert_allclose(schedule.sigmas, scheduler.sigmas.numpy(), rtol=SIGMA_TOLERANCE)
     ours, theirs = our_trajectory(schedule, unit_noise()), diffusers_trajectory(scheduler, unit_noise())
-    assert largest_difference(ours, theirs) < TRAJECTORY_TOLERANCE
+    tolerance = TRAJECTORY_TOLERANCE * max(1, schedule.init_noise_sigma / ROUNDING_MATTERS_FROM_SIGMA)
+    assert largest_difference(ours, theirs) < tolerance
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 37, 100, 999, 1000])
