@@ -11,6 +11,9 @@ from typing import Any
 
 from sdrt.errors import CheckpointError
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 60
+shorten = _SHORT.repr  # a value as Python writes it, cut to what fits in a message
 CONFIG_LIMIT_BYTES = 1 << 20
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
 CLASSES = {
@@ -121,9 +124,7 @@ def read_unet(folder: Path, hidden_size: int) -> dict[str, Any]:
     _one_of(path, "attention_type", config.get("attention_type", "default"), ("default",))
     width = config.get("cross_attention_dim")
     if width != hidden_size:
-        message = (
-            f"{path}: cross_attention_dim is {reprlib.repr(width)}; the text encoder's hidden_size is {hidden_size}"
-        )
+        message = f"{path}: cross_attention_dim is {shorten(width)}; the text encoder's hidden_size is {hidden_size}"
         raise CheckpointError(message, hint="unet and text_encoder must come from one checkpoint")
     return config
 
@@ -143,13 +144,13 @@ def read_vae(folder: Path) -> dict[str, Any]:
     levels = config.get("block_out_channels")
     if not isinstance(levels, list) or len(levels) != VAE_LEVELS:
         raise CheckpointError(
-            f"{path}: block_out_channels is {reprlib.repr(levels)}; expected 4 levels (factor 8)", hint=V1_HINT
+            f"{path}: block_out_channels is {shorten(levels)}; expected 4 levels (factor 8)", hint=V1_HINT
         )
     _absent(path, config, LATENT_STATISTICS)
     scaling_factor = config.setdefault("scaling_factor", 0.18215)  # v1's files predate the field
     if type(scaling_factor) not in (int, float) or not 0 < scaling_factor < math.inf:
         raise CheckpointError(
-            f"{path}: scaling_factor is {reprlib.repr(scaling_factor)}; expected a number above 0", hint=V1_HINT
+            f"{path}: scaling_factor is {shorten(scaling_factor)}; expected a number above 0", hint=V1_HINT
         )
     return config
 
@@ -171,19 +172,17 @@ def _one_of(path: Path, field: str, found: Any, expected: Iterable[Any]) -> None
     if found not in choices or isinstance(found, bool):
         names = " or ".join(str(choice) for choice in choices)
         raise CheckpointError(
-            f"{path}: {field} is {reprlib.repr(found)}; expected {names} (Stable Diffusion v1)", hint=V1_HINT
+            f"{path}: {field} is {shorten(found)}; expected {names} (Stable Diffusion v1)", hint=V1_HINT
         )
 
 
 def _count(path: Path, field: str, found: Any) -> None:
     if type(found) is not int or found < 1:
-        raise CheckpointError(
-            f"{path}: {field} is {reprlib.repr(found)}; expected a positive whole number", hint=V1_HINT
-        )
+        raise CheckpointError(f"{path}: {field} is {shorten(found)}; expected a positive whole number", hint=V1_HINT)
 
 
 def _absent(path: Path, config: dict[str, Any], fields: Iterable[str]) -> None:
     for field in fields:
         if config.get(field) is not None:
-            message = f"{path}: {field} is {reprlib.repr(config[field])}; Stable Diffusion v1 has no such conditioning"
+            message = f"{path}: {field} is {shorten(config[field])}; Stable Diffusion v1 has no such conditioning"
             raise CheckpointError(message, hint=V1_HINT)

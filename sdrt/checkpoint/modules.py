@@ -17,6 +17,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -27,6 +28,16 @@ from sdrt.errors import CheckpointError
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 FLOATS = ("F32", "F16", "BF16")
+# What the libraries raise on configs that make no sense.
+BAD_CONFIG = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 HINT = "the weights do not belong to this config; download or save the checkpoint again"
 # Parts of CLIP that files carry and a text encoder does not compute with.
 HARMLESS = re.compile(r"(text_model\.)?embeddings\.position_ids|text_projection\.weight|logit_scale")
@@ -89,7 +100,7 @@ def _build(component: str, checkpoint: Checkpoint, make: Callable[[], Module]) -
     try:
         with _quiet(), torch.device("meta"):
             return make()
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except BAD_CONFIG as error:
         path = checkpoint.path / component / "config.json"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         hint = "download or save the checkpoint again"

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read and checked without touching the weights.
+"""The header of a safetensors file: read and checked without touching the weights, or made.
 
 Format: https://github.com/huggingface/safetensors#format. The file may come from anywhere, so nothing in it is believed
 before it is checked, and nothing is allocated whose size the file states but does not have.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,23 @@ def read_header(path: Path) -> Header:
     tensors = {name: _entry(path, name, value) for name, value in header.items()}
     _check_offsets(path, tensors, size - 8 - length)
     return Header(tensors, metadata, 8 + length)
+
+
+def header_bytes(tensors: Mapping[str, tuple[str, Sequence[int]]]) -> bytes:
+    """The beginning of a safetensors file that holds the tensors in the order given, without hole.
+
+    Args:
+        tensors: Name -> dtype as the format names it, and shape.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, (dtype, shape) in tensors.items():
+        end = begin + math.prod(shape) * DTYPE_BITS[dtype] // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _fault(path: Path, what: str) -> CheckpointError:

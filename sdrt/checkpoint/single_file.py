@@ -6,7 +6,6 @@ copies their bytes; nothing is decoded, so it takes no memory to speak of and no
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sdrt.checkpoint.clip_vocabulary import SD_V1, write_clip_tokenizer
-from sdrt.checkpoint.configs import V1_HINT, read_json
+from sdrt.checkpoint.configs import LATENT_CHANNELS, V1_HINT, read_json
 from sdrt.checkpoint.digests import DigestMemory
 from sdrt.checkpoint.ldm_names import NAMES, PREFIXES
-from sdrt.checkpoint.safetensors_header import Header, TensorEntry, read_header
+from sdrt.checkpoint.safetensors_header import Header, TensorEntry, header_bytes, read_header
 from sdrt.checkpoint.weights import weight_names
 from sdrt.errors import CheckpointError, TimeLimitError
 from sdrt.files import canonical_json, disk_errors, folder_published_as
@@ -62,6 +61,7 @@ def converted_folder(path: Path, cache: Path, memory: DigestMemory, configs: Pat
 
     header = read_header(path)
     check_kind(path, header)
+    _check_width(path, header, read_json(configs / "unet" / "config.json"))
     folder = cache / "single-file" / memory.sha256(path)
     if folder.is_dir():
         return folder
@@ -98,6 +98,16 @@ def check_kind(path: Path, header: Header) -> None:
     if ZERO_SNR_MARK in names:
         hint = "give a checkpoint with Stable Diffusion v1's noise schedule"
         raise CheckpointError(f"{path} asks for a zero-terminal-SNR noise schedule ({ZERO_SNR_MARK})", hint=hint)
+
+
+def _check_width(path: Path, header: Header, unet: Mapping[str, Any]) -> None:
+    """Hold the UNet's first layer against the config before anything is copied; all others are when it is loaded."""
+    expected = [unet["block_out_channels"][0], LATENT_CHANNELS, 3, 3]
+    found = list(header.tensors[CONV_IN].shape) if CONV_IN in header.tensors else []
+    if found != expected:
+        hint = "a single file has no configs; give a checkpoint of other widths as a folder in the diffusers layout"
+        message = f"{path}: {CONV_IN} has shape {found}; Stable Diffusion v1 has {expected}"
+        raise CheckpointError(message, hint=hint)
 
 
 def convert(path: Path, header: Header, out: Path, configs: Path = SD_V1) -> None:
@@ -145,19 +155,7 @@ def rename(path: Path, component: str, header: Header, config: Mapping[str, Any]
 
 def _copy_tensors(source: BinaryIO, data_start: int, tensors: Mapping[str, TensorEntry], target: BinaryIO) -> None:
     """Write a safetensors file whose tensors' bytes come from another one; equal tensors give equal bytes."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name in sorted(tensors):
-        size = tensors[name].end - tensors[name].begin
-        entries[name] = {
-            "dtype": tensors[name].dtype,
-            "shape": _shape(name, tensors[name]),
-            "data_offsets": [position, position + size],
-        }
-        position += size
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    target.write(len(text).to_bytes(8, "little") + text)
+    target.write(header_bytes({name: (tensors[name].dtype, _shape(name, tensors[name])) for name in sorted(tensors)}))
     for name in sorted(tensors):
         source.seek(data_start + tensors[name].begin)
         left = tensors[name].end - tensors[name].begin

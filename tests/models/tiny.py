@@ -59,6 +59,10 @@ def tiny_checkpoint(
     Args:
         folder: Where it is written; made when absent.
         seed: Equal seeds and changes give equal weights.
+        unet: Values of unet/config.json.
+        vae: Values of vae/config.json.
+        text_encoder: Values of text_encoder/config.json.
+        scheduler: Values of scheduler/scheduler_config.json.
 
     Returns:
         The folder.
