@@ -93,10 +93,13 @@ def read_record(path: Path, newest: int, kind: type[SdrtError]) -> bytes:
 
     Raises:
         SdrtError: Of the given kind, otherwise.
+        TrustError: It is a link, or anything but a plain file.
     """
     import json
 
     hint = f"give a folder that holds a {MANIFEST} written by sdrt"
+    # A link would lead out of the folder, and a pipe would never end.
+    path_inside(path.parent, path.name)
     try:
         if path.stat().st_size > MANIFEST_LIMIT_BYTES:
             raise kind(f"{path} is larger than {MANIFEST_LIMIT_BYTES >> 20} MiB", hint=hint)
@@ -122,8 +125,8 @@ def check_files(folder: Path, files: dict[str, FileRecord], hashed: Iterable[str
     """Hold the folder against its file records: every size, and the digest of the files named in ``hashed``.
 
     Raises:
-        BundleError: A file is missing or has another size.
-        TrustError: A digest differs, or a path is a link or leaves the folder.
+        BundleError: A file is missing.
+        TrustError: A size or digest differs, or a path is a link or leaves the folder.
     """
     hint = "make it again from its source, or copy it again"
     for name, record in files.items():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -16,6 +19,8 @@ from sdrt.errors import SdrtError
 
 EXIT_RESOURCE = 6
 EXIT_INTERRUPTED = 130
+#: Line breaks, and what a terminal takes for commands.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 #: Command -> what ``sdrt --help`` says of it. Its function is sdrt.commands.<command>.command.
 COMMANDS = {
@@ -77,7 +82,7 @@ def _run(words: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except SdrtError as error:
         if "--debug" in words[:1]:
-            raise
+            traceback.print_exc()
         _complain(error.message, error.hint)
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -86,7 +91,7 @@ def _run(words: list[str]) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "sdrt"
-        _complain(" ".join(error.format_message().split()), f"see {path} --help")
+        _complain(error.format_message().replace("\n", " "), f"see {path} --help")
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("sdrt: interrupted", err=True)
@@ -95,10 +100,12 @@ def _run(words: list[str]) -> int:
         _complain("out of memory", "ask for fewer pictures at once, or give the process more memory")
         return EXIT_RESOURCE
     except BrokenPipeError:
-        # The reader of stdout went away, which is its right.
-        sys.stderr.close()
+        # The reader of stdout went away, which is its right; what is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def _complain(message: str, hint: str) -> None:
-    click.echo(f"sdrt: {message} ({hint})", err=True)
+    """Say an error in one line, whatever a file's name or a library's message holds."""
+    text = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", f"sdrt: {message} ({hint})")
+    click.echo(text, err=True)

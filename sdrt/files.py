@@ -54,6 +54,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only",
             errno.ENOTDIR: "a file stands where a folder should be",
             errno.EEXIST: "a file stands where a folder should be",
+            errno.EISDIR: "a folder stands where the file should be",
+            errno.ENAMETOOLONG: "the name is too long for the file system",
             errno.EMFILE: "too many open files",
         }
         if error.errno not in reasons:
@@ -108,6 +110,8 @@ def folder_published_as(path: Path, mode: int = 0o755) -> Iterator[Path]:
     Raises:
         ResourceError: The place cannot be written.
     """
+    # "." and ".." cannot be renamed by that name.
+    path = path.resolve() if path.name in ("", "..") else path.absolute()
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=PART_PREFIX, dir=path.parent))
@@ -131,9 +135,16 @@ def _swap(part: Path, path: Path) -> None:
         part.rename(path)
         return
     aside = Path(tempfile.mkdtemp(prefix=PART_PREFIX, dir=path.parent))
-    path.rename(aside / "old")
-    part.rename(path)
-    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        path.rename(aside / "old")
+        part.rename(path)
+    except BaseException:
+        # What was there must not go with the folder it was moved to.
+        if not path.exists():
+            (aside / "old").rename(path)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def path_inside(folder: Path, relative: str) -> Path:
@@ -145,16 +156,20 @@ def path_inside(folder: Path, relative: str) -> Path:
     pure = PurePosixPath(relative)
     hint = "copy the file itself into the folder and make the manifest again"
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in relative or "\0" in relative:
-        raise TrustError(f"{relative!r} is not a path inside {folder}", hint=hint)
+        raise TrustError(f"{relative[:80]!r} is not a path inside {folder}", hint=hint)
     current = folder
-    for part in pure.parts:
-        current = current / part
-        if current.is_symlink():
-            raise TrustError(f"{current} is a link", hint=hint)
-    with contextlib.suppress(FileNotFoundError):
-        status = current.stat()
-        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
-            raise TrustError(f"{current} is a hard link", hint=hint)
-        if not stat.S_ISREG(status.st_mode):
-            raise TrustError(f"{current} is not a plain file", hint=hint)
+    try:
+        for part in pure.parts:
+            current = current / part
+            if stat.S_ISLNK(current.lstat().st_mode):
+                raise TrustError(f"{current} is a link", hint=hint)
+        status = current.lstat()
+    except FileNotFoundError:
+        return folder / pure
+    except (OSError, ValueError) as error:
+        raise TrustError(f"{relative[:80]!r} is not the path of a file in {folder}", hint=hint) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise TrustError(f"{current} is not a plain file", hint=hint)
+    if status.st_nlink > 1:
+        raise TrustError(f"{current} is a hard link", hint=hint)
     return current

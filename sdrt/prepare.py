@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +14,7 @@ from sdrt.checkpoint import open_checkpoint
 from sdrt.engines import build as engines_build
 from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import Store
-from sdrt.errors import ArtefactError, BackendUnavailableError, UsageError
+from sdrt.errors import ArtefactError, BackendUnavailableError, BundleError, TrustError, UsageError
 from sdrt.files import canonical_json, sha256_bytes
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import choose_backend
@@ -42,6 +44,10 @@ class Source:
         given = [name for name in ("checkpoint", "bundle", "engines") if getattr(self, name)]
         if len(given) > 1:
             raise UsageError(f"--{given[0]} and --{given[1]} exclude each other", hint="give one of them")
+        if self.trust and not self.engines:
+            raise UsageError("--trust is for --engines, which is missing", hint="give both, or neither")
+        if self.revision and not self.checkpoint:
+            raise UsageError("--revision is for --checkpoint, which is missing", hint="give both, or neither")
 
 
 def prepare(
@@ -61,16 +67,48 @@ def prepare(
     """
     shelf = Store(store) if store else Store.default()
     if source.engines:
-        return shelf.open_engines(source.engines, trust=source.trust)
+        opened = shelf.open_engines(source.engines, trust=source.trust)
+        _check_asked(opened, backend, precision)
+        return opened
     bundle = open_bundle(source, shelf, build=build, progress=progress)
     request = BuildRequest(resolve_backend(backend, progress), precision)
     if build:
         return engines_build.build(bundle, request, shelf, progress)
     found = engines_build.find(bundle, request, shelf)
     if found is None:
-        hint = f"run: sdrt build {bundle.path} --backend {request.backend}"
+        options = {"backend": request.backend, "precision": precision, "store": _named(shelf)}
+        hint = "run: " + _command("build", str(bundle.path), **options)
         raise ArtefactError(f"no {request.backend} engines are stored for {bundle.path}", hint=hint)
     return found
+
+
+def _check_asked(engines: EngineSet, backend: str, precision: Precision | None) -> None:
+    """Hold that a set given by its folder is of the backend and precision asked for.
+
+    Raises:
+        UsageError: It is not.
+    """
+    for name, asked, held in (
+        ("backend", backend, engines.manifest.backend),
+        ("precision", precision, engines.manifest.precision),
+    ):
+        if asked not in ("auto", None, held):
+            hint = f"leave out --{name}, or give other --engines"
+            raise UsageError(f"--{name} is {asked}; the engines in {engines.path} are for {held}", hint=hint)
+
+
+def _named(store: Store) -> Path | None:
+    """What --store has to say to mean this store."""
+    return None if store == Store.default() else store.root
+
+
+def _command(name: str, *arguments: str, **options: object) -> str:
+    """A command line of sdrt, quoted for the shell; options that are None are left out."""
+    words = ["sdrt", name, *arguments]
+    for option, value in options.items():
+        if value is not None:
+            words += [f"--{option}", str(value)]
+    return shlex.join(words)
 
 
 def resolve_backend(backend: str, progress: Progress) -> BackendName:
@@ -97,11 +135,11 @@ def open_bundle(source: Source, store: Store, *, build: bool = True, progress: P
         return Bundle.open(DEMO_BUNDLE)
     checkpoint = open_checkpoint(name, revision=source.revision)
     path = store.bundle_path(f"{checkpoint.digest[:16]}-fp32-{_exporter_key()[:16]}")
+    if build:
+        return _stored_or_exported(checkpoint, path, store, progress)
     if not path.exists():
-        if not build:
-            hint = f"run: sdrt export --checkpoint {name} --out BUNDLE, then give --bundle BUNDLE"
-            raise ArtefactError(f"no bundle of {name} is stored", hint=hint)
-        _export(checkpoint, path, store, progress)
+        hint = "run: " + _command("build", checkpoint=name, revision=source.revision, store=_named(store))
+        raise ArtefactError(f"no bundle of {name} is stored", hint=hint)
     return store.open_bundle(path)
 
 
@@ -120,11 +158,23 @@ def _exporter_key() -> str:
     return sha256_bytes(canonical_json({"exporter": EXPORTER, **versions}))
 
 
-def _export(checkpoint: Checkpoint, path: Path, store: Store, progress: Progress) -> None:
-    """Export into the store, once, however many processes want it."""
+def _stored_or_exported(checkpoint: Checkpoint, path: Path, store: Store, progress: Progress) -> Bundle:
+    """The stored bundle, if it is sound; else exported into the store, once, however many processes want it.
+
+    A bundle that is not sound goes to the store's quarantine.
+    """
+    if path.exists():
+        with contextlib.suppress(BundleError, TrustError):
+            return store.open_bundle(path)
     from sdrt.export import export_bundle
 
     with store.locked(path, progress):
-        if not path.exists():
-            with store.staged(path) as folder:
-                export_bundle(checkpoint, folder, progress=progress)
+        if path.exists():
+            # Another process has made it meanwhile, or it is what was not sound.
+            try:
+                return store.open_bundle(path)
+            except (BundleError, TrustError) as error:
+                store.quarantine(path, error, progress)
+        with store.staged(path) as folder:
+            export_bundle(checkpoint, folder, progress=progress)
+    return store.open_bundle(path)

@@ -14,6 +14,7 @@ from sdrt.commands.options import (
     BACKENDS,
     PRECISIONS,
     Command,
+    Number,
     backend_option,
     checkpoint_option,
     folder_option,
@@ -25,6 +26,7 @@ from sdrt.commands.options import (
     threads_option,
 )
 from sdrt.errors import ArtefactError, CheckpointError, UsageError
+from sdrt.runtime.request import MAX_GUIDANCE_SCALE, MAX_PICTURES, MAX_SEED, MAX_STEPS
 
 if TYPE_CHECKING:
     from sdrt.progress import Progress
@@ -41,7 +43,7 @@ class Options:
     steps: int | None
     guidance_scale: float | None
     seed: int | None
-    num_images: int
+    num_images: int | None
     checkpoint: str | None
     revision: str | None
     bundle: Path | None
@@ -67,10 +69,22 @@ def file_option(name: str, text: str, *names: str) -> Callable[[Command], Comman
 @click.command("denoise")
 @click.option("--prompt", metavar="TEXT", help="What to draw; may be empty.")
 @click.option("--negative-prompt", metavar="TEXT", help="What to stay away from.")
-@click.option("--steps", type=int, metavar="N", help="Denoising steps, 1 to 1000.  [default: 50]")
-@click.option("--guidance-scale", type=float, metavar="X", help="1 and below turn guidance off.  [default: 7.5]")
-@click.option("--seed", type=int, metavar="N", help="Of the noise, 0 to 2^63 - 1.  [default: drawn, and said]")
-@click.option("--num-images", type=int, default=1, show_default=True, metavar="N", help="With seeds N, N + 1, ...")
+@click.option("--steps", type=Number(int, 1, MAX_STEPS), metavar="N", help="Denoising steps, 1 to 1000.  [default: 50]")
+@click.option(
+    "--guidance-scale",
+    type=Number(float, -MAX_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE),
+    metavar="X",
+    help="1 and below turn guidance off.  [default: 7.5]",
+)
+@click.option(
+    "--seed",
+    type=Number(int, 0, MAX_SEED),
+    metavar="N",
+    help="Of the noise, 0 to 2^63 - 1.  [default: drawn, and said]",
+)
+@click.option(
+    "--num-images", type=Number(int, 1, MAX_PICTURES), metavar="N", help="With seeds N, N + 1, ...  [default: 1]"
+)
 @checkpoint_option
 @revision_option
 @folder_option("--bundle", "A bundle to run, in place of a checkpoint.")
@@ -108,6 +122,8 @@ def run(options: Options) -> None:
     record = _record(options)
     options = _with_record(options, record)
     request = _request(options, record)
+    for path in _paths(options.out, 1 if record else len(request.pictures)):
+        check_writable("--out", path)
     noise = _noise(options, request)
     with _load(options, progress) as pipeline:
         _check_repeats(record, pipeline, progress)
@@ -118,7 +134,7 @@ def run(options: Options) -> None:
             print_json(facts(pipeline, result, written))
         else:
             for path in written:
-                click.echo(path)
+                click.echo(bytes(path))
 
 
 def check_png(path: Path) -> None:
@@ -157,7 +173,7 @@ def _record(options: Options) -> dict[str, Any] | None:
         return None
     from sdrt.runtime.images import read_record
 
-    given = ("prompt", "negative_prompt", "steps", "guidance_scale", "seed")
+    given = ("prompt", "negative_prompt", "steps", "guidance_scale", "seed", "num_images")
     for name in (name for name in given if getattr(options, name) is not None):
         raise UsageError(f"--{name.replace('_', '-')} and --from exclude each other", hint="--from sets it")
     if not options.repeat.is_file():
@@ -178,6 +194,8 @@ def _with_record(options: Options, record: dict[str, Any] | None) -> Options:
         checkpoint = record["checkpoint"]["name"]
         if checkpoint != "demo" and not Path(checkpoint).exists():
             raise CheckpointError(f"the checkpoint {checkpoint!r} is not here", hint="name its place with --checkpoint")
+    if options.engines:
+        return options
     backend = record["backend"] if options.backend in (None, "auto") else options.backend
     return replace(options, checkpoint=checkpoint, backend=backend, precision=options.precision or record["precision"])
 
@@ -194,7 +212,7 @@ def _request(options: Options, record: dict[str, Any] | None) -> Request:
         options.prompt,
         options.negative_prompt,
         seed=options.seed,
-        num_images_per_prompt=options.num_images,
+        num_images_per_prompt=1 if options.num_images is None else options.num_images,
         num_inference_steps=50 if options.steps is None else options.steps,
         guidance_scale=7.5 if options.guidance_scale is None else options.guidance_scale,
     )
@@ -259,15 +277,19 @@ def _write(options: Options, result: Result, record: dict[str, Any] | None) -> d
 
     chosen = range(len(result.images)) if record is None else [record["batch_index"]]
     written = {}
-    for number, index in enumerate(chosen, 1):
-        path = options.out
-        if len(chosen) > 1:
-            path = path.with_name(f"{path.stem}-{number:04}{path.suffix}")
+    for path, index in zip(_paths(options.out, len(chosen)), chosen, strict=True):
         write_png(result.images[index], path, result.records[index])
         written[path] = result.request.pictures[index].seed
     if options.save_latents:
         save_latents(options.save_latents, result.latents)
     return written
+
+
+def _paths(out: Path, count: int) -> list[Path]:
+    """The file of each picture: ``out``, or of several NAME-0001.png and on."""
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{number:04}{out.suffix}") for number in range(1, count + 1)]
 
 
 def facts(pipeline: Pipeline, result: Result, written: dict[Path, int]) -> dict[str, Any]:

@@ -73,9 +73,15 @@ def check_free(out: Path, force: bool) -> None:
     """Hold that an output folder may be written.
 
     Raises:
-        UsageError: It is a file, or a folder that is not empty and ``force`` was not given.
+        UsageError: It is a file, a folder that is not empty and ``force`` was not given, or one that holds the current
+            folder.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out: {out} is a file", hint="name a folder")
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise UsageError(f"--out: {out} is not empty", hint="name another folder, or replace it with --force")
+    try:
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"--out: {out} is a file", hint="name a folder")
+        if out.is_dir() and any(out.iterdir()) and not force:
+            raise UsageError(f"--out: {out} is not empty", hint="name another folder, or replace it with --force")
+        if Path.cwd().is_relative_to(out.resolve()):
+            raise UsageError(f"--out: {out} holds the current folder", hint="name another folder")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--out: {str(out)[:80]!r} is not a usable path", hint="choose another folder") from error

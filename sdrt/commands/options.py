@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,24 @@ BACKENDS = ("onnxruntime", "openvino")
 def folder_option(name: str, text: str) -> Callable[[Command], Command]:
     """An option that takes a folder."""
     return click.option(name, type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help=text)
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]
+    """A number in a range; what is not is refused with the range."""
+
+    def __init__(self, kind: type[int] | type[float], least: float, most: float) -> None:
+        self.name = "whole number" if kind is int else "number"
+        self._kind, self._least, self._most = kind, least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        """The number that the text says."""
+        try:
+            number = self._kind(value)
+        except ValueError:
+            number = math.nan
+        if not self._least <= number <= self._most:
+            self.fail(f"{str(value)[:40]!r} is not a {self.name} from {self._least} to {self._most}.", param, ctx)
+        return number
 
 
 checkpoint_option = click.option(
@@ -40,8 +59,8 @@ def precision_option(names: tuple[str, ...]) -> Callable[[Command], Command]:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """Print one JSON document on stdout, in UTF-8; bytes of a path that are not UTF-8 come as JSON's own escapes."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace"))
 
 
 def size_text(size_bytes: int) -> str:

@@ -105,7 +105,9 @@ class Source:
 def model_record(checkpoint: Checkpoint) -> ModelRecord:
     """The numbers that the runtime needs, from the checkpoint's configs."""
     vae, unet, text = checkpoint.vae, checkpoint.unet, checkpoint.text_encoder
-    size = unet.get("sample_size") or 64
+    size = unet["sample_size"]
+    if not isinstance(size, int):
+        size = size[0]
     return ModelRecord(
         latent_channels=unet["in_channels"],
         latent_size=size,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from sdrt.runtime.latents import check_latents, unit_noise
 
 from sdrt.errors import EngineError
 from sdrt.progress import Progress, silent
@@ -21,6 +20,7 @@ from sdrt.runtime import images
 from sdrt.runtime.backends import open_engine
 from sdrt.runtime.backends.base import Engine, check_finite
 from sdrt.runtime.denoise import Conditioning, Latents, denoise
+from sdrt.runtime.latents import check_latents, unit_noise
 from sdrt.runtime.lms import Schedule
 from sdrt.runtime.request import Picture, Request, make_request
 from sdrt.runtime.text import Tokenizer
@@ -194,7 +194,8 @@ class Pipeline:
         noise = unit_noise([p.seed for p in request.pictures], shape)
         if latents is not None:
             noise = check_latents(latents, len(request.pictures), shape)
-        pictures, finals, records, lost = [], [], [], []
+        pictures, finals, records = [], [], []
+        lost: list[str] = []
         with timings.measure("total"):
             for first, group in self._groups(request):
                 part = noise[first : first + len(group)] * np.float32(schedule.init_noise_sigma)

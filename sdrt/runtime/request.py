@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdrt.errors import UsageError
 
+PROMPT_LIMIT_CHARACTERS = 100_000
 MAX_SEED = 2**63 - 1
 MAX_PICTURES = 256
 MAX_STEPS = 1000
 MAX_GUIDANCE_SCALE = 1000.0
 #: Seeds that sdrt draws itself stay below this, so that they are short enough to type.
 DRAWN_SEEDS = 2**32
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def make_request(
         UsageError: Names the argument and its valid range.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    _check_text("prompt", prompts)
+    _check_texts("prompt", prompts)
     count = _whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_PICTURES)
     total = len(prompts) * count
     if not 1 <= total <= MAX_PICTURES:
@@ -89,17 +93,34 @@ def make_request(
     return Request(tuple(pictures), num_inference_steps, float(guidance_scale))
 
 
-def _check_text(name: str, values: list[str]) -> None:
+def _check_texts(name: str, values: list[str]) -> None:
     for value in values:
         if not isinstance(value, str):
             raise UsageError(f"{name} holds a {type(value).__name__}; it must be text", hint=f"give {name} as text")
+        check_text(name, value)
+
+
+def check_text(name: str, text: str) -> None:
+    """Refuse what cannot be tokenised, or not in reasonable time.
+
+    Raises:
+        UsageError: The text is over 100,000 characters, or holds half of a UTF-16 pair and so is not text.
+    """
+    if len(text) > PROMPT_LIMIT_CHARACTERS:
+        message = f"{name} has {len(text)} characters; the limit is {PROMPT_LIMIT_CHARACTERS}"
+        raise UsageError(message, hint="shorten it; the text encoder reads some 75 tokens at most")
+    surrogate = _SURROGATE.search(text)
+    if surrogate:
+        message = f"{name} has a lone surrogate (U+{ord(surrogate[0]):04X}) at position {surrogate.start()}"
+        raise UsageError(message, hint=f"give {name} as valid Unicode (UTF-8 on the command line)")
 
 
 def _negatives(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:
     if negative_prompt is None or isinstance(negative_prompt, str):
-        return [negative_prompt or ""] * count
-    negatives = list(negative_prompt)
-    _check_text("negative_prompt", negatives)
+        negatives = [negative_prompt or ""] * count
+    else:
+        negatives = list(negative_prompt)
+    _check_texts("negative_prompt", negatives)
     if len(negatives) != count:
         hint = "give one negative prompt for all, or one for each prompt"
         raise UsageError(f"{len(negatives)} negative prompts do not fit {count} prompts", hint=hint)

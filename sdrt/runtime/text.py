@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from sdrt.errors import ArtefactError, UsageError
+from sdrt.errors import ArtefactError
+from sdrt.runtime.request import check_text
 
-PROMPT_LIMIT_CHARACTERS = 100_000
 TOKENIZER_LIMIT_BYTES = 64 << 20
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +70,7 @@ class Tokenizer:
             UsageError: A prompt is over 100,000 characters, or holds half of a UTF-16 pair and so is not text.
         """
         for prompt in prompts:
-            _check(prompt)
+            check_text("prompt", prompt)
         encodings = self._tokenizer.encode_batch(list(prompts))
         rows, truncated = [], []
         for prompt, encoding in zip(prompts, encodings, strict=True):
@@ -84,14 +81,3 @@ class Tokenizer:
             rows.append(ids)
             truncated.append(lost)
         return Tokens(np.array(rows, dtype=np.int64).reshape(len(rows), self.max_tokens), tuple(truncated))
-
-
-def _check(prompt: str) -> None:
-    """Refuse what cannot be tokenised, or not in reasonable time."""
-    if len(prompt) > PROMPT_LIMIT_CHARACTERS:
-        message = f"prompt has {len(prompt)} characters; the limit is {PROMPT_LIMIT_CHARACTERS}"
-        raise UsageError(message, hint="shorten it; the text encoder reads some 75 tokens at most")
-    surrogate = _SURROGATE.search(prompt)
-    if surrogate:
-        message = f"prompt has a lone surrogate (U+{ord(surrogate[0]):04X}) at position {surrogate.start()}"
-        raise UsageError(message, hint="give the prompt as valid Unicode (UTF-8 on the command line)")
