@@ -1,0 +1,168 @@
+"""From a bundle to an engine set: found in the store, or compiled and put there, or written to a folder to carry."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdrt.bundle import MANIFEST, Bundle, ComponentName, file_records
+from sdrt.engines import lanes
+from sdrt.engines.builders import ComponentJob, builder
+from sdrt.engines.engine_set import SCHEDULER, TOKENIZER, EngineManifest, EngineSet, seal
+from sdrt.engines.key import BuildKey
+from sdrt.engines.locks import Lease
+from sdrt.engines.request import BuildRequest, component_batch
+from sdrt.engines.store import PRIVATE_MODE, Store
+from sdrt.errors import BundleError, EngineError, TrustError, UsageError
+from sdrt.files import disk_errors, folder_published_as, sha256_file
+from sdrt.progress import Progress
+from sdrt.runtime.backends.cpu import available_memory_bytes, usable_cpus
+
+
+def build_key(bundle: Bundle, request: BuildRequest) -> BuildKey:
+    """Everything that the set which answers a request depends on.
+
+    Raises:
+        UsageError: No engines are built for the backend, or no component is asked for.
+        BackendUnavailableError: Its library is not installed, or cannot compute in the precision asked for.
+        BundleError: The bundle lacks a component.
+    """
+    maker = builder(request.backend)
+    if not request.components:
+        raise UsageError("no component is asked for", hint="name at least one with --components")
+    for component in request.components:
+        bundle.graph(component)
+    precision = maker.precision(request.precision)
+    components = tuple(sorted(set(request.components)))
+    return BuildKey(
+        backend=maker.backend,
+        builder=maker.version,
+        versions=maker.library_versions(),
+        host=maker.host(),
+        bundle=bundle.digest,
+        components=components,
+        precision=precision,
+        component_precision={name: maker.component_precision(name, precision) for name in components},
+        batch=request.batch,
+        options={f"{name}.{option}": value for name in components for option, value in maker.options(name).items()},
+    )
+
+
+def find(bundle: Bundle, request: BuildRequest, store: Store) -> EngineSet | None:
+    """The set that answers a request, if the store holds a sound one; compiles nothing and moves nothing.
+
+    Raises:
+        SdrtError: As `build_key`, and a TrustError or ResourceError when the store is not this user's alone.
+    """
+    return _stored(store, build_key(bundle, request))
+
+
+def build(bundle: Bundle, request: BuildRequest, store: Store, progress: Progress) -> EngineSet:
+    """Get the set that answers a request from the store; compile it first if it is not there or not sound.
+
+    A set that is not sound goes to the store's quarantine. Of several processes that ask for one set, one compiles.
+
+    Raises:
+        UsageError: The request names no known backend or no component.
+        BackendUnavailableError: The backend's library is missing or cannot do what is asked.
+        BundleError, TrustError: The bundle lacks a component, or is not what its manifest says.
+        EngineError: A graph does not compile.
+        ResourceError: The store cannot be written, or memory ran out.
+        TimeLimitError: Another process held the set for too long.
+    """
+    key = build_key(bundle, request)
+    found = _stored(store, key)
+    if found is not None:
+        return found
+    path = store.engines_path(key.backend, key.digest)
+    with store.locked(path, progress):
+        if path.exists():
+            # Another process has made it meanwhile, or it is what was not sound.
+            try:
+                return store.open_engines(path)
+            except (EngineError, TrustError) as error:
+                store.quarantine(path, error, progress)
+        with store.staged(path) as part:
+            part.mkdir(mode=PRIVATE_MODE)
+            _compile(bundle, request, key, part, progress)
+        return store.open_engines(path)
+
+
+def _stored(store: Store, key: BuildKey) -> EngineSet | None:
+    path = store.engines_path(key.backend, key.digest)
+    if not path.is_dir():
+        return None
+    store.check()
+    try:
+        return store.open_engines(path)
+    except (EngineError, TrustError):
+        return None
+
+
+def build_to(bundle: Bundle, request: BuildRequest, out: Path, progress: Progress) -> EngineSet:
+    """Compile an engine set into a folder, to be carried to another host and opened there by its digest.
+
+    Raises:
+        SdrtError: As `build`; nothing is left at ``out`` then.
+    """
+    key = build_key(bundle, request)
+    with folder_published_as(out) as part:
+        digest = _compile(bundle, request, key, part, progress)
+    return EngineSet.open(out, trust=digest)
+
+
+def _compile(bundle: Bundle, request: BuildRequest, key: BuildKey, folder: Path, progress: Progress) -> str:
+    """Put a whole engine set together in a folder; the digest of its manifest."""
+    with _in_use(bundle):
+        with progress.stage("checking the bundle"):
+            bundle.verify_weights()
+        jobs = [_job(bundle, request, key, name, folder) for name in key.components]
+        components = lanes.build_all(jobs, progress, available_memory_bytes(), usable_cpus())
+        with disk_errors(folder):
+            for name in (TOKENIZER, SCHEDULER):
+                if name not in bundle.manifest.files:
+                    raise BundleError(f"{bundle.path} holds no {name}", hint="export the checkpoint again")
+                (folder / name).parent.mkdir()
+                shutil.copyfile(bundle.path / name, folder / name)
+    manifest = EngineManifest(
+        schema_version=1,
+        backend=key.backend,
+        key=key.digest,
+        precision=key.precision,
+        checkpoint=bundle.manifest.checkpoint,
+        bundle_digest=bundle.digest,
+        model=bundle.manifest.model,
+        components=components,
+        files=file_records(folder),
+        versions=key.versions,
+        host=key.host,
+    )
+    with disk_errors(folder):
+        seal(folder, manifest)
+    return sha256_file(folder / MANIFEST)
+
+
+def _job(bundle: Bundle, request: BuildRequest, key: BuildKey, name: ComponentName, folder: Path) -> ComponentJob:
+    return ComponentJob(
+        backend=key.backend,
+        component=name,
+        graph=bundle.graph(name),
+        spec=bundle.manifest.components[name],
+        precision=key.component_precision[name],
+        batch=component_batch(name, key.batch),
+        options=builder(key.backend).options(name),
+        threads=request.threads or usable_cpus(),
+        folder=folder,
+    )
+
+
+@contextlib.contextmanager
+def _in_use(bundle: Bundle) -> Iterator[None]:
+    """Keep gc from removing the bundle while it is read."""
+    lease = Lease(bundle.path)
+    try:
+        yield
+    finally:
+        lease.release()

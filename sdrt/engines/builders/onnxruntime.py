@@ -1,0 +1,61 @@
+"""ONNX Runtime on the CPU: the optimised graph, saved, so that opening it optimises nothing."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from sdrt.engines.builders.base import Builder, ComponentJob
+from sdrt.files import disk_errors
+from sdrt.runtime.backends.base import library_error
+from sdrt.runtime.backends.cpu import simd_width
+from sdrt.runtime.backends.packages import installed_version
+
+GRAPH = "model.onnx"
+WEIGHTS = "model.onnx.data"
+# Above this many bytes an initializer goes to the weights file, which is mapped rather than read.
+EXTERNAL_BYTES = 1024
+
+
+class OnnxRuntimeBuilder(Builder):
+    """Saves what ONNX Runtime's optimiser makes of each graph.
+
+    All of it: the blocked layouts depend on the processor, and so does the set, but they are worth a seventh of the
+    time (docs/decisions/0010).
+    """
+
+    backend = "onnxruntime"
+    version = 1
+    precisions = ("fp32",)
+
+    def library_versions(self) -> dict[str, str]:
+        """ONNX Runtime's version."""
+        return {"onnxruntime": installed_version("onnxruntime")}
+
+    def host(self) -> dict[str, str]:
+        """The processor's kind and vector width: weights are blocked for it, and another would read them wrongly."""
+        return {"machine": platform.machine(), "simd": simd_width()}
+
+    def compile(self, job: ComponentJob, folder: Path) -> tuple[str, str | None]:
+        """Save the optimised graph, large weights beside it."""
+        import onnxruntime
+
+        from sdrt.runtime.backends.onnxruntime import ERRORS
+
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = job.threads
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(folder / GRAPH)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_BYTES)
+        )
+        # The session is thrown away: weights need not be packed for products that it will not compute.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        try:
+            with disk_errors(folder):
+                onnxruntime.InferenceSession(job.graph, options, providers=["CPUExecutionProvider"])
+        except ERRORS as error:
+            raise library_error(f"onnxruntime cannot compile {job.graph}", error) from error
+        return GRAPH, WEIGHTS if (folder / WEIGHTS).exists() else None

@@ -1,0 +1,32 @@
+"""The name under which an engine set is stored: a digest of everything that can change what a build makes."""
+
+from __future__ import annotations
+
+from sdrt.bundle import ComponentName, Digest, Precision, Record
+from sdrt.engines.engine_set import BackendName, BatchRange
+from sdrt.files import canonical_json, sha256_bytes
+
+
+class BuildKey(Record):
+    """All that an engine set depends on. Two builds whose keys are equal may stand in for each other.
+
+    ``bundle`` is the digest of the bundle's manifest: it covers every graph, weight, tokenizer and config.
+    ``builder`` counts changes of our own code that change what it makes; ``versions`` are the libraries'. ``host`` is
+    what of this machine goes into the engines. ``options`` are the backend's own.
+    """
+
+    backend: BackendName
+    builder: int
+    versions: dict[str, str]
+    host: dict[str, str]
+    bundle: Digest
+    components: tuple[ComponentName, ...]
+    precision: Precision
+    component_precision: dict[ComponentName, Precision]
+    batch: BatchRange | None
+    options: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """The key, as 64 hex digits."""
+        return sha256_bytes(canonical_json(self.model_dump(mode="json")))

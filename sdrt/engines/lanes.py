@@ -1,0 +1,186 @@
+"""Compiles components side by side, in processes of their own, within the memory there is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self, cast
+
+import sdrt.bundle
+from sdrt import errors
+from sdrt.bundle import ComponentName
+from sdrt.engines.builders.base import ComponentJob
+from sdrt.engines.engine_set import EngineComponent
+from sdrt.engines.worker import Answer
+from sdrt.errors import EngineError, ResourceError, SdrtError
+from sdrt.progress import Progress
+
+# A compiler holds the graph's weights as read, as packed and as written.
+MEMORY_PER_WEIGHT_BYTE = 3
+MEMORY_OF_PROCESS_BYTES = 300 << 20
+MEMORY_SHARE = 0.8
+# Below this, starting a second process takes longer than it saves (docs/decisions/0012).
+SMALL_BYTES = 256 << 20
+LOOK_AFTER_S = 1.0
+
+
+class Lane:
+    """One worker process and the job that it has. Leaving its block ends the process, whatever it does.
+
+    Args:
+        log: An open file that takes what the process prints.
+    """
+
+    def __init__(self, log: IO[bytes]) -> None:
+        self.job: ComponentJob | None = None
+        self._stage = ExitStack()
+        self._log = log
+        # The worker sees the modules that this process sees, and none of the current folder.
+        places = [str(Path(sdrt.bundle.__file__).parent.parent), *filter(None, sys.path)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "sdrt.engines.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+            encoding="utf-8",
+        )
+        self._jobs = cast(IO[str], self._process.stdin)
+        self.answers = cast(IO[str], self._process.stdout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._jobs.close()
+        self.answers.close()
+        self._stage.__exit__(kind, error, trace)
+
+    def give(self, job: ComponentJob, progress: Progress) -> None:
+        """Start a job."""
+        self.job = job
+        self._stage.enter_context(progress.stage(f"{job.backend} {job.component} {job.precision}"))
+        # A worker that is gone shows when its answer is read.
+        with contextlib.suppress(BrokenPipeError):
+            self._jobs.write(job.model_dump_json() + "\n")
+            self._jobs.flush()
+
+    @property
+    def component(self) -> ComponentName:
+        """What is being compiled."""
+        if self.job is None:
+            raise EngineError("a process that has no job answered", hint="report it")
+        return self.job.component
+
+    def is_dead(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
+
+    def take(self) -> EngineComponent:
+        """The job's result, once there is something to read.
+
+        Raises:
+            SdrtError: The building failed, or its process ended.
+        """
+        line = "" if self.is_dead() else self.answers.readline()
+        if not line:
+            raise self._ended()
+        answer = Answer.model_validate_json(line)
+        if not isinstance(answer.result, EngineComponent):
+            kind: type[SdrtError] = getattr(errors, answer.result.kind)
+            raise kind(answer.result.message, hint=answer.result.hint)
+        self._stage.close()
+        self.job = None
+        return answer.result
+
+    def _ended(self) -> SdrtError:
+        code = self._process.wait()
+        what = f"the process that compiled {self.component}"
+        if code == -signal.SIGKILL:
+            return ResourceError(f"{what} was killed, most likely for want of memory", hint="free memory and try again")
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace").strip().splitlines() or ["nothing"]
+        ended = f"died of signal {-code}" if code < 0 else f"ended with code {code}"
+        return EngineError(f"{what} {ended}; its last words: {said[-1]}", hint="report it with the bundle's manifest")
+
+
+def build_all(
+    jobs: Sequence[ComponentJob], progress: Progress, memory_bytes: int | None, cpus: int
+) -> dict[ComponentName, EngineComponent]:
+    """Compile components, large ones first.
+
+    Args:
+        jobs: What to compile.
+        progress: One stage a component.
+        memory_bytes: Memory that may be taken; None when the system does not say.
+        cpus: How many may be compiled at the same time.
+
+    Raises:
+        SdrtError: One failed; the others are ended.
+    """
+    waiting = sorted(jobs, key=memory_needed, reverse=True)
+    small = sum(map(weights_bytes, jobs)) < SMALL_BYTES
+    built: dict[ComponentName, EngineComponent] = {}
+    with _lanes(1 if small else min(cpus, len(jobs))) as (lanes, selector):
+        while len(built) < len(jobs):
+            _hand_out(waiting, lanes, progress, memory_bytes)
+            ready = [key.data for key, _ in selector.select(LOOK_AFTER_S)]
+            # A worker's own children may keep its pipe open when it dies.
+            dead = [lane for lane in lanes if lane.job is not None and lane.is_dead()]
+            for lane in ready or dead:
+                name = lane.component
+                built[name] = lane.take()
+    return {job.component: built[job.component] for job in jobs}
+
+
+def weights_bytes(job: ComponentJob) -> int:
+    """Bytes of the graph and its weights."""
+    weights = job.graph.parent / Path(job.spec.weights).name if job.spec.weights else None
+    return sum(path.stat().st_size for path in (job.graph, weights) if path is not None)
+
+
+def memory_needed(job: ComponentJob) -> int:
+    """Bytes of memory that compiling takes, estimated generously."""
+    return MEMORY_OF_PROCESS_BYTES + MEMORY_PER_WEIGHT_BYTE * weights_bytes(job)
+
+
+def _hand_out(waiting: list[ComponentJob], lanes: list[Lane], progress: Progress, memory_bytes: int | None) -> None:
+    """Give idle lanes the next jobs that fit in memory; where none is at work, one whether it fits or not."""
+    for lane in lanes:
+        if lane.job is not None or not waiting:
+            continue
+        busy = [other.job for other in lanes if other.job is not None]
+        taken = sum(map(memory_needed, busy))
+        fitting = [
+            job
+            for job in waiting
+            if not busy or memory_bytes is None or taken + memory_needed(job) <= memory_bytes * MEMORY_SHARE
+        ]
+        if fitting:
+            waiting.remove(fitting[0])
+            lane.give(fitting[0], progress)
+
+
+@contextlib.contextmanager
+def _lanes(count: int) -> Iterator[tuple[list[Lane], selectors.BaseSelector]]:
+    with ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        lanes = []
+        for _ in range(count):
+            lanes.append(stack.enter_context(Lane(stack.enter_context(tempfile.TemporaryFile()))))
+            selector.register(lanes[-1].answers, selectors.EVENT_READ, lanes[-1])
+        yield lanes, selector

@@ -1,0 +1,115 @@
+"""Who is at work on what: locks with a holder that can be named, and leases on folders in use."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sdrt.errors import EngineError, TimeLimitError
+from sdrt.files import disk_errors
+from sdrt.progress import Progress
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, what: str, timeout_s: float, progress: Progress) -> Iterator[None]:
+    """Hold a lock file; say so once when another process has to be waited for.
+
+    Args:
+        path: The lock file, which stays; its folder must exist.
+        what: What is locked, as notes and errors name it.
+        timeout_s: How long to wait.
+        progress: Where the wait is announced.
+
+    Raises:
+        TimeLimitError: It did not become free; names the process that holds it.
+        ResourceError: The lock file cannot be written.
+    """
+    holder = path.with_suffix(".holder")
+    lock = FileLock(path)
+    with disk_errors(path):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress.note(f"waiting for {_process_named_in(holder)}, which has {what}")
+            _wait(lock, holder, what, timeout_s)
+        try:
+            holder.write_text(str(os.getpid()))
+        except BaseException:
+            lock.release()
+            raise
+    try:
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _wait(lock: FileLock, holder: Path, what: str, timeout_s: float) -> None:
+    try:
+        lock.acquire(timeout=timeout_s)
+    except Timeout as error:
+        hint = "wait for that process or end it; the lock goes with it"
+        message = f"{_process_named_in(holder)} has had {what} for {timeout_s:g} s"
+        raise TimeLimitError(message, hint=hint) from error
+
+
+def _process_named_in(holder: Path) -> str:
+    try:
+        return f"process {int(holder.read_text())}"
+    except (OSError, ValueError):
+        return "another process"
+
+
+class Lease:
+    """Holds a folder in use: `try_exclusive` fails on it in every process, until the lease is released or dropped.
+
+    Args:
+        folder: The folder, which must exist.
+
+    Raises:
+        EngineError: There is no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._handle = -1
+        try:
+            self._handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            hint = "give an engine set's folder"
+            raise EngineError(f"cannot open {folder}: {error.strerror}", hint=hint) from error
+        # Some network file systems refuse to lock folders; there a set in use is not kept from gc, but runs.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._handle, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """End the lease."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __del__(self) -> None:
+        self.release()
+
+
+@contextlib.contextmanager
+def try_exclusive(folder: Path) -> Iterator[bool]:
+    """Whether nobody has the folder in use, and while the block runs nobody will."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)

@@ -1,0 +1,148 @@
+"""Which backends can run here, and the opening of their engines. Imports no backend's library until one is opened."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from sdrt.errors import BackendUnavailableError, EngineError, UsageError
+from sdrt.runtime.backends.cpu import unsuited, usable_cpus
+from sdrt.runtime.backends.packages import installed_version
+
+if TYPE_CHECKING:
+    from sdrt.bundle import ComponentName
+    from sdrt.engines.engine_set import BackendName, EngineManifest, EngineSet
+    from sdrt.runtime.backends.base import Engine
+
+__all__ = ["BACKENDS", "available", "choose_backend", "open_engine"]
+
+
+@dataclass(frozen=True)
+class _Backend:
+    """Where a backend's engine class is, and whether it needs an NVIDIA GPU."""
+
+    module: str
+    engine: str
+    needs_gpu: bool
+
+
+_BACKENDS: dict[BackendName, _Backend] = {
+    "tensorrt": _Backend("sdrt.runtime.backends.tensorrt", "TensorRtEngine", needs_gpu=True),
+    "tensorrt-rtx": _Backend("sdrt.runtime.backends.tensorrt", "TensorRtEngine", needs_gpu=True),
+    "openvino": _Backend("sdrt.runtime.backends.openvino", "OpenVinoEngine", needs_gpu=False),
+    "onnxruntime": _Backend("sdrt.runtime.backends.onnxruntime", "OnnxRuntimeEngine", needs_gpu=False),
+}
+# By speed, the fastest first: the order in which "auto" tries them.
+BACKENDS: tuple[BackendName, ...] = tuple(_BACKENDS)
+
+
+def available(backend: str) -> None:
+    """Hold that a backend can run here. Looks for packages and the driver; imports no backend's library.
+
+    Raises:
+        UsageError: There is no backend of this name.
+        BackendUnavailableError: Its package, runner or NVIDIA's driver is missing; the hint says what to do.
+    """
+    entry = _entry(backend)
+    if entry.needs_gpu:
+        _check_nvidia_driver(backend)
+    installed_version(backend)
+    if find_spec(entry.module) is None:
+        raise BackendUnavailableError(f"this sdrt has no runner for {backend}", hint="upgrade sdrt")
+
+
+def choose_backend() -> tuple[BackendName, str]:
+    """What ``--backend auto`` means here: the first of `BACKENDS` that can run.
+
+    Returns:
+        Its name, and why in one line.
+
+    Raises:
+        BackendUnavailableError: None can.
+    """
+    refused = []
+    for backend in BACKENDS:
+        try:
+            available(backend)
+        except BackendUnavailableError as error:
+            refused.append(error.message)
+            continue
+        because = f"{backend} {installed_version(backend)} is the fastest that can run here"
+        return backend, "; ".join([because, *refused])
+    raise BackendUnavailableError("no backend can run here: " + "; ".join(refused), hint="pip install 'sdrt[cpu]'")
+
+
+def open_engine(engines: EngineSet, component: ComponentName, *, threads: int | None = None) -> Engine:
+    """Open one component of an engine set, to be run here.
+
+    Args:
+        engines: The opened, hence verified, set.
+        component: Its name.
+        threads: Threads it may use; None is all CPUs that this process may use.
+
+    Raises:
+        EngineError: The set lacks the component, or was built by another version of the library.
+        BackendUnavailableError: The backend cannot run here, or the processor lacks what the set was built for.
+        UsageError: ``threads`` is below 1.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; it must be at least 1", hint="leave it out to use every CPU")
+    spec = engines.component(component)
+    backend = engines.manifest.backend
+    available(backend)
+    check_host(engines.manifest)
+    entry = _entry(backend)
+    try:
+        engine_class = getattr(import_module(entry.module), entry.engine)
+    except ImportError as error:
+        hint = f"reinstall {backend}"
+        raise BackendUnavailableError(f"{backend} is installed but does not import: {error}", hint=hint) from error
+    engine: Engine = engine_class(component, spec, engines.path, threads or usable_cpus())
+    return engine
+
+
+def check_host(manifest: EngineManifest) -> None:
+    """Hold that a set was built by the libraries that are here, for a processor like this one.
+
+    Raises:
+        EngineError: Another version of a library built it.
+        BackendUnavailableError: This processor is of another kind, or lacks instructions that it was built for.
+    """
+    for library, built_by in manifest.versions.items():
+        here = installed_version(library)
+        if here != built_by:
+            raise EngineError(
+                f"the engines were built by {library} {built_by}; here is {here}",
+                hint=f"pip install {library}=={built_by}, or build them again here",
+            )
+    lacking = unsuited(manifest.host)
+    if lacking:
+        hint = "build them again on this machine"
+        raise BackendUnavailableError(f"the engines were built for {lacking}, which this is not", hint=hint)
+
+
+def _entry(backend: str) -> _Backend:
+    for name, entry in _BACKENDS.items():
+        if name == backend:
+            return entry
+    raise UsageError(f"there is no backend {backend!r}", hint=f"choose from {', '.join(BACKENDS)}")
+
+
+def _check_nvidia_driver(backend: str) -> None:
+    """Hold that NVIDIA's driver is installed and sees a GPU (cuInit and cuDeviceGetCount of the driver API)."""
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    hint = "install NVIDIA's driver, or choose openvino or onnxruntime"
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError as error:
+        raise BackendUnavailableError(
+            f"{backend} needs an NVIDIA driver, and {library} is missing", hint=hint
+        ) from error
+    count = ctypes.c_int(0)
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status != 0 or count.value == 0:
+        raise BackendUnavailableError(f"{backend} needs an NVIDIA GPU; the driver found none ({status})", hint=hint)

@@ -1,0 +1,146 @@
+"""What every backend's engine has in common: checks of what goes in, timing, and the check that numbers are finite."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from sdrt.errors import EngineError, NumericError, ResourceError, SdrtError, UsageError
+
+if TYPE_CHECKING:
+    from sdrt.bundle import ComponentName, TensorSpec
+    from sdrt.engines.engine_set import EngineComponent
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Engine(ABC):
+    """One component, opened and ready to run. Not to be shared between threads.
+
+    A subclass supplies ``execute`` and ``release``; what reaches ``execute`` has passed the checks.
+
+    Args:
+        name: The component, as errors name it.
+        spec: Its inputs, outputs and batch range.
+
+    Attributes:
+        seconds: How long each run took, in order.
+    """
+
+    def __init__(self, name: ComponentName, spec: EngineComponent) -> None:
+        self.name = name
+        self.spec = spec
+        self.seconds: list[float] = []
+
+    def run(self, **feeds: Array) -> dict[str, Array]:
+        """Run once.
+
+        Args:
+            feeds: One array an input, by name, with the dtype and shape of the component's spec.
+
+        Returns:
+            One array an output, by name, that later runs do not touch.
+
+        Raises:
+            UsageError: A name, dtype or shape is not the spec's, or the batch is outside the engine's range.
+        """
+        checked = self._checked(feeds)
+        start = time.perf_counter()
+        outputs = self.execute(checked)
+        self.seconds.append(time.perf_counter() - start)
+        return outputs
+
+    @abstractmethod
+    def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run the backend on checked, contiguous arrays; what is returned stays valid."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let go of everything the backend holds."""
+
+    def close(self) -> None:
+        """Let go of everything; the engine cannot run afterwards."""
+        self.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _checked(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        wanted = [spec.name for spec in self.spec.inputs]
+        if feeds.keys() != set(wanted):
+            given = ", ".join(sorted(feeds)) or "nothing"
+            raise UsageError(f"{self.name} takes {', '.join(wanted)}; got {given}", hint="feed exactly these inputs")
+        axes: dict[str, int] = {}
+        for spec in self.spec.inputs:
+            self._check(spec, feeds[spec.name], axes)
+        self._check_batch(axes.get("batch"))
+        return {name: np.ascontiguousarray(feeds[name]) for name in wanted}
+
+    def _check(self, spec: TensorSpec, array: Array, axes: dict[str, int]) -> None:
+        """Hold one array against its spec; ``axes`` collects the lengths of the named axes."""
+        where = f"{self.name}: {spec.name}"
+        if array.dtype != spec.dtype:
+            raise UsageError(f"{where} is {array.dtype}; it must be {spec.dtype}", hint=f"convert it to {spec.dtype}")
+        fits = len(array.shape) == len(spec.shape) and all(
+            length == (axes.setdefault(wanted, length) if isinstance(wanted, str) else wanted)
+            for wanted, length in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            shape = ", ".join(f"{axis}={axes[axis]}" if axis in axes else str(axis) for axis in spec.shape)
+            raise UsageError(f"{where} has shape {array.shape}; it must be ({shape})", hint="give it that shape")
+
+    def _check_batch(self, batch: int | None) -> None:
+        limits = self.spec.batch
+        if batch is None or limits is None or limits.min <= batch <= limits.max:
+            return
+        raise UsageError(
+            f"{self.name} was built for batches of {limits.min} to {limits.max}; got {batch}",
+            hint="ask for fewer pictures at once, or build with another --batch",
+        )
+
+
+def check_finite(array: Array, component: str, *, step: int | None = None, sigma: float | None = None) -> None:
+    """Stop numbers that are not numbers from becoming a picture.
+
+    Args:
+        array: Any shape.
+        component: What produced it.
+        step: The denoising step, counted from 1, where there is one.
+        sigma: The step's noise level.
+
+    Raises:
+        NumericError: It holds NaN or Inf; says how many, where and at which step.
+    """
+    finite = np.isfinite(array)
+    if finite.all():
+        return
+    nan = int(np.isnan(array).sum())
+    inf = array.size - int(finite.sum()) - nan
+    first = tuple(int(i) for i in np.argwhere(~finite)[0])
+    at = f" at step {step}" if step is not None else ""
+    at += f" (sigma {sigma:.4g})" if sigma is not None else ""
+    raise NumericError(
+        f"{component} gave {nan} NaN and {inf} Inf of {array.size} values{at}, the first at {first}",
+        hint="run it again with --precision fp32; if that fails too, check the checkpoint's weights",
+    )
+
+
+def library_error(what: str, error: Exception) -> SdrtError:
+    """A backend library's exception as one of ours.
+
+    Args:
+        what: What failed, as "openvino cannot open PATH".
+        error: What the library raised; the last line of its message is the reason.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[-1] if lines else type(error).__name__
+    if isinstance(error, MemoryError) or "bad_alloc" in reason or "allocate memory" in reason:
+        return ResourceError(f"{what}: out of memory", hint="ask for fewer pictures at once, or free memory")
+    return EngineError(f"{what}: {reason}", hint="build the engines again; if it fails again, report it")

@@ -1,0 +1,102 @@
+"""Runs a compiled blob by OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdrt.errors import BackendUnavailableError, EngineError
+from sdrt.runtime.backends.base import Array, Engine, library_error
+
+if TYPE_CHECKING:
+    from openvino import InferRequest
+
+    from sdrt.bundle import ComponentName, Precision
+    from sdrt.engines.engine_set import EngineComponent
+
+INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16"}
+
+
+def load_library() -> ModuleType:
+    """Import OpenVINO without its telemetry.
+
+    Left alone, ``import openvino`` sends an event to its makers unless the user has opted out, starts a process for it
+    and writes ~/intel. Where the telemetry package cannot be imported, it takes a stub that does nothing.
+    """
+    name = "openvino_telemetry"
+    if "openvino" in sys.modules or name in sys.modules:
+        return import_module("openvino")
+    sys.modules[name] = None  # type: ignore[assignment]  # the import system's mark of "not to be found"
+    try:
+        return import_module("openvino")
+    finally:
+        del sys.modules[name]
+
+
+def cpu_config(precision: Precision, threads: int) -> dict[str, Any]:
+    """OpenVINO's settings for one request at a time.
+
+    The precision is always given: left out, OpenVINO takes bf16 wherever the processor has it.
+    """
+    return {
+        "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[precision],
+        "EXECUTION_MODE_HINT": "ACCURACY" if precision == "fp32" else "PERFORMANCE",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "CACHE_DIR": "",
+    }
+
+
+class OpenVinoEngine(Engine):
+    """One OpenVINO request over one imported blob.
+
+    Args:
+        folder: The engine set's folder, verified.
+        threads: Threads of the one stream.
+
+    Raises:
+        EngineError: The blob does not open.
+        BackendUnavailableError: OpenVINO would compute in another precision.
+    """
+
+    def __init__(self, name: ComponentName, spec: EngineComponent, folder: Path, threads: int) -> None:
+        openvino = load_library()
+        super().__init__(name, spec)
+        path = folder / spec.file
+        # Mapped, not read: the blob's bytes need not be in memory twice. OpenVINO insists on memory that it could
+        # write, hence copy-on-write, and may read weights from it for as long as the request lives.
+        self._blob: Array | None = np.memmap(path, dtype=np.uint8, mode="c")
+        try:
+            compiled = openvino.Core().import_model(
+                openvino.Tensor(self._blob, shared_memory=True), "CPU", cpu_config(spec.precision, threads)
+            )
+        except (RuntimeError, MemoryError) as error:
+            raise library_error(f"openvino cannot open {path}", error) from error
+        precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if precision != INFERENCE_PRECISION[spec.precision]:
+            message = f"openvino would run {name} in {precision}, not {INFERENCE_PRECISION[spec.precision]}"
+            raise BackendUnavailableError(message, hint="build it again here")
+        self._request: InferRequest | None = compiled.create_infer_request()
+        self._outputs = [output.name for output in spec.outputs]
+
+    def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run the request on the arrays where they lie, and copy its outputs."""
+        if self._request is None:
+            raise EngineError(f"{self.name} is closed", hint="open it again")
+        try:
+            # Inputs are read where they lie; outputs are copied out, since the next run overwrites them.
+            outputs = self._request.infer(feeds, share_inputs=True, share_outputs=False)
+        except (RuntimeError, MemoryError) as error:
+            raise library_error(f"{self.name} failed", error) from error
+        return {name: outputs[name] for name in self._outputs}
+
+    def release(self) -> None:
+        """Let go of what the library holds."""
+        self._request = None
+        self._blob = None

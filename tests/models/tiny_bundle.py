@@ -1,0 +1,170 @@
+"""A bundle of graphs written by hand: the contract's inputs and outputs, a few operators each, no torch, milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from sdrt.bundle import (
+    Bundle,
+    CheckpointRecord,
+    Component,
+    ComponentName,
+    Manifest,
+    ModelRecord,
+    TensorSpec,
+    file_records,
+    seal,
+)
+
+Array = npt.NDArray[Any]
+
+HIDDEN_SIZE = 8
+MAX_TOKENS = 7
+VOCABULARY = 50
+LATENTS = (4, 8, 8)
+PICTURE = (3, 16, 16)
+MODEL = ModelRecord(
+    latent_channels=4,
+    latent_size=8,
+    image_size=16,
+    scaling_factor=0.5,
+    max_tokens=MAX_TOKENS,
+    hidden_size=HIDDEN_SIZE,
+)
+CHECKPOINT = CheckpointRecord(name="tiny", digest="ab" * 32)
+
+
+def tiny_bundle(folder: Path, *, seed: int = 0, components: tuple[ComponentName, ...] = ()) -> Bundle:
+    """Write and open a bundle whose convolutions and attention are real but tiny.
+
+    Args:
+        folder: Where; made when absent.
+        seed: Of the weights.
+        components: Which to write; all four when empty.
+    """
+    rng = np.random.default_rng(seed)
+    graphs = {"text_encoder": _text_encoder, "unet": _unet, "vae_encoder": _vae_encoder, "vae_decoder": _vae_decoder}
+    records: dict[ComponentName, Component] = {}
+    for name in components or ("text_encoder", "unet", "vae_encoder", "vae_decoder"):
+        records[name] = _write(folder, name, graphs[name](rng))
+    for name, text in (("tokenizer/tokenizer.json", "{}"), ("scheduler/scheduler_config.json", '{"beta_start": 0.1}')):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(text)
+    manifest = Manifest(
+        schema_version=1,
+        checkpoint=CHECKPOINT,
+        precision="fp32",
+        opset=23,
+        model=MODEL,
+        components=records,
+        files=file_records(folder),
+        versions={},
+    )
+    seal(folder, manifest)
+    return Bundle.open(folder)
+
+
+def feeds(component: ComponentName, batch: int, seed: int = 0) -> dict[str, Array]:
+    """Inputs of a component of the tiny bundle."""
+    rng = np.random.default_rng(seed)
+    states = rng.standard_normal((batch, MAX_TOKENS, HIDDEN_SIZE), np.float32)
+    noise = rng.standard_normal((batch, *LATENTS), np.float32)
+    return {
+        "text_encoder": {"input_ids": rng.integers(0, VOCABULARY, (batch, MAX_TOKENS))},
+        "unet": {"sample": noise, "timestep": np.full(batch, 978.612, np.float32), "encoder_hidden_states": states},
+        "denoise_step": {},
+        "vae_encoder": {"sample": rng.uniform(-1, 1, (batch, *PICTURE)).astype(np.float32)},
+        "vae_decoder": {"latent_sample": noise},
+    }[component]
+
+
+def _write(folder: Path, name: ComponentName, graph: onnx.GraphProto) -> Component:
+    path = folder / name / "model.onnx"
+    path.parent.mkdir(parents=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=128)
+    return Component(
+        graph=f"{name}/model.onnx",
+        weights=f"{name}/model.onnx.data",
+        precision="fp32",
+        inputs=tuple(_spec(value) for value in graph.input),
+        outputs=tuple(_spec(value) for value in graph.output),
+        parameters=sum(int(np.prod(weight.dims)) for weight in graph.initializer),
+        flops=0,
+    )
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
+    return TensorSpec(
+        name=value.name, dtype="int64" if tensor.elem_type == TensorProto.INT64 else "float32", shape=shape
+    )
+
+
+def _graph(nodes: list[onnx.NodeProto], inputs: dict[str, Any], output: str, shape: Any, **weights: Array) -> Any:
+    dtype = {"input_ids": TensorProto.INT64}
+    return helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(n, dtype.get(n, TensorProto.FLOAT), ("batch", *s)) for n, s in inputs.items()],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ("batch", *shape))],
+        [numpy_helper.from_array(weight, name) for name, weight in weights.items()],
+    )
+
+
+def _text_encoder(rng: np.random.Generator) -> Any:
+    states = (MAX_TOKENS, HIDDEN_SIZE)
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
+        helper.make_node("Attention", ["embedded"] * 3, ["last_hidden_state"], q_num_heads=2, kv_num_heads=2),
+    ]
+    table = rng.standard_normal((VOCABULARY, HIDDEN_SIZE), np.float32)
+    return _graph(nodes, {"input_ids": (MAX_TOKENS,)}, "last_hidden_state", states, table=table)
+
+
+def _unet(rng: np.random.Generator) -> Any:
+    """Group normalisation and a convolution of the sample, shifted by functions of the timestep and the states."""
+    nodes = [
+        helper.make_node("GroupNormalization", ["sample", "one", "zero"], ["normal"], num_groups=2),
+        helper.make_node("Conv", ["normal", "kernel"], ["convolved"], pads=[1, 1, 1, 1]),
+        helper.make_node("Reshape", ["timestep", "column"], ["time"]),
+        helper.make_node("Mul", ["time", "thousandth"], ["scaled"]),
+        helper.make_node("Sin", ["scaled"], ["wave"]),
+        helper.make_node("ReduceMean", ["encoder_hidden_states", "axes"], ["mean"], keepdims=1),
+        helper.make_node("Reshape", ["mean", "column"], ["context"]),
+        helper.make_node("Add", ["wave", "context"], ["shift"]),
+        helper.make_node("Add", ["convolved", "shift"], ["out_sample"]),
+    ]
+    return _graph(
+        nodes,
+        {"sample": LATENTS, "timestep": (), "encoder_hidden_states": (MAX_TOKENS, HIDDEN_SIZE)},
+        "out_sample",
+        LATENTS,
+        one=np.ones(4, np.float32),
+        zero=np.zeros(4, np.float32),
+        kernel=rng.standard_normal((4, 4, 3, 3), np.float32),
+        column=np.array([-1, 1, 1, 1]),
+        thousandth=np.array(1e-3, np.float32),
+        axes=np.array([1, 2]),
+    )
+
+
+def _vae_decoder(rng: np.random.Generator) -> Any:
+    node = helper.make_node("ConvTranspose", ["latent_sample", "kernel"], ["wide"], strides=[2, 2])
+    squash = helper.make_node("Tanh", ["wide"], ["sample"])
+    kernel = rng.standard_normal((4, 3, 2, 2), np.float32)
+    return _graph([node, squash], {"latent_sample": LATENTS}, "sample", PICTURE, kernel=kernel)
+
+
+def _vae_encoder(rng: np.random.Generator) -> Any:
+    node = helper.make_node("Conv", ["sample", "kernel"], ["latent_parameters"], strides=[2, 2])
+    kernel = rng.standard_normal((8, 3, 2, 2), np.float32)
+    return _graph([node], {"sample": PICTURE}, "latent_parameters", (8, 8, 8), kernel=kernel)
