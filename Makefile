@@ -66,7 +66,7 @@ check: $(DEV_READY) ## Lint and type-check (ruff, mypy --strict)
 	$(BIN)/mypy
 
 docs: $(DEV_READY) ## Write the reference pages that come from the code
-	$(BIN)/python -m docs.generate
+	$(BIN)/python docs/generate.py
 
 wheel: $(DEV_READY) ## Build the wheel, with the demo's bundle in it
 	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel

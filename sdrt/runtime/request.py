@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sdrt.errors import UsageError
 
 PROMPT_LIMIT_CHARACTERS = 100_000
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1
 MAX_PICTURES = 256
 MAX_STEPS = 1000
 MAX_GUIDANCE_SCALE = 1000.0
