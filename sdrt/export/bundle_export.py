@@ -69,6 +69,8 @@ def export_bundle(
         raise UsageError(f"opset {opset} is not in {OPSETS[0]}..{OPSETS[-1]}", hint=f"{DEFAULT_OPSET} is the default")
     if unknown := set(components) - set(COMPONENTS):
         raise UsageError(f"unknown component {min(unknown)}", hint=f"choose among {', '.join(COMPONENTS)}")
+    if (named := checkpoint.scheduler.get("_class_name")) not in (None, "LMSDiscreteScheduler"):
+        progress.note(f"the checkpoint names {named}; sdrt runs LMS over its betas, with linspace timesteps")
     with folder_published_as(out) as folder:
         described = {
             name: _export_component(checkpoint, name, folder, precision, opset, progress)
