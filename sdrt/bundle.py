@@ -38,7 +38,11 @@ class TensorSpec(Record):
 
 
 class Component(Record):
-    """One graph of the bundle. ``parameters`` and ``flops`` (of one sample) are counts."""
+    """One graph of the bundle. ``parameters`` and ``flops`` (of one sample) are counts.
+
+    Two components may name one ``weights`` file. ``max_activation`` is the largest absolute value that a submodule of
+    the fp32 module gave on real latents; measured where fp16 is asked for, since it decides ``precision`` there.
+    """
 
     graph: str
     weights: str | None
@@ -47,6 +51,7 @@ class Component(Record):
     outputs: tuple[TensorSpec, ...]
     parameters: int = Field(ge=0)
     flops: int = Field(ge=0)
+    max_activation: float | None = None
 
 
 class FileRecord(Record):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: The demo's bundle, which a wheel carries so that it runs without torch.
 DEMO_BUNDLE = Path(__file__).parent / "assets" / "demo-bundle"
 #: Counts changes of the exporter that change what it writes.
-EXPORTER = 1
+EXPORTER = 2
 EXPORTED_WITH = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 
@@ -70,8 +70,10 @@ def prepare(
         opened = shelf.open_engines(source.engines, trust=source.trust)
         _check_asked(opened, backend, precision)
         return opened
-    bundle = open_bundle(source, shelf, build=build, progress=progress)
-    request = BuildRequest(resolve_backend(backend, progress), precision)
+    name = resolve_backend(backend, progress)
+    exported = bundle_precision(name, precision)
+    bundle = open_bundle(source, shelf, precision=exported, build=build, progress=progress)
+    request = BuildRequest(name, precision)
     if build:
         return engines_build.build(bundle, request, shelf, progress)
     found = engines_build.find(bundle, request, shelf)
@@ -121,8 +123,28 @@ def resolve_backend(backend: str, progress: Progress) -> BackendName:
     return chosen
 
 
-def open_bundle(source: Source, store: Store, *, build: bool = True, progress: Progress = silent) -> Bundle:
+def bundle_precision(backend: BackendName, precision: Precision | None) -> Precision:
+    """What a checkpoint's bundle has to be exported in for a backend.
+
+    TensorRT's networks are strongly typed: they compute as the graph says, in fp16 unless fp32 is asked for. The CPU
+    backends take fp32 graphs and choose how to compute themselves.
+    """
+    if backend in ("tensorrt", "tensorrt-rtx"):
+        return "fp32" if precision == "fp32" else "fp16"
+    return "fp32"
+
+
+def open_bundle(
+    source: Source, store: Store, *, precision: Precision = "fp32", build: bool = True, progress: Progress = silent
+) -> Bundle:
     """Open the bundle of a source; a checkpoint's is exported into the store unless it is there.
+
+    Args:
+        source: A bundle is opened as it is, whatever its precision.
+        store: Where exported bundles are kept.
+        precision: fp32 or fp16, of a checkpoint's graphs; see ``bundle_precision``.
+        build: Whether to export what is missing.
+        progress: Told of exports.
 
     Raises:
         BackendUnavailableError: torch is needed to export, and is not installed.
@@ -131,14 +153,16 @@ def open_bundle(source: Source, store: Store, *, build: bool = True, progress: P
     if source.bundle:
         return Bundle.open(source.bundle)
     name = source.checkpoint or "demo"
-    if name == "demo" and (DEMO_BUNDLE / "manifest.json").exists():
+    if name == "demo" and precision == "fp32" and (DEMO_BUNDLE / "manifest.json").exists():
         return Bundle.open(DEMO_BUNDLE)
     checkpoint = open_checkpoint(name, revision=source.revision)
-    path = store.bundle_path(f"{checkpoint.digest[:16]}-fp32-{_exporter_key()[:16]}")
+    path = store.bundle_path(f"{checkpoint.digest[:16]}-{precision}-{_exporter_key()[:16]}")
     if build:
-        return _stored_or_exported(checkpoint, path, store, progress)
+        return _stored_or_exported(checkpoint, precision, path, store, progress)
     if not path.exists():
-        hint = "run: " + _command("build", checkpoint=name, revision=source.revision, store=_named(store))
+        asked = None if precision == "fp32" else precision
+        command = _command("build", checkpoint=name, revision=source.revision, precision=asked, store=_named(store))
+        hint = "run: " + command
         raise ArtefactError(f"no bundle of {name} is stored", hint=hint)
     return store.open_bundle(path)
 
@@ -158,7 +182,9 @@ def _exporter_key() -> str:
     return sha256_bytes(canonical_json({"exporter": EXPORTER, **versions}))
 
 
-def _stored_or_exported(checkpoint: Checkpoint, path: Path, store: Store, progress: Progress) -> Bundle:
+def _stored_or_exported(
+    checkpoint: Checkpoint, precision: Precision, path: Path, store: Store, progress: Progress
+) -> Bundle:
     """The stored bundle, if it is sound; else exported into the store, once, however many processes want it.
 
     A bundle that is not sound goes to the store's quarantine.
@@ -176,5 +202,5 @@ def _stored_or_exported(checkpoint: Checkpoint, path: Path, store: Store, progre
             except (BundleError, TrustError) as error:
                 store.quarantine(path, error, progress)
         with store.staged(path) as folder:
-            export_bundle(checkpoint, folder, progress=progress)
+            export_bundle(checkpoint, folder, precision=precision, progress=progress)
     return store.open_bundle(path)
