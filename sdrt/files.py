@@ -164,7 +164,7 @@ def path_inside(folder: Path, relative: str) -> Path:
             if stat.S_ISLNK(current.lstat().st_mode):
                 raise TrustError(f"{current} is a link", hint=hint)
         status = current.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return folder / pure
     except (OSError, ValueError) as error:
         raise TrustError(f"{relative[:80]!r} is not the path of a file in {folder}", hint=hint) from error

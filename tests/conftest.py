@@ -1,0 +1,89 @@
+"""What all tests share: nothing of the user's is touched, and what is slow to make is made once a test run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from sdrt.bundle import Bundle, Precision
+from sdrt.engines.engine_set import EngineSet
+from sdrt.engines.store import Store
+from sdrt.prepare import Source, open_bundle, prepare
+from tests.models import odd_checkpoints, tiny_checkpoint
+
+Engines = Callable[..., EngineSet]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run a home of its own, before any library looks for the user's, and keep it off the network."""
+    home = Path(tempfile.mkdtemp(prefix="sdrt-tests-"))
+    config.add_cleanup(functools.partial(shutil.rmtree, home, ignore_errors=True))
+    os.environ.update(
+        HOME=str(home),
+        XDG_CACHE_HOME=str(home / "cache"),
+        HF_HOME=str(home / "huggingface"),
+        HF_HUB_OFFLINE="1",
+        NO_COLOR="1",
+    )
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # The workers are the parallelism; torch's threads on top of them would only get in each other's way.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of the run see."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def store(shared: Path) -> Store:
+    """A store that all tests of the run share; only to add to."""
+    return Store(shared / "store")
+
+
+@pytest.fixture(scope="session")
+def checkpoint_path(shared: Path) -> Callable[[str], Path]:
+    """Gives the folder of a small checkpoint by name, "tiny" or one of the odd ones; made once, not to be changed."""
+
+    def make(name: str) -> Path:
+        path = shared / "checkpoints" / name
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                changes = {} if name == "tiny" else odd_checkpoints()[name]
+                tiny_checkpoint(path.with_suffix(".part"), **changes).rename(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_path(checkpoint_path: Callable[[str], Path]) -> Path:
+    """The folder of the tiny checkpoint; not to be changed."""
+    return checkpoint_path("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_path: Path, store: Store) -> Bundle:
+    """The tiny checkpoint's bundle, exported into the store; not to be changed."""
+    return open_bundle(Source(checkpoint=str(tiny_path)), store)
+
+
+@pytest.fixture(scope="session")
+def tiny_engines(tiny_bundle: Bundle, store: Store) -> Engines:
+    """Gives the tiny checkpoint's engines of a backend and precision, built into the store."""
+
+    def build(backend: str = "onnxruntime", precision: Precision = "fp32") -> EngineSet:
+        source = Source(bundle=tiny_bundle.path)
+        return prepare(source, backend=backend, precision=precision, store=store.root)
+
+    return build

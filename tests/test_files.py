@@ -1,0 +1,255 @@
+"""Files that are whole or absent, and paths that stay where they belong."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from sdrt import files
+from sdrt.errors import ResourceError, TrustError
+from sdrt.files import (
+    canonical_json,
+    disk_errors,
+    folder_published_as,
+    path_inside,
+    sha256_bytes,
+    sha256_file,
+    write_atomically,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_digests_are_sha256(tmp_path: Path) -> None:
+    data = os.urandom(3 << 20)
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_file(tmp_path / "file") == sha256_bytes(data) == hashlib.sha256(data).hexdigest()
+
+
+def test_equal_values_give_equal_json() -> None:
+    assert (
+        canonical_json({"b": 1, "a": "ü"})
+        == canonical_json({"a": "ü", "b": 1})
+        == '{\n "a": "ü",\n "b": 1\n}\n'.encode()
+    )
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"a": float("nan")})
+
+
+def test_writing_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"a much longer old content")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["picture.png"]
+
+
+def test_written_files_obey_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", b"")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (errno.ENOSPC, "full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EFBIG, "size limit"),
+        (errno.EACCES, "permission"),
+        (errno.EROFS, "read-only"),
+        (errno.ENAMETOOLONG, "too long"),
+        (errno.EMFILE, "open files"),
+    ],
+)
+def test_refusals_of_the_system_have_a_reason(code: int, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=reason) as caught, disk_errors(tmp_path):
+        raise OSError(code, os.strerror(code))
+    assert str(tmp_path) in caught.value.message
+
+
+def test_other_errors_of_the_system_are_not_hidden(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
+        (tmp_path / "absent").read_bytes()
+
+
+def test_writing_onto_a_folder_or_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="a folder stands where the file should be"):
+        write_atomically(tmp_path / "folder", b"")
+    with pytest.raises(ResourceError, match="a file stands where a folder should be"):
+        write_atomically(tmp_path / "file" / "below", b"")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_folder_is_published_whole(tmp_path: Path) -> None:
+    out = tmp_path / "missing" / "out"
+    with folder_published_as(out) as part:
+        (part / "sub").mkdir()
+        (part / "sub" / "file").write_text("new")
+        assert not out.exists()
+    assert (out / "sub" / "file").read_text() == "new"
+    assert stat.S_IMODE(out.stat().st_mode) == 0o755
+    assert names(out.parent) == ["out"]
+
+
+def test_a_published_folder_replaces_the_old_one(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "old").mkdir(parents=True)
+    with folder_published_as(out) as part:
+        (part / "new").touch()
+    assert names(out) == ["new"]
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_published_when_the_block_raises(kind: type[BaseException], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+
+    def fail() -> None:
+        with folder_published_as(out) as part:
+            (part / "half").touch()
+            raise kind
+
+    with pytest.raises(kind):
+        fail()
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["old"]
+
+
+def test_the_old_folder_comes_back_when_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target == out and self.name != "old":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(KeyboardInterrupt), folder_published_as(out) as part:
+        (part / "new").touch()
+    assert names(out) == ["old"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_the_current_folder_can_be_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with folder_published_as(Path()) as part:
+        (part / "file").touch()
+    assert names(tmp_path / "here") == ["file"]
+
+
+def test_a_file_in_the_way_of_the_parent_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ResourceError, match="a file stands where a folder should be"),
+        folder_published_as(tmp_path / "file" / "out"),
+    ):
+        pass
+
+
+def test_a_path_inside_may_be_absent_or_a_plain_file(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "model.onnx").touch()
+    assert path_inside(tmp_path, "unet/model.onnx") == tmp_path / "unet" / "model.onnx"
+    assert path_inside(tmp_path, "unet/absent") == tmp_path / "unet" / "absent"
+    assert path_inside(tmp_path, "absent/absent") == tmp_path / "absent" / "absent"
+    assert path_inside(tmp_path, "unet/model.onnx/below") == tmp_path / "unet" / "model.onnx" / "below"
+
+
+@pytest.mark.parametrize(
+    "relative",
+    [
+        "../outside",
+        "unet/../../outside",
+        "unet/../unet/model.onnx",
+        "..",
+        ".",
+        "",
+        "/etc/passwd",
+        "//etc/passwd",
+        "unet\\..\\outside",
+        "nul\0",
+        "n" * 300,
+        "\ud800",
+        "unet",
+    ],
+)
+def test_paths_that_leave_the_folder_or_are_no_files_are_refused(relative: str, tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "model.onnx").touch()
+    with pytest.raises(TrustError):
+        path_inside(tmp_path, relative)
+
+
+def test_links_are_refused_wherever_they_stand(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "real").touch()
+    (tmp_path / "canary").touch()
+    (folder / "out").symlink_to(tmp_path / "canary")
+    (folder / "in").symlink_to(folder / "unet" / "real")
+    (folder / "dangling").symlink_to(tmp_path / "absent")
+    (folder / "parent").symlink_to(folder / "unet")
+    os.link(tmp_path / "canary", folder / "hard")
+    os.mkfifo(folder / "pipe")
+    for name in ("out", "in", "dangling", "parent/real", "hard", "pipe"):
+        with pytest.raises(TrustError) as caught:
+            path_inside(folder, name)
+        assert "copy the file itself" in caught.value.hint
+
+
+def test_the_folder_itself_may_be_reached_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert path_inside(tmp_path / "link", "file").exists()
+
+
+def test_part_files_are_hidden() -> None:
+    assert files.PART_PREFIX.startswith(".")

@@ -1,0 +1,76 @@
+"""Progress: bars on a terminal, lines elsewhere, nothing when silent; never on stdout."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from sdrt.progress import Bars, Lines, Progress, for_terminal, silent
+
+
+class Terminal(io.StringIO):
+    """A stderr that claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def work(progress: Progress) -> None:
+    with progress.stage("outer", 2) as advance:
+        advance(1)
+        with progress.stage("inner") as advance_inner:
+            advance_inner(3)
+        progress.note("a [bold]remark[/bold]")
+        advance(1)
+
+
+def test_silent_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    work(silent)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_lines_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    work(Lines())
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[:2] == ["outer ...", "inner ..."]
+    assert lines[3] == "a [bold]remark[/bold]"
+    assert lines[2].startswith("inner: ")
+    assert lines[4].startswith("outer: ")
+    assert lines[4].endswith(" s")
+
+
+def test_bars_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert isinstance(for_terminal(), Lines)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert isinstance(for_terminal(), Bars)
+
+
+def test_bars_show_stages_and_notes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    progress = for_terminal()
+    work(progress)
+    work(progress)
+    shown = terminal.getvalue()
+    assert "outer" in shown
+    assert "inner" in shown
+    assert shown.count("a [bold]remark[/bold]") == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_bars_let_errors_through_and_can_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    progress = for_terminal()
+
+    def fail() -> None:
+        with progress.stage("doomed", 3):
+            raise RuntimeError("out")
+
+    with pytest.raises(RuntimeError, match="out"):
+        fail()
+    work(progress)
