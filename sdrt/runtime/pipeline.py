@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sdrt.errors import EngineError
 from sdrt.progress import Progress, silent
 from sdrt.runtime import images
-from sdrt.runtime.backends import open_engine
+from sdrt.runtime.backends import open_session
 from sdrt.runtime.backends.base import Engine, check_finite
 from sdrt.runtime.denoise import Conditioning, Latents, denoise
 from sdrt.runtime.latents import check_latents, unit_noise
@@ -91,8 +91,7 @@ class Pipeline:
         self.model = engines.manifest.model
         self.tokenizer = Tokenizer.open(engines.tokenizer, self.model.max_tokens)
         self.scheduler_config: dict[str, Any] = json.loads(engines.scheduler.read_bytes())
-        self._threads = threads
-        self._opened: dict[ComponentName, Engine] = {}
+        self._session = open_session(engines, threads=threads)
         try:
             for name in ("text_encoder", "unet", "vae_decoder"):
                 self._engine(name)
@@ -232,9 +231,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Let go of every engine."""
-        for engine in self._opened.values():
-            engine.close()
-        self._opened.clear()
+        self._session.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -243,9 +240,7 @@ class Pipeline:
         self.close()
 
     def _engine(self, name: ComponentName) -> Engine:
-        if name not in self._opened:
-            self._opened[name] = open_engine(self.engines, name, threads=self._threads)
-        return self._opened[name]
+        return self._session.engine(name)
 
     def _groups(self, request: Request) -> Iterator[tuple[int, tuple[Picture, ...]]]:
         """The pictures, as many at a time as the UNet's engine takes."""

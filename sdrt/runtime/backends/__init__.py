@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from sdrt.bundle import ComponentName
     from sdrt.engines.engine_set import BackendName, EngineManifest, EngineSet
     from sdrt.runtime.backends.base import Engine
+    from sdrt.runtime.backends.session import Session
 
-__all__ = ["BACKENDS", "available", "choose_backend", "open_engine"]
+__all__ = ["BACKENDS", "available", "choose_backend", "open_engine", "open_session"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,18 @@ def open_engine(engines: EngineSet, component: ComponentName, *, threads: int | 
         raise BackendUnavailableError(f"{backend} is installed but does not import: {error}", hint=hint) from error
     engine: Engine = engine_class(component, spec, engines.path, threads or usable_cpus())
     return engine
+
+
+def open_session(engines: EngineSet, *, threads: int | None = None) -> Session:
+    """Open an engine set to run its components here, each engine when it is first asked for.
+
+    Args:
+        engines: The opened, hence verified, set.
+        threads: Threads each engine may use; None is all CPUs that this process may use.
+    """
+    from sdrt.runtime.backends.session import Session
+
+    return Session(engines, lambda component: open_engine(engines, component, threads=threads))
 
 
 def check_host(manifest: EngineManifest) -> None:

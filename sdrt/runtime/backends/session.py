@@ -1,0 +1,90 @@
+"""The engines of one set, opened together, so that a backend can share memory and keep loops on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, Self
+
+from sdrt.runtime.backends.base import Engine
+
+if TYPE_CHECKING:
+    from sdrt.bundle import ComponentName
+    from sdrt.engines.engine_set import EngineSet
+    from sdrt.runtime.denoise import Conditioning, Latents, OnStep
+    from sdrt.runtime.lms import Schedule
+
+
+class DeviceLoop(Protocol):
+    """The guided denoising loop, run where the engine runs, with nothing crossing to the host between steps."""
+
+    #: Seconds of each step of the last run.
+    seconds: list[float]
+
+    def denoise(
+        self,
+        schedule: Schedule,
+        latents: Latents,
+        conditioning: Conditioning,
+        on_step: OnStep | None,
+        advance: Callable[[int], None],
+    ) -> Latents:
+        """Run every step of the schedule, as sdrt.runtime.denoise does.
+
+        Args:
+            schedule: Timesteps, sigmas and coefficients.
+            latents: [n,4,64,64] noise at the first sigma.
+            conditioning: Hidden states of both halves, and the guidance scale.
+            on_step: Sees the latents after each step, may change them or stop the loop; each call costs a copy to the
+                host and a wait. None keeps everything on the device.
+            advance: Told of each step that is done.
+
+        Raises:
+            NumericError: The latents hold NaN or Inf.
+        """
+
+
+class Session:
+    """The engines of one set, each opened when it is first asked for. Not to be shared between threads.
+
+    A backend whose engines stand alone uses this class as it is.
+
+    Args:
+        engines: The opened, hence verified, set.
+        open_engine: Opens one component of it.
+    """
+
+    def __init__(self, engines: EngineSet, open_engine: Callable[[ComponentName], Engine]) -> None:
+        self.engines = engines
+        self._open_engine = open_engine
+        self._opened: dict[ComponentName, Engine] = {}
+
+    def engine(self, name: ComponentName) -> Engine:
+        """A component's engine.
+
+        Raises:
+            EngineError: The set lacks the component, or it does not open.
+        """
+        if name not in self._opened:
+            self._opened[name] = self._open_engine(name)
+        return self._opened[name]
+
+    def device_loop(self) -> DeviceLoop | None:
+        """The loop over denoise_step that the backend runs on its device, if it has one and the set holds that."""
+        return None
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        """Bytes held on the device now, by what for; empty where there is no device but the CPU."""
+        return {}
+
+    def close(self) -> None:
+        """Let go of every engine."""
+        for engine in self._opened.values():
+            engine.close()
+        self._opened.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
