@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrt.errors import ResourceError
-from sdrt.files import canonical_json, sha256_bytes, sha256_file, write_atomically
+from sdrt.files import canonical_json, disk_errors, sha256_bytes, sha256_file, write_atomically
 
 REMEMBERED_FROM_BYTES = 16 << 20  # smaller files are hashed in a few hundredths of a second
 REMEMBERED_FILES = 256
@@ -55,7 +55,8 @@ class DigestMemory:
         known = self._read()
         known.pop(key, None)
         newest = [*known.items(), (key, digest)][-REMEMBERED_FILES:]
-        with contextlib.suppress(ResourceError, FileNotFoundError):  # a folder that cannot be written costs time only
+        # A folder that cannot be written costs time only.
+        with contextlib.suppress(ResourceError, FileNotFoundError), disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, json.dumps(dict(newest), indent=1).encode())
 

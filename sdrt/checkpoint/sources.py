@@ -41,7 +41,7 @@ def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | N
         from sdrt.checkpoint.demo import demo_folder
 
         return read_checkpoint(demo_folder(cache), name=DEMO, memory=memory)
-    if path.is_dir():
+    if source and path.is_dir():
         return read_checkpoint(path.absolute(), name=path.resolve().name, memory=memory)
     if path.is_file():
         return _open_file(path, cache, memory)

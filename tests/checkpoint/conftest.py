@@ -1,4 +1,4 @@
-"""A tiny checkpoint, made once, and copies of it to damage."""
+"""A tiny checkpoint, and copies of it to damage."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.models import tiny_checkpoint
-
 Edit = Callable[[str, dict[str, Any]], None]
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def tiny(tiny_path: Path) -> Path:
     """A whole checkpoint; not to be changed."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return tiny_path
 
 
 @pytest.fixture

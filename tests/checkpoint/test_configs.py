@@ -15,6 +15,16 @@ from sdrt.errors import CheckpointError
 from tests.checkpoint.conftest import Edit
 
 
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    """A copy to damage, but for the weights, which no test here changes: links to them."""
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for path in tiny.rglob("*.safetensors"):
+        (folder / path.relative_to(tiny)).symlink_to(path)
+    return folder
+
+
 def refused(folder: Path, cache: Path, reason: str) -> None:
     """Refused with the reason, in one line, even if no weight can be read."""
     for path in folder.rglob("*.safetensors"):

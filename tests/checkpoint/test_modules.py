@@ -60,7 +60,8 @@ def test_text_encoder_computes_what_transformers_computes(tiny: Path, cache: Pat
 
     ids = torch.tensor([[49406, 320, 1125, 49407, *[49407] * 73]])
     ours = load_text_encoder(open_checkpoint(str(tiny), cache=cache))
-    reference = CLIPTextModel.from_pretrained(tiny, subfolder="text_encoder", local_files_only=True).eval()
+    reference: Any = CLIPTextModel.from_pretrained(tiny, subfolder="text_encoder", local_files_only=True)
+    reference.eval()
     with torch.no_grad():
         found, expected = ours(ids).last_hidden_state, reference(ids).last_hidden_state
     assert torch.equal(found, expected)

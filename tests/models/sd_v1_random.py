@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from sdrt.checkpoint.checkpoint import read_checkpoint
-from sdrt.checkpoint.clip_vocabulary import SD_V1, write_clip_tokenizer
+from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 from sdrt.checkpoint.digests import DigestMemory
 from sdrt.checkpoint.safetensors_header import header_bytes
 from sdrt.checkpoint.weights import STEMS, weight_names
 from sdrt.errors import CheckpointError
 from sdrt.files import folder_published_as
-from tests.models.tiny import write_configs
+from tests.models.tiny import v1_config, write_configs
 
 # Standard deviation of a weight times the square root of its fan-in. 1 keeps the variance through a linear layer; SiLU
 # takes about two thirds of it, which the last convolutions give back: predicted noise has a deviation near 1, pictures
@@ -45,7 +44,7 @@ def sd_v1_random(out: Path, *, seed: int = 0, configs: Mapping[str, Any] | None 
     if is_whole(out):
         return out
     if configs is None:
-        configs = {component: json.loads((SD_V1 / component / "config.json").read_bytes()) for component in STEMS}
+        configs = {component: v1_config(component) for component in STEMS}
     with folder_published_as(out) as part:
         write_configs(part, configs, {})
         write_clip_tokenizer(part / "tokenizer")
@@ -105,7 +104,7 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> memoryview:
         values += 1 if "norm" in name and name.endswith(".weight") else 0
     else:
         values *= GAINS.get(name, 1.0) / math.sqrt(math.prod(shape[1:]))
-    return memoryview(values.astype("<f4", copy=False)).cast("B")
+    return values.astype("<f4", copy=False).data.cast("B")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from sdrt.checkpoint.clip_vocabulary import SD_V1, write_clip_tokenizer
 
@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     import torch
 
 Config = Mapping[str, Any]
+
+
+class Changes(TypedDict, total=False):
+    """What to change of v1.4's configs, as `tiny_checkpoint` takes it."""
+
+    unet: Config
+    vae: Config
+    text_encoder: Config
+    scheduler: Config
+
 
 # Attention below the first level only: at 64x64 it would take nine tenths of a step. One odd checkpoint has it there.
 COARSE_ATTENTION: Config = {
@@ -68,9 +78,9 @@ def tiny_checkpoint(
         The folder.
     """
     configs = {
-        "unet": {**_v1_config("unet"), **UNET, **(unet or {})},
-        "vae": {**_v1_config("vae"), **VAE, **(vae or {})},
-        "text_encoder": {**_v1_config("text_encoder"), **TEXT_ENCODER, **(text_encoder or {})},
+        "unet": {**v1_config("unet"), **UNET, **(unet or {})},
+        "vae": {**v1_config("vae"), **VAE, **(vae or {})},
+        "text_encoder": {**v1_config("text_encoder"), **TEXT_ENCODER, **(text_encoder or {})},
     }
     write_configs(folder, configs, scheduler or {})
     write_clip_tokenizer(folder / "tokenizer")
@@ -79,7 +89,7 @@ def tiny_checkpoint(
     return folder
 
 
-def odd_checkpoints() -> dict[str, dict[str, Config]]:
+def odd_checkpoints() -> dict[str, Changes]:
     """Changes for `tiny_checkpoint`, by name: checkpoints in which none of v1.4's numbers holds."""
     return {
         "heads-by-level": {
@@ -148,7 +158,8 @@ def save_weights(folder: Path, component: str, weights: Mapping[str, torch.Tenso
     return path
 
 
-def _v1_config(component: str) -> dict[str, Any]:
+def v1_config(component: str) -> dict[str, Any]:
+    """config.json of a component of v1.4."""
     config: dict[str, Any] = json.loads((SD_V1 / component / "config.json").read_bytes())
     return config
 
