@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import signal
 import sys
@@ -99,10 +98,6 @@ def _run(words: list[str]) -> int:
     except MemoryError:
         _complain("out of memory", "ask for fewer pictures at once, or give the process more memory")
         return EXIT_RESOURCE
-    except BrokenPipeError:
-        # The reader of stdout went away, which is its right; what is still buffered goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _complain(message: str, hint: str) -> None:

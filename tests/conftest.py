@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -16,6 +18,7 @@ from sdrt.bundle import Bundle, Precision
 from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.store import Store
 from sdrt.prepare import Source, open_bundle, prepare
+from tests.command_line import CommandLine
 from tests.models import odd_checkpoints, tiny_checkpoint
 
 Engines = Callable[..., EngineSet]
@@ -59,7 +62,7 @@ def checkpoint_path(shared: Path) -> Callable[[str], Path]:
         path.parent.mkdir(exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                changes = {} if name == "tiny" else odd_checkpoints()[name]
+                changes: dict[str, Any] = {} if name == "tiny" else odd_checkpoints()[name]
                 tiny_checkpoint(path.with_suffix(".part"), **changes).rename(path)
         return path
 
@@ -87,3 +90,11 @@ def tiny_engines(tiny_bundle: Bundle, store: Store) -> Engines:
         return prepare(source, backend=backend, precision=precision, store=store.root)
 
     return build
+
+
+@pytest.fixture
+def sdrt(capfd: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+    """Runs the command line in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield CommandLine(capfd)
+    signal.signal(signal.SIGTERM, handler)

@@ -80,7 +80,7 @@ def file_option(name: str, text: str, *names: str) -> Callable[[Command], Comman
     "--seed",
     type=Number(int, 0, MAX_SEED),
     metavar="N",
-    help="Of the noise, 0 to 2^63 - 1.  [default: drawn, and said]",
+    help="Of the noise, 0 to 2^64 - 1.  [default: drawn, and said]",
 )
 @click.option(
     "--num-images", type=Number(int, 1, MAX_PICTURES), metavar="N", help="With seeds N, N + 1, ...  [default: 1]"
@@ -155,12 +155,12 @@ def check_writable(option: str, path: Path) -> None:
         UsageError: Its folder is missing or not writable, its name too long, or it is a folder itself.
     """
     try:
-        if path.is_dir():
-            raise UsageError(f"{option}: {path} is a folder", hint="name a file")
         if not path.parent.is_dir():
             raise UsageError(f"{option}: there is no folder {path.parent}", hint="make the folder first")
-        if len(path.name.encode()) > os.pathconf(path.parent, "PC_NAME_MAX"):
+        if len(os.fsencode(path.name)) > os.pathconf(path.parent, "PC_NAME_MAX"):
             raise UsageError(f"{option}: the name is too long for the file system", hint="choose a shorter name")
+        if path.is_dir():
+            raise UsageError(f"{option}: {path} is a folder", hint="name a file")
     except (OSError, ValueError) as error:
         raise UsageError(f"{option}: {str(path)[:80]!r} is not a usable path", hint="choose another file") from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
