@@ -22,16 +22,22 @@ from sdrt.bundle import (
 )
 from sdrt.checkpoint import Checkpoint, tokenizer_json
 from sdrt.errors import UsageError
-from sdrt.export.check import check_graph
+from sdrt.export.activations import FP16_MAX, measure_activations
+from sdrt.export.check import check_denoise_step, check_graph
 from sdrt.export.components import load_source, model_record
+from sdrt.export.denoise_step import describe, write_denoise_step
 from sdrt.export.flops import count_flops
 from sdrt.export.onnx_export import export_graph, quiet, tensor_specs
 from sdrt.files import canonical_json, folder_published_as
 from sdrt.progress import Progress, silent
+from sdrt.runtime.lms import Schedule
+from sdrt.runtime.noise_config import PredictionType
 
 DEFAULT_OPSET = 23
 OPSETS = range(20, 25)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+TOKENIZER = "tokenizer/tokenizer.json"
+SCHEDULER = "scheduler/scheduler_config.json"
 MADE_BY = ("sdrt", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 
@@ -47,12 +53,15 @@ def export_bundle(
     """Export a checkpoint to a bundle folder, published by one rename when it is whole.
 
     Every graph is checked by onnx and, numerically, against the torch module it came from (see ``check.TOLERANCES``)
-    before the manifest is written. Equal checkpoints and versions give equal bytes, on any machine, in any folder.
+    before the manifest is written. With the UNet comes ``denoise_step``, the whole guided step composed around its
+    graph over the same weights, checked against the plain step. Equal checkpoints and versions give equal bytes, on any
+    machine, in any folder.
 
     Args:
         checkpoint: What to export.
         out: The bundle's folder; replaced when it exists.
-        precision: fp32, or fp16 by tracing the half module (timesteps stay fp32).
+        precision: fp32, or fp16 by tracing the half module (timesteps stay fp32). A component whose activations pass
+            what fp16 holds on real latents stays fp32, and says so.
         components: Which ones.
         opset: ONNX opset; 23 keeps attention and group normalisation whole.
         progress: Told of every component.
@@ -60,6 +69,7 @@ def export_bundle(
     Raises:
         UsageError: A precision, component or opset that cannot be exported.
         CheckpointError: The weights are malformed.
+        ArtefactError: The scheduler's config asks for what LMS does not do.
         NumericError: A graph differs from its module.
         ResourceError: ``out`` cannot be written.
     """
@@ -71,18 +81,18 @@ def export_bundle(
         raise UsageError(f"unknown component {min(unknown)}", hint=f"choose among {', '.join(COMPONENTS)}")
     if (named := checkpoint.scheduler.get("_class_name")) not in (None, "LMSDiscreteScheduler"):
         progress.note(f"the checkpoint names {named}; sdrt runs LMS over its betas, with linspace timesteps")
+    prediction_type = Schedule.from_config(checkpoint.scheduler, 1).prediction_type
+    names = [name for name in COMPONENTS if name in components]
     with folder_published_as(out) as folder:
-        described = {
-            name: _export_component(checkpoint, name, folder, precision, opset, progress)
-            for name in COMPONENTS
-            if name in components
-        }
-        for name, data in (
-            ("tokenizer/tokenizer.json", tokenizer_json(checkpoint)),
-            ("scheduler/scheduler_config.json", canonical_json(checkpoint.scheduler)),
-        ):
+        for name, data in ((TOKENIZER, tokenizer_json(checkpoint)), (SCHEDULER, canonical_json(checkpoint.scheduler))):
             (folder / name).parent.mkdir()
             (folder / name).write_bytes(data)
+        plans = _precisions(checkpoint, folder / TOKENIZER, names, precision, progress)
+        described: dict[ComponentName, Component] = {}
+        for name in names:
+            described[name] = _export_component(checkpoint, name, folder, plans[name], opset, progress)
+            if name == "unet":
+                described["denoise_step"] = _export_step(described[name], folder, prediction_type, progress)
         manifest = Manifest(
             schema_version=1,
             checkpoint=CheckpointRecord(name=checkpoint.name, digest=checkpoint.digest, revision=checkpoint.revision),
@@ -91,16 +101,36 @@ def export_bundle(
             model=model_record(checkpoint),
             components=described,
             files=file_records(folder),
-            versions={name: version(name) for name in MADE_BY},
+            versions={package: version(package) for package in MADE_BY},
         )
         seal(folder, manifest)
     return Bundle.open(out)
 
 
+def _precisions(
+    checkpoint: Checkpoint, tokenizer: Path, names: Sequence[ComponentName], precision: Precision, progress: Progress
+) -> dict[ComponentName, tuple[Precision, float | None]]:
+    """What each component is exported in, and its largest activation where fp16 is asked for."""
+    if precision != "fp16" or not names:
+        return dict.fromkeys(names, (precision, None))
+    with quiet():
+        peaks = measure_activations(checkpoint, tokenizer, names, progress)
+    for name, peak in peaks.items():
+        if peak > FP16_MAX:
+            progress.note(f"{name} stays fp32: its activations reach {peak:.3g}, and fp16 ends at {FP16_MAX:.0f}")
+    return {name: ("fp32" if peak > FP16_MAX else "fp16", peak) for name, peak in peaks.items()}
+
+
 def _export_component(
-    checkpoint: Checkpoint, name: ComponentName, folder: Path, precision: Precision, opset: int, progress: Progress
+    checkpoint: Checkpoint,
+    name: ComponentName,
+    folder: Path,
+    plan: tuple[Precision, float | None],
+    opset: int,
+    progress: Progress,
 ) -> Component:
     """Trace one component into ``folder``/<name>/, check it and describe it. Its weights are freed at the end."""
+    precision, max_activation = plan
     with progress.stage(f"export {name}", 3) as advance, quiet():
         source = load_source(checkpoint, name)
         dtype = DTYPES[precision]
@@ -121,8 +151,18 @@ def _export_component(
             outputs=outputs,
             parameters=sum(parameter.numel() for parameter in source.module.parameters()),
             flops=count_flops(source, dtype),
+            max_activation=max_activation,
         )
         advance(1)
     del source
     gc.collect()
     return described
+
+
+def _export_step(unet: Component, folder: Path, prediction_type: PredictionType, progress: Progress) -> Component:
+    """Compose the denoising step around the UNet's graph, check it and describe it."""
+    with progress.stage("compose denoise_step", 1) as advance:
+        path = write_denoise_step(folder / unet.graph, prediction_type)
+        check_denoise_step(folder / unet.graph, path, prediction_type, unet.precision)
+        advance(1)
+    return describe(unet, path.relative_to(folder).as_posix())

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from sdrt.bundle import TensorSpec
 from sdrt.errors import NumericError
 from sdrt.export.components import EXAMPLE_BATCH, Source
+from sdrt.export.onnx_export import tensor_specs
+from sdrt.runtime import lms
+from sdrt.runtime.noise_config import PredictionType
+
+Array = npt.NDArray[Any]
 
 #: Relative L2 error that an exported graph may have against its torch module, by precision. In fp32 both sides compute
 #: the same operators in another order (measured up to 6e-5, on a VAE of random weights). In fp16 torch rounds every
 #: intermediate to 11 bits where ONNX Runtime's CPU keeps fp32 inside an operator (measured up to 4e-3).
 TOLERANCES = {"fp32": 3e-4, "fp16": 2e-2}
+
+#: Relative L2 error that the composed step may have against the plain one, by the UNet's precision. Both run the same
+#: UNet graph; the last bit of its input may differ, and the UNet and the guidance amplify that (measured 2e-6 in fp32).
+#: A wrong sign, order or axis gives more than 1e-2.
+STEP_TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3}
+STEP_BATCHES = (1, 2, 3)
 
 
 def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -35,16 +50,12 @@ def check_graph(source: Source, path: Path, dtype: torch.dtype, precision: str) 
         NumericError: It is over the tolerance of the precision.
     """
     import onnx
-    import onnxruntime
 
     onnx.checker.check_model(str(path))
     example = source.example(EXAMPLE_BATCH + 1, dtype, seed=1)
     with torch.no_grad():
         expected = source.module(**example).float().numpy()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    (actual,) = session.run(None, {name: value.numpy() for name, value in example.items()})
+    (actual,) = _session(path).run(None, {name: value.numpy() for name, value in example.items()})
     error = relative_l2(np.asarray(actual), expected)
     if error > TOLERANCES[precision]:
         raise NumericError(
@@ -53,3 +64,79 @@ def check_graph(source: Source, path: Path, dtype: torch.dtype, precision: str) 
             hint="export in fp32, or report this with the checkpoint's config",
         )
     return error
+
+
+def check_denoise_step(unet: Path, step: Path, prediction_type: PredictionType, precision: str) -> float:
+    """Hold the composed step against the plain formula around the UNet's own graph, at batch 1, 2 and 3.
+
+    Every picture stands at another timestep, sigma, guidance scale and row of coefficients. The two graphs are run one
+    after the other, so that only one is in memory.
+
+    Returns:
+        The largest relative L2 error of the outputs.
+
+    Raises:
+        NumericError: It is over the tolerance of the precision.
+    """
+    examples = [_step_example(tensor_specs(step)[0], batch) for batch in STEP_BATCHES]
+    session = _session(unet)
+    expected = [_plain_step(session, example, prediction_type) for example in examples]
+    session = _session(step)
+    error = max(
+        relative_l2(np.asarray(actual), wanted)
+        for example, pair in zip(examples, expected, strict=True)
+        for actual, wanted in zip(session.run(["next_latents", "next_history"], example), pair, strict=True)
+    )
+    if error > STEP_TOLERANCES[precision]:
+        raise NumericError(
+            f"denoise_step: the composed graph differs from the plain step by {error:.2g} (relative L2); "
+            f"{STEP_TOLERANCES[precision]:.0e} is allowed in {precision}",
+            hint="report this with the checkpoint's config",
+        )
+    return error
+
+
+def _session(path: Path) -> Any:
+    """An ONNX Runtime session on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _step_example(inputs: Sequence[TensorSpec], batch: int) -> dict[str, Array]:
+    """Inputs of the step as a loop meets them: latents at their sigma, coefficients of a late step, a full history."""
+    rng = np.random.default_rng(batch)
+    ranges = {"timestep": (0, 999), "sigma": (0.03, 14.6), "guidance_scale": (1, 15), "lms_coefficients": (-3, 1)}
+    example = {}
+    for spec in inputs:
+        shape = (batch, *(int(axis) for axis in spec.shape[1:]))
+        values = rng.uniform(*ranges[spec.name], shape) if spec.name in ranges else rng.standard_normal(shape)
+        example[spec.name] = values.astype(spec.dtype)
+    scale = np.sqrt(example["sigma"] ** 2 + 1)
+    example["latents"] *= scale.reshape(-1, *[1] * (example["latents"].ndim - 1))
+    return example
+
+
+def _plain_step(unet: Any, example: Mapping[str, Array], prediction_type: PredictionType) -> tuple[Array, Array]:
+    """Next latents and history by the runtime's own formulas, picture by picture around one run of the UNet."""
+    latents, sigmas = example["latents"], [float(sigma) for sigma in example["sigma"]]
+    scaled = np.stack([lms.scale_model_input(x, sigma) for x, sigma in zip(latents, sigmas, strict=True)])
+    dtype = example["cond_states"].dtype
+    (output,) = unet.run(
+        ["out_sample"],
+        {
+            "sample": np.concatenate([scaled, scaled]).astype(dtype),
+            "timestep": np.concatenate([example["timestep"]] * 2),
+            "encoder_hidden_states": np.concatenate([example["uncond_states"], example["cond_states"]]),
+        },
+    )
+    uncond, cond = np.split(output.astype(np.float32), 2)
+    following, histories = [], []
+    for i, sigma in enumerate(sigmas):
+        guided = uncond[i] + example["guidance_scale"][i] * (cond[i] - uncond[i])
+        slopes = [lms.derivative(latents[i], guided, sigma, prediction_type), *example["history"][i][:-1]]
+        following.append(lms.step(latents[i], slopes, example["lms_coefficients"][i].astype(np.float64)))
+        histories.append(np.stack(slopes))
+    return np.stack(following), np.stack(histories)

@@ -1,0 +1,241 @@
+"""Compose the whole guided LMS step as one graph around the exported UNet, over the UNet's own weights file.
+
+No second export: the UNet's nodes are taken as they are, and the step's arithmetic is put before and after them. The
+step scales the latents, runs both halves of classifier-free guidance as one batch, combines them, forms the derivative
+and adds the LMS sum, all in fp32 but for the UNet itself. The formulas are those of ``sdrt.runtime.lms`` and of
+``sdrt.runtime.denoise``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdrt.bundle import Component
+from sdrt.errors import BundleError
+from sdrt.files import disk_errors
+from sdrt.runtime.lms import MAX_ORDER
+from sdrt.runtime.noise_config import PredictionType
+
+if TYPE_CHECKING:
+    import onnx
+
+DENOISE_STEP = "denoise_step.onnx"
+#: The step's inputs that are one number a picture.
+NUMBERS = ("timestep", "sigma", "guidance_scale")
+#: The batch axis inside the UNet: two rows a picture.
+ROWS = "rows"
+
+
+def write_denoise_step(unet: Path, prediction_type: PredictionType) -> Path:
+    """Write denoise_step.onnx beside the UNet's graph; it refers to the same weights file.
+
+    Args:
+        unet: The UNet's graph: inputs sample, timestep, encoder_hidden_states, output out_sample.
+        prediction_type: What the UNet's output means; it is part of the graph.
+
+    Returns:
+        The path written.
+
+    Raises:
+        BundleError: The UNet's inputs or output are not the contract's.
+        ResourceError: The file cannot be written.
+    """
+    import onnx
+
+    model = onnx.load(str(unet), load_external_data=False)
+    compose(model, prediction_type)
+    path = unet.with_name(DENOISE_STEP)
+    with disk_errors(path):
+        path.write_bytes(model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path))
+    return path
+
+
+def describe(unet: Component, path: str) -> Component:
+    """The step's part of the manifest: the UNet's weights, and its work twice.
+
+    Args:
+        unet: The UNet's part.
+        path: The step's graph, relative to the bundle.
+    """
+    sample, _, states = unet.inputs
+    latents = sample.model_copy(update={"name": "latents", "dtype": "float32"})
+    number = sample.model_copy(update={"dtype": "float32", "shape": sample.shape[:1]})
+    history = sample.model_copy(
+        update={"name": "history", "dtype": "float32", "shape": (sample.shape[0], MAX_ORDER, *sample.shape[1:])}
+    )
+    inputs = (
+        latents,
+        *(states.model_copy(update={"name": name}) for name in ("uncond_states", "cond_states")),
+        *(number.model_copy(update={"name": name}) for name in NUMBERS),
+        number.model_copy(update={"name": "lms_coefficients", "shape": (*number.shape, MAX_ORDER)}),
+        history,
+    )
+    outputs = tuple(spec.model_copy(update={"name": f"next_{spec.name}"}) for spec in (latents, history))
+    return unet.model_copy(update={"graph": path, "inputs": inputs, "outputs": outputs, "flops": 2 * unet.flops})
+
+
+def compose(model: onnx.ModelProto, prediction_type: PredictionType) -> None:
+    """Make the UNet's model the step's, in place: nodes before and after, new inputs and outputs.
+
+    Raises:
+        BundleError: The UNet's inputs or output are not the contract's.
+    """
+    graph = model.graph
+    inputs = {value.name: value for value in graph.input}
+    outputs = [value.name for value in graph.output]
+    if set(inputs) != {"sample", "timestep", "encoder_hidden_states"} or outputs != ["out_sample"]:
+        found = ", ".join([*inputs, *outputs])
+        raise BundleError(f"the UNet's graph has the inputs and outputs {found}", hint="export the checkpoint again")
+    dtype = inputs["sample"].type.tensor_type.elem_type
+    states = inputs["encoder_hidden_states"].type.tensor_type
+    latent_shape = _shape(inputs["sample"])[1:]
+    _move_aside(graph)
+    step = _Step(latent_shape, dtype)
+    step.before()
+    before = len(step.nodes)
+    step.after(prediction_type)
+    for field, values in (
+        (graph.node, [*step.nodes[:before], *graph.node, *step.nodes[before:]]),
+        (graph.initializer, [*graph.initializer, *step.constants]),
+        (graph.input, step.inputs(_shape(inputs["encoder_hidden_states"])[1:], states.elem_type)),
+        (graph.output, step.outputs()),
+    ):
+        kept = list(values)
+        del field[:]
+        field.extend(kept)
+    graph.name = "denoise_step"
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim)
+
+
+def _move_aside(graph: onnx.GraphProto) -> None:
+    """Give every value of the UNet whose name the step needs another one, and its batch axis too."""
+    taken = {"sample", "encoder_hidden_states", "out_sample", "latents", "uncond_states", "cond_states", *NUMBERS}
+    taken |= {"lms_coefficients", "history", "next_latents", "next_history"}
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name in taken:
+                    names[index] = f"unet.{name}"
+    for named in (*graph.initializer, *graph.value_info):
+        if named.name in taken:
+            named.name = f"unet.{named.name}"
+    for value in graph.value_info:
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param == "batch":
+                axis.dim_param = ROWS
+
+
+class _Step:
+    """Collects the step's nodes and constants; every name of its own begins with "step.".
+
+    Args:
+        latent_shape: Of one picture's latents.
+        dtype: ONNX's number for the UNet's type.
+    """
+
+    def __init__(self, latent_shape: Sequence[int | str], dtype: int) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self._latents = tuple(latent_shape)
+        self._dtype = dtype
+
+    def before(self) -> None:
+        """From the step's inputs to the UNet's: x / sqrt(sigma^2 + 1) twice, the timestep and the states of both."""
+        import onnx
+
+        sigma = self._column("sigma")
+        self._node("Mul", [sigma, sigma], "variance_less_1")
+        self._node("Add", ["step.variance_less_1", self._constant("one", np.float32(1))], "variance")
+        self._node("Sqrt", ["step.variance"], "deviation")
+        scaled = self._node("Div", ["latents", "step.deviation"], "scaled")
+        if self._dtype != onnx.TensorProto.FLOAT:
+            scaled = self._node("Cast", [scaled], "scaled_as_unet", to=self._dtype)
+        self._node("Concat", [scaled, scaled], "unet.sample", axis=0)
+        self._node("Concat", ["timestep", "timestep"], "unet.timestep", axis=0)
+        self._node("Concat", ["uncond_states", "cond_states"], "unet.encoder_hidden_states", axis=0)
+
+    def after(self, prediction_type: PredictionType) -> None:
+        """From the UNet's output to the next latents and history."""
+        import onnx
+
+        output = "unet.out_sample"
+        if self._dtype != onnx.TensorProto.FLOAT:
+            output = self._node("Cast", [output], "output", to=onnx.TensorProto.FLOAT)
+        halves = self._node("Reshape", [output, self._constant("halves_shape", [2, -1, *self._latents])], "halves")
+        uncond = self._node("Gather", [halves, self._constant("first", 0)], "uncond", axis=0)
+        cond = self._node("Gather", [halves, self._constant("second", 1)], "cond", axis=0)
+        difference = self._node("Sub", [cond, uncond], "difference")
+        guidance = self._node("Mul", [self._column("guidance_scale"), difference], "guidance")
+        slope = self._node("Add", [uncond, guidance], "guided")
+        if prediction_type == "v_prediction":
+            share = self._node("Div", [self._column("sigma"), "step.variance"], "latents_share")
+            kept = self._node("Mul", ["latents", share], "latents_part")
+            turned = self._node("Div", [slope, "step.deviation"], "output_part")
+            slope = self._node("Add", [kept, turned], "derivative")
+        axis = self._constant("history_axis", [1])
+        newest = self._node("Unsqueeze", [slope, axis], "newest")
+        start, end = self._constant("history_start", [0]), self._constant("history_end", [MAX_ORDER - 1])
+        older = self._node("Slice", ["history", start, end, axis], "older")
+        self._node("Concat", [newest, older], "next_history", axis=1)
+        weights = self._column("lms_coefficients", MAX_ORDER)
+        weighted = self._node("Mul", ["next_history", weights], "weighted")
+        total = self._node("ReduceSum", [weighted, axis], "change", keepdims=0)
+        self._node("Add", ["latents", total], "next_latents")
+
+    def inputs(self, states: Sequence[int | str], states_dtype: int) -> list[onnx.ValueInfoProto]:
+        """The step's inputs; ``states`` is the shape of one picture's hidden states."""
+        return [
+            _value("latents", self._latents),
+            _value("uncond_states", states, states_dtype),
+            _value("cond_states", states, states_dtype),
+            *(_value(name, ()) for name in NUMBERS),
+            _value("lms_coefficients", (MAX_ORDER,)),
+            _value("history", (MAX_ORDER, *self._latents)),
+        ]
+
+    def outputs(self) -> list[onnx.ValueInfoProto]:
+        """The step's outputs."""
+        return [_value("next_latents", self._latents), _value("next_history", (MAX_ORDER, *self._latents))]
+
+    def _node(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Add a node; its output is a name of the contract or of the UNet, or else the step's own."""
+        import onnx
+
+        name = output if output.startswith(("unet.", "next_")) else f"step.{output}"
+        self.nodes.append(onnx.helper.make_node(operator, inputs, [name], name=f"step.node_{output}", **attributes))
+        return name
+
+    def _constant(self, name: str, value: Any) -> str:
+        """Add an initializer unless it is there: float32 as given, or int64."""
+        import onnx
+
+        name = f"step.{name}"
+        if name not in {constant.name for constant in self.constants}:
+            array = np.asarray(value)
+            array = array if array.dtype == np.float32 else array.astype(np.int64)
+            self.constants.append(onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def _column(self, name: str, count: int = 1) -> str:
+        """An input of ``count`` numbers a picture, shaped so that it multiplies latents, or a history of ``count``."""
+        column = f"step.{name}_column"
+        if column not in {output for node in self.nodes for output in node.output}:
+            ones = [1] * len(self._latents)
+            shape = self._constant(f"{name}_shape", [-1, *([count] if count > 1 else []), *ones])
+            self._node("Reshape", [name, shape], f"{name}_column")
+        return column
+
+
+def _value(name: str, shape: Sequence[int | str], dtype: int = 1) -> onnx.ValueInfoProto:
+    """An input or output, batch first; float32 where nothing else is said."""
+    import onnx
+
+    return onnx.helper.make_tensor_value_info(name, dtype, ("batch", *shape))
