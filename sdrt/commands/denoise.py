@@ -58,6 +58,7 @@ class Options:
     store: Path | None
     build: bool
     threads: int | None
+    loop: str
     as_json: bool
 
 
@@ -101,6 +102,13 @@ def file_option(name: str, text: str, *names: str) -> Callable[[Command], Comman
     "--no-build", "build", flag_value=False, default=True, help="Fail where something must be exported or built."
 )
 @threads_option
+@click.option(
+    "--loop",
+    type=click.Choice(("auto", "plain")),
+    default="auto",
+    show_default=True,
+    help="auto runs a guided step as one graph where the engines hold denoise_step; plain never does.",
+)
 @json_option
 def command(**values: Any) -> None:
     """Make pictures from a prompt by LMS denoising.
@@ -240,6 +248,7 @@ def _load(options: Options, progress: Progress) -> Pipeline:
         store=options.store,
         build=options.build,
         threads=options.threads,
+        loop=options.loop,
         progress=progress,
     )
 
@@ -300,6 +309,7 @@ def facts(pipeline: Pipeline, result: Result, written: dict[Path, int]) -> dict[
         "checkpoint": manifest.checkpoint.name,
         "backend": manifest.backend,
         "precision": manifest.precision,
+        "denoiser": pipeline.denoiser(result.request),
         "scheduler": "LMS",
         "num_inference_steps": result.request.num_inference_steps,
         "guidance_scale": result.request.guidance_scale,

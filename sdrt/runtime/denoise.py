@@ -1,16 +1,17 @@
-"""The denoising loop: LMS with classifier-free guidance over any engine of the UNet."""
+"""The denoising loops: LMS with classifier-free guidance over any engine of the UNet, or of the whole guided step."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from sdrt.errors import UsageError
 from sdrt.runtime import lms
-from sdrt.runtime.backends.base import Engine, check_finite
+from sdrt.runtime.backends.base import Array, Engine, check_finite
 from sdrt.runtime.lms import Schedule
 
 Latents = npt.NDArray[np.float32]
@@ -88,3 +89,58 @@ def denoise(
             break
         latents = following
     return latents
+
+
+def denoise_fused(
+    step: Engine, schedule: Schedule, latents: Latents, conditioning: Conditioning, on_step: OnStep = keep
+) -> Latents:
+    """Run every step of the schedule, each as one run of denoise_step; the same results as `denoise` with guidance.
+
+    Args:
+        step: An engine of denoise_step; its batch counts pictures.
+        schedule: Timesteps, sigmas and coefficients.
+        latents: [n,4,64,64] noise at the first sigma.
+        conditioning: What to draw, and how strongly; with negative prompts.
+        on_step: Sees the latents after each step, may change them or stop the loop.
+
+    Returns:
+        The final latents [n,4,64,64], before the scaling factor.
+
+    Raises:
+        UsageError: Guidance is off.
+        NumericError: The latents hold NaN or Inf; a UNet's output that does is added to them and shows there.
+    """
+    if conditioning.negative_prompt_embeds is None:
+        raise UsageError("denoise_step runs with guidance only", hint="run the plain UNet where guidance is off")
+    dtypes = {spec.name: spec.dtype for spec in step.spec.inputs}
+    states = {
+        "uncond_states": conditioning.negative_prompt_embeds.astype(dtypes["uncond_states"], copy=False),
+        "cond_states": conditioning.prompt_embeds.astype(dtypes["cond_states"], copy=False),
+    }
+    history = np.zeros((len(latents), lms.MAX_ORDER, *latents.shape[1:]), np.float32)
+    for index in range(schedule.num_inference_steps):
+        sigma, timestep = float(schedule.sigmas[index]), float(schedule.timesteps[index])
+        rows = step_rows(schedule, [index] * len(latents), conditioning.guidance_scale)
+        outputs = step.run(latents=latents, history=history, **states, **rows)
+        latents, history = outputs["next_latents"], outputs["next_history"]
+        check_finite(latents, "denoise_step", step=index + 1, sigma=sigma)
+        following = on_step(index, timestep, latents)
+        if following is None:
+            break
+        latents = following
+    return latents
+
+
+def step_rows(schedule: Schedule, steps: Sequence[int], guidance_scale: float) -> dict[str, Array]:
+    """What denoise_step is told about time: picture i of the batch stands at step ``steps[i]`` of the schedule.
+
+    Returns:
+        timestep, sigma and guidance_scale [n] and lms_coefficients [n,4], all float32.
+    """
+    indices = np.asarray(steps, np.intp)
+    return {
+        "timestep": schedule.timesteps[indices].astype(np.float32),
+        "sigma": schedule.sigmas[indices].astype(np.float32),
+        "guidance_scale": np.full(len(indices), guidance_scale, np.float32),
+        "lms_coefficients": schedule.coefficients[indices].astype(np.float32),
+    }

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.errors import EngineError
+from sdrt.errors import EngineError, UsageError
 from sdrt.progress import Progress, silent
 from sdrt.runtime import images
 from sdrt.runtime.backends import open_session
 from sdrt.runtime.backends.base import Engine, check_finite
-from sdrt.runtime.denoise import Conditioning, Latents, denoise
+from sdrt.runtime.denoise import Conditioning, Latents, OnStep, denoise, denoise_fused
 from sdrt.runtime.latents import check_latents, unit_noise
 from sdrt.runtime.lms import Schedule
 from sdrt.runtime.request import Picture, Request, make_request
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Pictures denoised together. More gain little on a CPU and cost memory in proportion.
 PICTURES_AT_ONCE = 4
+#: How a guided step runs: by denoise_step where the engines hold it, or always by the plain UNet.
+LOOPS = ("auto", "plain")
 #: diffusers' signature: (pipeline, step, timestep, {"latents": ...}) -> mapping, whose "latents" are gone on with.
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], "Mapping[str, Any] | None"]
 
@@ -84,17 +86,26 @@ class Pipeline:
         pipe("a red circle", seed=0).images[0].save("circle.png")
     """
 
-    def __init__(self, engines: EngineSet, *, threads: int | None = None) -> None:
-        """Open the engines of a set. ``load`` is the usual way."""
+    def __init__(self, engines: EngineSet, *, threads: int | None = None, loop: str = "auto") -> None:
+        """Open the engines of a set. ``load`` is the usual way.
+
+        Where the set holds both the UNet and denoise_step, the one that a request needs is opened by the first request
+        that does, since each holds the weights; the seconds count as load all the same.
+        """
+        if loop not in LOOPS:
+            raise UsageError(f"loop is {loop[:40]!r}", hint=f"choose among {', '.join(LOOPS)}")
         start = time.perf_counter()
         self.engines = engines
         self.model = engines.manifest.model
         self.tokenizer = Tokenizer.open(engines.tokenizer, self.model.max_tokens)
         self.scheduler_config: dict[str, Any] = json.loads(engines.scheduler.read_bytes())
         self._session = open_session(engines, threads=threads)
+        self._holds_step = loop == "auto" and "denoise_step" in engines.manifest.components
         try:
-            for name in ("text_encoder", "unet", "vae_decoder"):
-                self._engine(name)
+            self._engine("text_encoder")
+            if not self._holds_step:
+                self._engine("unet")
+            self._engine("vae_decoder")
         except BaseException:
             self.close()
             raise
@@ -114,6 +125,7 @@ class Pipeline:
         store: Path | None = None,
         build: bool = True,
         threads: int | None = None,
+        loop: str = "auto",
         progress: Progress = silent,
     ) -> Pipeline:
         """Open a checkpoint's engines; what is missing on the way there is exported and built first.
@@ -129,6 +141,7 @@ class Pipeline:
             store: Folder of the store; None is the user's cache.
             build: Whether to export and build what is missing; else it is an error.
             threads: Threads to compute with; None is all that this process may use.
+            loop: auto runs a guided step as one graph, denoise_step, where the engines hold it; plain never does.
             progress: Told of exports and builds.
 
         Raises:
@@ -138,7 +151,7 @@ class Pipeline:
 
         source = Source(checkpoint, revision, bundle, engines, trust)
         opened = prepare(source, backend=backend, precision=precision, store=store, build=build, progress=progress)
-        return cls(opened, threads=threads)
+        return cls(opened, threads=threads, loop=loop)
 
     def __call__(
         self,
@@ -187,12 +200,13 @@ class Pipeline:
         progress: Progress = silent,
     ) -> Result:
         """Make the pictures of a checked request, a few at a time. See ``__call__``."""
-        timings = Timings(load=self.load_s)
         schedule = Schedule.from_config(self.scheduler_config, request.num_inference_steps)
         shape = (self.model.latent_channels, self.model.latent_size, self.model.latent_size)
         noise = unit_noise([p.seed for p in request.pictures], shape)
         if latents is not None:
             noise = check_latents(latents, len(request.pictures), shape)
+        self._open_denoiser(request)
+        timings = Timings(load=self.load_s)
         pictures, finals, records = [], [], []
         lost: list[str] = []
         with timings.measure("total"):
@@ -201,15 +215,15 @@ class Pipeline:
                 with timings.measure("text_encoder"):
                     conditioning, truncated = self._encode(group, request)
                 with timings.measure("unet"), progress.stage("denoise", schedule.num_inference_steps) as advance:
-                    on_step = self._on_step(callback_on_step_end, advance)
-                    final = denoise(self._engine("unet"), schedule, part, conditioning, on_step)
+                    hook = self._hook(callback_on_step_end)
+                    final, seconds = self._denoise(request, schedule, part, conditioning, hook, advance)
                 with timings.measure("vae_decoder"):
                     pictures += self.decode(final)
+                timings.steps += seconds
                 finals.append(final)
                 lost += truncated
                 records += [self._record(request, group, index, latents is not None) for index in range(len(group))]
         timings.total += timings.load
-        timings.steps = self._engine("unet").seconds[-schedule.num_inference_steps :]
         return Result(pictures, request, records, np.concatenate(finals), timings, tuple(lost))
 
     def decode(self, latents: Latents) -> list[Image.Image]:
@@ -242,10 +256,48 @@ class Pipeline:
     def _engine(self, name: ComponentName) -> Engine:
         return self._session.engine(name)
 
+    def denoiser(self, request: Request) -> ComponentName:
+        """The component that runs the request's steps: denoise_step where it is held and guidance is on, or unet."""
+        return "denoise_step" if request.guided and self._holds_step else "unet"
+
+    def _open_denoiser(self, request: Request) -> None:
+        """Open what the request's steps need, unless it is; the time is the load's, not the steps'."""
+        start = time.perf_counter()
+        if self.denoiser(request) == "unet":
+            self._engine("unet")
+        elif self._session.device_loop() is None:
+            self._engine("denoise_step")
+        self.load_s += time.perf_counter() - start
+
+    def _denoise(
+        self,
+        request: Request,
+        schedule: Schedule,
+        latents: Latents,
+        conditioning: Conditioning,
+        hook: OnStep | None,
+        advance: Callable[[int], None],
+    ) -> tuple[Latents, list[float]]:
+        """Final latents, and the seconds of each step, by the loop that fits the request."""
+        fused = self.denoiser(request) == "denoise_step"
+        device = self._session.device_loop() if fused else None
+        if device is not None:
+            return device.denoise(schedule, latents, conditioning, hook, advance), list(device.seconds)
+        engine = self._engine(self.denoiser(request))
+        before = len(engine.seconds)
+
+        def on_step(step: int, timestep: float, latents: Latents) -> Latents | None:
+            advance(1)
+            return latents if hook is None else hook(step, timestep, latents)
+
+        run = denoise_fused if fused else denoise
+        return run(engine, schedule, latents, conditioning, on_step), engine.seconds[before:]
+
     def _groups(self, request: Request) -> Iterator[tuple[int, tuple[Picture, ...]]]:
-        """The pictures, as many at a time as the UNet's engine takes."""
-        limits = self._engine("unet").spec.batch
-        rows = 2 if request.guided else 1
+        """The pictures, as many at a time as the engine that denoises them takes."""
+        name = self.denoiser(request)
+        limits = self.engines.component(name).batch
+        rows = 2 if name == "unet" and request.guided else 1
         size = PICTURES_AT_ONCE
         if limits is not None:
             size = min(max(size, -(-limits.min // rows)), limits.max // rows)
@@ -275,19 +327,16 @@ class Pipeline:
         )
         return conditioning, tuple(lost[text] for text in texts)
 
-    def _on_step(
-        self, callback: Callback | None, advance: Callable[[int], None]
-    ) -> Callable[[int, float, Latents], Latents | None]:
-        """The loop's hook: progress, then the user's callback."""
+    def _hook(self, callback: Callback | None) -> OnStep | None:
+        """The user's callback as the loop calls it."""
+        if callback is None:
+            return None
 
-        def on_step(step: int, timestep: float, latents: Latents) -> Latents | None:
-            advance(1)
-            if callback is None:
-                return latents
+        def hook(step: int, timestep: float, latents: Latents) -> Latents:
             given = callback(self, step, timestep, {"latents": latents})
             return latents if given is None else check_latents(given.get("latents", latents), *_counted(latents))
 
-        return on_step
+        return hook
 
     def _record(self, request: Request, group: Sequence[Picture], index: int, own_latents: bool) -> dict[str, Any]:
         """Everything that repeats one picture, as the PNG carries it."""
