@@ -30,23 +30,30 @@ def build_key(bundle: Bundle, request: BuildRequest) -> BuildKey:
         BundleError: The bundle lacks a component.
     """
     maker = builder(request.backend)
-    if not request.components:
+    held = bundle.manifest.components
+    asked = maker.components(frozenset(held)) if request.components is None else request.components
+    if not asked:
         raise UsageError("no component is asked for", hint="name at least one with --components")
-    for component in request.components:
+    for component in asked:
         bundle.graph(component)
-    precision = maker.precision(request.precision)
-    components = tuple(sorted(set(request.components)))
+    precision = maker.precision(request.precision, bundle.manifest.precision)
+    components = tuple(sorted(set(asked)))
+    recipe = maker.recipe(request.recipe, request.batch)
     return BuildKey(
         backend=maker.backend,
         builder=maker.version,
         versions=maker.library_versions(),
-        host=maker.host(),
+        host=maker.host(recipe),
+        machine=maker.machine(),
         bundle=bundle.digest,
         components=components,
         precision=precision,
-        component_precision={name: maker.component_precision(name, precision) for name in components},
-        batch=request.batch,
+        component_precision={
+            name: maker.component_precision(name, precision, held[name].precision) for name in components
+        },
+        batch=None if recipe else request.batch,
         options={f"{name}.{option}": value for name in components for option, value in maker.options(name).items()},
+        recipe=recipe,
     )
 
 
@@ -86,7 +93,7 @@ def build(bundle: Bundle, request: BuildRequest, store: Store, progress: Progres
                 store.quarantine(path, error, progress)
         with store.staged(path) as part:
             part.mkdir(mode=PRIVATE_MODE)
-            _compile(bundle, request, key, part, progress)
+            _compile(bundle, request, key, part, progress, store.timing_caches)
         return store.open_engines(path)
 
 
@@ -101,24 +108,40 @@ def _stored(store: Store, key: BuildKey) -> EngineSet | None:
         return None
 
 
-def build_to(bundle: Bundle, request: BuildRequest, out: Path, progress: Progress) -> EngineSet:
+def build_to(
+    bundle: Bundle, request: BuildRequest, out: Path, progress: Progress, *, timing_caches: Path | None = None
+) -> EngineSet:
     """Compile an engine set into a folder, to be carried to another host and opened there by its digest.
+
+    Args:
+        bundle: What to build.
+        request: How.
+        out: The folder; replaced when it exists.
+        progress: Told of every component.
+        timing_caches: Where TensorRT keeps what it measured on this machine; None measures anew.
 
     Raises:
         SdrtError: As `build`; nothing is left at ``out`` then.
     """
     key = build_key(bundle, request)
     with folder_published_as(out) as part:
-        digest = _compile(bundle, request, key, part, progress)
+        digest = _compile(bundle, request, key, part, progress, timing_caches)
     return EngineSet.open(out, trust=digest)
 
 
-def _compile(bundle: Bundle, request: BuildRequest, key: BuildKey, folder: Path, progress: Progress) -> str:
+def _compile(
+    bundle: Bundle,
+    request: BuildRequest,
+    key: BuildKey,
+    folder: Path,
+    progress: Progress,
+    timing_caches: Path | None,
+) -> str:
     """Put a whole engine set together in a folder; the digest of its manifest."""
     with _in_use(bundle):
         with progress.stage("checking the bundle"):
             bundle.verify_weights()
-        jobs = [_job(bundle, request, key, name, folder) for name in key.components]
+        jobs = [_job(bundle, request, key, name, folder, timing_caches) for name in key.components]
         components = lanes.build_all(jobs, progress, available_memory_bytes(), usable_cpus())
         with disk_errors(folder):
             for name in (TOKENIZER, SCHEDULER):
@@ -144,17 +167,26 @@ def _compile(bundle: Bundle, request: BuildRequest, key: BuildKey, folder: Path,
     return sha256_file(folder / MANIFEST)
 
 
-def _job(bundle: Bundle, request: BuildRequest, key: BuildKey, name: ComponentName, folder: Path) -> ComponentJob:
+def _job(
+    bundle: Bundle,
+    request: BuildRequest,
+    key: BuildKey,
+    name: ComponentName,
+    folder: Path,
+    timing_caches: Path | None,
+) -> ComponentJob:
     return ComponentJob(
         backend=key.backend,
         component=name,
         graph=bundle.graph(name),
         spec=bundle.manifest.components[name],
         precision=key.component_precision[name],
-        batch=component_batch(name, key.batch),
+        batch=key.recipe.rows(name) if key.recipe else component_batch(name, key.batch),
         options=builder(key.backend).options(name),
         threads=request.threads or usable_cpus(),
         folder=folder,
+        recipe=key.recipe,
+        timing_caches=timing_caches,
     )
 
 

@@ -49,12 +49,35 @@ class BatchRange(Record):
         return self
 
 
+class AttentionLayer(Record):
+    """One attention: ``heads`` of ``head_size``, ``queries`` tokens to ``keys``. ``fused``: one kernel computes it."""
+
+    name: str
+    heads: int
+    queries: int
+    keys: int
+    head_size: int
+    precision: str
+    fused: bool
+
+
+class LayerList(Record):
+    """What a plan was compiled from, since a plan cannot be read without a GPU.
+
+    ``kinds`` counts layers by kind and, within, by the precision of what they put out.
+    """
+
+    kinds: dict[str, dict[str, int]]
+    attentions: tuple[AttentionLayer, ...]
+
+
 class EngineComponent(Record):
     """One compiled component.
 
     ``file`` is what the backend opens, ``weights`` what lies beside it. ``precision`` says how it computes. ``batch``
-    counts rows of the batch axis; None takes any. ``seconds`` is how long it took to build, ``options`` what the
-    backend has to be told to open it.
+    counts rows of the batch axis; None takes any. ``seconds`` is how long it took to build, ``peak_memory_bytes`` the
+    most that the process which built it held; None where the system does not say. ``options`` are what the backend has
+    to be told to open it, ``layers`` what was compiled, where the engine cannot be asked.
     """
 
     file: str
@@ -66,6 +89,8 @@ class EngineComponent(Record):
     seconds: float = Field(ge=0)
     size_bytes: int = Field(ge=0)
     options: dict[str, str]
+    peak_memory_bytes: int | None = None
+    layers: LayerList | None = None
 
 
 class EngineManifest(Record):

@@ -20,14 +20,15 @@ from sdrt import errors
 from sdrt.bundle import ComponentName
 from sdrt.engines.builders.base import ComponentJob
 from sdrt.engines.engine_set import EngineComponent
-from sdrt.engines.worker import Answer
+from sdrt.engines.worker import Answer, Failure, Note, Percent
 from sdrt.errors import EngineError, ResourceError, SdrtError
-from sdrt.progress import Progress
+from sdrt.progress import Advance, Progress, silent
 
 # A compiler holds the graph's weights as read, as packed and as written.
 MEMORY_PER_WEIGHT_BYTE = 3
 MEMORY_OF_PROCESS_BYTES = 300 << 20
 MEMORY_SHARE = 0.8
+READ_BYTES = 1 << 16
 # Below this, starting a second process takes longer than it saves (docs/decisions/0012).
 SMALL_BYTES = 256 << 20
 LOOK_AFTER_S = 1.0
@@ -43,6 +44,9 @@ class Lane:
     def __init__(self, log: IO[bytes]) -> None:
         self.job: ComponentJob | None = None
         self._stage = ExitStack()
+        self._advance: Advance = lambda _: None
+        self._percent = 0
+        self._progress: Progress = silent
         self._log = log
         # The worker sees the modules that this process sees, and none of the current folder.
         places = [str(Path(sdrt.bundle.__file__).parent.parent), *filter(None, sys.path)]
@@ -52,10 +56,12 @@ class Lane:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
-            encoding="utf-8",
+            bufsize=0,
         )
-        self._jobs = cast(IO[str], self._process.stdin)
-        self.answers = cast(IO[str], self._process.stdout)
+        self._jobs = cast(IO[bytes], self._process.stdin)
+        # Unbuffered, so that what waits to be read is what the system says waits.
+        self.answers = cast(IO[bytes], self._process.stdout)
+        self._unread = b""
 
     def __enter__(self) -> Self:
         return self
@@ -72,12 +78,14 @@ class Lane:
 
     def give(self, job: ComponentJob, progress: Progress) -> None:
         """Start a job."""
-        self.job = job
-        self._stage.enter_context(progress.stage(f"{job.backend} {job.component} {job.precision}"))
+        self.job, self._percent, self._progress = job, 0, progress
+        total = 100 if job.recipe else None
+        self._advance = self._stage.enter_context(
+            progress.stage(f"{job.backend} {job.component} {job.precision}", total)
+        )
         # A worker that is gone shows when its answer is read.
         with contextlib.suppress(BrokenPipeError):
-            self._jobs.write(job.model_dump_json() + "\n")
-            self._jobs.flush()
+            self._jobs.write(job.model_dump_json().encode() + b"\n")
 
     @property
     def component(self) -> ComponentName:
@@ -90,22 +98,34 @@ class Lane:
         """Whether the process has ended."""
         return self._process.poll() is not None
 
-    def take(self) -> EngineComponent:
-        """The job's result, once there is something to read.
+    def take(self) -> EngineComponent | None:
+        """What the worker said, once there is something to read: the job's result, or None while it is under way.
 
         Raises:
             SdrtError: The building failed, or its process ended.
         """
-        line = "" if self.is_dead() else self.answers.readline()
-        if not line:
+        data = b"" if self.is_dead() else self.answers.read(READ_BYTES)
+        if not data:
             raise self._ended()
-        answer = Answer.model_validate_json(line)
-        if not isinstance(answer.result, EngineComponent):
-            kind: type[SdrtError] = getattr(errors, answer.result.kind)
-            raise kind(answer.result.message, hint=answer.result.hint)
-        self._stage.close()
-        self.job = None
-        return answer.result
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            said = Answer.model_validate_json(line).result
+            if isinstance(said, EngineComponent):
+                self._stage.close()
+                self.job = None
+                return said
+            self._hear(said)
+        return None
+
+    def _hear(self, said: Failure | Percent | Note) -> None:
+        if isinstance(said, Failure):
+            kind: type[SdrtError] = getattr(errors, said.kind)
+            raise kind(said.message, hint=said.hint)
+        if isinstance(said, Percent):
+            self._advance(said.percent - self._percent)
+            self._percent = said.percent
+        else:
+            self._progress.note(said.note)
 
     def _ended(self) -> SdrtError:
         code = self._process.wait()
@@ -138,12 +158,13 @@ def build_all(
     with _lanes(1 if small else min(cpus, len(jobs))) as (lanes, selector):
         while len(built) < len(jobs):
             _hand_out(waiting, lanes, progress, memory_bytes)
-            ready = [key.data for key, _ in selector.select(LOOK_AFTER_S)]
+            ready: list[Lane] = [key.data for key, _ in selector.select(LOOK_AFTER_S)]
             # A worker's own children may keep its pipe open when it dies.
             dead = [lane for lane in lanes if lane.job is not None and lane.is_dead()]
             for lane in ready or dead:
-                name = lane.component
-                built[name] = lane.take()
+                name, engine = lane.component, lane.take()
+                if engine is not None:
+                    built[name] = engine
     return {job.component: built[job.component] for job in jobs}
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sdrt.bundle import COMPONENTS, ComponentName, Precision
+from sdrt.bundle import ComponentName, Precision
 from sdrt.engines.engine_set import BackendName, BatchRange
+
+if TYPE_CHECKING:
+    from sdrt.engines.recipe import Recipe
 
 # Guidance runs the prompt and the negative prompt as one batch: two rows a picture.
 ROWS_PER_GUIDED_PICTURE = 2
@@ -18,26 +22,34 @@ class BuildRequest:
     Attributes:
         backend: The backend's name.
         precision: How the engines compute; None is the backend's choice on this machine.
-        components: What to build.
+        components: What to build; None is what the backend's sets hold.
         threads: Threads that building may take; None is all that this process may use.
-        batch: Pictures at once; None leaves the batch free where the backend can.
+        batch: Pictures at once; None leaves the batch free where the backend can, and is the recipe's elsewhere.
+        recipe: How TensorRT builds; None is its default recipe. Other backends take none.
     """
 
     backend: BackendName
     precision: Precision | None = None
-    components: tuple[ComponentName, ...] = COMPONENTS
+    components: tuple[ComponentName, ...] | None = None
     threads: int | None = None
     batch: BatchRange | None = None
+    recipe: Recipe | None = None
 
 
 def component_batch(component: ComponentName, pictures: BatchRange | None) -> BatchRange | None:
+    """The rows a component must take for so many pictures at once; None takes any."""
+    return None if pictures is None else component_rows(component, pictures)
+
+
+def component_rows(component: ComponentName, pictures: BatchRange, *, beside_step: bool = False) -> BatchRange:
     """The rows a component must take for so many pictures at once.
 
     The UNet takes one row a picture, or two with guidance; built for one number of pictures alone, it takes guided
-    batches only. The text encoder takes any number of distinct prompts up to two a picture.
+    batches only, unless it stands beside the denoise step, which runs those. The text encoder takes any number of
+    distinct prompts up to two a picture.
     """
-    if pictures is None or component in ("denoise_step", "vae_encoder", "vae_decoder"):
+    if component in ("denoise_step", "vae_encoder", "vae_decoder"):
         return pictures
-    fixed = component == "unet" and pictures.min == pictures.max
+    fixed = component == "unet" and pictures.min == pictures.max and not beside_step
     least = pictures.min * ROWS_PER_GUIDED_PICTURE if fixed else pictures.min if component == "unet" else 1
     return BatchRange(min=least, opt=pictures.opt * ROWS_PER_GUIDED_PICTURE, max=pictures.max * ROWS_PER_GUIDED_PICTURE)

@@ -26,7 +26,7 @@ from sdrt.files import disk_errors, fsync_path, sha256_bytes
 from sdrt.progress import Progress, silent
 
 PRIVATE_MODE = 0o700
-PARTS = ("bundles", "engines", "quarantine", "locks", "staging")
+PARTS = ("bundles", "engines", "quarantine", "locks", "staging", "timing")
 LOCK_TIMEOUT_S = 1800.0
 Kind = Literal["bundle", "engines", "quarantine"]
 
@@ -70,6 +70,11 @@ class Store:
     def engines_path(self, backend: str, key: str) -> Path:
         """Where an engine set of this key lies."""
         return self.root / "engines" / backend / key
+
+    @property
+    def timing_caches(self) -> Path:
+        """Where TensorRT's measurements lie."""
+        return self.root / "timing"
 
     def check(self) -> None:
         """Hold that what is there of the store is this user's alone.
@@ -222,7 +227,7 @@ class Store:
         with self.locked(target):
             if target.exists():
                 return self.open_engines(target)
-            with self.staged(target) as copy:
+            with self.staged(target) as copy, disk_errors(target):
                 copy.mkdir(mode=PRIVATE_MODE)
                 for name in (*source.manifest.files, MANIFEST):
                     (copy / name).parent.mkdir(parents=True, exist_ok=True)

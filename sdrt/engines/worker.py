@@ -14,7 +14,7 @@ import threading
 from typing import IO
 
 from sdrt.bundle import Record
-from sdrt.engines.builders import builder
+from sdrt.engines.builders import Report, builder
 from sdrt.engines.builders.base import ComponentJob
 from sdrt.engines.engine_set import EngineComponent
 from sdrt.errors import SdrtError
@@ -28,10 +28,46 @@ class Failure(Record):
     hint: str
 
 
-class Answer(Record):
-    """What became of a job."""
+class Percent(Record):
+    """How far the job is."""
 
-    result: EngineComponent | Failure
+    percent: int
+
+
+class Note(Record):
+    """One line for the user."""
+
+    note: str
+
+
+class Answer(Record):
+    """What became of a job, or on the way there."""
+
+    result: EngineComponent | Failure | Percent | Note
+
+
+class Talk:
+    """Says how far a job is, to the parent.
+
+    Args:
+        answers: Where answers go.
+    """
+
+    def __init__(self, answers: IO[str]) -> None:
+        self._answers = answers
+
+    def percent(self, done: int) -> None:
+        """Say that so much of the component is done, in all."""
+        self.say(Percent(percent=done))
+
+    def note(self, text: str) -> None:
+        """Say one line."""
+        self.say(Note(note=text))
+
+    def say(self, result: EngineComponent | Failure | Percent | Note) -> None:
+        """Write one answer."""
+        self._answers.write(Answer(result=result).model_dump_json() + "\n")
+        self._answers.flush()
 
 
 def main() -> None:
@@ -43,17 +79,17 @@ def main() -> None:
     os.dup2(2, 1)
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin, jobs), daemon=True).start()
+    talk = Talk(answers)
     while True:
-        answers.write(do(ComponentJob.model_validate_json(jobs.get())).model_dump_json() + "\n")
-        answers.flush()
+        talk.say(do(ComponentJob.model_validate_json(jobs.get()), talk))
 
 
-def do(job: ComponentJob) -> Answer:
+def do(job: ComponentJob, report: Report | None = None) -> EngineComponent | Failure:
     """Build one component."""
     try:
-        return Answer(result=builder(job.backend).build(job))
+        return builder(job.backend, report).build(job)
     except SdrtError as error:
-        return Answer(result=Failure(kind=type(error).__name__, message=error.message, hint=error.hint))
+        return Failure(kind=type(error).__name__, message=error.message, hint=error.hint)
 
 
 def _read(lines: IO[str], jobs: queue.SimpleQueue[str]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from sdrt.engines.builders.base import Builder, ComponentJob
+from sdrt.engines.builders.base import Builder, Compiled, ComponentJob
+from sdrt.engines.recipe import Recipe
 from sdrt.files import disk_errors
 from sdrt.runtime.backends.base import library_error
 from sdrt.runtime.backends.cpu import simd_width
@@ -32,11 +33,11 @@ class OnnxRuntimeBuilder(Builder):
         """ONNX Runtime's version."""
         return {"onnxruntime": installed_version("onnxruntime")}
 
-    def host(self) -> dict[str, str]:
+    def host(self, recipe: Recipe | None = None) -> dict[str, str]:
         """The processor's kind and vector width: weights are blocked for it, and another would read them wrongly."""
         return {"machine": platform.machine(), "simd": simd_width()}
 
-    def compile(self, job: ComponentJob, folder: Path) -> tuple[str, str | None]:
+    def compile(self, job: ComponentJob, folder: Path) -> Compiled:
         """Save the optimised graph, large weights beside it."""
         import onnxruntime
 
@@ -58,4 +59,4 @@ class OnnxRuntimeBuilder(Builder):
                 onnxruntime.InferenceSession(job.graph, options, providers=["CPUExecutionProvider"])
         except ERRORS as error:
             raise library_error(f"onnxruntime cannot compile {job.graph}", error) from error
-        return GRAPH, WEIGHTS if (folder / WEIGHTS).exists() else None
+        return Compiled(GRAPH, WEIGHTS if (folder / WEIGHTS).exists() else None)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrt.bundle import ComponentName, Precision
-from sdrt.engines.builders.base import Builder, ComponentJob
+from sdrt.engines.builders.base import Builder, Compiled, ComponentJob
+from sdrt.engines.recipe import Recipe
 from sdrt.errors import BackendUnavailableError
 from sdrt.files import disk_errors
 from sdrt.runtime.backends.base import library_error
@@ -32,7 +33,7 @@ class OpenVinoBuilder(Builder):
         """OpenVINO's version."""
         return {"openvino": installed_version("openvino")}
 
-    def host(self) -> dict[str, str]:
+    def host(self, recipe: Recipe | None = None) -> dict[str, str]:
         """The processor's kind and instruction sets."""
         return {"machine": platform.machine(), "cpu_features": " ".join(cpu_features())}
 
@@ -40,18 +41,20 @@ class OpenVinoBuilder(Builder):
         """Precision bf16 where the processor computes in it, else fp32."""
         return "bf16" if supports_bf16() else "fp32"
 
-    def precision(self, asked: Precision | None) -> Precision:
+    def precision(self, asked: Precision | None, exported: Precision = "fp32") -> Precision:
         """The precision to build in; bf16 is refused where it would be emulated."""
         if asked == "bf16" and not supports_bf16():
             hint = "ask for fp32"
             raise BackendUnavailableError("this processor has neither AMX nor AVX512-BF16 for bf16", hint=hint)
-        return super().precision(asked)
+        return super().precision(asked, exported)
 
-    def component_precision(self, component: ComponentName, precision: Precision) -> Precision:
+    def component_precision(
+        self, component: ComponentName, precision: Precision, exported: Precision = "fp32"
+    ) -> Precision:
         """The text encoder computes in fp32 always: it runs once, and bf16 saves no time (docs/decisions/0011)."""
         return "fp32" if component == "text_encoder" else precision
 
-    def compile(self, job: ComponentJob, folder: Path) -> tuple[str, str | None]:
+    def compile(self, job: ComponentJob, folder: Path) -> Compiled:
         """Write the compiled model, weights included, as one blob."""
         openvino = load_library()
         core = openvino.Core()
@@ -65,7 +68,7 @@ class OpenVinoBuilder(Builder):
         blob = compiled.export_model()
         with disk_errors(folder):
             (folder / BLOB).write_bytes(blob.getbuffer())
-        return BLOB, None
+        return Compiled(BLOB)
 
 
 def _fix_batch(model: openvino.Model, batch: int) -> None:

@@ -1,0 +1,243 @@
+"""TensorRT and TensorRT-RTX: strongly typed plans. One builder over whichever module is given."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from sdrt.bundle import COMPONENTS, ComponentName, Precision
+from sdrt.engines.builders.base import Builder, Compiled, ComponentJob, Report
+from sdrt.engines.engine_set import BackendName, BatchRange, LayerList
+from sdrt.engines.recipe import DEFAULT, Recipe, load_recipe
+from sdrt.engines.trt import attention as attentions
+from sdrt.engines.trt.config import new_config
+from sdrt.engines.trt.layers import layer_list
+from sdrt.engines.trt.log import Messages, make_logger
+from sdrt.engines.trt.monitor import Phases, make_monitor
+from sdrt.engines.trt.network import parse
+from sdrt.engines.trt.profiles import add_profile
+from sdrt.engines.trt.timing_cache import TimingCache
+from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, UsageError
+from sdrt.files import disk_errors
+from sdrt.runtime.backends import nvidia
+from sdrt.runtime.backends.packages import installed_version
+
+PLAN = "model.plan"
+WITH_STEP: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")
+
+
+class TensorRtBuilder(Builder):
+    """Compiles for the GPU that is here, timing kernels on it.
+
+    Networks are strongly typed: they compute as the bundle's graphs say.
+
+    Args:
+        report: Told how far a component is.
+        library: The module; None imports the backend's.
+    """
+
+    backend: ClassVar[BackendName] = "tensorrt"
+    version = 1
+    precisions = ("fp16", "fp32")
+    module: ClassVar[str] = "tensorrt"
+    rtx: ClassVar[bool] = False
+
+    def __init__(self, report: Report | None = None, library: ModuleType | None = None) -> None:
+        super().__init__(report)
+        self._library = library
+
+    def library_versions(self) -> dict[str, str]:
+        """The library's version."""
+        return {self.backend: installed_version(self.backend)}
+
+    def host(self, recipe: Recipe | None = None) -> dict[str, str]:
+        """The GPU's architecture, or what the recipe widens it to."""
+        compatibility = recipe.hardware_compatibility if recipe else "none"
+        if compatibility == "ampere_plus":
+            return {"gpu": "sm80+"}
+        return {"gpu": self._gpu().architecture}
+
+    def machine(self) -> dict[str, str]:
+        """The driver's and CUDA's versions: kernels are chosen by timing on them."""
+        driver = nvidia.driver()
+        return {"driver": driver.version, "cuda": driver.cuda, "gpu": self._gpu().name}
+
+    def components(self, held: frozenset[ComponentName]) -> tuple[ComponentName, ...]:
+        """The four, and the denoise step, which is what runs with guidance."""
+        return WITH_STEP if "denoise_step" in held else COMPONENTS
+
+    def recipe(self, asked: Recipe | None, pictures: BatchRange | None) -> Recipe:
+        """The user's recipe or the default one, for the user's pictures if he says how many."""
+        recipe = asked or load_recipe(DEFAULT)
+        return recipe.with_pictures(pictures) if pictures else recipe
+
+    def default_precision(self) -> Precision:
+        """What the bundle is exported in where the user leaves it open."""
+        return "fp16"
+
+    def precision(self, asked: Precision | None, exported: Precision = "fp32") -> Precision:
+        """The bundle's precision: a strongly typed network computes as its graph says.
+
+        Raises:
+            BackendUnavailableError: The backend does not compute in it.
+            UsageError: The bundle is in another.
+        """
+        wanted = super().precision(asked or exported, exported)
+        if wanted != exported:
+            hint = f"export it with --precision {wanted}, or leave --precision out"
+            raise UsageError(f"the bundle is {exported}; {self.backend} computes as the graphs say", hint=hint)
+        return wanted
+
+    def component_precision(
+        self, component: ComponentName, precision: Precision, exported: Precision = "fp32"
+    ) -> Precision:
+        """What the component was exported in; one that overflows fp16 is fp32 in an fp16 bundle."""
+        return exported
+
+    def compile(self, job: ComponentJob, folder: Path) -> Compiled:
+        """Write the plan.
+
+        Raises:
+            EngineError: The graph is malformed, or TensorRT does not take it; names the node.
+            UsageError: The recipe's batch is outside the graph's shape.
+            ResourceError: Memory ran out.
+        """
+        if job.recipe is None or job.batch is None:
+            raise UsageError(f"{job.component} has no recipe", hint="build by sdrt.engines.build, which chooses one")
+        with disk_errors(folder):
+            build = _Build(self._imported(), job, job.recipe, job.batch, self.report, rtx=self.rtx)
+            (folder / PLAN).write_bytes(build.plan(self._timing_cache(job)))
+        return Compiled(PLAN, layers=build.layers())
+
+    def _timing_cache(self, job: ComponentJob) -> TimingCache | None:
+        if job.timing_caches is None:
+            return None
+        gpu, driver = self._gpu(), nvidia.driver()
+        parts = (self.backend, installed_version(self.backend), gpu.architecture, gpu.name, driver.version)
+        device = "-".join("".join(c if c.isalnum() or c == "." else "_" for c in part) for part in parts)
+        return TimingCache(job.timing_caches, device, self.report.note)
+
+    def _gpu(self) -> nvidia.Gpu:
+        gpus = nvidia.driver().gpus
+        if not gpus:
+            hint = "build on the machine that has it, or for others with --backend tensorrt-rtx"
+            raise BackendUnavailableError(f"{self.backend} builds on the GPU, and there is none", hint=hint)
+        return gpus[0]
+
+    def _imported(self) -> ModuleType:
+        if self._library is None:
+            try:
+                self._library = import_module(self.module)
+            except ImportError as error:
+                hint = f"reinstall {self.backend}"
+                message = f"{self.backend} is installed but does not import: {error}"
+                raise BackendUnavailableError(message, hint=hint) from error
+        return self._library
+
+
+class TensorRtRtxBuilder(TensorRtBuilder):
+    """Compiles for the GPUs that the recipe names; none has to be here, and nothing is timed."""
+
+    backend: ClassVar[BackendName] = "tensorrt-rtx"
+    module = "tensorrt_rtx"
+    rtx = True
+
+    def host(self, recipe: Recipe | None = None) -> dict[str, str]:
+        """The GPU architectures, one of which must be there; nothing of this machine."""
+        return {"gpu": " ".join((recipe or load_recipe(DEFAULT)).targets)}
+
+    def machine(self) -> dict[str, str]:
+        """Nothing: a set built here is the one to be built anywhere."""
+        return {}
+
+    def _timing_cache(self, job: ComponentJob) -> None:
+        return None
+
+
+class _Build:
+    """The building of one component. Keeps what TensorRT's objects point into alive together."""
+
+    def __init__(
+        self, trt: ModuleType, job: ComponentJob, recipe: Recipe, batch: BatchRange, report: Report, *, rtx: bool
+    ) -> None:
+        self._trt, self._job, self._recipe, self._batch, self._rtx = trt, job, recipe, batch, rtx
+        self._report = report
+        self._messages = Messages()
+        self._logger = make_logger(trt, self._messages)
+        self._builder = trt.Builder(self._logger)
+        if not self._builder:
+            raise EngineError(f"{job.backend} makes no builder: {self._messages.tail()}", hint="check NVIDIA's driver")
+        self._builder.max_threads = job.threads
+        self._parsed = parse(trt, self._builder, self._logger, self._messages, job.graph)
+        self._attentions = attentions.attentions(trt, self._parsed.definition)
+
+    def plan(self, cache: TimingCache | None) -> memoryview:
+        """The serialised plan. Attentions are fused; those that have no kernel are marked and it is built again.
+
+        Raises:
+            EngineError: TensorRT builds nothing; says the end of its log.
+            ResourceError: Memory ran out.
+        """
+        plan = self._try(cache)
+        if plan is None and self._messages.say(attentions.NO_KERNEL):
+            self._mark_unfused()
+            plan = self._try(cache)
+        if plan is None and self._messages.say(attentions.NO_KERNEL):
+            # One that has a kernel by itself has none inside this graph.
+            self._mark(self._attentions)
+            plan = self._try(cache)
+        if plan is None:
+            raise self._failure()
+        return memoryview(plan)
+
+    def layers(self) -> LayerList:
+        """What was compiled."""
+        return layer_list(self._parsed.definition, self._attentions)
+
+    def _try(self, cache: TimingCache | None) -> Any:
+        """One build: the plan, or None with the reason in the log."""
+        self._messages.clear()
+        config = new_config(self._trt, self._builder, self._recipe, rtx=self._rtx)
+        network, inputs = self._parsed.definition, self._job.spec.inputs
+        add_profile(self._builder, config, network, self._job.component, inputs, self._batch, self._messages)
+        phases = Phases(self._report.percent)
+        # The configuration does not keep it alive.
+        monitor = make_monitor(self._trt, phases)
+        config.progress_monitor = monitor
+        if cache is not None:
+            cache.give(config)
+        plan = self._builder.build_serialized_network(network, config)
+        phases.check()
+        if cache is not None and plan is not None:
+            cache.keep(config)
+        return plan
+
+    def _mark_unfused(self) -> None:
+        rows = (self._batch.min, self._batch.opt, self._batch.max)
+        known: dict[attentions.AttentionShape, bool] = {}
+        for attention in self._attentions:
+            shape = attentions.shape_of(attention)
+            if shape not in known:
+                known[shape] = attentions.has_kernel(self._trt, self._builder, self._config, shape, rows)
+        self._mark([a for a in self._attentions if not known[attentions.shape_of(a)]])
+
+    def _mark(self, unfused: list[Any]) -> None:
+        """Let TensorRT decompose these attentions, and say which."""
+        for attention in unfused:
+            attention.decomposable = True
+        first = attentions.describe(unfused[0]) if unfused else "none"
+        count = f"{len(unfused)} of {len(self._attentions)} attentions"
+        self._report.note(f"{self._job.component}: {count} have no kernel here and are decomposed, the first {first}")
+
+    def _config(self) -> Any:
+        return new_config(self._trt, self._builder, self._recipe, rtx=self._rtx)
+
+    def _failure(self) -> EngineError | ResourceError:
+        what = f"{self._trt.__name__} {self._trt.__version__} cannot build {self._job.component}"
+        tail = self._messages.tail()
+        if "out of memory" in tail.lower() or "OutOfMemory" in tail:
+            return ResourceError(f"{what}: {tail}", hint="build by a recipe with fewer pictures or less workspace")
+        hint = "build it by another --recipe or with fewer targets; if it fails again, report it"
+        return EngineError(f"{what}: {tail}", hint=hint)

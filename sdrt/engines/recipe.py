@@ -1,0 +1,124 @@
+"""Recipes: how TensorRT builds a set. The shipped ones are TOML files in ``recipes/``; a user's own is one too."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from sdrt.bundle import ComponentName, Record
+from sdrt.engines.engine_set import BatchRange
+from sdrt.engines.request import component_rows
+from sdrt.errors import UsageError
+
+FOLDER = Path(__file__).parent / "recipes"
+DEFAULT = "sd-v1-default"
+RECIPE_LIMIT_BYTES = 64 << 10
+
+Target = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
+Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+
+
+class Recipe(Record):
+    """How TensorRT builds a set.
+
+    Attributes:
+        targets: GPU architectures that TensorRT-RTX compiles for. TensorRT compiles for the GPU that is here.
+        hardware_compatibility: What other GPUs TensorRT's plans must run on; TensorRT-RTX has ``targets``.
+        version_compatible: Whether TensorRT's plans must open with later versions of the same major.
+        optimization_level: 0 (quick build) to 5 (every tactic is tried).
+        workspace_mib: Scratch memory that a tactic may take on the GPU.
+        batch: Pictures at once, by component. Rows that guidance adds are the builder's business.
+    """
+
+    targets: tuple[Target, ...] = Field(min_length=1)
+    hardware_compatibility: Compatibility
+    version_compatible: bool
+    optimization_level: Annotated[int, Field(strict=True, ge=0, le=5)]
+    workspace_mib: Annotated[int, Field(strict=True, ge=64, le=65536)]
+    batch: dict[ComponentName, BatchRange]
+
+    def rows(self, component: ComponentName) -> BatchRange:
+        """Rows of the batch axis that a component's profile spans.
+
+        Raises:
+            UsageError: The recipe does not name the component.
+        """
+        if component not in self.batch:
+            raise UsageError(f"the recipe has no batch.{component}", hint=f"give it: --set batch.{component}=1:1:4")
+        return component_rows(component, self.batch[component], beside_step=True)
+
+    def with_pictures(self, pictures: BatchRange) -> Recipe:
+        """The same recipe with one range of pictures for every component."""
+        return self.model_copy(update={"batch": dict.fromkeys(self.batch, pictures)})
+
+
+def names() -> tuple[str, ...]:
+    """The shipped recipes."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """A shipped recipe by its name, or a file's, with fields overridden.
+
+    Args:
+        name: Of a shipped recipe, or the path of a .toml file.
+        settings: ``FIELD=VALUE`` each; lists are separated by commas, batches are ``MIN:OPT:MAX`` or one number.
+
+    Raises:
+        UsageError: There is no such recipe; or a field is unknown, missing or malformed: the message names it.
+    """
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if path.parent == FOLDER and path.stem not in names():
+        hint = f"choose from {', '.join(names())}, or give a .toml file"
+        raise UsageError(f"there is no recipe {name[:80]!r}", hint=hint)
+    fields = _read(path)
+    for setting in settings:
+        _override(fields, setting)
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        hint = f"fields are {', '.join(Recipe.model_fields)}"
+        raise UsageError(f"recipe {name[:80]}: {where}: {first['msg']}", hint=hint) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    hint = "give a recipe's name, or a TOML file like those in sdrt/engines/recipes"
+    try:
+        if path.stat().st_size > RECIPE_LIMIT_BYTES:
+            raise UsageError(f"{path} is too large for a recipe", hint=hint)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {path}: {error.strerror}", hint=hint) from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not TOML: {error}", hint=hint) from error
+
+
+def _override(fields: dict[str, Any], setting: str) -> None:
+    """Put one ``FIELD=VALUE`` into the fields, as TOML would have given it."""
+    field, equals, text = setting.partition("=")
+    if not equals or not text:
+        raise UsageError(f"--set {setting[:60]!r} is not FIELD=VALUE", hint="for example --set targets=sm86,sm89")
+    name, _, component = field.partition(".")
+    if name == "batch":
+        if not component:
+            hint = "name it, as --set batch.vae_decoder=1:1:4, or give --batch for all"
+            raise UsageError("--set batch needs a component", hint=hint)
+        fields.setdefault("batch", {})[component] = _batch(field, text)
+    elif name == "targets":
+        fields[field] = text.split(",")
+    else:
+        fields[field] = {"true": True, "false": False}.get(text, int(text) if text.isdecimal() else text)
+
+
+def _batch(field: str, text: str) -> dict[str, int]:
+    parts = text.split(":")
+    if len(parts) not in (1, 3) or not all(part.isascii() and part.isdecimal() for part in parts):
+        raise UsageError(f"--set {field}={text[:40]!r} is not N or MIN:OPT:MAX", hint="for example 1:1:4")
+    low, best, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+    return {"min": low, "opt": best, "max": high}

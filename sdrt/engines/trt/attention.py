@@ -1,0 +1,89 @@
+"""Which attentions TensorRT computes by one kernel, found by trying, and the marking of those it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from sdrt.engines.trt.layers import precision_name
+
+#: What the log says when an attention that must not be decomposed has no kernel.
+NO_KERNEL = "not supported by a dedicated kernel"
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """All that decides whether an attention has a kernel. Shapes without the batch, mask None where there is none."""
+
+    query: tuple[int, ...]
+    key: tuple[int, ...]
+    value: tuple[int, ...]
+    dtype: Any
+    mask: tuple[int, ...] | None
+    mask_dtype: Any
+    causal: bool
+
+
+def attentions(trt: ModuleType, network: Any) -> list[Any]:
+    """Every IAttention of a network, in its order."""
+    found = []
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.ATTENTION_OUTPUT:
+            # get_layer gives the base class; this is how the Python API casts down.
+            layer.__class__ = trt.IAttentionOutputLayer
+            found.append(layer.attention)
+    return found
+
+
+def shape_of(attention: Any) -> AttentionShape:
+    """What decides whether an attention has a kernel."""
+    query, key, value = (attention.get_input(index) for index in range(3))
+    mask = attention.mask
+    return AttentionShape(
+        query=tuple(query.shape)[1:],
+        key=tuple(key.shape)[1:],
+        value=tuple(value.shape)[1:],
+        dtype=query.dtype,
+        mask=None if mask is None else tuple(mask.shape)[1:],
+        mask_dtype=None if mask is None else mask.dtype,
+        causal=attention.causal,
+    )
+
+
+def has_kernel(
+    trt: ModuleType, builder: Any, new_config: Callable[[], Any], shape: AttentionShape, rows: tuple[int, int, int]
+) -> bool:
+    """Whether an attention of this shape builds by itself without being decomposed; takes a fraction of a second.
+
+    Args:
+        trt: The module.
+        builder: A builder of it.
+        new_config: Makes a configuration for the targets of the build.
+        shape: The attention.
+        rows: Least, best and largest batch.
+    """
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    config = new_config()
+    profile = builder.create_optimization_profile()
+
+    def add(name: str, dtype: Any, rest: tuple[int, ...]) -> Any:
+        profile.set_shape(name, *((row, *rest) for row in rows))
+        return network.add_input(name, dtype, (-1, *rest))
+
+    inputs = [add(name, shape.dtype, getattr(shape, name)) for name in ("query", "key", "value")]
+    attention = network.add_attention(*inputs, trt.AttentionNormalizationOp.SOFTMAX, shape.causal)
+    if shape.mask is not None:
+        attention.mask = add("mask", shape.mask_dtype, shape.mask)
+    network.mark_output(attention.get_output(0))
+    config.add_optimization_profile(profile)
+    return builder.build_serialized_network(network, config) is not None
+
+
+def describe(attention: Any) -> str:
+    """An attention in words: its name and shape."""
+    shape = shape_of(attention)
+    heads, queries, head_size = shape.query
+    return f"{attention.name} ({heads} heads of {head_size}, {queries}x{shape.key[1]}, {precision_name(shape.dtype)})"

@@ -1,0 +1,56 @@
+"""What a network consists of, as a set's manifest records it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from sdrt.engines.engine_set import AttentionLayer, LayerList
+
+PRECISIONS = {
+    "FLOAT": "fp32",
+    "HALF": "fp16",
+    "BF16": "bf16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
+
+
+def precision_name(dtype: Any) -> str:
+    """What we call one of TensorRT's data types."""
+    name = str(dtype.name)
+    return PRECISIONS.get(name, name.lower())
+
+
+def layer_list(network: Any, attentions: list[Any]) -> LayerList:
+    """Layers by kind and precision, and every attention.
+
+    Args:
+        network: The parsed network, its attentions marked as they were built.
+        attentions: Its attentions.
+    """
+    kinds: dict[str, Counter[str]] = defaultdict(Counter)
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        precision = precision_name(layer.get_output(0).dtype) if layer.num_outputs else "none"
+        kinds[layer.type.name.lower()][precision] += 1
+    return LayerList(
+        kinds={kind: dict(sorted(counts.items())) for kind, counts in sorted(kinds.items())},
+        attentions=tuple(_attention(attention) for attention in attentions),
+    )
+
+
+def _attention(attention: Any) -> AttentionLayer:
+    query, key = attention.get_input(0), attention.get_input(1)
+    _, heads, queries, head_size = query.shape
+    return AttentionLayer(
+        name=attention.name,
+        heads=heads,
+        queries=queries,
+        keys=key.shape[2],
+        head_size=head_size,
+        precision=precision_name(query.dtype),
+        fused=not attention.decomposable,
+    )

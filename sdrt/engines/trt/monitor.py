@@ -1,0 +1,83 @@
+"""How far a build is, from TensorRT's nested phases, and the way to stop one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+
+class Phases:
+    """Folds nested phases of known numbers of steps into one fraction, and remembers an interruption.
+
+    Args:
+        report: Called with whole percents as they rise. What it raises cancels the build; `check` raises it again.
+    """
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self._report = report
+        self._open: dict[str, tuple[str | None, int, int]] = {}
+        self._percent = 0
+        self._stop: BaseException | None = None
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase begins inside its parent's current step."""
+        self._open[name] = (parent, max(1, steps), 0)
+
+    def step(self, name: str, step: int) -> bool:
+        """A step of a phase is done; whether the build goes on."""
+        if name in self._open:
+            parent, steps, _ = self._open[name]
+            self._open[name] = (parent, steps, step + 1)
+            self._tell(self._fraction())
+        return self._stop is None
+
+    def finish(self, name: str) -> None:
+        """A phase ended, all of its steps done or not."""
+        parent, _, _ = self._open.pop(name, (None, 1, 1))
+        if parent is None and not self._open:
+            self._tell(1.0)
+
+    def check(self) -> None:
+        """Raise what stopped the build, if something did."""
+        if self._stop is not None:
+            raise self._stop
+
+    def _fraction(self) -> float:
+        """Of the outermost phase: each phase's fraction is a part of one step of its parent."""
+        fractions: dict[str | None, float] = {}
+        for name, (parent, steps, done) in reversed(self._open.items()):
+            inner = fractions.get(name, 0.0)
+            fractions[parent] = max(fractions.get(parent, 0.0), min(1.0, (done + inner) / steps))
+        return fractions.get(None, 0.0)
+
+    def _tell(self, fraction: float) -> None:
+        percent = int(100 * fraction)
+        if percent <= self._percent or self._stop is not None:
+            return
+        self._percent = percent
+        # TensorRT calls from C++, which an exception must not cross; whatever it is, it stops the build and comes out.
+        try:
+            self._report(percent)
+        except BaseException as error:
+            self._stop = error
+
+
+def make_monitor(trt: ModuleType, phases: Phases) -> Any:
+    """An IProgressMonitor of the module that feeds the phases."""
+    base: Any = trt.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]  # A base class of the module that is given.
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            phases.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return phases.step(phase_name, step)
+
+        def phase_finish(self, phase_name: str) -> None:
+            phases.finish(phase_name)
+
+    return Monitor()

@@ -1,0 +1,90 @@
+"""From an ONNX file to a strongly typed network; what the parser refuses is named by node, operator and inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sdrt.engines.trt.log import Messages
+from sdrt.errors import EngineError
+
+
+@dataclass(frozen=True)
+class Network:
+    """A parsed network. The parser holds the weights, so it must live as long."""
+
+    definition: Any
+    parser: Any
+
+
+def check_onnx(path: Path) -> None:
+    """Hold that a file is a valid ONNX graph: TensorRT's parser takes garbage for an empty one.
+
+    Raises:
+        EngineError: It is not.
+    """
+    import onnx
+
+    try:
+        # By path, which is the only way beyond 2 GB.
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        hint = "export the checkpoint again"
+        raise EngineError(f"{path} is not a valid ONNX graph: {reason}", hint=hint) from error
+
+
+def parse(trt: ModuleType, builder: Any, logger: Any, messages: Messages, path: Path) -> Network:
+    """Parse an ONNX file, weights beside it included.
+
+    Raises:
+        EngineError: The file is no valid graph, or holds something that TensorRT does not take.
+    """
+    check_onnx(path)
+    # The flag's number is 1 in TensorRT 10, 0 in 11 and in TensorRT-RTX.
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    definition = builder.create_network(flags)
+    parser = trt.OnnxParser(definition, logger)
+    if not parser.parse_from_file(str(path)) or parser.num_errors:
+        raise _parse_error(trt, [parser.get_error(index) for index in range(parser.num_errors)], messages, path)
+    if definition.num_outputs == 0:
+        raise EngineError(f"{path} has no outputs", hint="export the checkpoint again")
+    return Network(definition, parser)
+
+
+def _parse_error(trt: ModuleType, errors: list[Any], messages: Messages, path: Path) -> EngineError:
+    library = f"{trt.__name__} {trt.__version__}"
+    of_nodes = [error for error in errors if error.node() >= 0]
+    if not of_nodes:
+        reason = errors[0].desc() if errors else messages.tail()
+        return EngineError(f"{library} cannot parse {path}: {_line(reason)}", hint="export the checkpoint again")
+    error = of_nodes[0]
+    operator = error.node_operator()
+    where = f"{path}: node {error.node_name() or error.node()} ({operator}{_inputs(path, error)})"
+    if _is_unsupported(trt, error):
+        hint = f"take {operator} out of the graph; graphs that sdrt exports at opset 23 do without it"
+        return EngineError(f"{where}: {library} has no operator {operator}", hint=hint)
+    hint = "export the checkpoint again at opset 23; in a graph of your own, mend this node"
+    return EngineError(f"{where}: {library} refuses it: {_line(error.desc())}", hint=hint)
+
+
+def _is_unsupported(trt: ModuleType, error: Any) -> bool:
+    """Whether the operator itself is unknown: the parser then looks for a plugin of its name, or says so."""
+    return error.code() == trt.ErrorCode.UNSUPPORTED_NODE or "Plugin not found" in error.desc()
+
+
+def _inputs(path: Path, error: Any) -> str:
+    """The names of a node's inputs, where the node is one of the file's own graph."""
+    import onnx
+
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    index = error.node()
+    if index >= len(nodes) or nodes[index].op_type != error.node_operator():
+        return ""
+    return " of " + ", ".join(name for name in nodes[index].input if name)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:300]

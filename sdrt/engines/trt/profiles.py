@@ -1,0 +1,89 @@
+"""Optimisation profiles: the shapes that an engine takes, held against the graph before TensorRT sees them.
+
+TensorRT's own checks are late or absent: min above opt passes set_shape, and a profile that does not fit shows as -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sdrt.bundle import ComponentName, TensorSpec
+from sdrt.engines.engine_set import BatchRange
+from sdrt.engines.trt.log import Messages
+from sdrt.errors import EngineError, UsageError
+
+Shape = tuple[int, ...]
+#: Length of a dynamic axis in a network.
+DYNAMIC = -1
+
+
+def add_profile(
+    builder: Any,
+    config: Any,
+    network: Any,
+    component: ComponentName,
+    inputs: Sequence[TensorSpec],
+    batch: BatchRange,
+    messages: Messages,
+) -> None:
+    """Give a build's configuration the one profile of a component.
+
+    Raises:
+        EngineError: The network's inputs are not the component's, or TensorRT refuses the profile.
+        UsageError: The batch is outside the graph's shape.
+    """
+    profile = builder.create_optimization_profile()
+    graph = {tensor.name: tuple(tensor.shape) for tensor in _inputs(network)}
+    wanted = {spec.name: spec for spec in inputs}
+    if graph.keys() != wanted.keys():
+        raise EngineError(
+            f"{component}: the graph takes {', '.join(sorted(graph))}, its manifest says {', '.join(sorted(wanted))}",
+            hint="export the checkpoint again",
+        )
+    for name, spec in wanted.items():
+        shapes = profile_shapes(component, spec, graph[name], batch)
+        profile.set_shape(name, *shapes)
+    if config.add_optimization_profile(profile) < 0:
+        hint = "check the recipe's batch"
+        raise EngineError(f"{component}: TensorRT refuses the profile {batch}: {messages.tail()}", hint=hint)
+
+
+def profile_shapes(
+    component: ComponentName, spec: TensorSpec, graph: Shape, batch: BatchRange
+) -> tuple[Shape, Shape, Shape]:
+    """An input's least, best and largest shape.
+
+    Args:
+        component: As errors name it.
+        spec: The input, its dynamic axes named.
+        graph: Its shape in the network, -1 where dynamic.
+        batch: Rows of the axis "batch".
+
+    Raises:
+        EngineError: The graph's shape is not the spec's.
+        UsageError: The rows do not rise, or the graph's batch is fixed at another number.
+    """
+    where = f"{component}: input {spec.name}"
+    if not 1 <= batch.min <= batch.opt <= batch.max:
+        hint = "give MIN:OPT:MAX that rise from 1"
+        raise UsageError(f"{where}: batch {batch.min}:{batch.opt}:{batch.max} does not rise", hint=hint)
+    if len(graph) != len(spec.shape):
+        raise EngineError(f"{where} has rank {len(graph)}, its manifest says {spec.shape}", hint="export again")
+    for length, axis in zip(graph, spec.shape, strict=True):
+        if isinstance(axis, int):
+            if length != axis:
+                raise EngineError(f"{where} has shape {graph}, its manifest says {spec.shape}", hint="export again")
+        elif length not in (DYNAMIC, batch.min) or (length != DYNAMIC and batch.min != batch.max):
+            hint = f"ask for {axis} {length} alone, or export a graph whose {axis} is dynamic"
+            asked = f"{batch.min}:{batch.opt}:{batch.max}"
+            raise UsageError(f"{where} has {axis} {length} in the graph; {asked} is outside it", hint=hint)
+    least, best, largest = (
+        tuple(rows if isinstance(axis, str) else axis for axis in spec.shape)
+        for rows in (batch.min, batch.opt, batch.max)
+    )
+    return least, best, largest
+
+
+def _inputs(network: Any) -> list[Any]:
+    return [network.get_input(index) for index in range(network.num_inputs)]
