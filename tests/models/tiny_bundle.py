@@ -1,4 +1,4 @@
-"""A bundle of graphs written by hand: the contract's inputs and outputs, a few operators each, no torch, milliseconds."""
+"""A bundle of graphs written by hand: the contract's inputs and outputs, a few operators each, no torch."""
 
 from __future__ import annotations
 

@@ -1,0 +1,47 @@
+"""Engine sets made by hand: sealed folders whose engines are a few bytes that no backend ever sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sdrt.bundle import TensorSpec, file_records
+from sdrt.engines.engine_set import SCHEDULER, TOKENIZER, BatchRange, EngineComponent, EngineManifest, seal
+from sdrt.files import sha256_file
+from tests.models.tiny_bundle import CHECKPOINT, MODEL
+
+KEY = "cd" * 32
+
+
+def make_set(folder: Path, **changes: Any) -> str:
+    """Write an engine set of one component; ``changes`` replace fields of its manifest. Gives its digest."""
+    for name, content in {"unet/model.blob": b"engine" * 50, TOKENIZER: b"{}", SCHEDULER: b"{}"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    component = EngineComponent(
+        file="unet/model.blob",
+        weights=None,
+        precision="fp32",
+        inputs=(TensorSpec(name="sample", dtype="float32", shape=("batch", 4)),),
+        outputs=(TensorSpec(name="out_sample", dtype="float32", shape=("batch", 4)),),
+        batch=BatchRange(min=1, opt=2, max=4),
+        seconds=0.5,
+        size_bytes=300,
+        options={},
+    )
+    manifest = EngineManifest(
+        schema_version=1,
+        backend="openvino",
+        key=KEY,
+        precision="fp32",
+        checkpoint=CHECKPOINT,
+        bundle_digest="ef" * 32,
+        model=MODEL,
+        components={"unet": component},
+        files=file_records(folder),
+        versions={},
+        host={},
+    )
+    seal(folder, manifest.model_copy(update=changes))
+    folder.chmod(0o700)
+    return sha256_file(folder / "manifest.json")

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdrt.engines.engine_set import EngineSet
+from sdrt.errors import BackendUnavailableError, EngineError, UsageError
+from sdrt.runtime import backends
+from sdrt.runtime.backends import available, choose_backend, open_engine
+from tests.engines.sets import make_set
+
+CPU_PACKAGES = {"onnxruntime": "1.31", "openvino": "2026.4"}
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The packages that seem to be installed, with their versions."""
+    packages = dict(CPU_PACKAGES)
+
+    def fake_version(name: str) -> str:
+        if name not in packages:
+            raise PackageNotFoundError(name)
+        return packages[name]
+
+    monkeypatch.setattr("sdrt.runtime.backends.packages.version", fake_version)
+    return packages
+
+
+def driver(monkeypatch: pytest.MonkeyPatch, status: int | None, gpus: int = 0) -> None:
+    """Install a double of NVIDIA's driver whose cuInit gives a status; None: there is no driver."""
+
+    class Driver:
+        def cuInit(self) -> int:
+            return status or 0
+
+        def cuDeviceGetCount(self, count: Any) -> int:
+            count._obj.value = gpus
+            return 0
+
+    class Library:
+        def __init__(self, name: str) -> None:
+            if status is None:
+                raise OSError(f"{name}: cannot open shared object file")
+            self.cuInit = lambda _: status
+            self.cuDeviceGetCount = Driver().cuDeviceGetCount
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+
+
+def test_without_a_gpu_openvino_is_chosen_and_the_others_are_named(
+    installed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver(monkeypatch, None)
+    backend, reason = choose_backend()
+    assert backend == "openvino"
+    assert reason.startswith("openvino 2026.4 is the fastest that can run here; tensorrt needs an NVIDIA driver")
+
+
+def test_what_is_not_installed_is_not_chosen(installed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, None)
+    del installed["openvino"]
+    backend, reason = choose_backend()
+    assert backend == "onnxruntime"
+    assert "openvino is not installed" in reason
+
+
+def test_with_nothing_installed_the_extra_is_named(installed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, None)
+    installed.clear()
+    with pytest.raises(BackendUnavailableError, match="no backend can run here") as refused:
+        choose_backend()
+    assert refused.value.hint == "pip install 'sdrt[cpu]'"
+
+
+@pytest.mark.parametrize(
+    ("backend", "status", "gpus", "message", "hint"),
+    [
+        ("tensorrt", None, 0, "libcuda.so.1 is missing", "driver"),
+        ("tensorrt-rtx", None, 0, "libcuda.so.1 is missing", "driver"),
+        ("tensorrt", 100, 0, r"the driver found none \(100\)", "driver"),
+        ("tensorrt", 0, 0, "the driver found none", "driver"),
+        ("tensorrt", 0, 1, "tensorrt is not installed", r"sdrt\[trt\]"),
+        ("tensorrt-rtx", 0, 1, "tensorrt-rtx is not installed", r"sdrt\[rtx\]"),
+    ],
+)
+def test_a_gpu_backend_needs_driver_gpu_and_package(
+    installed: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    status: int | None,
+    gpus: int,
+    message: str,
+    hint: str,
+) -> None:
+    driver(monkeypatch, status, gpus)
+    with pytest.raises(BackendUnavailableError, match=message) as refused:
+        available(backend)
+    assert refused.match(message)
+    assert hint.replace("\\", "") in refused.value.hint
+
+
+def test_onnxruntime_of_either_package_will_do(installed: dict[str, str]) -> None:
+    del installed["onnxruntime"]
+    installed["onnxruntime-gpu"] = "1.31"
+    available("onnxruntime")
+
+
+def test_an_unknown_backend_lists_the_known() -> None:
+    with pytest.raises(UsageError, match="no backend 'torch'") as refused:
+        available("torch")
+    assert refused.value.hint == "choose from tensorrt, tensorrt-rtx, openvino, onnxruntime"
+
+
+def test_choosing_imports_no_backend() -> None:
+    code = """
+import sys
+from sdrt.runtime.backends import choose_backend
+assert choose_backend()[0]
+heavy = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch", "numpy"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def open_set(folder: Path, **changes: Any) -> EngineSet:
+    return EngineSet.open(folder, trust=make_set(folder, **changes))
+
+
+def test_a_set_of_another_version_is_refused(tmp_path: Path) -> None:
+    engines = open_set(tmp_path / "set", versions={"openvino": "2020.1"})
+    with pytest.raises(EngineError, match=r"built by openvino 2020\.1; here is") as refused:
+        open_engine(engines, "unet")
+    assert "pip install openvino==2020.1" in refused.value.hint
+
+
+def test_a_set_for_another_processor_is_refused(tmp_path: Path) -> None:
+    engines = open_set(tmp_path / "set", versions={"openvino": version("openvino")}, host={"machine": "s390x"})
+    with pytest.raises(BackendUnavailableError, match="built for a s390x processor"):
+        open_engine(engines, "unet")
+
+
+def test_a_set_of_a_backend_that_is_not_installed_is_refused(tmp_path: Path, installed: dict[str, str]) -> None:
+    del installed["openvino"]
+    with pytest.raises(BackendUnavailableError, match="openvino is not installed"):
+        open_engine(open_set(tmp_path / "set"), "unet")
+
+
+def test_a_component_that_is_not_held_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="holds no text_encoder"):
+        open_engine(open_set(tmp_path / "set"), "text_encoder")
+
+
+def test_threads_are_at_least_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="threads is 0"):
+        open_engine(open_set(tmp_path / "set"), "unet", threads=0)
+
+
+def test_a_library_that_does_not_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(backends, "import_module", broken)
+    with pytest.raises(BackendUnavailableError, match="openvino is installed but does not import: libgomp"):
+        open_engine(open_set(tmp_path / "set"), "unet")
