@@ -28,6 +28,8 @@ COMMANDS = {
     "build": "Build a bundle into engines.",
     "store": "Look after stored bundles and engines.",
     "info": "Show how a picture was made.",
+    "inspect": "Show what a bundle or an engine set consists of.",
+    "doctor": "Show what this machine can run, and what is missing.",
 }
 
 

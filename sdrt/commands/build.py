@@ -26,6 +26,7 @@ from sdrt.errors import UsageError
 
 if TYPE_CHECKING:
     from sdrt.engines.engine_set import BatchRange, EngineSet
+    from sdrt.engines.recipe import Recipe
 
 
 @click.command("build")
@@ -34,9 +35,17 @@ if TYPE_CHECKING:
 @revision_option
 @backend_option(("auto", *BACKENDS), "auto")
 @precision_option(PRECISIONS)
-@click.option("--batch", metavar="N|MIN:OPT:MAX", help="Pictures at once.  [default: any number]")
+@click.option("--batch", metavar="N|MIN:OPT:MAX", help="Pictures at once.  [default: any number, or the recipe's]")
 @click.option(
-    "--components", multiple=True, type=click.Choice(COMPONENTS), metavar="NAME", help="Build only these (repeatable)."
+    "--components",
+    multiple=True,
+    type=click.Choice((*COMPONENTS, "denoise_step")),
+    metavar="NAME",
+    help="Build only these (repeatable).",
+)
+@click.option("--recipe", metavar="NAME|FILE", help="How TensorRT builds.  [default: sd-v1-default]")
+@click.option(
+    "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change the recipe: targets=sm86,sm89 (repeatable)."
 )
 @threads_option
 @store_option
@@ -51,6 +60,8 @@ def command(
     precision: str | None,
     batch: str | None,
     components: tuple[str, ...],
+    recipe: str | None,
+    settings: tuple[str, ...],
     threads: int | None,
     store: Path | None,
     out: Path | None,
@@ -59,13 +70,14 @@ def command(
 ) -> None:
     """Build engines from BUNDLE (or from a checkpoint's bundle, exported when missing).
 
+    TensorRT builds by a recipe, for the GPU that is here; TensorRT-RTX for the recipe's targets, and needs no GPU.
     They are kept in the store and reused while nothing they depend on changes. With --out they are written to a folder
     to carry: sdrt denoise --engines DIR --trust DIGEST runs it on a host without torch and without the bundle.
     """
     from sdrt.engines import build as engines_build
     from sdrt.engines.request import BuildRequest
     from sdrt.engines.store import Store
-    from sdrt.prepare import Source, open_bundle, resolve_backend
+    from sdrt.prepare import Source, bundle_precision, open_bundle, resolve_backend
     from sdrt.progress import for_terminal
 
     if out is not None:
@@ -73,24 +85,23 @@ def command(
     progress = for_terminal()
     shelf = Store(store) if store else Store.default()
     pictures = parse_batch(batch)
-    source = open_bundle(Source(checkpoint, revision, bundle), shelf, progress=progress)
-    request = BuildRequest(
-        resolve_backend(backend, progress),
-        precision,  # type: ignore[arg-type]
-        components or COMPONENTS,  # type: ignore[arg-type]
-        threads,
-        pictures,
-    )
+    name = resolve_backend(backend, progress)
+    how = parse_recipe(name, recipe, settings)
+    request = BuildRequest(name, precision, components or None, threads, pictures, how)  # type: ignore[arg-type]
+    engines_build.check_buildable(request)
+    exported = bundle_precision(name, precision)  # type: ignore[arg-type]
+    source = open_bundle(Source(checkpoint, revision, bundle), shelf, precision=exported, progress=progress)
     if out is None:
         engines = engines_build.build(source, request, shelf, progress)
     else:
-        engines = engines_build.build_to(source, request, out, progress)
+        engines = engines_build.build_to(source, request, out, progress, timing_caches=shelf.timing_caches)
     if as_json:
         print_json(facts(engines))
         return
-    for name, component in engines.manifest.components.items():
-        size = size_text(component.size_bytes)
-        click.echo(f"{name:14}{component.precision:6}{component.seconds:8.1f} s {size:>10}")
+    for part, component in engines.manifest.components.items():
+        size, peak = size_text(component.size_bytes), component.peak_memory_bytes
+        memory = f", {size_text(peak)} of memory" if peak is not None else ""
+        click.echo(f"{part:14}{component.precision:6}{component.seconds:8.1f} s {size:>10}{memory}")
     click.echo(f"{engines.path} (digest {engines.digest})")
 
 
@@ -103,17 +114,40 @@ def facts(engines: EngineSet) -> dict[str, Any]:
         "key": engines.manifest.key,
         "digest": engines.digest,
         "components": {
-            name: {"precision": c.precision, "seconds": c.seconds, "size_bytes": c.size_bytes}
+            name: {
+                "precision": c.precision,
+                "batch": c.batch.model_dump() if c.batch else None,
+                "seconds": c.seconds,
+                "size_bytes": c.size_bytes,
+                "peak_memory_bytes": c.peak_memory_bytes,
+                "layers": c.layers.model_dump() if c.layers else None,
+            }
             for name, c in engines.manifest.components.items()
         },
     }
+
+
+def parse_recipe(backend: str, name: str | None, settings: tuple[str, ...]) -> Recipe | None:
+    """The recipe that --recipe and --set ask for; None where neither is given.
+
+    Raises:
+        UsageError: The backend takes none, there is no such recipe, or a field is wrong.
+    """
+    from sdrt.engines.recipe import DEFAULT, load_recipe
+
+    if name is None and not settings:
+        return None
+    if backend not in WITH_RECIPES:
+        hint = f"they are for {' and '.join(WITH_RECIPES)}"
+        raise UsageError(f"--recipe and --set are not for backend {backend}", hint=hint)
+    return load_recipe(name or DEFAULT, settings)
 
 
 def parse_batch(text: str | None) -> BatchRange | None:
     """``N`` or ``MIN:OPT:MAX`` as a range of pictures.
 
     Raises:
-        UsageError: It is neither, or the numbers do not rise within 1..8.
+        UsageError: It is neither, or the numbers do not rise within 1..16.
     """
     from sdrt.engines.engine_set import BatchRange
 
@@ -129,5 +163,5 @@ def parse_batch(text: str | None) -> BatchRange | None:
     return BatchRange(min=numbers[0], opt=numbers[1], max=numbers[2])
 
 
-#: Bundles take 16 rows, and guidance needs two for a picture.
-MAX_PICTURES = 8
+MAX_PICTURES = 16
+WITH_RECIPES = ("tensorrt", "tensorrt-rtx")

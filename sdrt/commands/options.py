@@ -13,7 +13,7 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-BACKENDS = ("onnxruntime", "openvino")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 def folder_option(name: str, text: str) -> Callable[[Command], Command]:

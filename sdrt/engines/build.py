@@ -57,6 +57,18 @@ def build_key(bundle: Bundle, request: BuildRequest) -> BuildKey:
     )
 
 
+def check_buildable(request: BuildRequest) -> None:
+    """Hold that a request can be built here, before its bundle is made, which may take minutes.
+
+    Raises:
+        UsageError: No engines are built for the backend, or a recipe is given to one that has none.
+        BackendUnavailableError: Its library is not installed, or the GPU that it builds on is not here.
+    """
+    maker = builder(request.backend)
+    maker.library_versions()
+    maker.host(maker.recipe(request.recipe, request.batch))
+
+
 def find(bundle: Bundle, request: BuildRequest, store: Store) -> EngineSet | None:
     """The set that answers a request, if the store holds a sound one; compiles nothing and moves nothing.
 

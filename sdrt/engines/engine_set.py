@@ -114,6 +114,15 @@ def seal(folder: Path, manifest: EngineManifest) -> None:
     (folder / MANIFEST).write_bytes(canonical_json(manifest.model_dump(mode="json")))
 
 
+def read_manifest(path: Path) -> EngineManifest:
+    """The manifest of a set's folder, to be looked at: this opens no set, and vouches for nothing.
+
+    Raises:
+        EngineError: It is missing or malformed.
+    """
+    return _parse(path, read_record(path / MANIFEST, SCHEMA_VERSION, EngineError))
+
+
 @dataclass(frozen=True)
 class EngineSet:
     """An opened engine set: every file has the digest its manifest gives, and no gc removes it while this lives.

@@ -1,0 +1,138 @@
+"""What this machine can run: packages, driver, processor, memory and the store; and how to get what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sdrt import __version__
+from sdrt.engines.store import Store
+from sdrt.errors import BackendUnavailableError, SdrtError
+from sdrt.runtime.backends import BACKENDS, available, choose_backend, nvidia
+from sdrt.runtime.backends.cpu import available_memory_bytes, cpu_features, supports_bf16, usable_cpus
+
+#: What each extra brings that matters here, by distribution.
+PACKAGES = {
+    "onnxruntime": "cpu",
+    "openvino": "cpu",
+    "onnxruntime-gpu": "gpu",
+    "tensorrt": "trt",
+    "tensorrt-rtx": "rtx",
+    "cuda-bindings": "trt",
+    "torch": "export",
+    "diffusers": "export",
+    "transformers": "export",
+    "onnx": "export",
+    "polygraphy": "compare",
+}
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A backend: whether it runs here, and if not why and what to do."""
+
+    backend: str
+    runs: bool
+    reason: str | None
+    remedy: str | None
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package: its version, or the line that installs it."""
+
+    name: str
+    version: str | None
+    install: str | None
+
+
+def examine(store: Store) -> dict[str, Any]:
+    """Everything, as plain values: what --json prints."""
+    return {
+        "sdrt": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "memory_available_bytes": available_memory_bytes(),
+        "gpu": gpu(),
+        "packages": [asdict(package) for package in packages()],
+        "backends": [asdict(entry) for entry in backends()],
+        "auto": auto(),
+        "store": shelf(store),
+    }
+
+
+def processor() -> dict[str, Any]:
+    """CPUs that may be used, and the instructions that decide how fast they are."""
+    features = cpu_features()
+    return {
+        "cpus": usable_cpus(),
+        "amx": "amx_bf16" in features,
+        "avx512_bf16": "avx512_bf16" in features,
+        "bf16": supports_bf16(),
+    }
+
+
+def gpu() -> dict[str, Any]:
+    """The driver and its GPUs, or why there is none."""
+    try:
+        found = nvidia.driver()
+    except BackendUnavailableError as error:
+        return {"driver": None, "problem": error.message, "remedy": error.hint}
+    return {"driver": found.version, "cuda": found.cuda, "gpus": [asdict(each) for each in found.gpus]}
+
+
+def packages() -> tuple[Package, ...]:
+    """The packages of `PACKAGES`."""
+    found = []
+    for name, extra in PACKAGES.items():
+        try:
+            found.append(Package(name, version(name), None))
+        except PackageNotFoundError:
+            found.append(Package(name, None, f"pip install 'sdrt[{extra}]'"))
+    return tuple(found)
+
+
+def backends() -> tuple[Runnable, ...]:
+    """Each backend, the fastest first."""
+    entries = []
+    for backend in BACKENDS:
+        try:
+            available(backend)
+        except BackendUnavailableError as error:
+            entries.append(Runnable(backend, False, error.message, error.hint))
+        else:
+            entries.append(Runnable(backend, True, None, None))
+    return tuple(entries)
+
+
+def auto() -> str | None:
+    """What --backend auto means here; None where nothing runs."""
+    try:
+        return choose_backend()[0]
+    except BackendUnavailableError:
+        return None
+
+
+def shelf(store: Store) -> dict[str, Any]:
+    """Where the store is, what lies in it, and whether it can be used."""
+    try:
+        store.check()
+        problem = None
+    except SdrtError as error:
+        problem = f"{error.message} ({error.hint})"
+    place = store.root
+    while not place.exists():
+        place = place.parent
+    if problem is None and not os.access(place, os.W_OK):
+        problem = f"no permission to write in {place} (choose another with --store)"
+    return {
+        "path": str(store.root),
+        "free_bytes": shutil.disk_usage(place).free,
+        "size_bytes": sum(entry.size_bytes for entry in store.entries()) if problem is None else None,
+        "problem": problem,
+    }

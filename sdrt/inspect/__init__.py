@@ -1,0 +1,1 @@
+"""What bundles and engine sets consist of."""
