@@ -15,15 +15,15 @@ from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 from sdrt.files import folder_published_as
 
 
-def averaged(out: Path, side: int) -> StableDiffusionPipeline:
+def averaged(out: Path, side: int, state: str | None = None) -> StableDiffusionPipeline:
     """The pipeline of a stage's averaged weights, fp32."""
-    average = torch.load(out / f"unet{side}.pt", weights_only=False)["average"]
+    average = torch.load(state or out / f"unet{side}.pt", weights_only=False)["average"]
     unet, text_encoder = new_unet(), CLIPTextModel.from_pretrained(out / "text_encoder")
     unet.load_state_dict(average["unet"])
     text_encoder.load_state_dict(average["text_encoder"])
     return StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(out / "vae"),
-        text_encoder=text_encoder.eval(),
+        text_encoder=text_encoder.train(False),
         tokenizer=CLIPTokenizer.from_pretrained(out / "tokenizer"),
         unet=unet.eval(),
         scheduler=new_scheduler(),
@@ -34,7 +34,12 @@ def averaged(out: Path, side: int) -> StableDiffusionPipeline:
 
 
 def sample(
-    pipeline: StableDiffusionPipeline, captions: list[str], side: int, seed: int, guidance_scale: float = 7.5, steps: int = 25
+    pipeline: StableDiffusionPipeline,
+    captions: list[str],
+    side: int,
+    seed: int,
+    guidance_scale: float = 7.5,
+    steps: int = 25,
 ) -> list[Image.Image]:
     """One picture a caption, at latents of side x side, by diffusers' LMS scheduler."""
     pipeline.scheduler = LMSDiscreteScheduler.from_config(pipeline.scheduler.config)
@@ -56,7 +61,8 @@ def sheet(pictures: list[Image.Image], columns: int, pixels: int) -> Image.Image
     rows = -(-len(pictures) // columns)
     page = Image.new("RGB", (columns * pixels, rows * pixels), "white")
     for k, picture in enumerate(pictures):
-        page.paste(picture.resize((pixels, pixels), Image.Resampling.LANCZOS), (k % columns * pixels, k // columns * pixels))
+        small = picture.resize((pixels, pixels), Image.Resampling.LANCZOS)
+        page.paste(small, (k % columns * pixels, k // columns * pixels))
     return page
 
 

@@ -1,9 +1,8 @@
 """Measure the demo checkpoint on held-out captions: how many pictures show all that was asked.
 
-    python -m demo.evaluate --out build/demo-evaluation                       # sdrt's fp32 onnxruntime engines
-    python -m demo.evaluate --out build/demo-evaluation --diffusers FOLDER    # a checkpoint folder, by diffusers
+    python -m demo.evaluate --out build/demo-evaluation
 
-Writes evaluation.json, evaluation.md and sheet.png.
+paints with sdrt's fp32 onnxruntime engines. Writes evaluation.json, evaluation.md and sheet.png.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from sdrt.compare.scorer import Verdict, score
 #: Captions to pictures; the k-th picture is drawn from seed + k.
 Painter = Callable[[Sequence[str], int], list[Image.Image]]
 
+CHECKPOINT = Path(__file__).parents[1] / "sdrt" / "assets" / "demo-checkpoint"
 STEPS = 25
 SEED = 0
 CAPTIONS_SEED = 2026
@@ -85,12 +85,12 @@ def evaluate(paint: Painter, count: int, batch: int = 4) -> tuple[list[Result], 
     return results, pictures, (time.perf_counter() - start) / len(captions)
 
 
-def sdrt_painter(engines: str) -> Painter:
-    """The package's own runtime."""
+def sdrt_painter(checkpoint: str) -> Painter:
+    """The package's own runtime, in fp32."""
     from sdrt import Pipeline
 
-    pipeline = Pipeline.load(engines)
-    return lambda prompts, seed: list(pipeline(list(prompts), seed=seed, num_inference_steps=STEPS).pictures)
+    pipeline = Pipeline.load(checkpoint, backend="onnxruntime", precision="fp32")
+    return lambda prompts, seed: list(pipeline(list(prompts), seed=seed, num_inference_steps=STEPS).images)
 
 
 def diffusers_painter(checkpoint: Path) -> Painter:
@@ -150,13 +150,12 @@ def write(out: Path, results: list[Result], pictures: list[Image.Image], measure
     sheet(pictures[:18] + pictures[half : half + 18], columns=6, pixels=192).save(out / "sheet.png")
 
 
-def main(out: Path, count: int, engines: str, checkpoint: Path | None, psnr_of: Path | None) -> None:
+def main(out: Path, count: int, checkpoint: str, diffusers: bool) -> None:
     """Evaluate and print the table."""
-    paint = diffusers_painter(checkpoint) if checkpoint else sdrt_painter(engines)
+    folder = CHECKPOINT if checkpoint == "demo" else Path(checkpoint)
+    paint = diffusers_painter(folder) if diffusers else sdrt_painter(checkpoint)
     results, pictures, seconds = evaluate(paint, count)
-    measured = {"seconds a picture": seconds}
-    if psnr_of or checkpoint:
-        measured["autoencoder PSNR, dB"] = float(np.mean(autoencoder_psnr(psnr_of or Path(str(checkpoint)))))
+    measured = {"seconds a picture": seconds, "autoencoder PSNR, dB": float(np.mean(autoencoder_psnr(folder)))}
     write(out, results, pictures, measured)
     print((out / "evaluation.md").read_text())
 
@@ -165,8 +164,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=200, help="captions, half of them with two objects")
-    parser.add_argument("--engines", default="demo", help="what sdrt.Pipeline.load opens")
-    parser.add_argument("--diffusers", type=Path, metavar="FOLDER", help="paint with diffusers from this checkpoint instead")
-    parser.add_argument("--psnr", type=Path, metavar="FOLDER", help="measure this checkpoint's autoencoder as well")
+    parser.add_argument("--checkpoint", default="demo", metavar="FOLDER", help="a checkpoint of the demo's world")
+    parser.add_argument("--diffusers", action="store_true", help="paint with diffusers instead of sdrt")
     arguments = parser.parse_args()
-    main(arguments.out, arguments.count, arguments.engines, arguments.diffusers, arguments.psnr)
+    main(arguments.out, arguments.count, arguments.checkpoint, arguments.diffusers)

@@ -60,7 +60,8 @@ def _article(rng: random.Random, words: str) -> str:
 
 
 def _thing_words(rng: random.Random, thing: Thing, colour: bool) -> str:
-    return _article(rng, " ".join(filter(None, (thing.size, thing.texture, thing.colour if colour else "", thing.shape))))
+    words = (thing.size, thing.texture, thing.colour if colour else "", thing.shape)
+    return _article(rng, " ".join(filter(None, words)))
 
 
 def caption(rng: random.Random, scene: Scene, complete: bool = False) -> str:

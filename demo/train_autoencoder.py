@@ -60,7 +60,8 @@ def main(out: Path, budget_s: float, threads: int) -> None:
     """Train for the budget and write the averaged weights to ``out``/vae."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = new_autoencoder().to(memory_format=torch.channels_last).train()
+    model = new_autoencoder()
+    model.to(memory_format=torch.channels_last).train()
     run = Run(out / "autoencoder.pt", budget_s, {"vae": model}, learning_rate=2e-3, decay=0.995)
     pools = {size: Pool(run, size, count) for size, count in ((64, 400), (128, 300), (256, 60), (512, 20))}
     for spent in run.steps():

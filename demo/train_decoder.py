@@ -19,7 +19,8 @@ def main(out: Path, budget_s: float, threads: int) -> None:
     """Train for the budget and put the averaged decoder into ``out``/vae."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last).train()
+    model = AutoencoderKL.from_pretrained(out / "vae")
+    model.to(memory_format=torch.channels_last).train()
     for part in (model.encoder, model.quant_conv):
         part.requires_grad_(False)
     run = Run(out / "decoder.pt", budget_s, {"vae": model}, learning_rate=5e-4, decay=0.98)

@@ -59,7 +59,9 @@ def targets(scene: Scene, words: str) -> list[int]:
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     """Token ids [n,77] int64, padded to the full length as Stable Diffusion does."""
-    return tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    encoded = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    ids: torch.Tensor = encoded.input_ids
+    return ids
 
 
 class Heads(torch.nn.Module):
@@ -98,8 +100,9 @@ def main(out: Path, budget_s: float, threads: int) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    model, heads = new_text_encoder().train(), Heads()
-    run = Run(out / "text_encoder.pt", budget_s, {"text_encoder": model, "heads": heads}, learning_rate=1e-3, decay=0.99)
+    model, heads = new_text_encoder(), Heads()
+    parts = {"text_encoder": model, "heads": heads}
+    run = Run(out / "text_encoder.pt", budget_s, parts, learning_rate=1e-3, decay=0.99)
     least = 0.0
     for spent in run.steps():
         ids, wanted = sample_batch(tokenizer, run.rng, 64)
@@ -110,8 +113,7 @@ def main(out: Path, budget_s: float, threads: int) -> None:
         if run.step % 50 == 0:
             print("least head right", round(least, 3), [round(r, 2) for r in right.tolist()], flush=True)
         if least > 0.998 and run.loss < 0.05:
-            run.save()
-            break
+            run.finish()
     run.average["text_encoder"].save_pretrained(out / "text_encoder")
 
 

@@ -18,9 +18,19 @@ from sdrt.compare.scene_grammar import Scene
 
 #: Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598).
 DROPOUT = 0.1
-#: Noise that is equal over the picture, as a share of its standard deviation. Without it the mean of the noisy latents
-#: gives the background away in training, and the colour words are not needed; at the start of sampling it says nothing.
-OFFSET_NOISE = 0.1
+#: The guidance that the checkpoint is made for: the loss is taken on the guided prediction. Trained on each half alone,
+#: so small a network overshoots at guidance 7.5, and colours and shapes are lost that it gets right without guidance.
+GUIDANCE_SCALE = 7.5
+#: Low-frequency noise, as shares of the noise's standard deviation: equal over the picture, and over a grid of 4x4.
+#: Without it the noisy latents' local means give the colours away in training, so that colour words are not needed and
+#: errors of the first steps of sampling are never put right.
+OFFSET_NOISE, GRID_NOISE = 0.5, 0.4
+#: Steps over which the guidance of the first stage's loss rises from 1.
+WARM_UP = 200
+FIRST_SIDE = 32
+#: Samples a step by side of the latents. Small batches: steps count for more than samples.
+BATCH = {32: 16, 64: 5}
+LEARNING_RATE = {32: 1e-3, 64: 7e-4}
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -39,7 +49,9 @@ def new_unet() -> UNet2DConditionModel:
 
 def new_scheduler() -> LMSDiscreteScheduler:
     """Stable Diffusion v1's noise schedule."""
-    return LMSDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+    return LMSDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+    )
 
 
 @dataclass
@@ -50,7 +62,7 @@ class Latents:
     scenes: list[Scene]
 
 
-def _scenes(count: int, rng: random.Random) -> list[Scene]:
+def training_scenes(count: int, rng: random.Random) -> list[Scene]:
     """Draw ``count`` scenes that are not held out."""
     return [scene for scene in (random_scene(rng) for _ in range(2 * count)) if not held_out(scene)][:count]
 
@@ -69,10 +81,19 @@ def encode(vae: AutoencoderKL, scenes: list[Scene], pixels: int, rng: random.Ran
 def cached(path: Path, vae: AutoencoderKL, count: int, pixels: int, seed: int) -> Latents:
     """The encoded scenes, from the file where it is there."""
     rng = random.Random(seed)
-    scenes = _scenes(count, rng)
+    scenes = training_scenes(count, rng)
     if not path.exists():
         torch.save(encode(vae, scenes, pixels, rng), path)
     return Latents(torch.load(path, weights_only=True), scenes)
+
+
+def _noise(like: torch.Tensor) -> torch.Tensor:
+    """White noise with none to all of the low-frequency noise."""
+    count, channels, side, _ = like.shape
+    offset = OFFSET_NOISE * torch.randn(count, channels, 1, 1)
+    grid = GRID_NOISE * torch.randn(count, channels, 4, 4)
+    grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bilinear")
+    return torch.randn_like(like) + torch.rand(count, 1, 1, 1) * (offset + grid)
 
 
 class Batches:
@@ -95,29 +116,35 @@ class Batches:
         u = torch.rand(count)
         timesteps = torch.where(torch.rand(count) < 0.5, 400 + 600 * u, 1000 * u).long()
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
-        noise = torch.randn_like(clean) + OFFSET_NOISE * torch.randn(count, clean.shape[1], 1, 1)
+        noise = _noise(clean)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         return noisy, timesteps, noise, token_ids(self.tokenizer, words), alpha.flatten() ** -0.75
 
 
-def train(run: Run, batches: Batches, size: int) -> None:
-    """Train until the run's budget is spent."""
+def train(run: Run, batches: Batches, size: int, warm_up: int) -> None:
+    """Train until the run's budget is spent; over the first ``warm_up`` steps the guidance rises from 1."""
     unet, text_encoder = run.modules["unet"], run.modules["text_encoder"]
+    empty = token_ids(batches.tokenizer, [""])
     for spent in run.steps():
         noisy, timesteps, noise, ids, weight = batches.draw(size)
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = text_encoder(ids).last_hidden_state
-            predicted = unet(noisy.contiguous(memory_format=torch.channels_last), timesteps, hidden).sample
-        error = (predicted.float() - noise).square().mean((1, 2, 3))
-        run.descend((error * weight).mean(), spent)
+            with torch.no_grad():
+                unprompted = unet(noisy, timesteps, text_encoder(empty).last_hidden_state.expand(size, -1, -1)).sample
+            prompted = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
+        scale = GUIDANCE_SCALE if run.step >= warm_up else 1 + (GUIDANCE_SCALE - 1) * run.step / warm_up
+        guided = unprompted.float() + scale * (prompted.float() - unprompted.float())
+        error = (guided - noise).square().mean((1, 2, 3))
+        run.descend((error * weight).mean() / scale, spent)
 
 
-def modules(out: Path) -> dict[str, torch.nn.Module]:
-    """UNet and text encoder as the last stage left them: the 32x32 stage's averages, a warm start, or as they start."""
+def modules(out: Path, side: int) -> dict[str, torch.nn.Module]:
+    """UNet and text encoder as the stage before left them: its averages, a warm start, or as they start."""
     unet = UNet2DConditionModel.from_pretrained(out / "unet") if (out / "unet").exists() else new_unet()
     text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder")
-    if (out / "unet32.pt").exists():
-        average = torch.load(out / "unet32.pt", weights_only=False)["average"]
+    before = out / f"unet{side // 2}.pt"
+    if before.exists():
+        average = torch.load(before, weights_only=False)["average"]
         unet.load_state_dict(average["unet"])
         text_encoder.load_state_dict(average["text_encoder"])
     text_encoder.get_input_embeddings().requires_grad_(False)
@@ -125,22 +152,26 @@ def modules(out: Path) -> dict[str, torch.nn.Module]:
 
 
 def main(out: Path, budget_s: float, side: int, count: int, threads: int) -> None:
-    """Train one stage (latents of side x side) for the budget; the 64x64 stage writes the weights."""
+    """Train one stage (latents of side x side) for the budget."""
     torch.set_num_threads(threads)
     torch.manual_seed(side)
     vae = AutoencoderKL.from_pretrained(out / "vae").eval().to(memory_format=torch.channels_last)
     latents = cached(out / f"latents{side}.pt", vae, count, 8 * side, seed=side)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    parts = modules(out)
-    run = Run(out / f"unet{side}.pt", budget_s, parts, learning_rate=1e-3 if side == 32 else 6e-4)
-    train(run, Batches(latents, vae.config.scaling_factor, tokenizer, run.rng), 32 if side == 32 else 12)
+    run = Run(out / f"unet{side}.pt", budget_s, modules(out, side), learning_rate=LEARNING_RATE[side])
+    train(
+        run,
+        Batches(latents, vae.config.scaling_factor, tokenizer, run.rng),
+        BATCH[side],
+        WARM_UP if side == FIRST_SIDE else 0,
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget-s", type=float, required=True)
-    parser.add_argument("--side", type=int, choices=(32, 64), required=True)
+    parser.add_argument("--side", type=int, choices=tuple(BATCH), required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

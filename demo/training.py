@@ -50,7 +50,9 @@ class Run:
 
     def __post_init__(self) -> None:
         self.average = {name: copy.deepcopy(module).eval() for name, module in self.modules.items()}
-        self.optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=1e-3
+        )
         if self.path.exists():
             self._resume(torch.load(self.path, weights_only=False))
 
@@ -98,9 +100,14 @@ class Run:
         self.save()
         self.log()
 
+    def finish(self) -> None:
+        """End the run before its budget is spent: it is good enough."""
+        self.elapsed_s = self.budget_s
+
     def log(self) -> None:
         """Print one JSON line and add it to the log beside the state file."""
-        line = json.dumps({"stage": self.path.stem, "step": self.step, "elapsed_s": round(self.elapsed_s), "loss": round(self.loss, 5)})
+        entry = {"step": self.step, "elapsed_s": round(self.elapsed_s), "loss": round(self.loss, 5)}
+        line = json.dumps({"stage": self.path.stem, **entry})
         print(line, flush=True)
         with self.path.with_suffix(".log.jsonl").open("a") as log:
             log.write(line + "\n")
@@ -120,5 +127,6 @@ class Run:
         with torch.no_grad():
             for name, module in self.modules.items():
                 for mean, value in zip(self.average[name].parameters(), module.parameters(), strict=True):
-                    mean.lerp_(value, 1 - keep)
+                    if value.requires_grad:
+                        mean.lerp_(value, 1 - keep)
         self.loss = loss.item() if self.step == 1 else 0.99 * self.loss + 0.01 * loss.item()

@@ -81,7 +81,7 @@ _OBJECT = re.compile(
 
 
 def parse_caption(caption: str) -> Scene:
-    """Read a caption of the grammar. What it leaves open is "": colours, the background, every thing of the empty prompt.
+    """Read a caption of the grammar. What it leaves open is "", and the empty prompt has no things.
 
     Raises:
         UsageError: The caption is not of the grammar.

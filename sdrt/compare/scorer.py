@@ -1,9 +1,9 @@
 """Whether a picture of the demo checkpoint shows what its caption says, decided without a neural network.
 
-Every pixel gets the palette colour nearest to it (either shade, or a blend of the two); the border names the background; connected regions of
-other colours are the objects. An object's colour is that of most of its pixels, its shape the template that overlaps it
-best once both are centred and scaled to one area (intersection over union), its size the radius which that template
-would need for the object's area.
+Every pixel gets the palette colour nearest to it (either shade, or a blend of the two); the border names the
+background; connected regions of other colours are the objects. An object's colour is that of most of its pixels, its
+shape the template that overlaps it best once both are centred and scaled to one area (intersection over union), its
+size the radius which that template would need for the object's area.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _normalised(region: Mask) -> NDArray[np.float32]:
 
 
 def _interior(region: Mask) -> Mask:
-    """The region without its edge, where its colour blends with the background's; all of it where nothing else is left."""
+    """The region without its edge, where its colour blends with the background's; all of it if that leaves nothing."""
     padded = np.pad(region, 1)
     inner = region & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return inner if inner.any() else region
@@ -184,18 +184,16 @@ def _describe(region: Mask, names: NDArray[np.intp]) -> Found:
     )
 
 
-def _size_words(count: int, radius: float) -> set[str]:
-    """The size words that fit an object: the nearest, by halves between the grammar's radii."""
-    words = ("small", "", "large")
-    nearest = min(words, key=lambda word: abs(RADII[count, word] - radius))
-    return {nearest}
+def _size_word(count: int, radius: float) -> str:
+    """The size word whose radius is nearest."""
+    return min(("small", "", "large"), key=lambda word: abs(RADII[count, word] - radius))
 
 
 def _relation_holds(relation: str, first: Found, second: Found) -> bool:
     """Whether the first object lies so, and further that way than across it."""
     right, down = first.x - second.x, first.y - second.y
-    along, across = {"left of": (-right, down), "right of": (right, down), "above": (-down, right), "below": (down, right)}[relation]
-    return along > abs(across)
+    along = {"left of": -right, "right of": right, "above": -down, "below": down}[relation]
+    return along > min(abs(right), abs(down))
 
 
 def _judge(asked: Scene, objects: list[Found], background_right: bool) -> Verdict:
@@ -206,7 +204,7 @@ def _judge(asked: Scene, objects: list[Found], background_right: bool) -> Verdic
         count=True,
         colour=all(thing.colour in ("", found.colour) for thing, found in pairs),
         shape=all(thing.shape == found.shape for thing, found in pairs),
-        size=all(thing.size in ("", *_size_words(len(pairs), found.radius)) for thing, found in pairs),
+        size=all(thing.size in ("", _size_word(len(pairs), found.radius)) for thing, found in pairs),
         relation=not asked.relation or _relation_holds(asked.relation, *objects),
     )
 

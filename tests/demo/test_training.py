@@ -1,0 +1,67 @@
+"""Training goes on from a saved state as if it had never stopped, and never sees what is held out."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from demo import train_text_encoder, train_unet
+from demo.scenes import held_out
+from demo.training import Run
+
+
+def new_run(path: Path) -> Run:
+    torch.manual_seed(0)
+    return Run(path, budget_s=1e9, modules={"model": torch.nn.Linear(4, 2)}, learning_rate=0.1)
+
+
+def train(run: Run, steps: int) -> None:
+    """A few steps that use both generators, as the training scripts do."""
+    model = run.modules["model"]
+    for _ in range(steps):
+        loss = (model(torch.randn(8, 4)) - run.rng.random()).square().mean()
+        run.descend(loss, 0.25)
+
+
+def weights(run: Run) -> list[torch.Tensor]:
+    return [p.detach().clone() for part in (run.modules, run.average) for p in part["model"].parameters()]
+
+
+def test_a_resumed_run_takes_the_same_steps(tmp_path: Path) -> None:
+    straight = new_run(tmp_path / "a.pt")
+    train(straight, 3)
+    straight.save()
+    train(straight, 2)
+    torch.manual_seed(1)
+    resumed = Run(tmp_path / "a.pt", 1e9, {"model": torch.nn.Linear(4, 2)}, learning_rate=0.1)
+    assert resumed.step == 3
+    train(resumed, 2)
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
+    assert resumed.loss == straight.loss
+    train(resumed, 1)
+    assert not all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
+
+
+def test_a_run_ends_when_it_is_finished_and_stays_so(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "a.pt")
+    for k, _ in enumerate(run.steps()):
+        if k == 2:
+            run.finish()
+    assert k == 2
+    assert list(new_run(tmp_path / "a.pt").steps()) == []
+    assert (tmp_path / "a.log.jsonl").read_text().count("\n") == 2
+
+
+def test_scenes_for_training_are_not_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = train_unet.training_scenes(300, random.Random(0))
+    assert len(scenes) == 300
+    assert not any(map(held_out, scenes))
+    seen = []
+    monkeypatch.setattr(train_text_encoder, "caption", lambda rng, scene: seen.append(scene) or "")
+    monkeypatch.setattr(train_text_encoder, "token_ids", lambda tokenizer, captions: None)
+    train_text_encoder.sample_batch(None, random.Random(0), 200)
+    assert len(seen) == 200
+    assert not any(map(held_out, seen))
