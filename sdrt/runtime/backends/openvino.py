@@ -69,8 +69,10 @@ class OpenVinoEngine(Engine):
         openvino = load_library()
         super().__init__(name, spec)
         path = folder / spec.file
+        # First, since a dropped object lets go of its attributes in this order, and the request must go before the blob.
+        self._request: InferRequest | None = None
         # Mapped, not read: the blob's bytes need not be in memory twice. OpenVINO insists on memory that it could
-        # write, hence copy-on-write, and may read weights from it for as long as the request lives.
+        # write, hence copy-on-write, and reads weights from it as long as the request lives without keeping it alive.
         self._blob: Array | None = np.memmap(path, dtype=np.uint8, mode="c")
         try:
             compiled = openvino.Core().import_model(
@@ -82,7 +84,7 @@ class OpenVinoEngine(Engine):
         if precision != INFERENCE_PRECISION[spec.precision]:
             message = f"openvino would run {name} in {precision}, not {INFERENCE_PRECISION[spec.precision]}"
             raise BackendUnavailableError(message, hint="build it again here")
-        self._request: InferRequest | None = compiled.create_infer_request()
+        self._request = compiled.create_infer_request()
         self._outputs = [output.name for output in spec.outputs]
 
     def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
