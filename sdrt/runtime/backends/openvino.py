@@ -69,7 +69,7 @@ class OpenVinoEngine(Engine):
         openvino = load_library()
         super().__init__(name, spec)
         path = folder / spec.file
-        # First, since a dropped object lets go of its attributes in this order, and the request must go before the blob.
+        # Before the blob: a dropped object lets go of its attributes in this order, and the request must go first.
         self._request: InferRequest | None = None
         # Mapped, not read: the blob's bytes need not be in memory twice. OpenVINO insists on memory that it could
         # write, hence copy-on-write, and reads weights from it as long as the request lives without keeping it alive.
