@@ -41,7 +41,8 @@ def load_library() -> ModuleType:
 def cpu_config(precision: Precision, threads: int) -> dict[str, Any]:
     """OpenVINO's settings for one request at a time.
 
-    The precision is always given: left out, OpenVINO takes bf16 wherever the processor has it.
+    The precision is always given: left out, OpenVINO takes bf16 wherever the processor has it. Threads are not pinned:
+    a pinned thread waits for whatever else runs on its core (docs/decisions/0011).
     """
     return {
         "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[precision],
@@ -49,6 +50,7 @@ def cpu_config(precision: Precision, threads: int) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,
         "CACHE_DIR": "",
     }
 
