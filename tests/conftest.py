@@ -9,7 +9,6 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -62,8 +61,9 @@ def checkpoint_path(shared: Path) -> Callable[[str], Path]:
         path.parent.mkdir(exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                changes: dict[str, Any] = {} if name == "tiny" else odd_checkpoints()[name]
-                tiny_checkpoint(path.with_suffix(".part"), **changes).rename(path)
+                part = path.with_suffix(".part")
+                made = tiny_checkpoint(part) if name == "tiny" else tiny_checkpoint(part, **odd_checkpoints()[name])
+                made.rename(path)
         return path
 
     return make

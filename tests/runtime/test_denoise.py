@@ -63,7 +63,7 @@ class FormulaUNet(Engine):
 def shift(sample: Array, timestep: Array, hidden: Array) -> Array:
     """Depends on everything: the sample, the timestep and each row's prompt."""
     rows = (-1, 1, 1, 1)
-    return 0.5 * sample + (timestep / 1000).reshape(rows) + hidden.mean(axis=(1, 2)).reshape(rows)
+    return np.asarray(0.5 * sample + (timestep / 1000).reshape(rows) + hidden.mean(axis=(1, 2)).reshape(rows))
 
 
 def schedule(prediction_type: str = "epsilon", steps: int = STEPS, order: int = 4) -> Schedule:
@@ -82,7 +82,8 @@ def conditioning(count: int = 1, scale: float = 7.5, *, guided: bool = True) -> 
 
 def reference(plan: Schedule, latents: Latents, asked: Conditioning, formula: Formula) -> Latents:
     """The loop in float64, as the papers write it."""
-    x, slopes = latents.astype(np.float64), []
+    x: Array = latents.astype(np.float64)
+    slopes: list[Array] = []
     for i in range(plan.num_inference_steps):
         sigma, timestep = plan.sigmas[i], np.full(len(x), plan.timesteps[i])
         sample = x / np.sqrt(sigma**2 + 1)

@@ -1,0 +1,231 @@
+"""From the command line to pictures and back: what is written, what --json says, and repeating by --from."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdrt.bundle import Bundle
+from sdrt.engines.engine_set import EngineSet
+from sdrt.engines.store import Store
+from tests.command_line import CommandLine, Ended
+
+#: As the issue lists them, and what was cut off the prompts.
+KEYS = [
+    "images",
+    "checkpoint",
+    "backend",
+    "precision",
+    "scheduler",
+    "num_inference_steps",
+    "guidance_scale",
+    "truncated",
+    "timings_s",
+    "unet_s_per_step",
+]
+TIMINGS = ["load", "text_encoder", "unet", "vae_decoder", "total"]
+
+Denoise = Callable[..., Ended]
+
+
+@pytest.fixture
+def denoise(
+    sdrt: CommandLine,
+    tiny_path: Path,
+    tiny_engines: Callable[..., EngineSet],
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Denoise:
+    """Runs ``sdrt denoise`` on the tiny checkpoint in an empty folder, two steps unless told otherwise."""
+    tiny_engines("onnxruntime", "fp32")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str | Path, prompt: str | None = "a red circle", steps: int | None = 2) -> Ended:
+        given = ["--checkpoint", tiny_path, "--store", store.root, "--backend", "onnxruntime", "--no-build", *words]
+        given += [] if prompt is None else ["--prompt", prompt]
+        given += [] if steps is None else ["--steps", str(steps)]
+        return sdrt("denoise", *given)
+
+    return run
+
+
+def made(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_picture_is_written_and_its_path_printed(denoise: Denoise, tmp_path: Path) -> None:
+    ended = denoise("--seed", "0")
+    assert (ended.code, ended.out) == (0, "picture.png\n")
+    assert "seed 0" in ended.err
+    assert made(tmp_path) == ["picture.png"]
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert (picture.format, picture.size, picture.mode) == ("PNG", (512, 512), "RGB")
+
+
+def test_json_has_the_keys_of_the_issue(denoise: Denoise, tmp_path: Path) -> None:
+    long = " ".join(["circle"] * 76)
+    facts: dict[str, Any] = denoise("--seed", "7", "--num-images", "2", "--json", prompt=long).json
+    assert list(facts) == KEYS
+    assert facts["images"] == [{"path": "picture-0001.png", "seed": 7}, {"path": "picture-0002.png", "seed": 8}]
+    assert made(tmp_path) == ["picture-0001.png", "picture-0002.png"]
+    assert (facts["checkpoint"], facts["backend"], facts["precision"]) == ("tiny", "onnxruntime", "fp32")
+    assert (facts["scheduler"], facts["num_inference_steps"], facts["guidance_scale"]) == ("LMS", 2, 7.5)
+    assert facts["truncated"] == ["circle", "circle"]
+    assert list(facts["timings_s"]) == TIMINGS
+    assert all(seconds >= 0 for seconds in facts["timings_s"].values())
+    assert facts["unet_s_per_step"] > 0
+
+
+def test_words_cut_off_are_said_once(denoise: Denoise) -> None:
+    ended = denoise("--seed", "0", "--num-images", "2", prompt=" ".join(["circle"] * 76), steps=1)
+    assert ended.err.count("cut off: 'circle'") == 1
+
+
+def test_from_repeats_bit_for_bit(denoise: Denoise, tmp_path: Path) -> None:
+    prompt = 'a "red" circle\nSteps: 1, Seed: 2'
+    assert denoise("--seed", "3", "--num-images", "3", "--guidance-scale", "4", prompt=prompt).code == 0
+    for number in (1, 2, 3):
+        name = f"picture-000{number}.png"
+        ended = denoise("--from", name, "--out", "again.png", prompt=None, steps=None)
+        assert ended.code == 0, ended.err
+        assert (tmp_path / "again.png").read_bytes() == (tmp_path / name).read_bytes()
+    assert (tmp_path / "picture-0001.png").read_bytes() != (tmp_path / "picture-0002.png").read_bytes()
+
+
+def test_from_refuses_other_weights(denoise: Denoise, tmp_path: Path, sdrt: CommandLine) -> None:
+    from sdrt.runtime.images import read_record, write_png
+
+    assert denoise("--seed", "3", steps=1).code == 0
+    record = read_record(tmp_path / "picture.png")
+    record["checkpoint"]["digest"] = "ab" * 32
+    with Image.open(tmp_path / "picture.png") as picture:
+        write_png(picture, tmp_path / "other.png", record)
+    ended = denoise("--from", "other.png", "--out", "again.png", prompt=None, steps=None)
+    assert (ended.code, "other weights" in ended.complaint) == (3, True)
+    assert not (tmp_path / "again.png").exists()
+
+
+def test_info_shows_what_repeats_a_picture(denoise: Denoise, sdrt: CommandLine) -> None:
+    assert denoise("--seed", "3", steps=1).code == 0
+    record = sdrt("info", "picture.png", "--json").json
+    assert (record["prompt"], record["seed"], record["backend"]) == ("a red circle", 3, "onnxruntime")
+    shown = sdrt("info", "picture.png").out
+    assert "a red circle" in shown
+    assert "7.5" in shown
+
+
+def test_latents_go_out_and_come_in(denoise: Denoise, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "noise.npy", rng.standard_normal((2, 4, 64, 64)))
+    words = ("--latents", "noise.npy", "--num-images", "2", "--seed", "0")
+    assert denoise(*words, "--save-latents", "final.npy").code == 0
+    final = np.load(tmp_path / "final.npy")
+    assert (final.shape, final.dtype) == ((2, 4, 64, 64), np.float32)
+    refused = denoise("--from", "picture-0001.png", "--out", "again.png", prompt=None, steps=None)
+    assert (refused.code, "--latents" in refused.complaint) == (2, True)
+    again = denoise("--from", "picture-0001.png", "--latents", "noise.npy", "--out", "a.png", prompt=None, steps=None)
+    assert again.code == 0, again.err
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "picture-0001.png").read_bytes()
+
+
+def test_an_existing_picture_is_replaced(denoise: Denoise, tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"old")
+    assert denoise("--seed", "0", steps=1).code == 0
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert made(tmp_path) == ["picture.png"]
+
+
+def test_an_engine_set_is_carried_by_its_digest(
+    denoise: Denoise, sdrt: CommandLine, tiny_path: Path, store: Store, tmp_path: Path
+) -> None:
+    assert denoise("--seed", "0").code == 0
+    words = ("--checkpoint", tiny_path, "--store", store.root, "--backend", "onnxruntime")
+    built = sdrt("build", *words, "--out", "portable", "--json").json
+    draw = ("denoise", "--prompt", "a red circle", "--steps", "2", "--seed", "0", "--out", "carried.png")
+    refused = sdrt(*draw, "--engines", "portable", "--store", tmp_path / "other")
+    assert (refused.code, f"--trust {built['digest']}" in refused.complaint) == (8, True)
+    carried = sdrt(*draw, "--engines", "portable", "--store", tmp_path / "other", "--trust", built["digest"])
+    assert carried.code == 0, carried.err
+    with Image.open(tmp_path / "picture.png") as here, Image.open(tmp_path / "carried.png") as there:
+        assert here.tobytes() == there.tobytes()
+    wrong = sdrt(*draw, "--engines", "portable", "--trust", built["digest"], "--backend", "openvino")
+    assert (wrong.code, "--backend is openvino" in wrong.complaint) == (2, True)
+
+
+def test_build_is_quick_when_nothing_changed(
+    denoise: Denoise, sdrt: CommandLine, tiny_path: Path, store: Store
+) -> None:
+    words = ("--checkpoint", tiny_path, "--store", store.root, "--backend", "onnxruntime", "--json")
+    ended = sdrt("build", *words)
+    facts = ended.json
+    assert list(facts) == ["path", "backend", "precision", "key", "digest", "components"]
+    assert set(facts["components"]) >= {"text_encoder", "unet", "vae_decoder"}
+    assert all(set(entry) == {"precision", "seconds", "size_bytes"} for entry in facts["components"].values())
+    # Nothing was exported or compiled: no stage was announced.
+    assert "..." not in ended.err
+
+
+def test_the_store_lists_and_verifies_what_it_holds(denoise: Denoise, sdrt: CommandLine, store: Store) -> None:
+    assert denoise("--seed", "0", steps=1).code == 0
+    kinds = {entry["kind"] for entry in sdrt("store", "list", "--store", store.root, "--json").json}
+    assert kinds >= {"bundle", "engines"}
+    verified = sdrt("store", "verify", "--store", store.root, "--json")
+    assert verified.code == 0
+    assert set(verified.json.values()) == {None}
+
+
+def interrupt(words: list[str], at: str, number: signal.Signals, folder: Path) -> tuple[int, str]:
+    """Run ``sdrt``, send it a signal when a line of stderr starts with ``at``; its exit code and the rest it said."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "sdrt", *words], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(at):
+                process.send_signal(number)
+                break
+        said = process.stderr.read()
+        return process.wait(), said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_denoising_leaves_nothing(
+    number: signal.Signals, tiny_engines: Callable[..., EngineSet], tiny_bundle: Bundle, store: Store, tmp_path: Path
+) -> None:
+    tiny_engines("onnxruntime", "fp32")
+    words = ["denoise", "--bundle", str(tiny_bundle.path), "--store", str(store.root), "--backend", "onnxruntime"]
+    words += ["--prompt", "a", "--steps", "1000", "--save-latents", "latents.npy"]
+    code, said = interrupt(words, "denoise ...", number, tmp_path)
+    assert (code, said.strip().splitlines()[-1]) == (130, "sdrt: interrupted")
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", ["export unet ...", "onnxruntime "])
+def test_a_signal_while_exporting_or_building_leaves_nothing(
+    number: signal.Signals, at: str, tiny_path: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "store"
+    words = ["build", "--checkpoint", str(tiny_path), "--store", str(root), "--backend", "onnxruntime"]
+    code, said = interrupt(words, at, number, tmp_path)
+    assert (code, said.strip().splitlines()[-1]) == (130, "sdrt: interrupted")
+    assert list((root / "staging").iterdir()) == []
+    assert list(root.glob("engines/*/*")) == []
+    assert len(list(root.glob("bundles/*"))) == (0 if at.startswith("export") else 1)
+    assert [path.name for path in (root / "locks").iterdir() if path.suffix == ".holder"] == []
+    again = subprocess.run(
+        [sys.executable, "-m", "sdrt", *words, "--json"], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert json.loads(again.stdout)["backend"] == "onnxruntime"

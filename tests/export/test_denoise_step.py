@@ -1,0 +1,231 @@
+"""The composed denoising step over graphs written by hand: equal to the plain step, stable bytes, one weights file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from sdrt.bundle import COMPONENTS, Bundle, ComponentName, Precision
+from sdrt.errors import BundleError, NumericError, TrustError
+from sdrt.export.check import STEP_TOLERANCES, check_denoise_step, relative_l2
+from sdrt.export.denoise_step import compose, write_denoise_step
+from sdrt.export.onnx_export import tensor_specs
+from sdrt.runtime.noise_config import PredictionType
+from tests.models.tiny_bundle import tiny_bundle
+
+WITH_STEP: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")
+#: The names, types and shapes of the contract, for the hand-made sizes.
+CONTRACT = {
+    "latents": ("batch", 4, 8, 8),
+    "uncond_states": ("batch", 7, 8),
+    "cond_states": ("batch", 7, 8),
+    "timestep": ("batch",),
+    "sigma": ("batch",),
+    "guidance_scale": ("batch",),
+    "lms_coefficients": ("batch", 4),
+    "history": ("batch", 4, 4, 8, 8),
+    "next_latents": ("batch", 4, 8, 8),
+    "next_history": ("batch", 4, 4, 8, 8),
+}
+
+Edit = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    precision: Precision = request.param
+    return tiny_bundle(tmp_path_factory.mktemp(precision) / "bundle", components=WITH_STEP, precision=precision)
+
+
+@pytest.fixture
+def unet(bundle: Bundle, tmp_path: Path) -> Path:
+    """A copy of the UNet's folder, to write into."""
+    shutil.copytree(bundle.path / "unet", tmp_path / "unet")
+    return tmp_path / "unet" / "model.onnx"
+
+
+def model_of(path: Path) -> onnx.ModelProto:
+    return onnx.load(path, load_external_data=False)
+
+
+def session(path: Path) -> Any:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_it_equals_the_plain_step(bundle: Bundle, unet: Path, prediction_type: PredictionType) -> None:
+    step = write_denoise_step(unet, prediction_type)
+    error = check_denoise_step(unet, step, prediction_type, bundle.manifest.precision)
+    # In fp32 the two differ by the rounding of a few operations; in fp16 as check.STEP_TOLERANCES says.
+    assert error < (1e-6 if bundle.manifest.precision == "fp32" else STEP_TOLERANCES["fp16"])
+
+
+def exchange_halves(model: onnx.ModelProto) -> None:
+    for constant in model.graph.initializer:
+        if constant.name in ("step.first", "step.second"):
+            constant.CopyFrom(numpy_helper.from_array(1 - numpy_helper.to_array(constant), constant.name))
+
+
+def reverse_coefficients(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.arange(3, -1, -1), "backwards"))
+    index, node = next((i, n) for i, n in enumerate(model.graph.node) if "lms_coefficients" in n.input)
+    node.input[0] = "reversed"
+    model.graph.node.insert(index, helper.make_node("Gather", ["lms_coefficients", "backwards"], ["reversed"], axis=1))
+
+
+def keep_oldest(model: onnx.ModelProto) -> None:
+    """The history is not shifted: the newest derivative falls out instead of the oldest."""
+    for constant in model.graph.initializer:
+        if constant.name in ("step.history_start", "step.history_end"):
+            constant.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(constant) + 1, constant.name))
+
+
+def leave_unscaled(model: onnx.ModelProto) -> None:
+    next(node for node in model.graph.node if node.output[0] == "step.scaled").input[1] = "step.one"
+
+
+@pytest.mark.parametrize("spoil", [exchange_halves, reverse_coefficients, keep_oldest, leave_unscaled])
+def test_a_wrong_step_is_refused(bundle: Bundle, unet: Path, spoil: Edit) -> None:
+    step = write_denoise_step(unet, "epsilon")
+    model = model_of(step)
+    spoil(model)
+    step.write_bytes(model.SerializeToString())
+    with pytest.raises(NumericError, match=r"differs from the plain step by (0\.[1-9]|[1-9])"):
+        check_denoise_step(unet, step, "epsilon", bundle.manifest.precision)
+
+
+def test_another_prediction_type_is_refused(bundle: Bundle, unet: Path) -> None:
+    step = write_denoise_step(unet, "v_prediction")
+    with pytest.raises(NumericError, match="differs from the plain step"):
+        check_denoise_step(unet, step, "epsilon", bundle.manifest.precision)
+
+
+def test_names_types_and_shapes_are_the_contract(bundle: Bundle) -> None:
+    component = bundle.manifest.components["denoise_step"]
+    specs = (*component.inputs, *component.outputs)
+    assert {spec.name: spec.shape for spec in specs} == CONTRACT
+    states = "float16" if bundle.manifest.precision == "fp16" else "float32"
+    assert {spec.dtype for spec in specs if spec.name.endswith("_states")} == {states}
+    assert {spec.dtype for spec in specs if not spec.name.endswith("_states")} == {"float32"}
+    assert tensor_specs(bundle.graph("denoise_step")) == (component.inputs, component.outputs)
+
+
+def test_the_manifest_describes_it_by_the_unet(bundle: Bundle) -> None:
+    unet, step = bundle.manifest.components["unet"], bundle.manifest.components["denoise_step"]
+    assert step.graph == "unet/denoise_step.onnx"
+    assert step.weights == unet.weights == "unet/model.onnx.data"
+    assert (step.parameters, step.precision, step.flops) == (unet.parameters, unet.precision, 2 * unet.flops)
+
+
+def test_everything_but_the_unet_is_fp32(bundle: Bundle) -> None:
+    model = onnx.shape_inference.infer_shapes(model_of(bundle.graph("denoise_step")), strict_mode=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    own = {name: kind for name, kind in types.items() if name.startswith("step.")}
+    border = {name: own.pop(name, None) for name in ("step.scaled_as_unet",)}
+    assert len(own) > 10
+    assert set(own.values()) == {TensorProto.FLOAT}
+    half = bundle.manifest.precision == "fp16"
+    assert border["step.scaled_as_unet"] == (TensorProto.FLOAT16 if half else None)
+    assert types["unet.sample"] == types["unet.out_sample"] == (TensorProto.FLOAT16 if half else TensorProto.FLOAT)
+
+
+def test_the_time_embedding_of_an_fp16_unet_starts_in_fp32(bundle: Bundle) -> None:
+    model = onnx.shape_inference.infer_shapes(model_of(bundle.graph("denoise_step")), strict_mode=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    (sine,) = (node for node in model.graph.node if node.op_type == "Sin")
+    assert types[sine.input[0]] == TensorProto.FLOAT
+
+
+def test_no_weight_is_written_twice(bundle: Bundle) -> None:
+    places = {
+        entry.value
+        for weight in model_of(bundle.graph("denoise_step")).graph.initializer
+        for entry in weight.external_data
+        if entry.key == "location"
+    }
+    assert places == {"model.onnx.data"}
+    assert sorted(path.name for path in (bundle.path / "unet").iterdir()) == [
+        "denoise_step.onnx",
+        "model.onnx",
+        "model.onnx.data",
+    ]
+    inline = [w for w in model_of(bundle.graph("denoise_step")).graph.initializer if w.name.startswith("step.")]
+    assert max(len(weight.raw_data) for weight in inline) <= 64
+
+
+def test_a_changed_weight_is_found_in_the_shared_file(bundle: Bundle, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle.path, copy)
+    opened = Bundle.open(copy, verify=True)
+    assert opened.size_bytes == sum(path.stat().st_size for path in copy.rglob("*.*")) - len(
+        (copy / "manifest.json").read_bytes()
+    )
+    weights = copy / "unet" / "model.onnx.data"
+    data = bytearray(weights.read_bytes())
+    data[100] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(TrustError, match=r"model\.onnx\.data does not match its digest"):
+        opened.verify_weights()
+
+
+def test_openvino_opens_it_too(bundle: Bundle) -> None:
+    step = bundle.graph("denoise_step")
+    rng = np.random.default_rng(0)
+    inputs = bundle.manifest.components["denoise_step"].inputs
+    feeds = {s.name: rng.uniform(0.5, 2, (3, *map(int, s.shape[1:]))).astype(s.dtype) for s in inputs}
+    compiled = openvino.Core().compile_model(step, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    outputs = compiled(feeds)
+    for name, expected in zip(("next_latents", "next_history"), session(step).run(None, feeds), strict=True):
+        # fp16 weights are the same; both libraries compute in fp32 and round elsewhere.
+        assert relative_l2(outputs[name], expected) < (1e-5 if bundle.manifest.precision == "fp32" else 1e-2)
+
+
+def test_equal_unets_give_equal_bytes_in_any_folder(unet: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "another" / "place"
+    shutil.copytree(unet.parent, elsewhere)
+    first = write_denoise_step(unet, "epsilon").read_bytes()
+    assert write_denoise_step(elsewhere / "model.onnx", "epsilon").read_bytes() == first
+    assert str(tmp_path).encode() not in first
+    assert write_denoise_step(unet, "v_prediction").read_bytes() != first
+
+
+def test_the_opset_is_the_unets(unet: Path) -> None:
+    model, step = model_of(unet), model_of(write_denoise_step(unet, "epsilon"))
+    assert list(step.opset_import) == list(model.opset_import)
+    assert step.ir_version == model.ir_version
+    assert not step.metadata_props
+
+
+def test_names_that_the_unet_uses_itself_do_no_harm(bundle: Bundle, unet: Path) -> None:
+    model = model_of(unet)
+    renamed = {"convolved": "sigma", "normal": "history", "kernel": "cond_states", "shift": "next_latents"}
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = renamed.get(name, name)
+    for weight in model.graph.initializer:
+        weight.name = renamed.get(weight.name, weight.name)
+    unet.write_bytes(model.SerializeToString())
+    check_denoise_step(unet, write_denoise_step(unet, "epsilon"), "epsilon", bundle.manifest.precision)
+
+
+def test_the_batch_inside_the_unet_is_not_called_batch(unet: Path) -> None:
+    model = model_of(unet)
+    model.graph.value_info.append(helper.make_tensor_value_info("convolved", 1, ("batch", 4, 8, 8)))
+    compose(model, "epsilon")
+    (convolved,) = (value for value in model.graph.value_info if value.name == "convolved")
+    assert convolved.type.tensor_type.shape.dim[0].dim_param == "rows"
+
+
+def test_a_graph_that_is_no_unet_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="inputs and outputs latent_sample, sample"):
+        compose(model_of(bundle.graph("vae_decoder")), "epsilon")

@@ -1,0 +1,67 @@
+"""diffusers' own pipeline as the reference, and how far a picture is from it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Latents = npt.NDArray[np.float32]
+Picture = npt.NDArray[np.uint8]
+
+
+def diffusers_pipeline(checkpoint: Path) -> Any:
+    """StableDiffusionPipeline in fp32 on the CPU, with LMSDiscreteScheduler over the checkpoint's betas."""
+    from diffusers import LMSDiscreteScheduler, StableDiffusionPipeline
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        # What diffusers and transformers deprecate in each other is not ours to mend.
+        warnings.simplefilter("ignore")
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            checkpoint, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+        config = json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_bytes())
+        pipeline.scheduler = LMSDiscreteScheduler.from_config(config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def reference_picture(
+    pipeline: Any, prompt: str, negative_prompt: str, noise: Latents, steps: int, guidance_scale: float
+) -> Picture:
+    """The picture that diffusers makes of unit noise [1,4,64,64], as uint8 [h,w,3]."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = pipeline(
+            prompt,
+            negative_prompt=negative_prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            latents=torch.from_numpy(noise),
+            output_type="pil",
+        )
+    return np.asarray(made.images[0])
+
+
+def psnr(actual: Picture, expected: Picture) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 pictures; Inf where they are equal."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype == np.uint8
+    error = np.mean((actual.astype(np.float64) - expected.astype(np.float64)) ** 2)
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+
+
+def assert_has_contrast(picture: Picture) -> None:
+    """A picture of one colour, or all black and white, would agree with almost anything: PSNR means nothing there."""
+    assert picture.std() > 15, f"standard deviation {picture.std():.1f}"
+    clipped = np.mean((picture == 0) | (picture == 255))
+    assert clipped < 0.6, f"{clipped:.0%} of the values are clipped"
