@@ -94,7 +94,7 @@ def sdrt_painter(checkpoint: str) -> Painter:
 
 
 def diffusers_painter(checkpoint: Path) -> Painter:
-    """diffusers in fp32, for checks while training goes on."""
+    """The reference, in fp32, for checks while training goes on."""
     from diffusers import StableDiffusionPipeline
 
     from demo.assemble import sample

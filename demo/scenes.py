@@ -68,6 +68,8 @@ def caption(rng: random.Random, scene: Scene, complete: bool = False) -> str:
     """Say what the scene shows, in one of many wordings.
 
     Args:
+        rng: Chooses the wording.
+        scene: What to say.
         complete: Name every colour and the background; else some captions leave them open.
     """
     open_colour = not complete and rng.random() < 0.04

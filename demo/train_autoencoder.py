@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -80,7 +81,7 @@ def main(out: Path, budget_s: float, threads: int) -> None:
         error = decoded.float() - pictures
         reconstruction = error.abs().mean() + error.square().mean()
         run.descend(reconstruction + 2e-4 * posterior.kl().mean() / posterior.mean[0].numel(), spent)
-    average = run.average["vae"]
+    average = cast("AutoencoderKL", run.average["vae"])
     average.register_to_config(scaling_factor=scaling_factor(average))
     average.save_pretrained(out / "vae")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -34,7 +35,7 @@ def main(out: Path, budget_s: float, threads: int) -> None:
             decoded = model.decode(latents + noise).sample
         error = decoded.float() - pictures
         run.descend(error.abs().mean() + error.square().mean(), spent)
-    run.average["vae"].save_pretrained(out / "vae")
+    cast("AutoencoderKL", run.average["vae"]).save_pretrained(out / "vae")
 
 
 if __name__ == "__main__":

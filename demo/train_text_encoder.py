@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import random
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -114,7 +115,7 @@ def main(out: Path, budget_s: float, threads: int) -> None:
             print("least head right", round(least, 3), [round(r, 2) for r in right.tolist()], flush=True)
         if least > 0.998 and run.loss < 0.05:
             run.finish()
-    run.average["text_encoder"].save_pretrained(out / "text_encoder")
+    cast("CLIPTextModel", run.average["text_encoder"]).save_pretrained(out / "text_encoder")
 
 
 if __name__ == "__main__":

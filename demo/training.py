@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -83,7 +82,7 @@ class Run:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, self.path.with_suffix(".part"))
-        os.replace(self.path.with_suffix(".part"), self.path)
+        self.path.with_suffix(".part").replace(self.path)
 
     def steps(self) -> Iterator[float]:
         """Yield the share of the budget spent, once a step, until it is spent; saves and logs on the way."""

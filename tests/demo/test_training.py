@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
 from demo import train_text_encoder, train_unet
 from demo.scenes import held_out
 from demo.training import Run
+from sdrt.compare.scene_grammar import Scene
 
 
 def new_run(path: Path) -> Run:
@@ -59,9 +62,14 @@ def test_scenes_for_training_are_not_held_out(monkeypatch: pytest.MonkeyPatch) -
     scenes = train_unet.training_scenes(300, random.Random(0))
     assert len(scenes) == 300
     assert not any(map(held_out, scenes))
-    seen = []
-    monkeypatch.setattr(train_text_encoder, "caption", lambda rng, scene: seen.append(scene) or "")
+    seen: list[Scene] = []
+
+    def listen(rng: random.Random, scene: Scene) -> str:
+        seen.append(scene)
+        return ""
+
+    monkeypatch.setattr(train_text_encoder, "caption", listen)
     monkeypatch.setattr(train_text_encoder, "token_ids", lambda tokenizer, captions: None)
-    train_text_encoder.sample_batch(None, random.Random(0), 200)
+    train_text_encoder.sample_batch(cast("CLIPTokenizer", None), random.Random(0), 200)
     assert len(seen) == 200
     assert not any(map(held_out, seen))
