@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sdrt.bundle import (
     ComponentName,
     Manifest,
     ModelRecord,
+    Precision,
     TensorSpec,
     file_records,
     seal,
@@ -40,26 +42,43 @@ MODEL = ModelRecord(
 CHECKPOINT = CheckpointRecord(name="tiny", digest="ab" * 32)
 
 
-def tiny_bundle(folder: Path, *, seed: int = 0, components: tuple[ComponentName, ...] = ()) -> Bundle:
+def tiny_bundle(
+    folder: Path,
+    *,
+    seed: int = 0,
+    components: tuple[ComponentName, ...] = (),
+    precision: Precision = "fp32",
+    tokenizer: str = "{}",
+    scheduler: str = '{"beta_start": 0.1}',
+) -> Bundle:
     """Write and open a bundle whose convolutions and attention are real but tiny.
 
     Args:
         folder: Where; made when absent.
         seed: Of the weights.
-        components: Which to write; all four when empty.
+        components: Which to write; the four of a checkpoint when empty. denoise_step comes after unet.
+        precision: fp32 or fp16, of the graphs.
+        tokenizer: Text of tokenizer.json.
+        scheduler: Text of scheduler_config.json.
     """
     rng = np.random.default_rng(seed)
     graphs = {"text_encoder": _text_encoder, "unet": _unet, "vae_encoder": _vae_encoder, "vae_decoder": _vae_decoder}
     records: dict[ComponentName, Component] = {}
     for name in components or ("text_encoder", "unet", "vae_encoder", "vae_decoder"):
-        records[name] = _write(folder, name, graphs[name](rng))
-    for name, text in (("tokenizer/tokenizer.json", "{}"), ("scheduler/scheduler_config.json", '{"beta_start": 0.1}')):
+        if name == "denoise_step":
+            records[name] = _write_step(folder, records["unet"], scheduler)
+            continue
+        graph = graphs[name](rng)
+        if precision == "fp16":
+            _halve(graph)
+        records[name] = _write(folder, name, graph, precision)
+    for name, text in (("tokenizer/tokenizer.json", tokenizer), ("scheduler/scheduler_config.json", scheduler)):
         (folder / name).parent.mkdir()
         (folder / name).write_text(text)
     manifest = Manifest(
         schema_version=1,
         checkpoint=CHECKPOINT,
-        precision="fp32",
+        precision=precision,
         opset=23,
         model=MODEL,
         components=records,
@@ -84,7 +103,30 @@ def feeds(component: ComponentName, batch: int, seed: int = 0) -> dict[str, Arra
     }[component]
 
 
-def _write(folder: Path, name: ComponentName, graph: onnx.GraphProto) -> Component:
+def _write_step(folder: Path, unet: Component, scheduler: str) -> Component:
+    # Imported here: the package of the exporter imports torch.
+    from sdrt.export.denoise_step import describe, write_denoise_step
+
+    write_denoise_step(folder / unet.graph, json.loads(scheduler).get("prediction_type", "epsilon"))
+    return describe(unet, "unet/denoise_step.onnx")
+
+
+def _halve(graph: onnx.GraphProto) -> None:
+    """Make a graph fp16, in place; the timestep and what it is multiplied by stay fp32 up to the sine."""
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name != "timestep":
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    for weight in graph.initializer:
+        if weight.data_type == TensorProto.FLOAT and weight.name != "thousandth":
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), weight.name))
+    for index, node in enumerate(graph.node):
+        if node.op_type == "Sin":
+            node.output[0] = "wave_fp32"
+            graph.node.insert(index + 1, helper.make_node("Cast", ["wave_fp32"], ["wave"], to=TensorProto.FLOAT16))
+            return
+
+
+def _write(folder: Path, name: ComponentName, graph: onnx.GraphProto, precision: Precision) -> Component:
     path = folder / name / "model.onnx"
     path.parent.mkdir(parents=True)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
@@ -93,7 +135,7 @@ def _write(folder: Path, name: ComponentName, graph: onnx.GraphProto) -> Compone
     return Component(
         graph=f"{name}/model.onnx",
         weights=f"{name}/model.onnx.data",
-        precision="fp32",
+        precision=precision,
         inputs=tuple(_spec(value) for value in graph.input),
         outputs=tuple(_spec(value) for value in graph.output),
         parameters=sum(int(np.prod(weight.dims)) for weight in graph.initializer),
@@ -104,9 +146,8 @@ def _write(folder: Path, name: ComponentName, graph: onnx.GraphProto) -> Compone
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     shape = tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
-    return TensorSpec(
-        name=value.name, dtype="int64" if tensor.elem_type == TensorProto.INT64 else "float32", shape=shape
-    )
+    dtypes = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64"}
+    return TensorSpec.model_validate({"name": value.name, "dtype": dtypes[tensor.elem_type], "shape": shape})
 
 
 def _graph(nodes: list[onnx.NodeProto], inputs: dict[str, Any], output: str, shape: Any, **weights: Array) -> Any:
