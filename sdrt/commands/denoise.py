@@ -318,4 +318,5 @@ def facts(pipeline: Pipeline, result: Result, written: dict[Path, int]) -> dict[
             name: round(getattr(timings, name), 4) for name in ("load", "text_encoder", "unet", "vae_decoder", "total")
         },
         "unet_s_per_step": round(timings.unet_s_per_step, 5),
+        "device_bytes": pipeline.device_bytes,
     }

@@ -86,7 +86,9 @@ class Pipeline:
         pipe("a red circle", seed=0).images[0].save("circle.png")
     """
 
-    def __init__(self, engines: EngineSet, *, threads: int | None = None, loop: str = "auto") -> None:
+    def __init__(
+        self, engines: EngineSet, *, threads: int | None = None, loop: str = "auto", cuda_graph: bool = True
+    ) -> None:
         """Open the engines of a set. ``load`` is the usual way.
 
         Where the set holds both the UNet and denoise_step, the one that a request needs is opened by the first request
@@ -99,7 +101,7 @@ class Pipeline:
         self.model = engines.manifest.model
         self.tokenizer = Tokenizer.open(engines.tokenizer, self.model.max_tokens)
         self.scheduler_config: dict[str, Any] = json.loads(engines.scheduler.read_bytes())
-        self._session = open_session(engines, threads=threads)
+        self._session = open_session(engines, threads=threads, cuda_graph=cuda_graph)
         self._holds_step = loop == "auto" and "denoise_step" in engines.manifest.components
         try:
             self._engine("text_encoder")
@@ -126,6 +128,7 @@ class Pipeline:
         build: bool = True,
         threads: int | None = None,
         loop: str = "auto",
+        cuda_graph: bool = True,
         progress: Progress = silent,
     ) -> Pipeline:
         """Open a checkpoint's engines; what is missing on the way there is exported and built first.
@@ -142,6 +145,7 @@ class Pipeline:
             build: Whether to export and build what is missing; else it is an error.
             threads: Threads to compute with; None is all that this process may use.
             loop: auto runs a guided step as one graph, denoise_step, where the engines hold it; plain never does.
+            cuda_graph: Whether TensorRT's steps are replayed from a CUDA graph; the numbers are the same without.
             progress: Told of exports and builds.
 
         Raises:
@@ -151,7 +155,7 @@ class Pipeline:
 
         source = Source(checkpoint, revision, bundle, engines, trust)
         opened = prepare(source, backend=backend, precision=precision, store=store, build=build, progress=progress)
-        return cls(opened, threads=threads, loop=loop)
+        return cls(opened, threads=threads, loop=loop, cuda_graph=cuda_graph)
 
     def __call__(
         self,
@@ -242,6 +246,11 @@ class Pipeline:
             check_finite(sample, "vae_decoder")
             pictures += images.to_pictures(sample)
         return pictures
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        """Bytes held on a GPU now, by what for, and their total; empty for a backend that computes on the CPU."""
+        return self._session.device_bytes
 
     def close(self) -> None:
         """Let go of every engine."""

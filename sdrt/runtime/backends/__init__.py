@@ -98,7 +98,11 @@ def open_engine(engines: EngineSet, component: ComponentName, *, threads: int | 
     check_host(engines.manifest)
     entry = _entry(backend)
     try:
-        engine_class = getattr(import_module(entry.module), entry.engine)
+        module = import_module(entry.module)
+        if entry.needs_gpu:
+            alone: Engine = module.open_alone(engines, component, *module.libraries(backend))
+            return alone
+        engine_class = getattr(module, entry.engine)
     except ImportError as error:
         hint = f"reinstall {backend}"
         raise BackendUnavailableError(f"{backend} is installed but does not import: {error}", hint=hint) from error
@@ -106,16 +110,33 @@ def open_engine(engines: EngineSet, component: ComponentName, *, threads: int | 
     return engine
 
 
-def open_session(engines: EngineSet, *, threads: int | None = None) -> Session:
+def open_session(engines: EngineSet, *, threads: int | None = None, cuda_graph: bool = True) -> Session:
     """Open an engine set to run its components here, each engine when it is first asked for.
 
     Args:
         engines: The opened, hence verified, set.
-        threads: Threads each engine may use; None is all CPUs that this process may use.
+        threads: Threads each engine may use on the CPU; None is all CPUs that this process may use.
+        cuda_graph: Whether TensorRT's steps are replayed from a CUDA graph; the numbers are the same without.
+
+    Raises:
+        EngineError: The set was built by another version of the library.
+        BackendUnavailableError: The backend cannot run here, or the set was built for another kind of device.
+        UsageError: ``threads`` is below 1.
     """
     from sdrt.runtime.backends.session import Session
 
-    return Session(engines, lambda component: open_engine(engines, component, threads=threads))
+    backend = engines.manifest.backend
+    if not _entry(backend).needs_gpu:
+        return Session(engines, lambda component: open_engine(engines, component, threads=threads))
+    available(backend)
+    check_host(engines.manifest)
+    try:
+        module = import_module("sdrt.runtime.backends.tensorrt")
+        session: Session = module.TensorRtSession(engines, *module.libraries(backend), cuda_graph=cuda_graph)
+    except ImportError as error:
+        hint = f"reinstall {backend}"
+        raise BackendUnavailableError(f"{backend} is installed but does not import: {error}", hint=hint) from error
+    return session
 
 
 def check_host(manifest: EngineManifest) -> None:

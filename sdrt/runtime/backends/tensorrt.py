@@ -1,0 +1,379 @@
+"""Runs plans by TensorRT or TensorRT-RTX, whose Python modules have the same names for all that is used here."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdrt.errors import BackendUnavailableError, EngineError, UsageError
+from sdrt.runtime.backends.base import Array, Engine
+from sdrt.runtime.backends.cuda import Buffer, Cuda
+from sdrt.runtime.backends.session import DeviceLoop, Session
+from sdrt.runtime.backends.tensorrt_device import Device
+
+if TYPE_CHECKING:
+    from sdrt.bundle import ComponentName, TensorSpec
+    from sdrt.engines.engine_set import BackendName, EngineComponent, EngineSet
+
+# TensorRT wants every tensor at a multiple of this.
+ALIGNMENT = 256
+# What changes from step to step lies side by side, so that one copy sets all of it.
+STEP_INPUTS = ("timestep", "sigma", "guidance_scale", "lms_coefficients")
+_MODULES: dict[BackendName, tuple[str, str]] = {
+    "tensorrt": ("tensorrt", "trt"),
+    "tensorrt-rtx": ("tensorrt_rtx", "rtx"),
+}
+_DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}
+# Run once for each step; the others run once for each picture, and a graph of them would not pay.
+_REPEATED = ("denoise_step", "unet")
+
+
+def aligned(size_bytes: int) -> int:
+    """The next multiple of `ALIGNMENT`."""
+    return -(-size_bytes // ALIGNMENT) * ALIGNMENT
+
+
+class TensorRtSession(Session):
+    """The engines of one set on one GPU. They share a stream and the memory they compute in.
+
+    Args:
+        engines: The opened, hence verified, set.
+        trt: The tensorrt or tensorrt_rtx module.
+        cuda: The CUDA runtime.
+        cuda_graph: Whether steps are replayed from a CUDA graph; without, they give the same numbers later.
+
+    Raises:
+        BackendUnavailableError: The GPU is not of a kind that the set was built for.
+    """
+
+    def __init__(self, engines: EngineSet, trt: Any, cuda: Cuda, *, cuda_graph: bool = True) -> None:
+        check_architecture(engines, cuda)
+        self._device = Device(trt, cuda)
+        self._cuda_graph = cuda_graph
+        self._loop: Any = None
+        super().__init__(engines, partial(_open, engines, self._device, cuda_graph))
+
+    def device_loop(self) -> DeviceLoop | None:
+        """The loop over denoise_step, if the set holds it."""
+        if self._loop is None and "denoise_step" in self.engines.manifest.components:
+            from sdrt.runtime.backends.tensorrt_loop import TensorRtLoop
+
+            engine = self.engine("denoise_step")
+            if not isinstance(engine, TensorRtEngine):
+                raise TypeError(type(engine))
+            self._loop = TensorRtLoop(engine, self._device, capture=self._cuda_graph and not _captures_itself(engine))
+        loop: DeviceLoop | None = self._loop
+        return loop
+
+    @property
+    def device_bytes(self) -> dict[str, int]:
+        """Bytes of the opened engines' weights, of the block they compute in, and of inputs and outputs."""
+        engines = [engine for engine in self._opened.values() if isinstance(engine, TensorRtEngine)]
+        activations = self._device.activations
+        parts = {
+            "weights": sum(engine.weights_bytes for engine in engines),
+            "activations": activations.size_bytes if activations else 0,
+            "buffers": sum(engine.buffer_bytes for engine in engines) + (self._loop.buffer_bytes if self._loop else 0),
+        }
+        return {**parts, "total": sum(parts.values())}
+
+    def close(self) -> None:
+        """Wait for the device, and give everything back."""
+        if self._device.stream is not None:
+            self._device.cuda.release("cudaStreamSynchronize", self._device.stream)
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
+        super().close()
+        self._device.close()
+
+
+def check_architecture(engines: EngineSet, cuda: Cuda) -> None:
+    """Hold that the GPU is one of those that a set was built for, as ``gpu`` of its host record lists them.
+
+    Raises:
+        BackendUnavailableError: It is not.
+    """
+    built_for = engines.manifest.host.get("gpu", "").split()
+    if not built_for:
+        return
+    here = cuda.compute_capability()
+    # "sm80+" is a plan for this architecture and all later ones.
+    newer = any(int(here[2:]) >= int(name[2:-1]) for name in built_for if name.endswith("+"))
+    if here not in built_for and not newer:
+        raise BackendUnavailableError(
+            f"the engines were built for {', '.join(built_for)}; this GPU is {here}",
+            hint="build them again here",
+        )
+
+
+def open_alone(engines: EngineSet, name: ComponentName, trt: Any, cuda: Cuda) -> TensorRtEngine:
+    """One engine of a set, with a device of its own that is closed with it.
+
+    Raises:
+        SdrtError: As TensorRtSession and TensorRtEngine.
+    """
+    check_architecture(engines, cuda)
+    device = Device(trt, cuda)
+    try:
+        return _open(engines, device, True, name, owns_device=True)
+    except BaseException:
+        device.close()
+        raise
+
+
+def libraries(backend: BackendName) -> tuple[Any, Cuda]:
+    """The backend's Python module, and the CUDA runtime.
+
+    Raises:
+        BackendUnavailableError: A library, the driver or a GPU is missing.
+    """
+    module, extra = _MODULES[backend]
+    return import_module(module), Cuda.open(extra)
+
+
+def _open(
+    engines: EngineSet, device: Device, cuda_graph: bool, name: ComponentName, *, owns_device: bool = False
+) -> TensorRtEngine:
+    spec = engines.component(name)
+    sha256 = engines.manifest.files[spec.file].sha256
+    return TensorRtEngine(name, spec, engines.path, sha256, device, cuda_graph, owns_device=owns_device)
+
+
+def _captures_itself(engine: TensorRtEngine) -> bool:
+    """Whether the library captures what it runs: TensorRT-RTX does, TensorRT leaves it to its caller."""
+    return hasattr(engine.device.trt, "CudaGraphStrategy")
+
+
+class TensorRtEngine(Engine):
+    """One plan, deserialised, with one context in the device's shared activation block.
+
+    Inputs and outputs lie in one block of device memory, which is taken when a batch is run that is not the last one's.
+
+    Args:
+        folder: The engine set's folder.
+        sha256: Of the plan.
+        device: What the engines of the set share.
+        cuda_graph: Whether TensorRT-RTX may replay what it ran.
+        owns_device: Whether closing the engine closes the device too.
+
+    Attributes:
+        generation: Counts up when the context changes; a CUDA graph captured before must not be launched any more.
+
+    Raises:
+        TrustError: The plan is not what was sealed.
+        EngineError: TensorRT does not take it, or its inputs and outputs are not the spec's.
+        ResourceError: The GPU's memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        name: ComponentName,
+        spec: EngineComponent,
+        folder: Path,
+        sha256: str,
+        device: Device,
+        cuda_graph: bool,
+        *,
+        owns_device: bool = False,
+    ) -> None:
+        super().__init__(name, spec)
+        self.device = device
+        self._owns_device = owns_device
+        self.path = folder / spec.file
+        self.generation = 0
+        self._block: Buffer | None = None
+        self._offsets: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._batch: int | None = None
+        self._bound = 0
+        self._context: Any = None
+        self._engine: Any = device.deserialise(self.path, sha256)
+        try:
+            for tensor in (*spec.inputs, *spec.outputs):
+                self._check_tensor(tensor)
+            self.weights_bytes = max(0, int(self._engine.get_engine_stat(device.trt.EngineStat.TOTAL_WEIGHTS_SIZE)))
+            device.reserve(int(self._engine.device_memory_size_v2))
+            self._context = self._new_context(cuda_graph)
+        except BaseException:
+            self.release()
+            raise
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Device memory of inputs and outputs."""
+        return self._block.size_bytes if self._block else 0
+
+    def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Copy the inputs to the device, run, and copy the outputs back."""
+        self.bind(self._batch_of(feeds))
+        stream, cuda = self.device.stream, self.device.cuda
+        outputs = {spec.name: np.empty(self._shapes[spec.name], spec.dtype) for spec in self.spec.outputs}
+        with self.device.settled():
+            for name, array in feeds.items():
+                cuda.upload(self.address(name), array, stream)
+            self.enqueue()
+            for name, array in outputs.items():
+                cuda.download(array, self.address(name), stream)
+            cuda.wait(stream)
+        return outputs
+
+    def bind(self, batch: int | None) -> None:
+        """Make the context and the buffers ready for a batch; None where no axis is a batch.
+
+        Raises:
+            UsageError: No optimisation profile takes it; names the ranges.
+            EngineError: TensorRT refuses a shape or an address.
+            ResourceError: The GPU's memory does not suffice.
+        """
+        if self._context is None:
+            raise EngineError(f"{self.name} is closed", hint="open it again")
+        if self._block is not None and batch == self._batch:
+            return
+        profile = self._profile(batch)
+        self._drop_block()
+        stream = self.device.stream
+        if profile != self._context.active_optimization_profile:
+            self._accepted(
+                self._context.set_optimization_profile_async(profile, self.device.stream_handle), f"profile {profile}"
+            )
+            self.device.cuda.wait(stream)
+        shapes = {spec.name: _shape(spec, batch) for spec in (*self.spec.inputs, *self.spec.outputs)}
+        for spec in self.spec.inputs:
+            self._accepted(self._context.set_input_shape(spec.name, shapes[spec.name]), f"shape of {spec.name}")
+        self._shapes = shapes
+        self._offsets, size_bytes = _layout((*self.spec.inputs, *self.spec.outputs), shapes)
+        self._block = self.device.cuda.allocate(size_bytes)
+        for name in self._offsets:
+            self._accepted(self._context.set_tensor_address(name, self.address(name)), f"address of {name}")
+        lacking = self._context.infer_shapes()
+        if lacking:
+            raise EngineError(f"{self.name}: TensorRT lacks {', '.join(lacking)}", hint="build the engines again")
+        self._batch = batch
+
+    def address(self, name: str) -> int:
+        """Where an input or output lies."""
+        if self._block is None:
+            raise EngineError(f"{self.name} has no buffers", hint="run it first")
+        return self._block.address + self._offsets[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an input or output for the bound batch."""
+        return self._shapes[name]
+
+    def span(self, *names: str) -> int:
+        """Bytes from the first to the end of the last of tensors that lie side by side, padding included."""
+        last = max(names, key=self._offsets.__getitem__)
+        size_bytes = self._size_bytes(last)
+        return self._offsets[last] + aligned(size_bytes) - min(self._offsets[name] for name in names)
+
+    def enqueue(self) -> None:
+        """Ask the stream to run on what lies in the buffers.
+
+        Raises:
+            EngineError: TensorRT refuses.
+        """
+        self.share_activations()
+        if not self._context.execute_async_v3(self.device.stream_handle):
+            raise self.device.error(f"{self.name} failed", "report it, with the GPU and the versions")
+
+    def share_activations(self) -> None:
+        """Tell the context where the shared block lies, if it has moved."""
+        block = self.device.activations
+        if self._bound != self.device.generation and block is not None:
+            self._context.set_device_memory(block.address, block.size_bytes)
+            self._bound = self.device.generation
+            self.generation += 1
+
+    def release(self) -> None:
+        """Give context, engine and buffers back, in this order; the device must be done with them."""
+        self._context = None
+        self._engine = None
+        self._drop_block()
+        if self._owns_device:
+            self.device.close()
+
+    def _drop_block(self) -> None:
+        self.generation += 1
+        self._batch = None
+        if self._block is not None:
+            block, self._block = self._block, None
+            self.device.cuda.free(block)
+
+    def _size_bytes(self, name: str) -> int:
+        dtype = next(spec.dtype for spec in (*self.spec.inputs, *self.spec.outputs) if spec.name == name)
+        return int(np.prod(self._shapes[name], dtype=np.int64)) * np.dtype(dtype).itemsize
+
+    def _batch_of(self, feeds: dict[str, Array]) -> int | None:
+        for spec in self.spec.inputs:
+            if "batch" in spec.shape:
+                return int(feeds[spec.name].shape[spec.shape.index("batch")])
+        return None
+
+    def _new_context(self, cuda_graph: bool) -> Any:
+        """A context that computes in memory which we give it."""
+        trt = self.device.trt
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if _captures_itself(self):
+            strategies = trt.CudaGraphStrategy
+            replay = cuda_graph and self.name in _REPEATED
+            config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if replay else strategies.DISABLED
+        context = self._engine.create_execution_context(config)
+        if context is None:
+            raise self.device.error(f"TensorRT makes no context for {self.path}", "free GPU memory")
+        return context
+
+    def _check_tensor(self, spec: TensorSpec) -> None:
+        """Hold that the plan has a tensor as the spec says."""
+        trt, names = self.device.trt, [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        mode = trt.TensorIOMode.INPUT if spec in self.spec.inputs else trt.TensorIOMode.OUTPUT
+        if (
+            len(names) != len(self.spec.inputs) + len(self.spec.outputs)
+            or spec.name not in names
+            or self._engine.get_tensor_mode(spec.name) != mode
+            or self._engine.get_tensor_location(spec.name) != trt.TensorLocation.DEVICE
+            or self._engine.get_tensor_dtype(spec.name) != getattr(trt.DataType, _DTYPES[spec.dtype])
+        ):
+            message = f"{self.path} has not the {spec.dtype} tensor {spec.name}, or others besides the manifest's"
+            raise EngineError(message, hint="build the engines again")
+
+    def _profile(self, batch: int | None) -> int:
+        """The optimisation profile for a batch: of those that take it, one made for it, else the narrowest."""
+        (spec, axis) = next(
+            ((spec, spec.shape.index("batch")) for spec in self.spec.inputs if "batch" in spec.shape), (None, 0)
+        )
+        if spec is None or batch is None:
+            return 0
+        ranges = []
+        for index in range(self._engine.num_optimization_profiles):
+            least, best, most = (int(shape[axis]) for shape in self._engine.get_tensor_profile_shape(spec.name, index))
+            ranges.append((best != batch, most - least, index, least, most))
+        fitting = [row for row in ranges if row[3] <= batch <= row[4]]
+        if not fitting:
+            takes = ", ".join(f"{least} to {most}" for *_, least, most in ranges)
+            hint = "ask for fewer pictures at once, or build with another --recipe"
+            raise UsageError(f"{self.name} was built for batches of {takes}; got {batch}", hint=hint)
+        return min(fitting)[2]
+
+    def _accepted(self, done: bool, what: str) -> None:
+        if not done:
+            raise self.device.error(f"{self.name}: TensorRT refuses the {what}", "build the engines again")
+
+
+def _shape(spec: TensorSpec, batch: int | None) -> tuple[int, ...]:
+    return tuple(axis if isinstance(axis, int) else batch or 1 for axis in spec.shape)
+
+
+def _layout(specs: tuple[TensorSpec, ...], shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, int], int]:
+    """Where each tensor lies in one block, those of `STEP_INPUTS` first and in their order; and the block's bytes."""
+    rank = {name: index for index, name in enumerate(STEP_INPUTS)}
+    offsets, end = {}, 0
+    for spec in sorted(specs, key=lambda spec: rank.get(spec.name, len(rank))):
+        offsets[spec.name] = end
+        end += aligned(int(np.prod(shapes[spec.name], dtype=np.int64)) * np.dtype(spec.dtype).itemsize)
+    return offsets, end

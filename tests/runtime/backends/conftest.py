@@ -1,0 +1,35 @@
+"""Engine sets for the doubles, over graphs written by hand; made once a test run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sdrt.bundle import Bundle
+from sdrt.engines.engine_set import EngineSet
+from tests.models.tiny_bundle import tiny_bundle as write_bundle
+from tests.runtime.backends.cuda_double.plans import double_set
+
+
+@pytest.fixture(scope="session")
+def hand_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of the graphs written by hand; not to be changed."""
+    return write_bundle(tmp_path_factory.mktemp("hand") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def plans(hand_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> EngineSet:
+    """A set of the double's plans for 1 to 4 pictures; not to be changed."""
+    return double_set(hand_bundle, tmp_path_factory.mktemp("double"))
+
+
+@pytest.fixture
+def make_plans(hand_bundle: Bundle, tmp_path: Path) -> Callable[..., EngineSet]:
+    """Makes a set of the double's plans of this test's own."""
+
+    def make(**options: object) -> EngineSet:
+        return double_set(hand_bundle, tmp_path / "double", **options)  # type: ignore[arg-type]
+
+    return make

@@ -1,0 +1,291 @@
+"""A double of what runs plans in tensorrt and tensorrt_rtx; computes by ONNX Runtime on the CUDA double's memory.
+
+Its names are the real modules' alone: a test holds them against the recorded APIs. What TensorRT answers with False and
+a line in its log, the double answers so too; what TensorRT leaves undefined, it raises as `Misuse`.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from tests.runtime.backends.cuda_double.memory import ALIGNMENT, Misuse
+from tests.runtime.backends.cuda_double.plans import read_plan
+from tests.runtime.backends.cuda_double.runtime import CudaDouble, Stream
+
+DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT64"])
+TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
+TensorLocation = enum.Enum("TensorLocation", ["DEVICE", "HOST"])
+EngineStat = enum.Enum("EngineStat", ["TOTAL_WEIGHTS_SIZE", "STRIPPED_WEIGHTS_SIZE"])
+ExecutionContextAllocationStrategy = enum.Enum(
+    "ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"]
+)
+CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
+_TYPES = {
+    "tensor(float)": ("FLOAT", "float32"),
+    "tensor(float16)": ("HALF", "float16"),
+    "tensor(int64)": ("INT64", "int64"),
+}
+
+
+class ILogger:
+    """What a logger derives from."""
+
+    Severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
+
+    def __init__(self) -> None:
+        self._initialised = True
+
+    def log(self, severity: Any, msg: str) -> None:
+        """Overridden by the user's."""
+        raise NotImplementedError
+
+
+class TensorRtDouble:
+    """Stands in for the module tensorrt, or with ``rtx`` for tensorrt_rtx.
+
+    Args:
+        cuda: The double of the CUDA runtime on whose memory it computes.
+        rtx: Whether to offer TensorRT-RTX's own graph strategy.
+    """
+
+    DataType = DataType
+    TensorIOMode = TensorIOMode
+    TensorLocation = TensorLocation
+    EngineStat = EngineStat
+    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
+    ILogger = ILogger
+
+    def __init__(self, cuda: CudaDouble, *, rtx: bool = False) -> None:
+        self._cuda = cuda
+        self._deserialised = 0
+        self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._contexts: list[weakref.ref[IExecutionContext]] = []
+        if rtx:
+            self.CudaGraphStrategy = CudaGraphStrategy
+
+    def Runtime(self, logger: Any) -> Runtime:
+        """A runtime."""
+        return Runtime(self, logger)
+
+    def leaks(self) -> dict[str, int]:
+        """Objects that are still held, by class."""
+        names = sorted(type(item).__name__ for item in self._alive)
+        return {name: len(list(group)) for name, group in itertools.groupby(names)}
+
+
+class Runtime:
+    """Opens plans."""
+
+    def __init__(self, trt: TensorRtDouble, logger: ILogger) -> None:
+        if not getattr(logger, "_initialised", False):
+            raise Misuse("the logger's base class was not initialised")
+        self._trt, self._logger = trt, logger
+        trt._alive.add(self)
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
+        """The engine of a plan, or None and a line in the log."""
+        self._trt._deserialised += 1
+        plan = read_plan(serialized_engine)
+        if plan is None:
+            self._logger.log(
+                ILogger.Severity.ERROR, "[runtime.cpp::parsePlan::314] Error Code 4: magic tag does not match"
+            )
+            return None
+        return ICudaEngine(self._trt, self._logger, plan)
+
+
+class ICudaEngine:
+    """A plan, opened."""
+
+    def __init__(self, trt: TensorRtDouble, logger: ILogger, plan: dict[str, Any]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        # As the onnxruntime backend runs its graphs, so that results can be compared bit by bit.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.use_deterministic_compute = True
+        self._session = onnxruntime.InferenceSession(plan["graph"], options, providers=["CPUExecutionProvider"])
+        self._trt, self._logger, self._plan = trt, logger, plan
+        self._inputs = {node.name: node for node in self._session.get_inputs()}
+        self._outputs = {node.name: node for node in self._session.get_outputs()}
+        self._tensors = {**self._inputs, **self._outputs}
+        trt._alive.add(self)
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self._plan["profiles"])
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return int(self._plan["activation_bytes"])
+
+    def get_engine_stat(self, stat: Any) -> int:
+        return 1234 if stat is EngineStat.TOTAL_WEIGHTS_SIZE else -1
+
+    def get_tensor_name(self, index: int) -> str:
+        return str(list(self._tensors)[index])
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return TensorIOMode.INPUT if name in self._inputs else TensorIOMode.OUTPUT
+
+    def get_tensor_location(self, name: str) -> Any:
+        return TensorLocation.DEVICE
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return DataType[_TYPES[self._tensors[name].type][0]]
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        batches = self._plan["profiles"][profile_index]
+        return [tuple(batch if isinstance(a, str) else a for a in self._inputs[name].shape) for batch in batches]
+
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig(rtx=hasattr(self._trt, "CudaGraphStrategy"))
+
+    def create_execution_context(self, runtime_config: IRuntimeConfig) -> IExecutionContext:
+        return IExecutionContext(self, runtime_config)
+
+
+class IRuntimeConfig:
+    """How a context is made."""
+
+    def __init__(self, *, rtx: bool) -> None:
+        self._strategy: Any = ExecutionContextAllocationStrategy.STATIC
+        if rtx:
+            self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._strategy = strategy
+
+
+class IExecutionContext:
+    """Runs an engine. Every change of it is counted: a CUDA graph captured before must not be launched after."""
+
+    def __init__(self, engine: ICudaEngine, config: IRuntimeConfig) -> None:
+        self._engine = engine
+        self._cuda = engine._trt._cuda
+        self._strategy = config._strategy
+        self._replays_itself = getattr(config, "cuda_graph_strategy", None) is CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._thread = threading.get_ident()
+        self._profile = 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._memory: tuple[int, int] | None = None
+        self._version = 0
+        self._warm: int | None = None
+        engine._trt._alive.add(self)
+        engine._trt._contexts.append(weakref.ref(self))
+
+    @property
+    def active_optimization_profile(self) -> int:
+        return self._profile
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self._enter()
+        self._cuda.stream_of(stream_handle)
+        if profile_index >= self._engine.num_optimization_profiles:
+            return self._refuse(f"profile {profile_index} does not exist")
+        self._changed()
+        self._profile, self._shapes = profile_index, {}
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._enter()
+        least, _, most = self._engine.get_tensor_profile_shape(name, self._profile)
+        inside = len(shape) == len(least) and all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
+        if not inside:
+            return self._refuse(f"IExecutionContext::setInputShape: {name} {shape} is outside profile {self._profile}")
+        if self._shapes.get(name) != tuple(shape):
+            self._changed()
+            self._shapes[name] = tuple(shape)
+        return True
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self._enter()
+        if memory % ALIGNMENT:
+            raise Misuse(f"the address of {name} is no multiple of {ALIGNMENT}")
+        if name not in self._engine._tensors:
+            return self._refuse(f"there is no tensor {name}")
+        self._changed()
+        self._addresses[name] = memory
+        return True
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self._enter()
+        if self._strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
+            raise Misuse("device memory is given to a context that has its own")
+        if memory % ALIGNMENT or size < self._engine.device_memory_size_v2:
+            raise Misuse("the device memory is too small or not aligned")
+        self._changed()
+        self._memory = (memory, size)
+
+    def infer_shapes(self) -> list[str]:
+        self._enter()
+        return [name for name in self._engine._inputs if name not in self._shapes]
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        self._enter()
+        stream = self._cuda.stream_of(stream_handle)
+        if self.infer_shapes():
+            return self._refuse(f"the shape of {', '.join(self.infer_shapes())} is not set", stream)
+        unset = [name for name in self._engine._tensors if name not in self._addresses]
+        if unset:
+            return self._refuse(f"the address of {', '.join(unset)} is not set", stream)
+        if self._strategy is ExecutionContextAllocationStrategy.USER_MANAGED and self._memory is None:
+            raise Misuse("a context runs without device memory")
+        if stream.captured is not None and self._warm != self._version:
+            return self._refuse("captured without a run before: lazy initialisation is not capturable", stream)
+        if stream.captured is not None and self._replays_itself:
+            raise Misuse("a context that captures itself runs in a capture of the caller's")
+        self._warm = self._version
+        self._cuda.submit(stream, self._work(self._version, dict(self._addresses), dict(self._shapes)))
+        return True
+
+    def _work(self, version: int, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> Any:
+        """What the kernels do, with the addresses of the moment it was asked for."""
+        engine, arena, memory = self._engine, self._cuda.arena, self._memory
+        context = weakref.ref(self)
+
+        def work() -> None:
+            alive = context()
+            if alive is None:
+                raise Misuse("a context runs that was destroyed")
+            if alive._version != version:
+                raise Misuse("a context was changed after its work was captured or asked for")
+            if memory is not None:
+                # Whatever another engine left in the shared block is gone.
+                arena.view(*memory)[:] = 0xAB
+            feeds = {}
+            for name, node in engine._inputs.items():
+                dtype = np.dtype(_TYPES[node.type][1])
+                size_bytes = int(np.prod(shapes[name], dtype=np.int64)) * dtype.itemsize
+                feeds[name] = arena.view(addresses[name], size_bytes).view(dtype).reshape(shapes[name])
+            names = list(engine._outputs)
+            for name, array in zip(names, engine._session.run(names, feeds), strict=True):
+                raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+                arena.view(addresses[name], raw.size)[:] = raw
+
+        return work
+
+    def _enter(self) -> None:
+        if self._thread != threading.get_ident():
+            raise Misuse("a context is used by a thread that did not make it")
+
+    def _changed(self) -> None:
+        self._version += 1
+
+    def _refuse(self, why: str, stream: Stream | None = None) -> bool:
+        self._engine._logger.log(ILogger.Severity.ERROR, why)
+        if stream is not None and stream.captured is not None:
+            stream.spoilt = True
+        return False

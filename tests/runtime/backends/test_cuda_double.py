@@ -1,0 +1,408 @@
+"""The double enforces CUDA's and TensorRT's rules: each rule is broken here once, and each time it is noticed."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdrt.bundle import Bundle
+from tests.runtime.backends.cuda_double import trt as double
+from tests.runtime.backends.cuda_double.memory import Misuse
+from tests.runtime.backends.cuda_double.plans import write_plan
+from tests.runtime.backends.cuda_double.runtime import API, CudaDouble
+from tests.runtime.backends.cuda_double.trt import IExecutionContext, ILogger, TensorRtDouble
+
+SIZE = 256
+
+
+class Log(ILogger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def log(self, severity: Any, msg: str) -> None:
+        self.lines.append(msg)
+
+
+class Bench:
+    """A double of each, a stream, and the decoder's context, ready to run one picture."""
+
+    def __init__(self, graph: Path, folder: Path, *, rtx: bool = False) -> None:
+        self.cuda = CudaDouble()
+        self.trt = TensorRtDouble(self.cuda, rtx=rtx)
+        self.log = Log()
+        self.stream = self.value("cudaStreamCreateWithFlags", 1)
+        write_plan(folder / "model.plan", graph, [(1, 1, 2)])
+        engine = self.trt.Runtime(self.log).deserialize_cuda_engine((folder / "model.plan").read_bytes())
+        assert engine is not None
+        self.engine = engine
+
+    def value(self, name: str, *arguments: Any) -> Any:
+        status, *values = getattr(self.cuda, name)(*arguments)
+        assert status.name == "cudaSuccess", (name, status)
+        return values[0] if values else None
+
+    def status(self, name: str, *arguments: Any) -> str:
+        return str(getattr(self.cuda, name)(*arguments)[0].name)
+
+    def context(self, *, strategy: Any = None) -> IExecutionContext:
+        config = self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(
+            strategy or double.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        return self.engine.create_execution_context(config)
+
+    def ready(self, batch: int = 1) -> IExecutionContext:
+        context = self.context()
+        assert context.set_input_shape("latent_sample", (batch, 4, 8, 8))
+        self.block = self.value("cudaMalloc", 4096)
+        context.set_device_memory(self.block, 4096)
+        self.addresses = {}
+        for name, count in (("latent_sample", 4 * 64), ("sample", 3 * 256)):
+            self.addresses[name] = self.value("cudaMalloc", batch * count * 4)
+            self.value("cudaMemsetAsync", self.addresses[name], 0, batch * count * 4, self.stream)
+            assert context.set_tensor_address(name, self.addresses[name])
+        return context
+
+    def begin(self) -> None:
+        self.value(
+            "cudaStreamBeginCapture", self.stream, self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        )
+
+    def captured(self, work: Callable[[], object]) -> Any:
+        self.begin()
+        work()
+        return self.value("cudaGraphInstantiate", self.value("cudaStreamEndCapture", self.stream), 0)
+
+    def copy(self, target: int, source: int, count: int = SIZE, kind: str = "cudaMemcpyDeviceToDevice") -> None:
+        self.value("cudaMemcpyAsync", target, source, count, self.cuda.cudaMemcpyKind[kind], self.stream)
+
+    def wait(self) -> None:
+        self.value("cudaStreamSynchronize", self.stream)
+
+    def buffer(self, size: int = SIZE) -> int:
+        return int(self.value("cudaMalloc", size))
+
+    def bytes_at(self, address: int, size: int = SIZE) -> Any:
+        return self.cuda.arena.view(address, size)
+
+
+@pytest.fixture
+def bench(hand_bundle: Bundle, tmp_path: Path) -> Bench:
+    return Bench(hand_bundle.graph("vae_decoder"), tmp_path)
+
+
+def test_a_context_runs_what_onnxruntime_would(bench: Bench) -> None:
+    context = bench.ready()
+    bench.wait()
+    assert context.execute_async_v3(int(bench.stream))
+    assert (bench.bytes_at(bench.addresses["sample"], 16) == 0).all(), "nothing is done before it is waited for"
+    bench.bytes_at(bench.addresses["latent_sample"], 1024).view(np.float32)[:] = 1
+    bench.wait()
+    assert (bench.bytes_at(bench.addresses["sample"], 16).view(np.float32) != 0).all()
+
+
+# Memory.
+
+
+def test_use_after_free(bench: Bench) -> None:
+    source, target = bench.buffer(), bench.buffer()
+    bench.value("cudaFree", source)
+    with pytest.raises(Misuse, match="use after free"):
+        bench.copy(target, source)
+
+
+def test_freed_between_capture_and_replay(bench: Bench) -> None:
+    source, target = bench.buffer(), bench.buffer()
+    graph = bench.captured(lambda: bench.copy(target, source))
+    bench.value("cudaFree", source)
+    bench.value("cudaGraphLaunch", graph, bench.stream)
+    with pytest.raises(Misuse, match="use after free"):
+        bench.wait()
+
+
+def test_freed_twice(bench: Bench) -> None:
+    buffer = bench.buffer()
+    bench.value("cudaFree", buffer)
+    with pytest.raises(Misuse, match="not allocated: use after free"):
+        bench.value("cudaFree", buffer)
+
+
+def test_running_over_the_end(bench: Bench) -> None:
+    with pytest.raises(Misuse, match="run over the end"):
+        bench.copy(bench.buffer(), bench.buffer(), SIZE + 1)
+
+
+def test_host_address_for_a_device_address(bench: Bench) -> None:
+    array = np.zeros(SIZE, np.uint8)
+    with pytest.raises(Misuse, match="is not device memory"):
+        bench.copy(bench.buffer(), array.ctypes.data)
+
+
+def test_copy_that_overlaps_itself(bench: Bench) -> None:
+    buffer = bench.buffer(2 * SIZE)
+    with pytest.raises(Misuse, match="overlaps"):
+        bench.copy(buffer, buffer + 1)
+
+
+def test_reading_before_waiting_gives_old_bytes(bench: Bench) -> None:
+    buffer, array = bench.buffer(), np.full(SIZE, 7, np.uint8)
+    bench.value("cudaMemsetAsync", buffer, 3, SIZE, bench.stream)
+    bench.copy(array.ctypes.data, buffer, kind="cudaMemcpyDeviceToHost")
+    assert (array == 7).all()
+    bench.wait()
+    assert (array == 3).all()
+
+
+def test_out_of_memory_is_a_status(bench: Bench) -> None:
+    assert bench.status("cudaMalloc", 1 << 40) == "cudaErrorMemoryAllocation"
+    assert bench.status("cudaMalloc", SIZE) == "cudaSuccess"
+
+
+# Streams, events and graphs.
+
+
+def test_default_stream(bench: Bench) -> None:
+    with pytest.raises(Misuse, match="default stream"):
+        bench.ready().execute_async_v3(0)
+
+
+def test_destroyed_stream(bench: Bench) -> None:
+    bench.value("cudaStreamDestroy", bench.stream)
+    with pytest.raises(Misuse, match="no living stream"):
+        bench.wait()
+
+
+def test_time_of_a_pending_event(bench: Bench) -> None:
+    start, end = bench.value("cudaEventCreateWithFlags", 0), bench.value("cudaEventCreateWithFlags", 0)
+    bench.value("cudaEventRecord", start, bench.stream)
+    bench.value("cudaEventRecord", end, bench.stream)
+    bench.value("cudaEventSynchronize", start)
+    assert bench.status("cudaEventElapsedTime", start, end) == "cudaErrorNotReady"
+    bench.value("cudaEventSynchronize", end)
+    assert bench.value("cudaEventElapsedTime", start, end) >= 0
+
+
+@pytest.mark.parametrize("what", ["cudaStreamSynchronize", "cudaEventSynchronize", "cudaMalloc", "cudaFree"])
+def test_nothing_synchronous_in_a_capture(bench: Bench, what: str) -> None:
+    event = bench.value("cudaEventCreateWithFlags", 0)
+    argument = {
+        "cudaStreamSynchronize": bench.stream,
+        "cudaEventSynchronize": event,
+        "cudaMalloc": SIZE,
+        "cudaFree": bench.buffer(),
+    }[what]
+    bench.begin()
+    assert bench.status(what, argument) == "cudaErrorStreamCaptureUnsupported"
+    assert bench.status("cudaStreamEndCapture", bench.stream) == "cudaErrorStreamCaptureInvalidated"
+    assert bench.status(what, argument) == "cudaSuccess"
+
+
+def test_host_memory_in_a_capture(bench: Bench) -> None:
+    array, buffer = np.zeros(SIZE, np.uint8), bench.buffer()
+    bench.begin()
+    with pytest.raises(Misuse, match="host memory is copied in a capture"):
+        bench.copy(buffer, array.ctypes.data, kind="cudaMemcpyHostToDevice")
+
+
+def test_captured_by_one_thread_used_by_another(bench: Bench) -> None:
+    source, target = bench.buffer(), bench.buffer()
+    bench.begin()
+    assert "another thread" in in_a_thread(lambda: bench.copy(target, source))
+
+
+def test_a_capture_records_and_does_not_run(bench: Bench) -> None:
+    source, target = bench.buffer(), bench.buffer()
+    bench.value("cudaMemsetAsync", source, 5, SIZE, bench.stream)
+    bench.value("cudaMemsetAsync", target, 1, SIZE, bench.stream)
+    graph = bench.captured(lambda: bench.copy(target, source))
+    bench.wait()
+    assert (bench.bytes_at(target) == 1).all()
+    bench.value("cudaGraphLaunch", graph, bench.stream)
+    bench.wait()
+    assert (bench.bytes_at(target) == 5).all()
+
+
+def test_a_replay_uses_the_recorded_addresses(bench: Bench) -> None:
+    context = bench.ready()
+    context.execute_async_v3(int(bench.stream))
+    graph = bench.captured(lambda: context.execute_async_v3(int(bench.stream)))
+    bench.value("cudaFree", bench.addresses["sample"])
+    bench.value("cudaGraphLaunch", graph, bench.stream)
+    with pytest.raises(Misuse, match="use after free"):
+        bench.wait()
+
+
+@pytest.mark.parametrize("change", ["shape", "address", "memory"])
+def test_a_context_changed_after_its_capture(bench: Bench, change: str) -> None:
+    context = bench.ready()
+    context.execute_async_v3(int(bench.stream))
+    graph = bench.captured(lambda: context.execute_async_v3(int(bench.stream)))
+    bench.wait()
+    changes: dict[str, Callable[[], object]] = {
+        "shape": lambda: context.set_input_shape("latent_sample", (2, 4, 8, 8)),
+        "address": lambda: context.set_tensor_address("sample", bench.buffer(8192)),
+        "memory": lambda: context.set_device_memory(bench.buffer(8192), 8192),
+    }
+    changes[change]()
+    bench.value("cudaGraphLaunch", graph, bench.stream)
+    with pytest.raises(Misuse, match="changed after its work was captured"):
+        bench.wait()
+
+
+def test_a_context_destroyed_after_its_capture(bench: Bench) -> None:
+    context = bench.ready()
+    context.execute_async_v3(int(bench.stream))
+    graph = bench.captured(partial(context.execute_async_v3, int(bench.stream)))
+    bench.wait()
+    del context
+    bench.value("cudaGraphLaunch", graph, bench.stream)
+    with pytest.raises(Misuse, match="destroyed"):
+        bench.wait()
+
+
+def test_a_destroyed_graph_is_launched(bench: Bench) -> None:
+    graph = bench.captured(lambda: None)
+    bench.value("cudaGraphExecDestroy", graph)
+    with pytest.raises(Misuse, match="destroyed"):
+        bench.value("cudaGraphLaunch", graph, bench.stream)
+
+
+# Contexts.
+
+
+def test_capture_without_a_run_before(bench: Bench) -> None:
+    context = bench.ready()
+    bench.begin()
+    assert not context.execute_async_v3(int(bench.stream))
+    assert "without a run before" in bench.log.lines[-1]
+    assert bench.status("cudaStreamEndCapture", bench.stream) == "cudaErrorStreamCaptureInvalidated"
+
+
+def test_a_context_that_captures_itself_in_a_capture(hand_bundle: Bundle, tmp_path: Path) -> None:
+    bench = Bench(hand_bundle.graph("vae_decoder"), tmp_path, rtx=True)
+    context = bench.ready()
+    context._replays_itself = True
+    context.execute_async_v3(int(bench.stream))
+    bench.begin()
+    with pytest.raises(Misuse, match="captures itself"):
+        context.execute_async_v3(int(bench.stream))
+
+
+def test_address_not_set(bench: Bench) -> None:
+    context = bench.context()
+    context.set_input_shape("latent_sample", (1, 4, 8, 8))
+    assert not context.execute_async_v3(int(bench.stream))
+    assert bench.log.lines == ["the address of latent_sample, sample is not set"]
+
+
+def test_address_not_aligned(bench: Bench) -> None:
+    with pytest.raises(Misuse, match="no multiple of 256"):
+        bench.context().set_tensor_address("sample", bench.buffer() + 4)
+
+
+def test_address_not_alive(bench: Bench) -> None:
+    context = bench.ready()
+    bench.value("cudaFree", bench.addresses["latent_sample"])
+    assert context.execute_async_v3(int(bench.stream))
+    with pytest.raises(Misuse, match="use after free"):
+        bench.wait()
+
+
+def test_shape_not_set(bench: Bench) -> None:
+    assert not bench.context().execute_async_v3(int(bench.stream))
+    assert bench.log.lines == ["the shape of latent_sample is not set"]
+
+
+def test_shape_outside_the_profile(bench: Bench) -> None:
+    assert not bench.context().set_input_shape("latent_sample", (3, 4, 8, 8))
+    assert "outside profile 0" in bench.log.lines[-1]
+
+
+def test_profile_that_is_not_there(bench: Bench) -> None:
+    assert not bench.context().set_optimization_profile_async(1, int(bench.stream))
+
+
+def test_device_memory_not_given(bench: Bench) -> None:
+    context = bench.ready()
+    context._memory = None
+    with pytest.raises(Misuse, match="without device memory"):
+        context.execute_async_v3(int(bench.stream))
+
+
+def test_device_memory_too_small(bench: Bench) -> None:
+    with pytest.raises(Misuse, match="too small"):
+        bench.context().set_device_memory(bench.buffer(), SIZE)
+
+
+def test_device_memory_for_a_context_that_has_its_own(bench: Bench) -> None:
+    context = bench.context(strategy=double.ExecutionContextAllocationStrategy.STATIC)
+    with pytest.raises(Misuse, match="has its own"):
+        context.set_device_memory(bench.buffer(4096), 4096)
+
+
+def test_context_shared_between_threads(bench: Bench) -> None:
+    context = bench.ready()
+    assert "thread" in in_a_thread(lambda: context.execute_async_v3(int(bench.stream)))
+
+
+def test_engines_write_over_what_others_left_in_the_shared_block(bench: Bench) -> None:
+    context = bench.ready()
+    before = bench.bytes_at(bench.block, 4096).copy()
+    context.execute_async_v3(int(bench.stream))
+    bench.wait()
+    assert (bench.bytes_at(bench.block, 4096) != before).all()
+
+
+def test_logger_without_its_base_class(bench: Bench) -> None:
+    class Bad(ILogger):
+        def __init__(self) -> None:
+            pass
+
+    with pytest.raises(Misuse, match="logger"):
+        bench.trt.Runtime(Bad())
+
+
+def test_what_is_not_given_back_is_counted(bench: Bench) -> None:
+    bench.buffer()
+    bench.value("cudaEventCreateWithFlags", 0)
+    bench.captured(lambda: None)
+    assert bench.cuda.leaks() == {"bytes": SIZE, "streams": 1, "events": 1, "graphs": 1, "graph executables": 1}
+    assert bench.trt.leaks() == {"ICudaEngine": 1}
+
+
+# That the doubles' names are the real ones.
+
+
+def test_functions_take_what_cuda_python_takes() -> None:
+    for name, parameters in API["functions"].items():
+        found = list(inspect.signature(getattr(CudaDouble, name)).parameters)
+        assert found == ["self", *parameters], name
+
+
+def test_every_function_of_the_double_is_recorded() -> None:
+    made = {name for name in vars(CudaDouble) if name.startswith("cuda")}
+    assert made == API["functions"].keys() | API["constants"].keys() | API["enums"].keys()
+
+
+def in_a_thread(work: Callable[[], object]) -> str:
+    """What went wrong in another thread."""
+    errors: list[str] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Misuse as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return " ".join(errors)

@@ -1,0 +1,288 @@
+"""TensorRT's engines on the doubles: against the CPU, shared memory, profiles, and everything that can go wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdrt.bundle import Bundle, ComponentName
+from sdrt.engines.engine_set import BatchRange, EngineSet
+from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, TrustError, UsageError
+from sdrt.runtime.backends.cuda import Cuda
+from sdrt.runtime.backends.tensorrt import TensorRtEngine, open_alone
+from tests.models.tiny_bundle import feeds
+from tests.runtime.backends.cuda_double.memory import Misuse
+from tests.runtime.backends.cuda_double.rig import Rig, cpu_session
+from tests.runtime.backends.cuda_double.runtime import CudaDouble
+from tests.runtime.backends.cuda_double.trt import IExecutionContext, TensorRtDouble
+
+MakePlans = Callable[..., EngineSet]
+ONE_SHOT: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_decoder")
+
+
+def engine_of(rig: Rig, name: ComponentName) -> TensorRtEngine:
+    engine = rig.session.engine(name)
+    assert isinstance(engine, TensorRtEngine)
+    return engine
+
+
+def spoil(engines: EngineSet, name: ComponentName, data: bytes) -> None:
+    (engines.path / engines.component(name).file).write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ONE_SHOT)
+@pytest.mark.parametrize("rtx", [False, True])
+def test_an_engine_gives_what_the_cpu_gives(
+    plans: EngineSet, hand_bundle: Bundle, name: ComponentName, rtx: bool
+) -> None:
+    with Rig(plans, rtx=rtx) as rig, cpu_session(plans, hand_bundle) as cpu:
+        for batch in (1, 3, 3, 2, 1):
+            given = feeds(name, batch, seed=batch)
+            expected = cpu.engine(name).run(**given)
+            outputs = rig.session.engine(name).run(**given)
+            # The same library runs the same graph with the same settings: every bit is the same.
+            assert all(np.array_equal(outputs[key], expected[key]) for key in expected)
+            other = rig.session.engine(name).run(**feeds(name, batch, seed=99))
+            assert not any(np.array_equal(other[key], expected[key]) for key in expected)
+
+
+def test_outputs_are_not_touched_by_later_runs(plans: EngineSet) -> None:
+    with Rig(plans) as rig:
+        first = rig.session.engine("unet").run(**feeds("unet", 2, seed=1))["out_sample"]
+        kept = first.copy()
+        rig.session.engine("unet").run(**feeds("unet", 2, seed=2))
+        assert np.array_equal(first, kept)
+
+
+def test_engines_share_one_block_of_the_size_that_the_largest_needs(make_plans: MakePlans) -> None:
+    needs = {"text_encoder": 4096, "unet": 65536, "vae_decoder": 9000}
+    with Rig(make_plans(activation_bytes=needs)) as rig:
+        assert rig.session.device_bytes == {"weights": 0, "activations": 0, "buffers": 0, "total": 0}
+        for name in ONE_SHOT:
+            rig.session.engine(name)
+        assert rig.session.device_bytes == {"weights": 3 * 1234, "activations": 65536, "buffers": 0, "total": 69238}
+
+
+def test_a_block_that_grew_moves_for_all(make_plans: MakePlans) -> None:
+    with Rig(make_plans(activation_bytes={"unet": 1 << 20})) as rig:
+        text = rig.session.engine("text_encoder")
+        before = text.run(**feeds("text_encoder", 1))["last_hidden_state"]
+        rig.session.engine("unet").run(**feeds("unet", 1))
+        assert np.array_equal(text.run(**feeds("text_encoder", 1))["last_hidden_state"], before)
+
+
+def test_contexts_not_told_that_the_block_moved_are_caught(
+    make_plans: MakePlans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(make_plans(activation_bytes={"unet": 1 << 20}))
+    rig.session.engine("text_encoder").run(**feeds("text_encoder", 1))
+    rig.session.engine("unet")
+    monkeypatch.setattr(TensorRtEngine, "share_activations", lambda self: None)
+    with pytest.raises(Misuse, match="use after free"):
+        rig.session.engine("text_encoder").run(**feeds("text_encoder", 1))
+
+
+def test_buffers_are_taken_and_addresses_set_once_for_a_batch(plans: EngineSet) -> None:
+    with Rig(plans) as rig:
+        engine = engine_of(rig, "unet")
+        engine.run(**feeds("unet", 2))
+        taken, generation = rig.cuda.calls.count("cudaMalloc"), engine.generation
+        for seed in range(3):
+            engine.run(**feeds("unet", 2, seed=seed))
+        assert rig.cuda.calls.count("cudaMalloc") == taken
+        assert engine.generation == generation
+        assert engine.buffer_bytes >= 2 * (4 * 64 * 4 * 2 + 7 * 8 * 4)
+        engine.run(**feeds("unet", 3))
+        assert rig.cuda.calls.count("cudaMalloc") == taken + 1
+
+
+@pytest.mark.parametrize(("batch", "profile"), [(1, 0), (2, 1), (3, 2), (4, 2)])
+def test_the_profile_is_chosen_by_batch(make_plans: MakePlans, batch: int, profile: int) -> None:
+    # Best of those that take the batch: one made for it, else the narrowest.
+    engines = make_plans(profiles=((1, 1, 4), (1, 2, 4), (3, 3, 4)))
+    with Rig(engines) as rig:
+        engine = engine_of(rig, "vae_decoder")
+        engine.run(**feeds("vae_decoder", batch))
+        assert engine._context.active_optimization_profile == profile
+
+
+def test_a_batch_outside_every_profile_names_the_ranges(make_plans: MakePlans) -> None:
+    engines = make_plans(profiles=((1, 1, 1), (3, 4, 4)))
+    with Rig(engines) as rig:
+        decoder = rig.session.engine("vae_decoder")
+        with pytest.raises(UsageError, match=re.escape("was built for batches of 1 to 1, 3 to 4; got 2")) as caught:
+            decoder.run(**feeds("vae_decoder", 2))
+        assert "--recipe" in caught.value.hint
+        decoder.run(**feeds("vae_decoder", 3))
+        with pytest.raises(UsageError, match="1 to 4; got 5"):
+            decoder.run(**feeds("vae_decoder", 5))
+
+
+def test_row_22_a_flipped_byte_never_reaches_the_deserialiser(make_plans: MakePlans) -> None:
+    engines = make_plans()
+    data = bytearray((engines.path / engines.component("unet").file).read_bytes())
+    data[-3] ^= 1
+    for changed in (bytes(data), bytes(data[:-5]), b""):
+        spoil(engines, "unet", changed)
+        with Rig(engines) as rig, pytest.raises(TrustError, match="does not match its digest"):
+            rig.session.engine("unet")
+        assert rig.trt._deserialised == 0
+
+
+def test_row_26_a_null_engine_reports_the_log(plans: EngineSet) -> None:
+    # Sealed all the same: the digest is of what lies there.
+    sealed = plans.manifest.files["tokenizer/tokenizer.json"].sha256
+    with Rig(plans) as rig:
+        with pytest.raises(EngineError, match=r"cannot open .*: \[runtime.cpp.*magic tag does not match") as caught:
+            rig.session._device.deserialise(plans.tokenizer, sealed)
+        assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("line", ["[defaultAllocator.cpp] Requested amount of GPU memory: Out of memory"])
+def test_out_of_memory_in_tensorrt_is_told_from_its_log(
+    plans: EngineSet, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    with Rig(plans) as rig:
+        engine = engine_of(rig, "unet")
+        engine.bind(1)
+        monkeypatch.setattr(IExecutionContext, "execute_async_v3", lambda context, stream: False)
+        with pytest.raises(EngineError, match="unet failed: its log says nothing"):
+            engine.run(**feeds("unet", 1))
+        rig.session._device._log.log(rig.trt.ILogger.Severity.ERROR, line)
+        with pytest.raises(ResourceError, match="out of GPU memory"):
+            engine.run(**feeds("unet", 1))
+
+
+def test_a_plan_of_another_graph_is_refused(make_plans: MakePlans) -> None:
+    engines = make_plans()
+    parts = dict(engines.manifest.components)
+    parts["unet"] = parts["unet"].model_copy(update={"file": parts["vae_decoder"].file})
+    object.__setattr__(engines, "manifest", engines.manifest.model_copy(update={"components": parts}))
+    with Rig(engines) as rig, pytest.raises(EngineError, match="has not the float32 tensor sample"):
+        rig.session.engine("unet")
+
+
+@pytest.mark.parametrize(
+    ("host", "here", "fits"),
+    [
+        ("sm86", (8, 6), True),
+        ("sm86 sm89 sm120", (12, 0), True),
+        ("sm80+", (12, 0), True),
+        ("sm80+", (7, 5), False),
+        ("sm86 sm89", (9, 0), False),
+        ("", (9, 0), True),
+    ],
+)
+def test_a_set_for_other_gpus_is_refused_before_anything_opens(
+    make_plans: MakePlans, host: str, here: tuple[int, int], fits: bool
+) -> None:
+    engines = make_plans(host={"gpu": host} if host else {})
+    cuda = CudaDouble(compute_capability=here)
+    if fits:
+        with Rig(engines, cuda) as rig:
+            rig.session.engine("unet")
+        return
+    with pytest.raises(BackendUnavailableError, match=f"this GPU is sm{here[0]}{here[1]}"):
+        Rig(engines, cuda)
+    assert cuda.leaks() == {}
+
+
+def test_a_closed_engine_says_so(plans: EngineSet) -> None:
+    with Rig(plans) as rig:
+        engine = rig.session.engine("unet")
+        engine.close()
+        with pytest.raises(EngineError, match="unet is closed"):
+            engine.run(**feeds("unet", 1))
+
+
+def test_closing_twice_is_closing(plans: EngineSet) -> None:
+    with Rig(plans) as rig:
+        rig.session.engine("unet").run(**feeds("unet", 1))
+        rig.session.close()
+        rig.session.close()
+
+
+def test_an_engine_opened_alone_gives_everything_back(plans: EngineSet) -> None:
+    cuda = CudaDouble()
+    trt = TensorRtDouble(cuda)
+    with open_alone(plans, "vae_decoder", trt, Cuda(cuda)) as engine:
+        engine.run(**feeds("vae_decoder", 1))
+        assert cuda.leaks()
+    assert (cuda.leaks(), trt.leaks()) == ({}, {})
+    small = CudaDouble(memory_bytes=1000)
+    with pytest.raises(ResourceError):
+        open_alone(plans, "vae_decoder", TensorRtDouble(small), Cuda(small))
+    assert small.leaks() == {}
+
+
+def test_a_leak_is_found(plans: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cuda, "free", lambda self, buffer: None)
+    rig = Rig(plans)
+    rig.session.engine("unet").run(**feeds("unet", 1))
+    rig.session.close()
+    assert "bytes" in rig.leaks()
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 4095, 5000, 9000, 12000])
+def test_out_of_memory_says_how_much_and_what_fits(plans: EngineSet, memory_bytes: int) -> None:
+    with Rig(plans, CudaDouble(memory_bytes=memory_bytes)) as rig:
+        with pytest.raises(ResourceError, match=r"\d+ bytes are needed, \d+ of \d+ are free") as caught:
+            rig.session.engine("unet").run(**feeds("unet", 4))
+        assert caught.value.exit_code == 6
+        assert "fewer pictures" in caught.value.hint
+        assert "--recipe latency" in caught.value.hint
+
+
+def test_after_out_of_memory_a_smaller_batch_runs(plans: EngineSet, hand_bundle: Bundle) -> None:
+    with Rig(plans, CudaDouble(memory_bytes=12000)) as rig, cpu_session(plans, hand_bundle) as cpu:
+        with pytest.raises(ResourceError):
+            rig.session.engine("unet").run(**feeds("unet", 4))
+        outputs = rig.session.engine("unet").run(**feeds("unet", 1))
+        assert np.array_equal(outputs["out_sample"], cpu.engine("unet").run(**feeds("unet", 1))["out_sample"])
+
+
+def test_an_engine_that_was_built_for_less_than_its_spec_says(plans: EngineSet) -> None:
+    # The spec's range is checked first; what the plan itself takes counts all the same.
+    with Rig(plans) as rig:
+        engine = engine_of(rig, "vae_decoder")
+        engine.spec = engine.spec.model_copy(update={"batch": BatchRange(min=1, opt=1, max=9)})
+        with pytest.raises(UsageError, match="1 to 4; got 9"):
+            engine.run(**feeds("vae_decoder", 9))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "says"),
+    [
+        ("cudaErrorECCUncorrectable", BackendUnavailableError, "the GPU failed"),
+        ("cudaErrorIllegalAddress", BackendUnavailableError, "the GPU failed"),
+        ("cudaErrorInsufficientDriver", BackendUnavailableError, "driver does not serve CUDA"),
+        ("cudaErrorMemoryAllocation", ResourceError, "out of GPU memory"),
+        ("cudaErrorInvalidValue", EngineError, "cudaStreamSynchronize gave cudaErrorInvalidValue"),
+    ],
+)
+def test_every_status_is_a_named_error(status: str, kind: type[Exception], says: str) -> None:
+    cuda = Cuda(CudaDouble(fails={("cudaStreamSynchronize", 1): status}))
+    stream = cuda.stream()
+    with pytest.raises(kind, match=says):
+        cuda.wait(stream)
+
+
+def test_row_65_without_cuda_python_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr("sdrt.runtime.backends.cuda.import_module", missing)
+    with pytest.raises(BackendUnavailableError, match="cuda-python is not installed") as caught:
+        Cuda.open("rtx")
+    assert caught.value.hint == "pip install 'sdrt[rtx]'"
+
+
+def test_row_66_a_driver_that_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    double = CudaDouble(fails={("cudaGetDeviceCount", 1): "cudaErrorInsufficientDriver"})
+    monkeypatch.setattr("sdrt.runtime.backends.cuda.import_module", lambda name: double)
+    with pytest.raises(BackendUnavailableError, match="cudaGetDeviceCount gave cudaErrorInsufficientDriver"):
+        Cuda.open("trt")
