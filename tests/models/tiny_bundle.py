@@ -72,9 +72,9 @@ def tiny_bundle(
         if precision == "fp16":
             _halve(graph)
         records[name] = _write(folder, name, graph, precision)
-    for name, text in (("tokenizer/tokenizer.json", tokenizer), ("scheduler/scheduler_config.json", scheduler)):
-        (folder / name).parent.mkdir()
-        (folder / name).write_text(text)
+    for file, text in (("tokenizer/tokenizer.json", tokenizer), ("scheduler/scheduler_config.json", scheduler)):
+        (folder / file).parent.mkdir()
+        (folder / file).write_text(text)
     manifest = Manifest(
         schema_version=1,
         checkpoint=CHECKPOINT,
@@ -94,13 +94,14 @@ def feeds(component: ComponentName, batch: int, seed: int = 0) -> dict[str, Arra
     rng = np.random.default_rng(seed)
     states = rng.standard_normal((batch, MAX_TOKENS, HIDDEN_SIZE), np.float32)
     noise = rng.standard_normal((batch, *LATENTS), np.float32)
-    return {
+    inputs: dict[ComponentName, dict[str, Array]] = {
         "text_encoder": {"input_ids": rng.integers(0, VOCABULARY, (batch, MAX_TOKENS))},
         "unet": {"sample": noise, "timestep": np.full(batch, 978.612, np.float32), "encoder_hidden_states": states},
         "denoise_step": {},
         "vae_encoder": {"sample": rng.uniform(-1, 1, (batch, *PICTURE)).astype(np.float32)},
         "vae_decoder": {"latent_sample": noise},
-    }[component]
+    }
+    return inputs[component]
 
 
 def _write_step(folder: Path, unet: Component, scheduler: str) -> Component:
@@ -146,7 +147,7 @@ def _write(folder: Path, name: ComponentName, graph: onnx.GraphProto, precision:
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     shape = tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
-    dtypes = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64"}
+    dtypes: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.INT64: "int64"}
     return TensorSpec.model_validate({"name": value.name, "dtype": dtypes[tensor.elem_type], "shape": shape})
 
 

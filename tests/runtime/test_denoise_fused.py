@@ -221,12 +221,13 @@ def test_pictures_at_different_steps_share_a_batch(sets: Sets, backend: str) -> 
 def test_rows_hold_each_pictures_own_step(sets: Sets) -> None:
     schedule = schedule_of(sets())
     rows = step_rows(schedule, [7, 0], 3.0)
-    assert {name: (values.shape, values.dtype) for name, values in rows.items()} == {
-        "timestep": ((2,), np.float32),
-        "sigma": ((2,), np.float32),
-        "guidance_scale": ((2,), np.float32),
-        "lms_coefficients": ((2, 4), np.float32),
+    assert {name: values.shape for name, values in rows.items()} == {
+        "timestep": (2,),
+        "sigma": (2,),
+        "guidance_scale": (2,),
+        "lms_coefficients": (2, 4),
     }
+    assert {str(values.dtype) for values in rows.values()} == {"float32"}
     np.testing.assert_array_equal(rows["timestep"], schedule.timesteps[[7, 0]].astype(np.float32))
     np.testing.assert_array_equal(rows["sigma"], schedule.sigmas[[7, 0]].astype(np.float32))
     assert rows["lms_coefficients"][0].all()
