@@ -153,7 +153,7 @@ def build_all(
         SdrtError: One failed; the others are ended.
     """
     waiting = sorted(jobs, key=memory_needed, reverse=True)
-    small = sum(map(weights_bytes, jobs)) < SMALL_BYTES
+    small = sum(job.source_bytes for job in jobs) < SMALL_BYTES
     built: dict[ComponentName, EngineComponent] = {}
     with _lanes(1 if small else min(cpus, len(jobs))) as (lanes, selector):
         while len(built) < len(jobs):
@@ -168,15 +168,9 @@ def build_all(
     return {job.component: built[job.component] for job in jobs}
 
 
-def weights_bytes(job: ComponentJob) -> int:
-    """Bytes of the graph and its weights."""
-    weights = job.graph.parent / Path(job.spec.weights).name if job.spec.weights else None
-    return sum(path.stat().st_size for path in (job.graph, weights) if path is not None)
-
-
 def memory_needed(job: ComponentJob) -> int:
     """Bytes of memory that compiling takes, estimated generously."""
-    return MEMORY_OF_PROCESS_BYTES + MEMORY_PER_WEIGHT_BYTE * weights_bytes(job)
+    return MEMORY_OF_PROCESS_BYTES + MEMORY_PER_WEIGHT_BYTE * job.source_bytes
 
 
 def _hand_out(waiting: list[ComponentJob], lanes: list[Lane], progress: Progress, memory_bytes: int | None) -> None:

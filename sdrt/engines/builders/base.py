@@ -34,6 +34,12 @@ class ComponentJob(Record):
     recipe: Recipe | None = None
     timing_caches: Path | None = None
 
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the graph and its weights."""
+        weights = self.graph.with_name(Path(self.spec.weights).name) if self.spec.weights else None
+        return sum(path.stat().st_size for path in (self.graph, weights) if path is not None)
+
 
 class Report(Protocol):
     """Where a builder says how far it is."""

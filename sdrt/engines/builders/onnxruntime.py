@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import tempfile
 from pathlib import Path
 
 from sdrt.engines.builders.base import Builder, Compiled, ComponentJob
@@ -58,5 +60,13 @@ class OnnxRuntimeBuilder(Builder):
             with disk_errors(folder):
                 onnxruntime.InferenceSession(job.graph, options, providers=["CPUExecutionProvider"])
         except ERRORS as error:
+            # Its message does not say so when the disk was the reason.
+            _check_room(folder, job.source_bytes)
             raise library_error(f"onnxruntime cannot compile {job.graph}", error) from error
         return Compiled(GRAPH, WEIGHTS if (folder / WEIGHTS).exists() else None)
+
+
+def _check_room(folder: Path, size_bytes: int) -> None:
+    """Hold that a file of this size can be written: disk, quota and limits allow it."""
+    with disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size_bytes)
