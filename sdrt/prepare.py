@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sdrt.bundle import Bundle, Precision
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines import build as engines_build
-from sdrt.engines.request import BuildRequest
+from sdrt.engines.request import BuildRequest, Provider
 from sdrt.engines.store import Store
 from sdrt.errors import ArtefactError, BackendUnavailableError, BundleError, TrustError, UsageError
 from sdrt.files import canonical_json, sha256_bytes
@@ -57,6 +57,7 @@ def prepare(
     precision: Precision | None = None,
     store: Path | None = None,
     build: bool = True,
+    provider: Provider | None = None,
     progress: Progress = silent,
 ) -> EngineSet:
     """Open the engines of a source, exporting and building what is missing.
@@ -68,31 +69,53 @@ def prepare(
     shelf = Store(store) if store else Store.default()
     if source.engines:
         opened = shelf.open_engines(source.engines, trust=source.trust)
-        _check_asked(opened, backend, precision)
+        _check_asked(opened, backend, precision, provider)
         return opened
     name = resolve_backend(backend, progress)
+    check_provider(name, provider)
     exported = bundle_precision(name, precision)
     bundle = open_bundle(source, shelf, precision=exported, build=build, progress=progress)
-    request = BuildRequest(name, precision)
+    request = BuildRequest(name, precision, provider=provider or "cpu")
     if build:
         return engines_build.build(bundle, request, shelf, progress)
     found = engines_build.find(bundle, request, shelf)
     if found is None:
-        options = {"backend": request.backend, "precision": precision, "store": _named(shelf)}
+        options = {"backend": request.backend, "precision": precision, "provider": provider, "store": _named(shelf)}
         hint = "run: " + _command("build", str(bundle.path), **options)
         raise ArtefactError(f"no {request.backend} engines are stored for {bundle.path}", hint=hint)
     return found
 
 
-def _check_asked(engines: EngineSet, backend: str, precision: Precision | None) -> None:
-    """Hold that a set given by its folder is of the backend and precision asked for.
+def check_provider(backend: str, provider: Provider | None) -> None:
+    """Hold that ONNX Runtime's provider can be had here, before anything is exported or built for it.
+
+    Raises:
+        UsageError: The backend is another.
+        BackendUnavailableError: The installed ONNX Runtime lacks the provider.
+    """
+    if provider is None or (provider == "cpu" and backend != "onnxruntime"):
+        return
+    if backend != "onnxruntime":
+        hint = "add --backend onnxruntime, or leave --provider out"
+        raise UsageError(f"--provider {provider} is for onnxruntime; the backend is {backend}", hint=hint)
+    from sdrt.runtime.backends import available
+    from sdrt.runtime.backends.onnxruntime import check_provider as check_installed
+
+    available(backend)
+    check_installed(provider)
+
+
+def _check_asked(engines: EngineSet, backend: str, precision: Precision | None, provider: Provider | None) -> None:
+    """Hold that a set given by its folder is of the backend, precision and provider asked for.
 
     Raises:
         UsageError: It is not.
     """
+    providers = (part.options.get("provider", "cpu") for part in engines.manifest.components.values())
     for name, asked, held in (
         ("backend", backend, engines.manifest.backend),
         ("precision", precision, engines.manifest.precision),
+        ("provider", provider, next(providers, "cpu")),
     ):
         if asked not in ("auto", None, held):
             hint = f"leave out --{name}, or give other --engines"

@@ -17,6 +17,7 @@ from sdrt.commands.options import (
     json_option,
     precision_option,
     print_json,
+    provider_option,
     revision_option,
     size_text,
     store_option,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @revision_option
 @backend_option(("auto", *BACKENDS), "auto")
 @precision_option(PRECISIONS)
+@provider_option
 @click.option("--batch", metavar="N|MIN:OPT:MAX", help="Pictures at once.  [default: any number, or the recipe's]")
 @click.option(
     "--components",
@@ -58,6 +60,7 @@ def command(
     revision: str | None,
     backend: str,
     precision: str | None,
+    provider: str | None,
     batch: str | None,
     components: tuple[str, ...],
     recipe: str | None,
@@ -77,7 +80,7 @@ def command(
     from sdrt.engines import build as engines_build
     from sdrt.engines.request import BuildRequest
     from sdrt.engines.store import Store
-    from sdrt.prepare import Source, bundle_precision, open_bundle, resolve_backend
+    from sdrt.prepare import Source, bundle_precision, check_provider, open_bundle, resolve_backend
     from sdrt.progress import for_terminal
 
     if out is not None:
@@ -86,8 +89,17 @@ def command(
     shelf = Store(store) if store else Store.default()
     pictures = parse_batch(batch)
     name = resolve_backend(backend, progress)
+    check_provider(name, provider)  # type: ignore[arg-type]
     how = parse_recipe(name, recipe, settings)
-    request = BuildRequest(name, precision, components or None, threads, pictures, how)  # type: ignore[arg-type]
+    request = BuildRequest(
+        name,
+        precision,  # type: ignore[arg-type]
+        components or None,  # type: ignore[arg-type]
+        threads,
+        pictures,
+        how,
+        provider or "cpu",  # type: ignore[arg-type]
+    )
     engines_build.check_buildable(request)
     exported = bundle_precision(name, precision)  # type: ignore[arg-type]
     source = open_bundle(Source(checkpoint, revision, bundle), shelf, precision=exported, progress=progress)

@@ -21,6 +21,7 @@ from sdrt.commands.options import (
     json_option,
     precision_option,
     print_json,
+    provider_option,
     revision_option,
     store_option,
     threads_option,
@@ -59,6 +60,7 @@ class Options:
     build: bool
     threads: int | None
     loop: str
+    provider: str | None
     as_json: bool
 
 
@@ -93,6 +95,7 @@ def file_option(name: str, text: str, *names: str) -> Callable[[Command], Comman
 @click.option("--trust", metavar="DIGEST", help="SHA-256 of the manifest.json of --engines from elsewhere.")
 @backend_option(("auto", *BACKENDS), "auto")
 @precision_option(PRECISIONS)
+@provider_option
 @file_option("--latents", "Unit noise to start from, an .npy of [n,4,64,64].")
 @file_option("--save-latents", "Write the final latents, before the scaling factor, as .npy.")
 @click.option("--out", type=click.Path(path_type=Path), default="picture.png", show_default=True, metavar="FILE.png")
@@ -249,6 +252,7 @@ def _load(options: Options, progress: Progress) -> Pipeline:
         build=options.build,
         threads=options.threads,
         loop=options.loop,
+        provider=options.provider,  # type: ignore[arg-type]
         progress=progress,
     )
 

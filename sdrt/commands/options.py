@@ -44,6 +44,9 @@ checkpoint_option = click.option(
 )
 revision_option = click.option("--revision", metavar="R", help="Branch, tag or commit of a Hub id.")
 store_option = folder_option("--store", "Where bundles and engines are kept.  [default: the user's cache]")
+provider_option = click.option(
+    "--provider", type=click.Choice(("cpu", "cuda", "tensorrt")), help="What onnxruntime computes with.  [default: cpu]"
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON on stdout.")
 threads_option = click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Threads to compute with.")
 

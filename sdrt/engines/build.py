@@ -52,7 +52,11 @@ def build_key(bundle: Bundle, request: BuildRequest) -> BuildKey:
             name: maker.component_precision(name, precision, held[name].precision) for name in components
         },
         batch=None if recipe else request.batch,
-        options={f"{name}.{option}": value for name in components for option, value in maker.options(name).items()},
+        options={
+            f"{name}.{option}": value
+            for name in components
+            for option, value in maker.options(name, request.provider).items()
+        },
         recipe=recipe,
     )
 
@@ -194,7 +198,7 @@ def _job(
         spec=bundle.manifest.components[name],
         precision=key.component_precision[name],
         batch=key.recipe.rows(name) if key.recipe else component_batch(name, key.batch),
-        options=builder(key.backend).options(name),
+        options=builder(key.backend).options(name, request.provider),
         threads=request.threads or usable_cpus(),
         folder=folder,
         recipe=key.recipe,

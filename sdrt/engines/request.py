@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sdrt.bundle import ComponentName, Precision
 from sdrt.engines.engine_set import BackendName, BatchRange
 
 if TYPE_CHECKING:
     from sdrt.engines.recipe import Recipe
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
 
 # Guidance runs the prompt and the negative prompt as one batch: two rows a picture.
 ROWS_PER_GUIDED_PICTURE = 2
@@ -26,6 +28,7 @@ class BuildRequest:
         threads: Threads that building may take; None is all that this process may use.
         batch: Pictures at once; None leaves the batch free where the backend can, and is the recipe's elsewhere.
         recipe: How TensorRT builds; None is its default recipe. Other backends take none.
+        provider: What ONNX Runtime computes with; other backends take none but cpu.
     """
 
     backend: BackendName
@@ -34,6 +37,7 @@ class BuildRequest:
     threads: int | None = None
     batch: BatchRange | None = None
     recipe: Recipe | None = None
+    provider: Provider = "cpu"
 
 
 def component_batch(component: ComponentName, pictures: BatchRange | None) -> BatchRange | None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from sdrt.bundle import ComponentName, Precision
     from sdrt.engines.engine_set import EngineSet
+    from sdrt.engines.request import Provider
 
 #: Pictures denoised together. More gain little on a CPU and cost memory in proportion.
 PICTURES_AT_ONCE = 4
@@ -129,6 +130,7 @@ class Pipeline:
         threads: int | None = None,
         loop: str = "auto",
         cuda_graph: bool = True,
+        provider: Provider | None = None,
         progress: Progress = silent,
     ) -> Pipeline:
         """Open a checkpoint's engines; what is missing on the way there is exported and built first.
@@ -146,6 +148,7 @@ class Pipeline:
             threads: Threads to compute with; None is all that this process may use.
             loop: auto runs a guided step as one graph, denoise_step, where the engines hold it; plain never does.
             cuda_graph: Whether TensorRT's steps are replayed from a CUDA graph; the numbers are the same without.
+            provider: What ONNX Runtime computes with: cpu (None is the same), cuda or tensorrt.
             progress: Told of exports and builds.
 
         Raises:
@@ -154,7 +157,15 @@ class Pipeline:
         from sdrt.prepare import Source, prepare
 
         source = Source(checkpoint, revision, bundle, engines, trust)
-        opened = prepare(source, backend=backend, precision=precision, store=store, build=build, progress=progress)
+        opened = prepare(
+            source,
+            backend=backend,
+            precision=precision,
+            store=store,
+            build=build,
+            provider=provider,
+            progress=progress,
+        )
         return cls(opened, threads=threads, loop=loop, cuda_graph=cuda_graph)
 
     def __call__(

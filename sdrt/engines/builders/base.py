@@ -12,6 +12,7 @@ from sdrt.bundle import COMPONENTS, Component, ComponentName, Precision, Record
 from sdrt.engines.engine_set import BackendName, BatchRange, EngineComponent, LayerList
 from sdrt.engines.memory import peak_memory_bytes, reset_peak_memory
 from sdrt.engines.recipe import Recipe
+from sdrt.engines.request import Provider
 from sdrt.errors import BackendUnavailableError, UsageError
 
 
@@ -157,8 +158,15 @@ class Builder(ABC):
         """How one component, exported in some precision, computes in a set of this precision."""
         return precision
 
-    def options(self, component: ComponentName) -> dict[str, str]:
-        """What the component is built with besides its precision and batch."""
+    def options(self, component: ComponentName, provider: Provider = "cpu") -> dict[str, str]:
+        """What the component is built with besides its precision and batch.
+
+        Raises:
+            UsageError: The backend takes no such provider.
+        """
+        if provider != "cpu":
+            hint = "providers are for --backend onnxruntime"
+            raise UsageError(f"{self.backend} does not run on the provider {provider}", hint=hint)
         return {}
 
     def build(self, job: ComponentJob) -> EngineComponent:

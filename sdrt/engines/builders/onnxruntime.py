@@ -1,14 +1,17 @@
-"""ONNX Runtime on the CPU: the optimised graph, saved, so that opening it optimises nothing."""
+"""ONNX Runtime: for the CPU the optimised graph, so that opening it optimises nothing; for a GPU the graph as is."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 import tempfile
 from pathlib import Path
 
+from sdrt.bundle import ComponentName
 from sdrt.engines.builders.base import Builder, Compiled, ComponentJob
 from sdrt.engines.recipe import Recipe
+from sdrt.engines.request import Provider
 from sdrt.files import disk_errors
 from sdrt.runtime.backends.base import library_error
 from sdrt.runtime.backends.cpu import simd_width
@@ -39,8 +42,14 @@ class OnnxRuntimeBuilder(Builder):
         """The processor's kind and vector width: weights are blocked for it, and another would read them wrongly."""
         return {"machine": platform.machine(), "simd": simd_width()}
 
+    def options(self, component: ComponentName, provider: Provider = "cpu") -> dict[str, str]:
+        """The provider, where it is not the CPU's."""
+        return {} if provider == "cpu" else {"provider": provider}
+
     def compile(self, job: ComponentJob, folder: Path) -> Compiled:
         """Save the optimised graph, large weights beside it."""
+        if "provider" in job.options:
+            return _copied(job, folder)
         import onnxruntime
 
         from sdrt.runtime.backends.onnxruntime import ERRORS
@@ -64,6 +73,18 @@ class OnnxRuntimeBuilder(Builder):
             _check_room(folder, job.source_bytes)
             raise library_error(f"onnxruntime cannot compile {job.graph}", error) from error
         return Compiled(GRAPH, WEIGHTS if (folder / WEIGHTS).exists() else None)
+
+
+def _copied(job: ComponentJob, folder: Path) -> Compiled:
+    """The bundle's own graph and weights: what the CPU's optimiser makes of them no GPU provider takes."""
+    with disk_errors(folder):
+        shutil.copyfile(job.graph, folder / GRAPH)
+        if job.spec.weights is None:
+            return Compiled(GRAPH)
+        # The graph refers to its weights by this name.
+        weights = Path(job.spec.weights).name
+        shutil.copyfile(job.graph.with_name(weights), folder / weights)
+    return Compiled(GRAPH, weights)
 
 
 def _check_room(folder: Path, size_bytes: int) -> None:

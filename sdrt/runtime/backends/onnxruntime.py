@@ -1,4 +1,4 @@
-"""Runs a saved graph by ONNX Runtime on the CPU."""
+"""Runs a saved graph by ONNX Runtime, on the CPU or on a GPU, as the set was built for; never on another silently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from sdrt.bundle import ComponentName
     from sdrt.engines.engine_set import EngineComponent
 
-PROVIDER = "CPUExecutionProvider"
+# What a session is asked for: TensorRT hands what it does not take to CUDA, and nothing goes to the CPU.
+PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
+}
 # ONNX Runtime's exceptions have no base class of their own.
 ERRORS: tuple[type[Exception], ...] = (
     states.EPFail,
@@ -29,6 +34,53 @@ ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
     RuntimeError,
 )
+
+
+def check_provider(provider: str) -> None:
+    """Hold that ONNX Runtime was built with a provider; whether it starts shows when a session is made.
+
+    Raises:
+        BackendUnavailableError: It was not.
+    """
+    lacking = set(PROVIDERS[provider]).difference(onnxruntime.get_available_providers())
+    if lacking:
+        message = f"this onnxruntime has no {' and no '.join(sorted(lacking))}"
+        hint = "pip uninstall onnxruntime; pip install 'sdrt[gpu]'"
+        raise BackendUnavailableError(message, hint=hint)
+
+
+def open_session(name: str, path: Path, threads: int, provider: str) -> onnxruntime.InferenceSession:
+    """A session that runs on the provider asked for and no other.
+
+    Raises:
+        BackendUnavailableError: The provider is missing or does not start.
+        EngineError: The graph does not open.
+    """
+    check_provider(provider)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3
+    if provider == "cpu":
+        # The graph was optimised when it was built.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    else:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    wanted = PROVIDERS[provider]
+    hint = "sdrt doctor says what the driver, CUDA and cuDNN lack; or run with --provider cpu"
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=wanted)
+    except ERRORS as error:
+        failed = library_error(f"onnxruntime cannot open {path}", error)
+        if provider == "cpu" or not isinstance(failed, EngineError):
+            raise failed from error
+        raise BackendUnavailableError(f"{failed.message} (provider {provider})", hint=hint) from error
+    # Where a provider does not start, ONNX Runtime goes on without it. The CPU's is always last in the list.
+    runs_on = session.get_providers()
+    if runs_on[: len(wanted)] != wanted:
+        ran = ", ".join(runs_on)
+        raise BackendUnavailableError(f"{name} would run on {ran}, not {wanted[0]}", hint=hint)
+    return session
 
 
 class OnnxRuntimeEngine(Engine):
@@ -45,19 +97,7 @@ class OnnxRuntimeEngine(Engine):
 
     def __init__(self, name: ComponentName, spec: EngineComponent, folder: Path, threads: int) -> None:
         super().__init__(name, spec)
-        options = onnxruntime.SessionOptions()
-        # The graph was optimised when it was built.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = threads
-        options.use_deterministic_compute = True
-        options.log_severity_level = 3
-        try:
-            session = onnxruntime.InferenceSession(folder / spec.file, options, providers=[PROVIDER])
-        except ERRORS as error:
-            raise library_error(f"onnxruntime cannot open {folder / spec.file}", error) from error
-        if session.get_providers() != [PROVIDER]:
-            ran = ", ".join(session.get_providers())
-            raise BackendUnavailableError(f"{name} would run on {ran}, not {PROVIDER}", hint="reinstall onnxruntime")
+        session = open_session(name, folder / spec.file, threads, spec.options.get("provider", "cpu"))
         for kind, nodes, specs in (
             ("inputs", session.get_inputs(), spec.inputs),
             ("outputs", session.get_outputs(), spec.outputs),
