@@ -19,7 +19,7 @@ from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.store import Store
 from tests.command_line import CommandLine, Ended
 
-#: As the issue lists them, and what was cut off the prompts.
+#: What --json says of pictures, in this order ...
 KEYS = [
     "images",
     "checkpoint",
@@ -28,10 +28,11 @@ KEYS = [
     "scheduler",
     "num_inference_steps",
     "guidance_scale",
-    "truncated",
     "timings_s",
     "unet_s_per_step",
 ]
+#: ... and what has been added since.
+ADDED = {"truncated", "denoiser", "device_bytes"}
 TIMINGS = ["load", "text_encoder", "unet", "vae_decoder", "total"]
 
 Denoise = Callable[..., Ended]
@@ -75,7 +76,7 @@ def test_a_picture_is_written_and_its_path_printed(denoise: Denoise, tmp_path: P
 def test_json_has_the_keys_of_the_issue(denoise: Denoise, tmp_path: Path) -> None:
     long = " ".join(["circle"] * 76)
     facts: dict[str, Any] = denoise("--seed", "7", "--num-images", "2", "--json", prompt=long).json
-    assert list(facts) == KEYS
+    assert [key for key in facts if key not in ADDED] == KEYS
     assert facts["images"] == [{"path": "picture-0001.png", "seed": 7}, {"path": "picture-0002.png", "seed": 8}]
     assert made(tmp_path) == ["picture-0001.png", "picture-0002.png"]
     assert (facts["checkpoint"], facts["backend"], facts["precision"]) == ("tiny", "onnxruntime", "fp32")
@@ -170,7 +171,7 @@ def test_build_is_quick_when_nothing_changed(
     facts = ended.json
     assert list(facts) == ["path", "backend", "precision", "key", "digest", "components"]
     assert set(facts["components"]) >= {"text_encoder", "unet", "vae_decoder"}
-    assert all(set(entry) == {"precision", "seconds", "size_bytes"} for entry in facts["components"].values())
+    assert all(set(entry) >= {"precision", "seconds", "size_bytes"} for entry in facts["components"].values())
     # Nothing was exported or compiled: no stage was announced.
     assert "..." not in ended.err
 
