@@ -72,7 +72,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         UsageError: There is no such recipe; or a field is unknown, missing or malformed: the message names it.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    if path.parent == FOLDER and path.stem not in names():
+    if not name.endswith(".toml") and name not in names():
         hint = f"choose from {', '.join(names())}, or give a .toml file"
         raise UsageError(f"there is no recipe {name[:80]!r}", hint=hint)
     fields = _read(path)
