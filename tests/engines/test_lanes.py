@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sdrt.bundle import Bundle, ComponentName
+from sdrt.bundle import Bundle, Component, ComponentName
 from sdrt.engines import lanes
 from sdrt.engines.builders import ComponentJob
 from sdrt.engines.worker import Failure, do
@@ -33,6 +33,10 @@ def job(bundle: Bundle, component: ComponentName, folder: Path, **changes: Any) 
         folder=folder,
     )
     return made.model_copy(update=changes)
+
+
+def without_weights(bundle: Bundle, component: ComponentName) -> Component:
+    return bundle.manifest.components[component].model_copy(update={"weights": None})
 
 
 @pytest.fixture
@@ -64,8 +68,7 @@ def test_two_at_a_time(hand_made: Bundle, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_graph_that_does_not_compile_is_named(hand_made: Bundle, tmp_path: Path) -> None:
     (tmp_path / "noise.onnx").write_bytes(bytes(range(256)))
-    spec = hand_made.manifest.components["unet"].model_copy(update={"weights": None})
-    noise = job(hand_made, "unet", tmp_path, graph=tmp_path / "noise.onnx", spec=spec)
+    noise = job(hand_made, "unet", tmp_path, graph=tmp_path / "noise.onnx", spec=without_weights(hand_made, "unet"))
     with pytest.raises(EngineError, match=r"onnxruntime cannot compile .*noise\.onnx") as refused:
         lanes.build_all([noise], silent, None, 1)
     assert refused.value.hint
@@ -147,6 +150,7 @@ def test_memory_bounds_what_is_compiled_at_once(hand_made: Bundle, tmp_path: Pat
 
 def test_a_worker_answers_with_our_errors(hand_made: Bundle, tmp_path: Path) -> None:
     (tmp_path / "noise.onnx").write_bytes(b"noise")
-    answer = do(job(hand_made, "unet", tmp_path, graph=tmp_path / "noise.onnx"))
+    noise = job(hand_made, "unet", tmp_path, graph=tmp_path / "noise.onnx", spec=without_weights(hand_made, "unet"))
+    answer = do(noise)
     assert isinstance(answer, Failure)
     assert answer.kind == "EngineError"

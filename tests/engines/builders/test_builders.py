@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,13 +17,13 @@ from onnx.reference import ReferenceEvaluator
 from sdrt.bundle import COMPONENTS, Bundle, ComponentName, Precision
 from sdrt.engines.builders import builder
 from sdrt.engines.engine_set import BatchRange, EngineComponent
-from sdrt.errors import BackendUnavailableError, EngineError, UsageError
+from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, UsageError
 from sdrt.runtime.backends import openvino as openvino_backend
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.backends.cpu import supports_bf16
 from sdrt.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from sdrt.runtime.backends.openvino import OpenVinoEngine
-from tests.engines.test_lanes import job
+from tests.engines.test_lanes import job, without_weights
 from tests.models.tiny_bundle import feeds, tiny_bundle
 
 Open = Callable[..., Engine]
@@ -149,8 +150,23 @@ def test_what_is_not_an_engine_is_refused(hand_made: Bundle, tmp_path: Path, bac
 @pytest.mark.parametrize("backend", RUNNERS)
 def test_what_is_not_a_graph_is_not_compiled(hand_made: Bundle, tmp_path: Path, backend: str) -> None:
     (tmp_path / "noise.onnx").write_bytes(b"noise")
+    spec = without_weights(hand_made, "unet")
+    noise = job(hand_made, "unet", tmp_path, backend=backend, graph=tmp_path / "noise.onnx", spec=spec)
     with pytest.raises(EngineError, match=r"cannot compile .*noise\.onnx"):
-        builder(backend).build(job(hand_made, "unet", tmp_path, backend=backend, graph=tmp_path / "noise.onnx"))
+        builder(backend).build(noise)
+
+
+@pytest.mark.parametrize("backend", RUNNERS)
+def test_a_full_disk_is_named(hand_made: Bundle, tmp_path: Path, backend: str) -> None:
+    # Once outside the limit, so that nothing but the engine is written within it.
+    builder(backend).build(job(hand_made, "unet", tmp_path, backend=backend))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match="exceed the size limit"):
+            builder(backend).build(job(hand_made, "vae_decoder", tmp_path, backend=backend))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_session_on_another_provider_is_refused(
