@@ -22,6 +22,7 @@ from sdrt.engines.trt.timing_cache import TimingCache
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, UsageError
 from sdrt.files import disk_errors
 from sdrt.runtime.backends import nvidia
+from sdrt.runtime.backends.collection import uncollected
 from sdrt.runtime.backends.packages import installed_version
 
 PLAN = "model.plan"
@@ -106,10 +107,12 @@ class TensorRtBuilder(Builder):
         """
         if job.recipe is None or job.batch is None:
             raise UsageError(f"{job.component} has no recipe", hint="build by sdrt.engines.build, which chooses one")
-        with disk_errors(folder):
-            build = _Build(self._imported(), job, job.recipe, job.batch, self.report, rtx=self.rtx)
-            (folder / PLAN).write_bytes(build.plan(self._timing_cache(job)))
-        return Compiled(PLAN, layers=build.layers())
+        library, cache = self._imported(), self._timing_cache(job)
+        with disk_errors(folder), uncollected():
+            build = _Build(library, job, job.recipe, job.batch, self.report, rtx=self.rtx)
+            (folder / PLAN).write_bytes(build.plan(cache))
+            layers = build.layers()
+        return Compiled(PLAN, layers=layers)
 
     def _timing_cache(self, job: ComponentJob) -> TimingCache | None:
         if job.timing_caches is None:
