@@ -20,9 +20,10 @@ from sdrt.runtime.noise_config import PredictionType
 Array = npt.NDArray[Any]
 
 #: Relative L2 error that an exported graph may have against its torch module, by precision. In fp32 both sides compute
-#: the same operators in another order (measured up to 6e-5, on a VAE of random weights). In fp16 torch rounds every
-#: intermediate to 11 bits where ONNX Runtime's CPU keeps fp32 inside an operator (measured up to 4e-3).
-TOLERANCES = {"fp32": 3e-4, "fp16": 2e-2}
+#: the same operators in another order: measured up to 3.2e-4, on the demo's VAE, whose normalisation sums six million
+#: values in one group. In fp16 torch rounds every intermediate to 11 bits where ONNX Runtime's CPU keeps fp32 inside an
+#: operator (measured up to 4e-3).
+TOLERANCES = {"fp32": 2e-3, "fp16": 2e-2}
 
 #: Relative L2 error that the composed step may have against the plain one, by the UNet's precision. Both run the same
 #: UNet graph; the last bit of its input may differ, and the UNet and the guidance, 8 at most, amplify that (measured
@@ -96,11 +97,13 @@ def check_denoise_step(unet: Path, step: Path, prediction_type: PredictionType, 
 
 
 def _session(path: Path) -> Any:
-    """An ONNX Runtime session on the CPU."""
+    """An ONNX Runtime session on the CPU that holds the weights once."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Packed copies of the weights would pay off over many runs only, and the full-size UNet's take gigabytes.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
