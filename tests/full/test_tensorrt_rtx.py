@@ -30,8 +30,8 @@ MEMORY_BYTES = 8 << 30
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     checkpoint = sd_v1_random(ROOT / "build" / "sd-v1-random")
     out = tmp_path_factory.mktemp("fp16") / "bundle"
-    command = [sys.executable, "-m", "sdrt", "export", "--checkpoint", checkpoint, "--precision", "fp16", "--out", out]
-    subprocess.run(command, cwd=ROOT, check=True)
+    words = ["export", "--checkpoint", str(checkpoint), "--precision", "fp16", "--out", str(out)]
+    subprocess.run([sys.executable, "-m", "sdrt", *words], cwd=ROOT, check=True)
     yield Bundle.open(out)
     shutil.rmtree(out)
 
