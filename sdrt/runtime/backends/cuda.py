@@ -49,7 +49,7 @@ _NO_DRIVER = frozenset(
         "cudaErrorSystemNotReady",
     }
 )
-OUT_OF_MEMORY_HINT = "ask for fewer pictures at once, or run engines that need less: sdrt build --recipe latency"
+OUT_OF_MEMORY_HINT = "ask for fewer pictures at once, or run engines that need less: sdrt build --recipe sd-v1-latency"
 
 
 @dataclass(frozen=True)

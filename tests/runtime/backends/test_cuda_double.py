@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
+import json
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +22,7 @@ from tests.runtime.backends.cuda_double.runtime import API, CudaDouble
 from tests.runtime.backends.cuda_double.trt import IExecutionContext, ILogger, TensorRtDouble
 
 SIZE = 256
+RECORDED = Path(__file__).parents[2] / "engines" / "tensorrt_api"
 
 
 class Log(ILogger):
@@ -390,6 +393,21 @@ def test_functions_take_what_cuda_python_takes() -> None:
 def test_every_function_of_the_double_is_recorded() -> None:
     made = {name for name in vars(CudaDouble) if name.startswith("cuda")}
     assert made == API["functions"].keys() | API["constants"].keys() | API["enums"].keys()
+
+
+@pytest.mark.parametrize("version", ["10.16", "11.4", "rtx-1.7"])
+def test_names_of_the_double_are_tensorrts(version: str) -> None:
+    api = json.loads((RECORDED / f"{version}.json").read_text())
+    classes = (double.Runtime, double.ICudaEngine, double.IRuntimeConfig, double.IExecutionContext, double.ILogger)
+    made = {cls.__name__: {name for name in vars(cls) if not name.startswith("_")} for cls in classes}
+    for name, attributes in made.items():
+        assert attributes <= set(api[name]["attrs"]), name
+    enums = [value for value in vars(double).values() if isinstance(value, enum.EnumMeta)]
+    if version != "rtx-1.7":
+        enums.remove(double.CudaGraphStrategy)
+    for kind in enums:
+        assert set(kind.__members__) <= set(api[kind.__name__]["enum"]), kind.__name__
+    assert {name for name in vars(TensorRtDouble) if not name.startswith("_")} - {"leaks"} <= api.keys()
 
 
 def in_a_thread(work: Callable[[], object]) -> str:

@@ -234,7 +234,7 @@ def test_out_of_memory_says_how_much_and_what_fits(plans: EngineSet, memory_byte
             rig.session.engine("unet").run(**feeds("unet", 4))
         assert caught.value.exit_code == 6
         assert "fewer pictures" in caught.value.hint
-        assert "--recipe latency" in caught.value.hint
+        assert "--recipe sd-v1-latency" in caught.value.hint
 
 
 def test_after_out_of_memory_a_smaller_batch_runs(plans: EngineSet, hand_bundle: Bundle) -> None:

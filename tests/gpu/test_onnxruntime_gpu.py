@@ -1,0 +1,29 @@
+"""ONNX Runtime's GPU providers on a real GPU. They need onnxruntime-gpu in place of onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdrt import Pipeline
+from sdrt.engines.request import Provider
+from sdrt.engines.store import Store
+
+pytestmark = pytest.mark.gpu
+
+#: Relative to the largest latent: cuDNN adds in another order and, from sm80 on, multiplies in TF32 with 11 bits.
+TOLERANCE = 5e-2
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_pictures_are_the_cpus(tiny_path: Path, store: Store, provider: Provider) -> None:
+    latents = {}
+    name: Provider
+    for name in (provider, "cpu"):
+        with Pipeline.load(str(tiny_path), backend="onnxruntime", provider=name, store=store.root) as pipeline:
+            latents[name] = pipeline("a red circle", num_inference_steps=5, seed=3).latents
+    difference = np.abs(latents[provider] - latents["cpu"]).max()
+    assert difference <= TOLERANCE * np.abs(latents["cpu"]).max()
+    assert difference > 0, "it ran on the CPU"
