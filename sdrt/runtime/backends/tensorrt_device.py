@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrt.errors import EngineError, ResourceError, SdrtError, TrustError
+from sdrt.runtime.backends.collection import uncollected
 from sdrt.runtime.backends.cuda import OUT_OF_MEMORY_HINT, Buffer, Cuda
 
 # Lines of TensorRT's log that an error carries.
@@ -54,7 +55,8 @@ class Device:
         self.stream = cuda.stream()
         self.stream_handle = int(self.stream)
         self._log = logger(trt)
-        self._runtime: Any = trt.Runtime(self._log)
+        with uncollected():
+            self._runtime: Any = trt.Runtime(self._log)
         self.activations: Buffer | None = None
         self.generation = 0
 
@@ -70,7 +72,8 @@ class Device:
         plan = path.read_bytes()
         if hashlib.sha256(plan).hexdigest() != sha256:
             raise TrustError(f"{path} does not match its digest in manifest.json", hint="build the engines again")
-        engine = self._runtime.deserialize_cuda_engine(plan)
+        with uncollected():
+            engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self.error(f"TensorRT cannot open {path}", "build the engines again on this machine")
         return engine
