@@ -52,6 +52,8 @@ def available(backend: str) -> None:
     if entry.needs_gpu:
         _check_nvidia_driver(backend)
     installed_version(backend)
+    if entry.needs_gpu:
+        installed_version("cuda-python", backend)
     if find_spec(entry.module) is None:
         raise BackendUnavailableError(f"this sdrt has no runner for {backend}", hint="upgrade sdrt")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from sdrt.bundle import Bundle, ComponentName
 from sdrt.engines.engine_set import BatchRange, EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, TrustError, UsageError
+from sdrt.runtime.backends import available
 from sdrt.runtime.backends.cuda import Cuda
 from sdrt.runtime.backends.tensorrt import TensorRtEngine, open_alone
 from tests.models.tiny_bundle import feeds
@@ -286,3 +288,18 @@ def test_row_66_a_driver_that_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("sdrt.runtime.backends.cuda.import_module", lambda name: double)
     with pytest.raises(BackendUnavailableError, match="cudaGetDeviceCount gave cudaErrorInsufficientDriver"):
         Cuda.open("trt")
+
+
+def test_row_65_a_gpu_backend_without_cuda_python_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "cuda-bindings":
+            raise PackageNotFoundError(name)
+        return "1.7"
+
+    monkeypatch.setattr("sdrt.runtime.backends._check_nvidia_driver", lambda backend: None)
+    monkeypatch.setattr("sdrt.runtime.backends.packages.version", version)
+    with pytest.raises(BackendUnavailableError, match="cuda-python is not installed") as caught:
+        available("tensorrt-rtx")
+    assert caught.value.hint == "pip install 'sdrt[rtx]'"
+    monkeypatch.setattr("sdrt.runtime.backends.packages.version", lambda name: "1.7")
+    available("tensorrt-rtx")
