@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from demo.train_unet import new_scheduler, new_unet
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 from sdrt.files import folder_published_as
 
+MODEL_CARD = "README.md"
 
-def averaged(out: Path, side: int, state: str | None = None) -> StableDiffusionPipeline:
+
+def averaged(out: Path, side: int) -> StableDiffusionPipeline:
     """The pipeline of a stage's averaged weights, fp32."""
-    average = torch.load(state or out / f"unet{side}.pt", weights_only=False)["average"]
+    average = torch.load(out / f"unet{side}.pt", weights_only=False)["average"]
     unet, text_encoder = new_unet(), CLIPTextModel.from_pretrained(out / "text_encoder")
     unet.load_state_dict(average["unet"])
     text_encoder.load_state_dict(average["text_encoder"])
@@ -72,3 +75,16 @@ def write_checkpoint(pipeline: StableDiffusionPipeline, folder: Path) -> None:
         pipeline.to(torch.float16).save_pretrained(part)
         shutil.rmtree(part / "tokenizer")
         write_clip_tokenizer(part / "tokenizer")
+        if (folder / MODEL_CARD).exists():
+            shutil.copyfile(folder / MODEL_CARD, part / MODEL_CARD)
+        for config in part.glob("*/config.json"):
+            _forget_path(config)
+        for weights in part.glob("*/*.safetensors"):
+            weights.chmod(0o644)
+
+
+def _forget_path(config: Path) -> None:
+    """Take the folder from which diffusers loaded a part out of its config."""
+    fields = json.loads(config.read_text())
+    fields.pop("_name_or_path", None)
+    config.write_text(json.dumps(fields, indent=2) + "\n")

@@ -10,13 +10,13 @@ import argparse
 import shutil
 from pathlib import Path
 
-from demo import train_autoencoder, train_decoder, train_text_encoder, train_unet
+from demo import train_autoencoder, train_text_encoder, train_unet
 from demo.assemble import averaged, sample, sheet, write_checkpoint
 from demo.evaluate import held_out_captions
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 
 #: Share of the time budget each stage gets.
-SHARES = {"autoencoder": 0.16, "text_encoder": 0.06, "unet32": 0.34, "unet64": 0.38, "decoder": 0.06}
+SHARES = {"autoencoder": 0.16, "text_encoder": 0.06, "unet32": 0.4, "unet64": 0.38}
 #: Cached scenes by side of the latents.
 SCENES = {32: 8000, 64: 2000}
 
@@ -47,7 +47,6 @@ def make(out: Path, budget_s: float, threads: int) -> None:
         train_unet.main(out, budgets["unet32"], 32, SCENES[32], threads)
         write_sheet(out, 32)
     train_unet.main(out, budgets["unet64"], 64, SCENES[64], threads)
-    train_decoder.main(out, budgets["decoder"], threads)
     write_sheet(out, 64)
     write_checkpoint(averaged(out, 64), out / "checkpoint")
 
