@@ -62,10 +62,10 @@ engines: $(RTX_READY) ## Export CHECKPOINT and build its engines for BACKENDS (d
 	done
 
 test: $(DEV_READY) ## Run the quick tests (under 10 minutes on two cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: $(DEV_READY) ## Run the slow tests: kills, wheels, large builds
-	$(BIN)/python -m pytest -m 'long'
+	$(BIN)/python -m pytest -m 'long' -n 2 --dist worksteal
 
 test-full: $(DEV_READY) sd-v1-random ## Run the tests on the full-size model (859.5 M parameters)
 	$(BIN)/python -m pytest -m 'full' -s
