@@ -63,7 +63,13 @@ def test_it_compiles_fused_for_three_targets(bundle: Bundle, tmp_path: Path) -> 
 def test_ctrl_c_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:
     words = ["build", str(bundle.path), "--backend", "tensorrt-rtx", "--out", str(tmp_path / "engines")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "sdrt", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", "sdrt", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background jobs ignore Ctrl-C, and what they start would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     for line in process.stderr:
