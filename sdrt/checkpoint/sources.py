@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 from sdrt.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from sdrt.checkpoint.clip_vocabulary import SD_V1
 from sdrt.checkpoint.digests import DigestMemory
 from sdrt.errors import CheckpointError, TrustError, UsageError
 
 DEMO = "demo"
+#: The demo checkpoint, which ships with the package.
+DEMO_FOLDER = SD_V1.parent / "demo-checkpoint"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -38,9 +41,7 @@ def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | N
         hint = "leave out --revision, or give a Hub id such as org/name"
         raise UsageError(f"--revision is for checkpoints from the Hub; {source!r} is not one", hint=hint)
     if source == DEMO:
-        from sdrt.checkpoint.demo import demo_folder
-
-        return read_checkpoint(demo_folder(cache), name=DEMO, memory=memory)
+        return read_checkpoint(DEMO_FOLDER, name=DEMO, memory=memory)
     if source and path.is_dir():
         return read_checkpoint(path.absolute(), name=path.resolve().name, memory=memory)
     if path.is_file():

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.checkpoint import demo, open_checkpoint
+from sdrt.checkpoint import open_checkpoint
 from sdrt.checkpoint.modules import load_text_encoder, load_unet, load_vae
+from sdrt.checkpoint.sources import DEMO_FOLDER
 from sdrt.errors import CheckpointError, UsageError
 
 
@@ -27,17 +28,11 @@ def test_opening_writes_nothing_beside_the_checkpoint(copy: Path, cache: Path) -
     assert sorted(path for path in copy.parent.rglob("*") if cache not in (path, *path.parents)) == before
 
 
-def test_demo_loads_and_is_made_once(cache: Path) -> None:
+def test_demo_ships(cache: Path) -> None:
     checkpoint = open_checkpoint("demo", cache=cache)
-    assert checkpoint.name == "demo"
+    assert (checkpoint.name, checkpoint.path) == ("demo", DEMO_FOLDER)
     for load in (load_text_encoder, load_unet, load_vae):
         assert sum(weights.numel() for weights in load(checkpoint).parameters()) > 0
-    assert open_checkpoint("demo", cache=cache).digest == checkpoint.digest
-
-
-def test_demo_that_ships_is_preferred(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "SHIPPED", tiny)
-    assert open_checkpoint("demo", cache=cache).path == tiny
 
 
 @pytest.mark.parametrize("source", ["", "nothing/at/all", "./missing", "/no/such/folder", "no such model", "\0"])
