@@ -78,13 +78,15 @@ def write_checkpoint(pipeline: StableDiffusionPipeline, folder: Path) -> None:
         if (folder / MODEL_CARD).exists():
             shutil.copyfile(folder / MODEL_CARD, part / MODEL_CARD)
         for config in part.glob("*/config.json"):
-            _forget_path(config)
+            _mend_config(config)
         for weights in part.glob("*/*.safetensors"):
             weights.chmod(0o644)
 
 
-def _forget_path(config: Path) -> None:
-    """Take the folder from which diffusers loaded a part out of its config."""
+def _mend_config(config: Path) -> None:
+    """Take out the folder from which a part was loaded, and have transformers compute in fp32 as diffusers does."""
     fields = json.loads(config.read_text())
     fields.pop("_name_or_path", None)
+    if "dtype" in fields:
+        fields["dtype"] = "float32"
     config.write_text(json.dumps(fields, indent=2) + "\n")

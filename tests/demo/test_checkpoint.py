@@ -45,10 +45,13 @@ def test_sdrt_opens_it() -> None:
 # diffusers 0.42's LMS scheduler converts tensors as numpy 2 no longer likes.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_diffusers_loads_it_unchanged() -> None:
+    import torch
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(CHECKPOINT)
     assert type(pipeline.scheduler).__name__ == "LMSDiscreteScheduler"
     assert pipeline.safety_checker is None
     assert pipeline.vae_scale_factor == 8
+    # The stored fp16 is for size: parts of different types could not run together.
+    assert {part.dtype for part in (pipeline.text_encoder, pipeline.unet, pipeline.vae)} == {torch.float32}
     assert pipeline.tokenizer("a red circle").input_ids[0] == 49406

@@ -16,6 +16,7 @@ Picture = npt.NDArray[np.uint8]
 
 def diffusers_pipeline(checkpoint: Path) -> Any:
     """StableDiffusionPipeline in fp32 on the CPU, with LMSDiscreteScheduler over the checkpoint's betas."""
+    import torch
     from diffusers import LMSDiscreteScheduler, StableDiffusionPipeline
     from diffusers.utils import logging
 
@@ -25,7 +26,11 @@ def diffusers_pipeline(checkpoint: Path) -> Any:
         # What diffusers and transformers deprecate in each other is not ours to mend.
         warnings.simplefilter("ignore")
         pipeline = StableDiffusionPipeline.from_pretrained(
-            checkpoint, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            checkpoint,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            dtype=torch.float32,
         )
         config = json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_bytes())
         pipeline.scheduler = LMSDiscreteScheduler.from_config(config)
