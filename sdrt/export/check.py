@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from sdrt.bundle import TensorSpec
-from sdrt.errors import NumericError
+from sdrt.errors import BackendUnavailableError, NumericError
 from sdrt.export.components import EXAMPLE_BATCH, Source
 from sdrt.export.onnx_export import tensor_specs
 from sdrt.runtime import lms
@@ -98,8 +98,12 @@ def check_denoise_step(unet: Path, step: Path, prediction_type: PredictionType, 
 
 def _session(path: Path) -> Any:
     """An ONNX Runtime session on the CPU that holds the weights once."""
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        hint = "pip install 'sdrt[cpu]', or 'sdrt[gpu]'"
+        message = "onnxruntime is needed to check an export and is not installed"
+        raise BackendUnavailableError(message, hint=hint) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Packed copies of the weights would pay off over many runs only, and the full-size UNet's take gigabytes.
