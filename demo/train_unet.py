@@ -17,7 +17,7 @@ from demo.training import Run, pixels_of
 from sdrt.compare.scene_grammar import Scene
 
 #: Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598).
-DROPOUT = 0.2
+DROPOUT = 0.1
 #: The guidance that the checkpoint is made for: the loss is taken on the guided prediction. Trained on each half alone,
 #: so small a network overshoots at guidance 7.5, and colours and shapes are lost that it gets right without guidance.
 GUIDANCE_SCALE = 7.5
@@ -26,7 +26,7 @@ GUIDANCE_SCALE = 7.5
 #: errors of the first steps of sampling are never put right.
 OFFSET_NOISE, GRID_NOISE = 0.5, 0.4
 #: Share of samples with two objects, and how much more the places of objects count.
-PAIRS, OBJECT_WEIGHT = 0.1, 4.0
+PAIRS, OBJECT_WEIGHT = 0.5, 4.0
 #: Steps over which the guidance of the first stage's loss rises from 1.
 WARM_UP = 200
 FIRST_SIDE = 32
