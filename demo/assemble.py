@@ -21,7 +21,7 @@ MODEL_CARD = "README.md"
 def averaged(out: Path, side: int) -> StableDiffusionPipeline:
     """The pipeline of a stage's averaged weights, fp32."""
     average = torch.load(out / f"unet{side}.pt", weights_only=False)["average"]
-    unet, text_encoder = new_unet(), CLIPTextModel.from_pretrained(out / "text_encoder")
+    unet, text_encoder = new_unet(), CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32)
     unet.load_state_dict(average["unet"])
     text_encoder.load_state_dict(average["text_encoder"])
     return StableDiffusionPipeline(

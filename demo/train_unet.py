@@ -149,7 +149,7 @@ def train(run: Run, batches: Batches, size: int, warm_up: int) -> None:
 def modules(out: Path, side: int) -> dict[str, torch.nn.Module]:
     """UNet and text encoder as the stage before left them: its averages, a warm start, or as they start."""
     unet = UNet2DConditionModel.from_pretrained(out / "unet") if (out / "unet").exists() else new_unet()
-    text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder")
+    text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32)
     before = out / f"unet{side // 2}.pt"
     if before.exists():
         average = torch.load(before, weights_only=False)["average"]

@@ -8,9 +8,11 @@ from typing import cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from demo import train_text_encoder, train_unet
+from demo import make, train_text_encoder, train_unet
+from demo.evaluate import CHECKPOINT
 from demo.scenes import held_out
 from demo.training import Run
 from sdrt.compare.scene_grammar import Scene
@@ -73,3 +75,14 @@ def test_scenes_for_training_are_not_held_out(monkeypatch: pytest.MonkeyPatch) -
     train_text_encoder.sample_batch(cast("CLIPTokenizer", None), random.Random(0), 200)
     assert len(seen) == 200
     assert not any(map(held_out, seen))
+
+
+def test_a_warm_start_takes_the_committed_weights_in_fp32(tmp_path: Path) -> None:
+    make.warm_start(tmp_path, CHECKPOINT)
+    parts = train_unet.modules(tmp_path, 64)
+    assert {p.dtype for part in parts.values() for p in part.parameters()} == {torch.float32}
+    fresh = train_unet.new_unet().state_dict()
+    started = parts["unet"].state_dict()
+    assert started.keys() == fresh.keys()
+    committed = load_file(CHECKPOINT / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(started[name], value.float()) for name, value in committed.items())
