@@ -54,7 +54,9 @@ def check_graph(source: Source, path: Path, dtype: torch.dtype, precision: str) 
     import onnx
 
     onnx.checker.check_model(str(path))
-    example = source.example(EXAMPLE_BATCH + 1, dtype, seed=1)
+    # A decoded picture costs three UNet rows, and one is enough to show that the batch is free.
+    batch = 1 if source.name in ("vae_encoder", "vae_decoder") else EXAMPLE_BATCH + 1
+    example = source.example(batch, dtype, seed=1)
     with torch.no_grad():
         expected = source.module(**example).float().numpy()
     (actual,) = _session(path).run(None, {name: value.numpy() for name, value in example.items()})
