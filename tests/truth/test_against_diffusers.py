@@ -30,6 +30,9 @@ STEPS, GUIDANCE_SCALE, SEED = 25, 7.5, 5
 FP32_PSNR_DB = 65.0
 #: Measured 41.6 dB with openvino on AMX. A floor that catches a broken bf16 engine.
 BF16_PSNR_DB = 30.0
+#: The demo's trained autoencoder normalises a whole picture as one group and amplifies rounding: measured 62.9 dB by
+#: onnxruntime. 45 dB is what is promised; the planted faults are held against FP32_PSNR_DB on the tiny checkpoint.
+DEMO_PSNR_DB = 50.0
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ def test_the_tiny_checkpoint(backend: str, tiny: Truth, store: Store) -> None:
 
 def test_the_demo_checkpoint(store: Store) -> None:
     truth = truth_of("demo", open_checkpoint("demo").path)
-    assert agreement(truth, store, "onnxruntime") >= FP32_PSNR_DB
-    assert agreement(truth, store, "openvino") >= FP32_PSNR_DB
+    assert agreement(truth, store, "onnxruntime") >= DEMO_PSNR_DB
+    assert agreement(truth, store, "openvino") >= DEMO_PSNR_DB
 
 
 @pytest.mark.long
