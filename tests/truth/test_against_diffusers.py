@@ -31,7 +31,7 @@ FP32_PSNR_DB = 65.0
 #: Measured 41.6 dB with openvino on AVX512-BF16. A floor that catches a broken bf16 engine.
 BF16_PSNR_DB = 30.0
 #: The demo's trained autoencoder normalises a whole picture as one group and amplifies rounding: measured 62.9 dB by
-#: onnxruntime, 72.1 by openvino. 45 dB is promised; the planted faults are held against FP32_PSNR_DB on the tiny checkpoint.
+#: onnxruntime, 72.1 by openvino. 45 dB is promised; planted faults are held against FP32_PSNR_DB, on the tiny one.
 DEMO_PSNR_DB = 50.0
 
 
