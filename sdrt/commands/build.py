@@ -109,7 +109,12 @@ def command(
         engines = engines_build.build_to(source, request, out, progress, timing_caches=shelf.timing_caches)
     if as_json:
         print_json(facts(engines))
-        return
+    else:
+        _print(engines)
+
+
+def _print(engines: EngineSet) -> None:
+    """Say what was built, a line a component, and where it is."""
     for part, component in engines.manifest.components.items():
         size, peak = size_text(component.size_bytes), component.peak_memory_bytes
         memory = f", {size_text(peak)} of memory" if peak is not None else ""

@@ -73,12 +73,7 @@ def export_bundle(
         NumericError: A graph differs from its module.
         ResourceError: ``out`` cannot be written.
     """
-    if precision not in DTYPES:
-        raise UsageError(f"precision {precision} cannot be exported", hint=f"choose among {', '.join(DTYPES)}")
-    if opset not in OPSETS:
-        raise UsageError(f"opset {opset} is not in {OPSETS[0]}..{OPSETS[-1]}", hint=f"{DEFAULT_OPSET} is the default")
-    if unknown := set(components) - set(COMPONENTS):
-        raise UsageError(f"unknown component {min(unknown)}", hint=f"choose among {', '.join(COMPONENTS)}")
+    _check_asked(precision, components, opset)
     if (named := checkpoint.scheduler.get("_class_name")) not in (None, "LMSDiscreteScheduler"):
         progress.note(f"the checkpoint names {named}; sdrt runs LMS over its betas, with linspace timesteps")
     prediction_type = Schedule.from_config(checkpoint.scheduler, 1).prediction_type
@@ -105,6 +100,20 @@ def export_bundle(
         )
         seal(folder, manifest)
     return Bundle.open(out)
+
+
+def _check_asked(precision: Precision, components: Sequence[ComponentName], opset: int) -> None:
+    """Hold that what is asked for can be exported.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if precision not in DTYPES:
+        raise UsageError(f"precision {precision} cannot be exported", hint=f"choose among {', '.join(DTYPES)}")
+    if opset not in OPSETS:
+        raise UsageError(f"opset {opset} is not in {OPSETS[0]}..{OPSETS[-1]}", hint=f"{DEFAULT_OPSET} is the default")
+    if unknown := set(components) - set(COMPONENTS):
+        raise UsageError(f"unknown component {min(unknown)}", hint=f"choose among {', '.join(COMPONENTS)}")
 
 
 def _precisions(
