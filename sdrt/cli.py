@@ -97,6 +97,12 @@ def _run(words: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("sdrt: interrupted", err=True)
         return EXIT_INTERRUPTED
+    except ValueError as error:
+        # pydantic wraps an interruption that meets it while it writes JSON in an error of its own.
+        if "KeyboardInterrupt" not in str(error):
+            raise
+        click.echo("sdrt: interrupted", err=True)
+        return EXIT_INTERRUPTED
     except MemoryError:
         _complain("out of memory", "ask for fewer pictures at once, or give the process more memory")
         return EXIT_RESOURCE
