@@ -46,7 +46,7 @@ class ToleranceRecord(Record):
     psnr_db: float | None = None
     ssim: float | None = None
     lpips: Share | None = None
-    measured: dict[str, float] = {}
+    measured: dict[str, float] = Field(default_factory=dict)
     reason: str
 
 
