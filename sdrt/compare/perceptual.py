@@ -1,0 +1,76 @@
+"""LPIPS, a distance between pictures that a network learned from people's judgement; there when its extra is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+#: Distance between a reference and a candidate; 0 where they are equal.
+Lpips = Callable[[Image.Image, Image.Image], float]
+
+
+def open_lpips() -> tuple[Lpips | None, str]:
+    """LPIPS over AlexNet (Zhang et al. 2018, arXiv:1801.03924, with its authors' weights), and its version.
+
+    AlexNet's own weights are fetched once by torchvision into torch's cache.
+
+    Returns:
+        None and the reason where it cannot be had: the extra is not installed, or AlexNet is neither cached nor
+        reachable.
+    """
+    if find_spec("lpips") is None:
+        return None, "not measured: pip install 'sdrt[lpips]'"
+    try:
+        weights = _alexnet_weights()
+    except (OSError, RuntimeError) as error:
+        return None, f"not measured: AlexNet's weights cannot be fetched ({type(error).__name__})"
+    import lpips
+
+    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    # lpips would read AlexNet's file in a way that can run code, so it is built with random weights and filled here.
+    network.net.load_state_dict(_as_slices(network.net, weights))
+    return _measured_by(network), f"{version('lpips')}, AlexNet"
+
+
+def _alexnet_weights() -> dict[str, torch.Tensor]:
+    """ImageNet weights of AlexNet by torchvision's names.
+
+    Raises:
+        OSError: They are neither cached nor reachable.
+        RuntimeError: What was fetched does not have the digest in its name.
+    """
+    import torch
+    from torchvision.models import AlexNet_Weights
+
+    url = AlexNet_Weights.IMAGENET1K_V1.url
+    weights: dict[str, torch.Tensor] = torch.hub.load_state_dict_from_url(
+        url, progress=False, check_hash=True, weights_only=True
+    )
+    return weights
+
+
+def _as_slices(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights by lpips' names: its slice3.6.bias is torchvision's features.6.bias."""
+    return {name: weights["features." + name.partition(".")[2]] for name in network.state_dict()}
+
+
+def _measured_by(network: Any) -> Lpips:
+    import torch
+
+    def as_tensor(picture: Image.Image) -> torch.Tensor:
+        levels = np.asarray(picture, np.float32).transpose(2, 0, 1)[np.newaxis]
+        return torch.from_numpy(levels / 127.5 - 1)
+
+    def distance(reference: Image.Image, candidate: Image.Image) -> float:
+        with torch.inference_mode():
+            return float(network(as_tensor(reference), as_tensor(candidate)))
+
+    return distance
