@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -80,21 +80,41 @@ class ModelRecord(Record):
     hidden_size: int = Field(gt=0)
 
 
-class Manifest(Record):
-    """``manifest.json`` of a bundle."""
+class SealedManifest(Record):
+    """What every ``manifest.json`` says: a bundle's, and an engine set's. ``files`` are all others in its folder."""
 
     schema_version: Literal[1]
     checkpoint: CheckpointRecord
     precision: Precision
-    opset: int
     model: ModelRecord
-    components: dict[ComponentName, Component]
     files: dict[str, FileRecord]
     versions: dict[str, str]
 
+    def named_files(self) -> set[str]:
+        """Files that the manifest counts on, each of which must be in ``files``."""
+        raise NotImplementedError
 
-def read_record(path: Path, newest: int, kind: type[SdrtError]) -> bytes:
-    """The bytes of a manifest, after checks that need no schema: it is there, small, JSON, not from a newer sdrt.
+
+class Manifest(SealedManifest):
+    """``manifest.json`` of a bundle."""
+
+    opset: int
+    components: dict[ComponentName, Component]
+
+    def named_files(self) -> set[str]:
+        """The graphs and their weights."""
+        return self.weights() | {component.graph for component in self.components.values()}
+
+    def weights(self) -> set[str]:
+        """The files of weights."""
+        return {component.weights for component in self.components.values() if component.weights}
+
+
+AnyManifest = TypeVar("AnyManifest", bound=SealedManifest)
+
+
+def read_manifest(folder: Path, kind: type[SdrtError]) -> bytes:
+    """The bytes of a folder's manifest, after checks that need no schema: there, small, JSON, of no newer sdrt.
 
     Raises:
         SdrtError: Of the given kind, otherwise.
@@ -102,9 +122,9 @@ def read_record(path: Path, newest: int, kind: type[SdrtError]) -> bytes:
     """
     import json
 
-    hint = f"give a folder that holds a {MANIFEST} written by sdrt"
+    path, hint = folder / MANIFEST, f"give a folder that holds a {MANIFEST} written by sdrt"
     # A link would lead out of the folder, and a pipe would never end.
-    path_inside(path.parent, path.name)
+    path_inside(folder, MANIFEST)
     try:
         if path.stat().st_size > MANIFEST_LIMIT_BYTES:
             raise kind(f"{path} is larger than {MANIFEST_LIMIT_BYTES >> 20} MiB", hint=hint)
@@ -114,36 +134,47 @@ def read_record(path: Path, newest: int, kind: type[SdrtError]) -> bytes:
         raise kind(f"cannot read {path}: {error.strerror}", hint=hint) from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise kind(f"{path} is not a JSON object", hint=hint) from error
-    if isinstance(version, int) and version > newest:
-        raise kind(f"{path} has schema version {version}; this sdrt reads up to {newest}", hint="upgrade sdrt")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise kind(f"{path} has schema version {version}; this sdrt reads up to {SCHEMA_VERSION}", hint="upgrade sdrt")
     return data
 
 
-def schema_error(path: Path, error: ValidationError, kind: type[SdrtError]) -> SdrtError:
-    """The first problem that pydantic found, in one line."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return kind(f"{path}: {where}: {first['msg']}", hint="make it again with sdrt; a manifest is not edited by hand")
-
-
-def check_files(folder: Path, files: dict[str, FileRecord], hashed: Iterable[str]) -> None:
-    """Hold the folder against its file records: every size, and the digest of the files named in ``hashed``.
+def parse_manifest(folder: Path, data: bytes, schema: type[AnyManifest], kind: type[SdrtError]) -> AnyManifest:
+    """The bytes of a folder's manifest as a value; every file that it counts on is named among its files.
 
     Raises:
-        BundleError: A file is missing.
+        SdrtError: Of the given kind: the first thing that is wrong, in one line.
+    """
+    path, hint = folder / MANIFEST, "make it again with sdrt; a manifest is not edited by hand"
+    try:
+        manifest = schema.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise kind(f"{path}: {where}: {first['msg']}", hint=hint) from error
+    for name in sorted(manifest.named_files() - manifest.files.keys()):
+        raise kind(f"{path}: {name} has no digest", hint=hint)
+    return manifest
+
+
+def check_files(folder: Path, manifest: SealedManifest, hashed: Iterable[str], kind: type[SdrtError]) -> None:
+    """Hold the folder against its manifest: every size, and the digest of the files named in ``hashed``.
+
+    Raises:
+        SdrtError: Of the given kind: a file is missing.
         TrustError: A size or digest differs, or a path is a link or leaves the folder.
     """
     hint = "make it again from its source, or copy it again"
-    for name, record in files.items():
+    for name, record in manifest.files.items():
         path = path_inside(folder, name)
         if not path.exists():
-            raise BundleError(f"{path} is missing", hint=hint)
+            raise kind(f"{path} is missing", hint=hint)
         if path.stat().st_size != record.size_bytes:
             raise TrustError(
                 f"{path} has {path.stat().st_size} bytes; its manifest says {record.size_bytes}", hint=hint
             )
     for name in hashed:
-        if sha256_file(folder / name) != files[name].sha256:
+        if sha256_file(folder / name) != manifest.files[name].sha256:
             raise TrustError(f"{folder / name} does not match its digest in {MANIFEST}", hint=hint)
 
 
@@ -163,16 +194,10 @@ class Bundle:
             BundleError: The manifest or a file is missing or malformed.
             TrustError: A digest or size does not match, or a path leaves the folder.
         """
-        data = read_record(path / MANIFEST, SCHEMA_VERSION, BundleError)
-        try:
-            manifest = Manifest.model_validate_json(data)
-        except ValidationError as error:
-            raise schema_error(path / MANIFEST, error, BundleError) from error
-        weights = {component.weights for component in manifest.components.values()}
-        named = weights | {component.graph for component in manifest.components.values()}
-        for name in sorted(filter(None, named - manifest.files.keys())):
-            raise BundleError(f"{path / MANIFEST}: {name} has no digest", hint="export the checkpoint again")
-        check_files(path, manifest.files, [name for name in manifest.files if verify or name not in weights])
+        data = read_manifest(path, BundleError)
+        manifest = parse_manifest(path, data, Manifest, BundleError)
+        weights = manifest.weights()
+        check_files(path, manifest, [name for name in manifest.files if verify or name not in weights], BundleError)
         return cls(path, manifest, sha256_bytes(data))
 
     def graph(self, component: ComponentName) -> Path:
@@ -191,7 +216,7 @@ class Bundle:
         Raises:
             TrustError: A digest differs.
         """
-        check_files(self.path, self.manifest.files, self.manifest.files)
+        check_files(self.path, self.manifest, self.manifest.files, BundleError)
 
     @cached_property
     def size_bytes(self) -> int:
@@ -199,7 +224,7 @@ class Bundle:
         return sum(record.size_bytes for record in self.manifest.files.values())
 
 
-def seal(folder: Path, manifest: Manifest) -> None:
+def seal(folder: Path, manifest: SealedManifest) -> None:
     """Write the manifest of a folder that is otherwise complete."""
     (folder / MANIFEST).write_bytes(canonical_json(manifest.model_dump(mode="json")))
 

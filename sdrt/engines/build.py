@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdrt.bundle import MANIFEST, Bundle, ComponentName, file_records
+from sdrt.bundle import MANIFEST, Bundle, ComponentName, file_records, seal
 from sdrt.engines import lanes
 from sdrt.engines.builders import ComponentJob, builder
-from sdrt.engines.engine_set import SCHEDULER, TOKENIZER, EngineManifest, EngineSet, seal
+from sdrt.engines.engine_set import SCHEDULER, TOKENIZER, EngineManifest, EngineSet
 from sdrt.engines.key import BuildKey
 from sdrt.engines.locks import Lease
 from sdrt.engines.request import BuildRequest, component_batch

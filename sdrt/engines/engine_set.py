@@ -9,27 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from sdrt.bundle import (
-    MANIFEST,
-    CheckpointRecord,
     ComponentName,
     Digest,
-    FileRecord,
-    ModelRecord,
     Precision,
     Record,
+    SealedManifest,
     TensorSpec,
     check_files,
-    read_record,
-    schema_error,
+    parse_manifest,
+    read_manifest,
 )
 from sdrt.engines.locks import Lease
-from sdrt.errors import BundleError, EngineError, ResourceError, TrustError
-from sdrt.files import canonical_json, sha256_bytes
+from sdrt.errors import EngineError, ResourceError, TrustError
+from sdrt.files import sha256_bytes
 
-SCHEMA_VERSION = 1
 BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 TOKENIZER = "tokenizer/tokenizer.json"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -93,34 +89,28 @@ class EngineComponent(Record):
     layers: LayerList | None = None
 
 
-class EngineManifest(Record):
+class EngineManifest(SealedManifest):
     """``manifest.json`` of an engine set. ``host`` says what the host that opens it must have."""
 
-    schema_version: Literal[1]
     backend: BackendName
     key: Digest
-    precision: Precision
-    checkpoint: CheckpointRecord
     bundle_digest: Digest
-    model: ModelRecord
     components: dict[ComponentName, EngineComponent]
-    files: dict[str, FileRecord]
-    versions: dict[str, str]
     host: dict[str, str]
 
+    def named_files(self) -> set[str]:
+        """What the components are opened from, the tokenizer and the scheduler's config."""
+        parts = self.components.values()
+        return {TOKENIZER, SCHEDULER, *(part.file for part in parts), *(part.weights for part in parts if part.weights)}
 
-def seal(folder: Path, manifest: EngineManifest) -> None:
-    """Write the manifest of a folder that is otherwise complete."""
-    (folder / MANIFEST).write_bytes(canonical_json(manifest.model_dump(mode="json")))
+    @classmethod
+    def of(cls, folder: Path) -> EngineManifest:
+        """The manifest of a set's folder, to be looked at: this opens no set, and vouches for nothing.
 
-
-def read_manifest(path: Path) -> EngineManifest:
-    """The manifest of a set's folder, to be looked at: this opens no set, and vouches for nothing.
-
-    Raises:
-        EngineError: It is missing or malformed.
-    """
-    return _parse(path, read_record(path / MANIFEST, SCHEMA_VERSION, EngineError))
+        Raises:
+            EngineError: It is missing or malformed.
+        """
+        return parse_manifest(folder, read_manifest(folder, EngineError), cls, EngineError)
 
 
 @dataclass(frozen=True)
@@ -151,11 +141,11 @@ class EngineSet:
         """
         lease = Lease(path)
         try:
-            data = read_record(path / MANIFEST, SCHEMA_VERSION, EngineError)
+            data = read_manifest(path, EngineError)
             digest = sha256_bytes(data)
             _check_trust(path, digest, trust, private_root)
-            manifest = _parse(path, data)
-            _check_all_files(path, manifest)
+            manifest = parse_manifest(path, data, EngineManifest, EngineError)
+            check_files(path, manifest, manifest.files, EngineError)
         except BaseException:
             lease.release()
             raise
@@ -219,23 +209,3 @@ def _check_trust(path: Path, digest: str, trust: str | None, private_root: Path 
         return
     hint = f"if you trust where it came from, give --trust {digest}"
     raise TrustError(f"{path} is not in the store, and nothing vouches for it", hint=hint)
-
-
-def _parse(path: Path, data: bytes) -> EngineManifest:
-    """The manifest, with every file that it counts on named among its files."""
-    try:
-        manifest = EngineManifest.model_validate_json(data)
-    except ValidationError as error:
-        raise schema_error(path / MANIFEST, error, EngineError) from error
-    parts = manifest.components.values()
-    needed = {TOKENIZER, SCHEDULER} | {part.file for part in parts} | {part.weights for part in parts if part.weights}
-    for name in sorted(needed - manifest.files.keys()):
-        raise EngineError(f"{path / MANIFEST}: {name} has no digest", hint="build the engines again")
-    return manifest
-
-
-def _check_all_files(path: Path, manifest: EngineManifest) -> None:
-    try:
-        check_files(path, manifest.files, manifest.files)
-    except BundleError as error:
-        raise EngineError(error.message, hint=error.hint) from error

@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import ValidationError
 
-from sdrt import bundle as bundles
-from sdrt.bundle import MANIFEST, Bundle
-from sdrt.engines import engine_set as sets
+from sdrt.bundle import MANIFEST, Bundle, Manifest, parse_manifest, read_manifest
 from sdrt.engines.engine_set import EngineManifest, EngineSet, check_private
 from sdrt.engines.locks import exclusive, try_exclusive
 from sdrt.engines.staging import is_abandoned, staging_name
-from sdrt.errors import ArtefactError, EngineError, SdrtError, TrustError
+from sdrt.errors import ArtefactError, SdrtError, TrustError
 from sdrt.files import disk_errors, fsync_path, sha256_bytes
 from sdrt.progress import Progress, silent
 
@@ -280,15 +277,14 @@ def _publish(made: Path, target: Path) -> None:
 
 def _entry(path: Path, kind: Kind) -> StoreEntry:
     size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
-    manifest: bundles.Manifest | EngineManifest | None = None
+    manifest: Manifest | EngineManifest | None = None
     data = b""
-    with contextlib.suppress(ArtefactError, TrustError, ValidationError):
+    with contextlib.suppress(ArtefactError, TrustError):
+        data = read_manifest(path, ArtefactError)
         if kind == "bundle":
-            data = bundles.read_record(path / MANIFEST, bundles.SCHEMA_VERSION, EngineError)
-            manifest = bundles.Manifest.model_validate_json(data)
+            manifest = parse_manifest(path, data, Manifest, ArtefactError)
         else:
-            data = bundles.read_record(path / MANIFEST, sets.SCHEMA_VERSION, EngineError)
-            manifest = EngineManifest.model_validate_json(data)
+            manifest = parse_manifest(path, data, EngineManifest, ArtefactError)
     used = path / MANIFEST if (path / MANIFEST).exists() else path
     return StoreEntry(
         path=path,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from sdrt.bundle import MANIFEST, Bundle, ComponentName, TensorSpec
-from sdrt.engines.engine_set import EngineManifest, read_manifest
+from sdrt.bundle import Bundle, ComponentName, TensorSpec, read_manifest
+from sdrt.engines.engine_set import EngineManifest
 from sdrt.errors import ArtefactError, BackendUnavailableError
 
 #: What we call ONNX's data types.
@@ -23,21 +24,9 @@ def examine(folder: Path) -> dict[str, Any]:
         ArtefactError: The folder is neither.
         BackendUnavailableError: onnx, which reads a bundle's graphs, is not installed.
     """
-    if not (folder / MANIFEST).is_file():
-        raise ArtefactError(f"{folder} holds no {MANIFEST}", hint="give the folder of a bundle or an engine set")
-    if is_engine_set(folder):
-        return _engines(folder, read_manifest(folder))
+    if "backend" in json.loads(read_manifest(folder, ArtefactError)):
+        return _engines(folder, EngineManifest.of(folder))
     return _bundle(Bundle.open(folder))
-
-
-def is_engine_set(folder: Path) -> bool:
-    """Whether a folder's manifest is an engine set's."""
-    import json
-
-    try:
-        return "backend" in json.loads((folder / MANIFEST).read_bytes())
-    except (ValueError, TypeError) as error:
-        raise ArtefactError(f"{folder / MANIFEST} is not JSON", hint="make it again with sdrt") from error
 
 
 def _engines(folder: Path, manifest: EngineManifest) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from sdrt import cli, doctor
+from sdrt.bundle import seal
 from sdrt.commands.doctor import lines
-from sdrt.engines.engine_set import AttentionLayer, EngineManifest, LayerList, read_manifest, seal
+from sdrt.engines.engine_set import AttentionLayer, EngineManifest, LayerList
 from sdrt.engines.store import Store
 from sdrt.runtime.backends import nvidia
 from tests.engines.sets import make_set
@@ -81,7 +82,7 @@ def test_inspect_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def with_layers(folder: Path) -> EngineManifest:
     """A hand-made set whose component has a list of layers."""
     make_set(folder)
-    manifest = read_manifest(folder)
+    manifest = EngineManifest.of(folder)
     shape = {"heads": 8, "queries": 4096, "keys": 77, "head_size": 40, "precision": "fp16"}
     attentions = tuple(
         AttentionLayer.model_validate({"name": name, "fused": fused, **shape})

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import tokenizers
 
-from sdrt.bundle import Bundle, Component, ComponentName, file_records
+from sdrt.bundle import Bundle, Component, ComponentName, file_records, seal
 from sdrt.engines.engine_set import (
     SCHEDULER,
     TOKENIZER,
@@ -19,7 +19,6 @@ from sdrt.engines.engine_set import (
     EngineComponent,
     EngineManifest,
     EngineSet,
-    seal,
 )
 from sdrt.export.denoise_step import compose, describe
 from sdrt.files import sha256_file
