@@ -10,7 +10,8 @@ import pytest
 import tensorrt_rtx as trt
 
 from sdrt.engines.trt.log import Messages, make_logger
-from sdrt.engines.trt.timing_cache import DIGEST_BYTES, TimingCache
+from sdrt.engines.sealed import DIGEST_BYTES
+from sdrt.engines.trt.timing_cache import TimingCache
 
 # TensorRT-RTX has the calls and says that they do nothing; TensorRT, which keeps the caches, needs a GPU.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
