@@ -117,13 +117,15 @@ class EngineManifest(SealedManifest):
 class EngineSet:
     """An opened engine set: every file has the digest its manifest gives, and no gc removes it while this lives.
 
-    ``digest`` is the SHA-256 of its manifest and so covers every file.
+    ``digest`` is the SHA-256 of its manifest and so covers every file. ``private`` says that it is trusted by right of
+    lying in a store that nobody else can write to, so that what else this user puts there can be trusted too.
     """
 
     path: Path
     manifest: EngineManifest
     digest: str
     lease: Lease = field(repr=False, compare=False)
+    private: bool = field(default=False, compare=False)
 
     @classmethod
     def open(cls, path: Path, *, trust: str | None = None, private_root: Path | None = None) -> EngineSet:
@@ -149,7 +151,7 @@ class EngineSet:
         except BaseException:
             lease.release()
             raise
-        return cls(path, manifest, digest, lease)
+        return cls(path, manifest, digest, lease, private=trust is None)
 
     def component(self, name: ComponentName) -> EngineComponent:
         """One component's record.
