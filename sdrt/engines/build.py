@@ -158,7 +158,8 @@ def _compile(
         with progress.stage("checking the bundle"):
             bundle.verify_weights()
         jobs = [_job(bundle, request, key, name, folder, timing_caches) for name in key.components]
-        components = lanes.build_all(jobs, progress, available_memory_bytes(), usable_cpus())
+        at_once = usable_cpus() if builder(key.backend).side_by_side else 1
+        components = lanes.build_all(jobs, progress, available_memory_bytes(), at_once)
         with disk_errors(folder):
             for name in (TOKENIZER, SCHEDULER):
                 if name not in bundle.manifest.files:

@@ -139,7 +139,7 @@ class Lane:
 
 
 def build_all(
-    jobs: Sequence[ComponentJob], progress: Progress, memory_bytes: int | None, cpus: int
+    jobs: Sequence[ComponentJob], progress: Progress, memory_bytes: int | None, at_once: int
 ) -> dict[ComponentName, EngineComponent]:
     """Compile components, large ones first.
 
@@ -147,7 +147,7 @@ def build_all(
         jobs: What to compile.
         progress: One stage a component.
         memory_bytes: Memory that may be taken; None when the system does not say.
-        cpus: How many may be compiled at the same time.
+        at_once: How many may be compiled at the same time.
 
     Raises:
         SdrtError: One failed; the others are ended.
@@ -155,7 +155,7 @@ def build_all(
     waiting = sorted(jobs, key=memory_needed, reverse=True)
     small = sum(job.source_bytes for job in jobs) < SMALL_BYTES
     built: dict[ComponentName, EngineComponent] = {}
-    with _lanes(1 if small else min(cpus, len(jobs))) as (lanes, selector):
+    with _lanes(1 if small else min(at_once, len(jobs))) as (lanes, selector):
         while len(built) < len(jobs):
             _hand_out(waiting, lanes, progress, memory_bytes)
             ready: list[Lane] = [key.data for key, _ in selector.select(LOOK_AFTER_S)]

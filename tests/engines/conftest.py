@@ -32,7 +32,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[ComponentName]:
     done: list[ComponentName] = []
 
     def build_all(
-        jobs: Sequence[ComponentJob], progress: Progress, memory_bytes: int | None, cpus: int
+        jobs: Sequence[ComponentJob], progress: Progress, memory_bytes: int | None, at_once: int
     ) -> dict[ComponentName, EngineComponent]:
         done.extend(job.component for job in jobs)
         return {job.component: builder(job.backend).build(job) for job in jobs}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ import pytest
 from sdrt.bundle import Bundle, ComponentName
 from sdrt.engines import lanes
 from sdrt.engines.build import build, build_to, find
-from sdrt.engines.engine_set import BatchRange, EngineSet
+from sdrt.engines.engine_set import BackendName, BatchRange, EngineSet
 from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import Store
 from sdrt.errors import BundleError, EngineError, TrustError, UsageError
 from sdrt.progress import silent
-from sdrt.runtime.backends import open_engine
+from sdrt.runtime.backends import nvidia, open_engine
 from tests.engines.notes import Notes
 from tests.models.tiny_bundle import feeds, tiny_bundle
 
@@ -55,6 +56,26 @@ def test_the_manifest_says_what_was_built_from_what(
     assert all(component.size_bytes > 0 for component in manifest.components.values())
     assert engines.tokenizer.read_bytes() == (hand_made.path / "tokenizer/tokenizer.json").read_bytes()
     assert engines.scheduler.read_bytes() == (hand_made.path / "scheduler/scheduler_config.json").read_bytes()
+
+
+@pytest.mark.parametrize(("backend", "at_once"), [("tensorrt", 1), ("tensorrt-rtx", 7), ("onnxruntime", 7)])
+def test_nothing_is_built_beside_what_is_timed_on_the_gpu(
+    hand_made: Bundle, own_store: Store, monkeypatch: pytest.MonkeyPatch, backend: BackendName, at_once: int
+) -> None:
+    here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("RTX 4090", "sm89", 24 << 30),))
+    monkeypatch.setattr(nvidia, "driver", lambda: here)
+    monkeypatch.setattr("sdrt.engines.builders.tensorrt.installed_version", lambda _: "10.16.0")
+    monkeypatch.setattr("sdrt.engines.build.usable_cpus", lambda: 7)
+    asked: list[int] = []
+
+    def build_all(jobs: object, progress: object, memory_bytes: int | None, at_once: int) -> NoReturn:
+        asked.append(at_once)
+        raise EngineError("enough", hint="none")
+
+    monkeypatch.setattr(lanes, "build_all", build_all)
+    with pytest.raises(EngineError, match="enough"):
+        build(hand_made, BuildRequest(backend), own_store, silent)
+    assert asked == [at_once]
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove", "swap"])

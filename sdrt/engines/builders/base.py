@@ -88,6 +88,8 @@ class Builder(ABC):
     # Count up when a change of this code changes what it makes from the same input.
     version: ClassVar[int]
     precisions: ClassVar[tuple[Precision, ...]]
+    # Whether components may be built at the same time: not where they are timed on one device.
+    side_by_side: ClassVar[bool] = True
 
     def __init__(self, report: Report | None = None) -> None:
         self.report: Report = report or Mute()

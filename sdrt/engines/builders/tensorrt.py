@@ -44,6 +44,7 @@ class TensorRtBuilder(Builder):
     precisions = ("fp16", "fp32")
     module: ClassVar[str] = "tensorrt"
     rtx: ClassVar[bool] = False
+    side_by_side = False
 
     def __init__(self, report: Report | None = None, library: ModuleType | None = None) -> None:
         super().__init__(report)
@@ -146,6 +147,7 @@ class TensorRtRtxBuilder(TensorRtBuilder):
     backend: ClassVar[BackendName] = "tensorrt-rtx"
     module = "tensorrt_rtx"
     rtx = True
+    side_by_side = True
 
     def host(self, recipe: Recipe | None = None) -> dict[str, str]:
         """The GPU architectures, one of which must be there; nothing of this machine."""
