@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Set
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,20 +16,22 @@ from sdrt.errors import BackendUnavailableError, SdrtError
 from sdrt.runtime.backends import BACKENDS, available, choose_backend, nvidia
 from sdrt.runtime.backends.cpu import available_memory_bytes, cpu_features, supports_bf16, usable_cpus
 
-#: What each extra brings that matters here, by distribution.
-PACKAGES = {
-    "onnxruntime": "cpu",
-    "openvino": "cpu",
-    "onnxruntime-gpu": "gpu",
-    "tensorrt": "trt",
-    "tensorrt-rtx": "rtx",
-    "cuda-bindings": "trt",
-    "torch": "export",
-    "diffusers": "export",
-    "transformers": "export",
-    "onnx": "export",
-    "polygraphy": "compare",
+#: The packages that matter here, by distribution, and the extras that bring each.
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "onnxruntime": ("cpu",),
+    "openvino": ("cpu",),
+    "onnxruntime-gpu": ("gpu",),
+    "tensorrt": ("trt",),
+    "tensorrt-rtx": ("rtx",),
+    "cuda-bindings": ("rtx", "trt"),
+    "torch": ("export",),
+    "diffusers": ("export",),
+    "transformers": ("export",),
+    "onnx": ("export", "rtx", "trt"),
+    "polygraphy": ("compare",),
 }
+#: Distributions of one module: each overwrites the other's files.
+RIVALS = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-gpu": "onnxruntime"}
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,30 @@ def gpu() -> dict[str, Any]:
 
 def packages() -> tuple[Package, ...]:
     """The packages of `PACKAGES`."""
-    found = []
-    for name, extra in PACKAGES.items():
-        try:
-            found.append(Package(name, version(name), None))
-        except PackageNotFoundError:
-            found.append(Package(name, None, f"pip install 'sdrt[{extra}]'"))
-    return tuple(found)
+    versions = {name: _version(name) for name in PACKAGES}
+    held = {name for name, found in versions.items() if found}
+    return tuple(Package(name, found, None if found else install_line(name, held)) for name, found in versions.items())
+
+
+def install_line(name: str, held: Set[str]) -> str:
+    """The command that brings a missing package, by the extra of which most is there.
+
+    Args:
+        name: Of `PACKAGES`.
+        held: The packages that are there.
+    """
+    # What only one extra brings tells that this extra was asked for once.
+    begun = [extra for extra in PACKAGES[name] if any(PACKAGES[other] == (extra,) for other in held)]
+    line = f"pip install 'sdrt[{(begun or PACKAGES[name])[0]}]'"
+    rival = RIVALS.get(name)
+    return f"pip uninstall --yes {rival} && {line}" if rival in held else line
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def backends() -> tuple[Runnable, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,34 @@ def test_the_doctor_names_the_line_for_everything_missing(
     said = capsys.readouterr().out
     assert "install NVIDIA's driver" in said
     assert f"--backend auto is {found['auto']}" in said
+
+
+def test_every_package_comes_with_the_extras_that_the_doctor_names() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    # cuda-python itself holds nothing; cuda-bindings is what it brings.
+    brings = {
+        extra: {re.split(r"[<>=]", wanted)[0].replace("cuda-python", "cuda-bindings") for wanted in each}
+        for extra, each in extras.items()
+    }
+    for name, named in doctor.PACKAGES.items():
+        assert {extra for extra, packages in brings.items() if name in packages} == set(named), name
+
+
+@pytest.mark.parametrize(
+    ("missing", "held", "line"),
+    [
+        ("cuda-bindings", set(), "pip install 'sdrt[rtx]'"),
+        ("cuda-bindings", {"tensorrt"}, "pip install 'sdrt[trt]'"),
+        ("cuda-bindings", {"tensorrt-rtx", "torch"}, "pip install 'sdrt[rtx]'"),
+        ("onnx", {"openvino"}, "pip install 'sdrt[export]'"),
+        ("onnx", {"tensorrt-rtx"}, "pip install 'sdrt[rtx]'"),
+        ("onnxruntime-gpu", set(), "pip install 'sdrt[gpu]'"),
+        ("onnxruntime-gpu", {"onnxruntime"}, "pip uninstall --yes onnxruntime && pip install 'sdrt[gpu]'"),
+    ],
+)
+def test_the_line_that_installs_a_package(missing: str, held: set[str], line: str) -> None:
+    assert doctor.install_line(missing, held) == line
 
 
 def test_the_doctor_sees_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

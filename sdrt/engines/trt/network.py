@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from sdrt.engines.trt.log import Messages
-from sdrt.errors import EngineError
+from sdrt.errors import BackendUnavailableError, EngineError
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,13 @@ def check_onnx(path: Path) -> None:
 
     Raises:
         EngineError: It is not.
+        BackendUnavailableError: onnx, which checks it, is not installed.
     """
-    import onnx
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        hint = "pip install 'sdrt[rtx]', or 'sdrt[trt]'"
+        raise BackendUnavailableError("onnx is needed to build plans and is not installed", hint=hint) from error
 
     try:
         # By path, which is the only way beyond 2 GB.
