@@ -112,6 +112,17 @@ def test_a_planted_fault_is_found(fault: str) -> None:
     assert largest_difference(our_trajectory(planted, unit_noise()), theirs) > 10 * TRAJECTORY_TOLERANCE
 
 
+def table_tolerance(schedule: Schedule) -> np.ndarray:
+    """How far, relatively, two float32 tables of any betas may lie apart at each sigma.
+
+    torch and numpy round linspace differently in the last place, so each of the k factors 1 - beta of alpha_bar may
+    round the other way, by 6e-8: sigma^2 = (1 - alpha_bar) / alpha_bar moves by k * 6e-8 / (1 - alpha_bar).
+    """
+    variances = np.maximum(np.square(schedule.sigmas), 1e-12)
+    factors = np.append(np.ceil(schedule.timesteps) + 1, 0)
+    return SIGMA_TOLERANCE + factors * 6e-8 / 2 * (1 + variances) / variances
+
+
 @settings(deadline=None, max_examples=10, derandomize=True)
 @given(
     steps=st.integers(1, 100),
@@ -121,10 +132,16 @@ def test_a_planted_fault_is_found(fault: str) -> None:
     prediction_type=st.sampled_from(["epsilon", "v_prediction"]),
 )
 @example(steps=3, beta_schedule="squaredcos_cap_v2", beta_start=1e-4, beta_end=2e-2, prediction_type="v_prediction")
+@example(
+    steps=59, beta_schedule="scaled_linear", beta_start=0.0017151399, beta_end=0.0227274461, prediction_type="epsilon"
+)
 @example(steps=100, beta_schedule="linear", beta_start=1e-4, beta_end=2e-2, prediction_type="epsilon")
 def test_trajectory_equals_diffusers_for_any_steps_and_betas(steps: int, **options: Any) -> None:
     schedule, scheduler = Schedule.from_config(options, steps), reference(options, steps)
-    np.testing.assert_allclose(schedule.sigmas, scheduler.sigmas.numpy(), rtol=SIGMA_TOLERANCE)
+    sigmas = scheduler.sigmas.numpy().astype(np.float64)
+    assert np.all(np.abs(schedule.sigmas - sigmas) <= sigmas * table_tolerance(schedule))
+    # The tables are compared above; here the integration is, on one table.
+    schedule = dataclasses.replace(schedule, sigmas=sigmas, coefficients=lms.lms_coefficients(sigmas, 4))
     ours, theirs = our_trajectory(schedule, unit_noise()), diffusers_trajectory(scheduler, unit_noise())
     tolerance = TRAJECTORY_TOLERANCE * max(1, schedule.init_noise_sigma / ROUNDING_MATTERS_FROM_SIGMA)
     assert largest_difference(ours, theirs) < tolerance
