@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+from sdrt.errors import NumericError
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +74,9 @@ def _measured_by(network: Any) -> Lpips:
 
     def distance(reference: Image.Image, candidate: Image.Image) -> float:
         with torch.inference_mode():
-            return float(network(as_tensor(reference), as_tensor(candidate)))
+            found = float(network(as_tensor(reference), as_tensor(candidate)))
+        if not math.isfinite(found):
+            raise NumericError(f"LPIPS is {found}", hint="remove AlexNet's file from torch's cache, to fetch it again")
+        return found
 
     return distance

@@ -164,6 +164,26 @@ class Engines(Record):
     digest: Digest
 
 
+class Move(Record):
+    """A figure or an outcome that is not what it was. ``worse`` is None where neither of the two is worse.
+
+    ``what`` says of what, as "unet, early, batch 2, out_sample"; ``figure`` is the field's name.
+    """
+
+    what: str
+    figure: str
+    before: float | str | None
+    after: float | str | None
+    worse: bool | None
+
+
+class Against(Record):
+    """What moved since an earlier comparison, made at ``created``."""
+
+    created: str
+    moved: tuple[Move, ...]
+
+
 class Comparison(Record):
     """``comparison.json``: everything that one run of ``sdrt compare`` found. ``created`` is ISO 8601, UTC."""
 
@@ -183,6 +203,7 @@ class Comparison(Record):
     pictures: tuple[PictureResult, ...]
     environment: dict[str, str]
     created: str
+    against: Against | None = None
 
 
 def verdict(outcomes: Iterable[Outcome]) -> Outcome:

@@ -1,0 +1,139 @@
+"""What moved since an earlier comparison: outcomes, figures of every output, step and picture, and what they ran on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sdrt.compare.schema import SCHEMA_VERSION, Against, Comparison, Metrics, Move, PictureResult
+from sdrt.errors import ArtefactError
+
+LIMIT_BYTES = 16 << 20
+#: An error that changed by less than this factor has not moved: another thread count alone can change it so far.
+FACTOR = 1.5
+#: The same for PSNR, in dB (a factor of 1.5 in amplitude), and for SSIM.
+PSNR_DB, SSIM = 3.5, 0.005
+
+Value = float | str | None
+#: (of what, which figure) -> its value.
+Figures = dict[tuple[str, str], Value]
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Read a ``comparison.json``, whatever it is named.
+
+    Raises:
+        ArtefactError: It is missing or malformed, or from a newer sdrt.
+    """
+    hint = "give a comparison.json that sdrt compare wrote"
+    try:
+        if path.stat().st_size > LIMIT_BYTES:
+            raise ArtefactError(f"{path} is larger than {LIMIT_BYTES >> 20} MiB", hint=hint)
+        data = path.read_bytes()
+        version = json.loads(data).get("schema_version")
+    except OSError as error:
+        raise ArtefactError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ArtefactError(f"{path} is not a JSON object", hint=hint) from error
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        message = f"{path} has schema version {version}; this sdrt reads up to {SCHEMA_VERSION}"
+        raise ArtefactError(message, hint="upgrade sdrt")
+    try:
+        return Comparison.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactError(f"{path}: {where}: {first['msg']}", hint=hint) from error
+
+
+def against(before: Comparison, after: Comparison) -> Against:
+    """Everything that differs, the worse first."""
+    earlier, later = _figures(before), _figures(after)
+    names = list(dict.fromkeys([*later, *earlier]))
+    moves = [_move(name, earlier, later) for name in names]
+    found = [move for move in moves if move is not None]
+    return Against(created=before.created, moved=tuple(sorted(found, key=lambda move: move.worse is not True)))
+
+
+def _figures(comparison: Comparison) -> Figures:
+    """Every value of a comparison that may move."""
+    figures: Figures = {("run", name): getattr(comparison, name) for name in ("backend", "precision", "steps")}
+    figures["run", "guidance_scale"] = comparison.guidance_scale
+    figures["run", "bundle_digest"] = comparison.bundle_digest
+    figures["run", "checkpoint"] = comparison.compared_with.digest
+    figures["run", "outcome"] = comparison.outcome
+    for component in comparison.components:
+        figures[component.component, "outcome"] = component.outcome
+        for case in component.cases:
+            for output in case.outputs:
+                what = f"{component.component}, {case.label}, {output.output}"
+                figures[what, "outcome"] = output.outcome
+                figures |= _metrics(what, output.metrics)
+    for trajectory in comparison.trajectories:
+        what = f"trajectory of {trajectory.prompt!r}, seed {trajectory.seed}"
+        figures[what, "outcome"] = trajectory.outcome
+        figures[what, "relative_l2"] = trajectory.relative_l2[-1] if trajectory.relative_l2 else None
+        figures[what, "first_over"] = trajectory.first_over
+    for picture in comparison.pictures:
+        figures |= _picture(picture)
+    return figures | {("environment", name): value for name, value in comparison.environment.items()}
+
+
+def _metrics(what: str, metrics: Metrics | None) -> Figures:
+    names = ("relative_l2", "peak")
+    return {(what, name): None if metrics is None else getattr(metrics, name) for name in names}
+
+
+def _picture(picture: PictureResult) -> Figures:
+    what = f"picture of {picture.prompt!r}, seed {picture.seed}"
+    # Pictures that are equal have no PSNR; one that could not be made has no SSIM either.
+    equal = picture.psnr_db is None and picture.ssim is not None
+    return {
+        (what, "outcome"): picture.outcome,
+        (what, "psnr_db"): "equal" if equal else picture.psnr_db,
+        (what, "ssim"): picture.ssim,
+        (what, "lpips"): picture.lpips,
+        (what, "candidate_verdict"): picture.candidate_verdict,
+    }
+
+
+def _move(name: tuple[str, str], earlier: Mapping[tuple[str, str], Value], later: Figures) -> Move | None:
+    """The move of one figure, or None where it stands as it stood."""
+    before, after = earlier.get(name), later.get(name)
+    what, figure = name
+    if not _moved(figure, before, after):
+        return None
+    return Move(what=what, figure=figure, before=before, after=after, worse=_worse(figure, before, after))
+
+
+def _moved(figure: str, before: Value, after: Value) -> bool:
+    if before == after:
+        return False
+    if not isinstance(before, float) or not isinstance(after, float):
+        return True
+    if figure in ("relative_l2", "peak", "lpips"):
+        low, high = sorted((before, after))
+        return low == 0 or high / low >= FACTOR
+    limits = {"psnr_db": PSNR_DB, "ssim": SSIM}
+    return abs(after - before) >= limits.get(figure, 0)
+
+
+def _worse(figure: str, before: Value, after: Value) -> bool | None:
+    """Whether the later value is the worse one; None where that cannot be said."""
+    ranks = {"outcome": ("passed", "unverified", "failed")}
+    if figure in ranks and before in ranks[figure] and after in ranks[figure]:
+        return ranks[figure].index(str(after)) > ranks[figure].index(str(before))
+    if figure == "candidate_verdict":
+        return False if after == "right" else True if before == "right" else None
+    if figure == "psnr_db":
+        first, second = (math.inf if value == "equal" else value for value in (before, after))
+        return second < first if isinstance(first, float) and isinstance(second, float) else None
+    if not isinstance(before, float) or not isinstance(after, float):
+        return None
+    if figure == "ssim":
+        return after < before
+    return after > before if figure in ("relative_l2", "peak", "lpips") else None

@@ -1,0 +1,159 @@
+"""Pictures against the reference's: PSNR, SSIM and LPIPS, whether they still obey the prompt, and the contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from PIL import Image, ImageDraw
+
+from sdrt.compare.images import amplified_difference, psnr_db, ssim
+from sdrt.compare.perceptual import Lpips
+from sdrt.compare.prompts import PromptSeed
+from sdrt.compare.schema import Outcome, PictureResult, ToleranceRecord
+from sdrt.compare.scorer import score
+from sdrt.errors import UsageError
+from sdrt.runtime.images import is_degenerate
+
+#: What a verdict says of a picture that shows all that was asked.
+RIGHT = "right"
+#: Width of each picture on the contact sheet, and the height of the line above a row.
+CELL, LINE = 256, 22
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One picture twice. ``candidate`` is None where it could not be made, and ``reason`` says why."""
+
+    asked: PromptSeed
+    reference: Image.Image
+    candidate: Image.Image | None
+    reason: str = ""
+
+
+def compare_pictures(
+    pairs: Sequence[Pair], tolerance: ToleranceRecord | None, *, scored: bool, lpips: Lpips | None
+) -> tuple[PictureResult, ...]:
+    """Hold each candidate against its reference.
+
+    Args:
+        pairs: The pictures.
+        tolerance: Least PSNR and SSIM, most LPIPS; None leaves the pictures unverified.
+        scored: Whether the prompts are captions of the demo's grammar, and its scorer says what a picture shows.
+        lpips: None where it is not installed.
+    """
+    return tuple(_compare(pair, tolerance, scored, lpips) for pair in pairs)
+
+
+def _compare(pair: Pair, tolerance: ToleranceRecord | None, scored: bool, lpips: Lpips | None) -> PictureResult:
+    asked, reference, candidate = pair.asked, pair.reference, pair.candidate
+    expected = scene_verdict(reference, asked.prompt) if scored else None
+    if candidate is None:
+        return PictureResult(
+            prompt=asked.prompt,
+            seed=asked.seed,
+            psnr_db=None,
+            ssim=None,
+            lpips=None,
+            reference_verdict=expected,
+            candidate_verdict=None,
+            tolerance=tolerance,
+            outcome="failed",
+            reason=pair.reason or "there is no picture",
+        )
+    found = PictureResult(
+        prompt=asked.prompt,
+        seed=asked.seed,
+        psnr_db=psnr_db(reference, candidate),
+        ssim=ssim(reference, candidate),
+        lpips=lpips(reference, candidate) if lpips else None,
+        reference_verdict=expected,
+        candidate_verdict=scene_verdict(candidate, asked.prompt) if scored else None,
+        tolerance=tolerance,
+        outcome="unverified",
+        reason="",
+    )
+    outcome, reason = _judge(found, reference)
+    return found.model_copy(update={"outcome": outcome, "reason": reason})
+
+
+def _judge(found: PictureResult, reference: Image.Image) -> tuple[Outcome, str]:
+    """The outcome, and why it is not "passed".
+
+    A picture of one colour would agree with almost anything: it proves nothing, so it never passes.
+    """
+    limits = found.tolerance
+    if limits is None:
+        return "unverified", "no tolerance is given for pictures of this backend and precision"
+    reasons = []
+    if limits.psnr_db is not None and found.psnr_db is not None and not found.psnr_db >= limits.psnr_db:
+        reasons.append(f"PSNR {found.psnr_db:.1f} dB is below {limits.psnr_db:g} dB")
+    if limits.ssim is not None and (found.ssim is None or not found.ssim >= limits.ssim):
+        reasons.append(f"SSIM {found.ssim:.4f} is below {limits.ssim:g}")
+    if limits.lpips is not None and found.lpips is not None and not found.lpips <= limits.lpips:
+        reasons.append(f"LPIPS {found.lpips:.4f} is above {limits.lpips:g}")
+    if found.reference_verdict == RIGHT and found.candidate_verdict != RIGHT:
+        reasons.append(f"the reference obeys the prompt, this does not ({found.candidate_verdict})")
+    if reasons:
+        return "failed", "; ".join(reasons)
+    if is_degenerate(reference):
+        return "unverified", "the reference is of one colour all over, which proves nothing"
+    return "passed", ""
+
+
+def scene_verdict(picture: Image.Image, caption: str) -> str | None:
+    """Whether a picture of the demo checkpoint shows its caption: "right", or "wrong: " and the aspects that are.
+
+    None where nobody can say: the caption is not of the demo's grammar, or the picture is too small to be judged.
+    """
+    try:
+        verdict = score(picture, caption)
+    except UsageError:
+        return None
+    wrong = [field.name for field in fields(verdict) if not getattr(verdict, field.name)]
+    return f"wrong: {', '.join(wrong)}" if wrong else RIGHT
+
+
+def contact_sheet(pairs: Sequence[Pair], results: Sequence[PictureResult]) -> Image.Image:
+    """Reference, candidate and amplified difference side by side, a row a picture, under a line that says which.
+
+    Returns:
+        An RGB picture of 3 columns of 256 pixels.
+    """
+    height = CELL + LINE
+    sheet = Image.new("RGB", (3 * CELL, max(1, len(pairs)) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (pair, result) in enumerate(zip(pairs, results, strict=True)):
+        top = row * height
+        draw.text((4, top + 5), _ascii(label(result), 3 * CELL // 7), fill="black")
+        for column, picture in enumerate(strip(pair)[0]):
+            sheet.paste(picture.resize((CELL, CELL), Image.Resampling.LANCZOS), (column * CELL, top + LINE))
+    return sheet
+
+
+def strip(pair: Pair) -> tuple[tuple[Image.Image, Image.Image, Image.Image], int | None]:
+    """Reference, candidate and amplified difference, and its factor; grey and None where there is no candidate."""
+    if pair.candidate is None:
+        blank = Image.new("RGB", pair.reference.size, "grey")
+        return (pair.reference, blank, blank), None
+    difference, factor = amplified_difference(pair.reference, pair.candidate)
+    return (pair.reference, pair.candidate, difference), factor
+
+
+def label(result: PictureResult) -> str:
+    """One picture in one line: the outcome and its figures, the prompt and the seed."""
+    figures = [] if result.ssim is None else [figure_psnr(result), f"SSIM {result.ssim:.4f}"]
+    if result.lpips is not None:
+        figures.append(f"LPIPS {result.lpips:.4f}")
+    return f"{result.outcome}: {', '.join(figures) or result.reason}; {result.prompt!r}, seed {result.seed}"
+
+
+def figure_psnr(result: PictureResult) -> str:
+    """The PSNR as people read it; pictures that are equal have none."""
+    return "equal" if result.psnr_db is None else f"{result.psnr_db:.1f} dB"
+
+
+def _ascii(text: str, most: int) -> str:
+    """What Pillow's own font can draw, cut to fit."""
+    plain = text.encode("ascii", "replace").decode()
+    return plain if len(plain) <= most else plain[: most - 3] + "..."
