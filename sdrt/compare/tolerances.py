@@ -1,0 +1,103 @@
+"""The one table of tolerances, by kind, component, backend and precision, each with its reason and origin."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sdrt.compare.schema import Kind, ToleranceRecord
+from sdrt.errors import UsageError
+
+TABLE = Path(__file__).with_name("tolerances.toml")
+KINDS: tuple[Kind, ...] = ("component", "trajectory", "picture")
+LIMIT_BYTES = 1 << 20
+
+Key = tuple[Kind, str, str, str]
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Limits by (kind, component, backend, precision); trajectories and pictures have no component, so "" is theirs."""
+
+    table: Mapping[Key, ToleranceRecord]
+
+    def of(self, component: str, backend: str, precision: str, kind: Kind = "component") -> ToleranceRecord | None:
+        """What one comparison may reach; None where the table has no row, and so nothing can be verified.
+
+        Args:
+            component: Its name; for trajectories and pictures it is not looked at.
+            backend: The backend's name, or "torch".
+            precision: How it computes.
+            kind: What is compared.
+        """
+        return self.table.get((kind, component if kind == "component" else "", backend, precision))
+
+
+def load(path: Path | None = None) -> Tolerances:
+    """The shipped table; rows of the user's file stand in place of its rows, whole.
+
+    Args:
+        path: A TOML file laid out like the shipped one: ``[component.unet.openvino.bf16]``,
+            ``[trajectory.openvino.bf16]`` or ``[picture.openvino.bf16]``, each with its limits and a reason.
+
+    Raises:
+        UsageError: The file cannot be read, or a row is malformed; names the row.
+    """
+    table = _rows(TABLE)
+    if path is not None:
+        table |= _rows(path)
+    return Tolerances(table)
+
+
+def _rows(path: Path) -> dict[Key, ToleranceRecord]:
+    hint = "lay it out as sdrt/compare/tolerances.toml is"
+    try:
+        if path.stat().st_size > LIMIT_BYTES:
+            raise UsageError(f"--tolerances: {path} is larger than {LIMIT_BYTES >> 20} MiB", hint=hint)
+        parsed = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--tolerances: cannot read {path}: {error.strerror}", hint=hint) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--tolerances: {path} is not TOML: {error}", hint=hint) from error
+    rows: dict[Key, ToleranceRecord] = {}
+    for kind, part in parsed.items():
+        if kind not in KINDS or not isinstance(part, dict):
+            known = ", ".join(KINDS)
+            raise UsageError(f"--tolerances: {path}: [{kind}] is not known", hint=f"choose among {known}")
+        depth = 3 if kind == "component" else 2
+        for names, row in _leaves(part, depth, (kind,), path):
+            key = (kind, *(names[1:] if kind == "component" else ("", *names[1:])))
+            rows[key] = _record(row, names, path)  # type: ignore[index]
+    return rows
+
+
+def _leaves(
+    part: Mapping[str, Any], depth: int, names: tuple[str, ...], path: Path
+) -> list[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """The tables that lie ``depth`` names down, with their names."""
+    if depth == 0:
+        return [(names, part)]
+    found = []
+    for name, inner in part.items():
+        if not isinstance(inner, dict):
+            where = ".".join((*names, name))
+            hint = "rows are [component.NAME.BACKEND.PRECISION], [trajectory.BACKEND.PRECISION] and [picture...] alike"
+            raise UsageError(f"--tolerances: {path}: {where} stands where a table belongs", hint=hint)
+        found += _leaves(inner, depth - 1, (*names, name), path)
+    return found
+
+
+def _record(row: Mapping[str, Any], names: tuple[str, ...], path: Path) -> ToleranceRecord:
+    try:
+        return ToleranceRecord.model_validate(row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        hint = "limits are relative_l2, peak, psnr_db, ssim and lpips; reason is needed, measured is a table"
+        message = f"--tolerances: {path}: [{'.'.join(names)}]: {field}: {first['msg']}"
+        raise UsageError(message, hint=hint) from error
