@@ -60,6 +60,7 @@ class Options:
     build: bool
     threads: int | None
     loop: str
+    cuda_graphs: bool | None
     provider: str | None
     as_json: bool
 
@@ -111,6 +112,11 @@ def file_option(name: str, text: str, *names: str) -> Callable[[Command], Comman
     default="auto",
     show_default=True,
     help="auto runs a guided step as one graph where the engines hold denoise_step; plain never does.",
+)
+@click.option(
+    "--cuda-graphs/--no-cuda-graphs",
+    default=None,
+    help="Whether tensorrt and tensorrt-rtx replay their steps from a CUDA graph.  [default: they do]",
 )
 @json_option
 def command(**values: Any) -> None:
@@ -197,9 +203,12 @@ def _record(options: Options) -> dict[str, Any] | None:
 
 
 def _with_record(options: Options, record: dict[str, Any] | None) -> Options:
-    """The options with what the record decides: checkpoint, backend and precision."""
+    """The options with what the record decides: checkpoint, backend, precision, and how the steps run."""
     if record is None:
         return options
+    if record["loop"] == "plain":
+        # The fused loop is what runs anyway wherever the engines hold it.
+        options = replace(options, loop="plain")
     checkpoint = options.checkpoint
     if not (checkpoint or options.bundle or options.engines):
         checkpoint = record["checkpoint"]["name"]
@@ -208,7 +217,13 @@ def _with_record(options: Options, record: dict[str, Any] | None) -> Options:
     if options.engines:
         return options
     backend = record["backend"] if options.backend in (None, "auto") else options.backend
-    return replace(options, checkpoint=checkpoint, backend=backend, precision=options.precision or record["precision"])
+    options = replace(
+        options, checkpoint=checkpoint, backend=backend, precision=options.precision or record["precision"]
+    )
+    if backend != record["backend"]:
+        return options
+    graphs = record["cuda_graphs"] if options.cuda_graphs is None else options.cuda_graphs
+    return replace(options, provider=options.provider or record["provider"], cuda_graphs=graphs)
 
 
 def _request(options: Options, record: dict[str, Any] | None) -> Request:
@@ -252,6 +267,7 @@ def _load(options: Options, progress: Progress) -> Pipeline:
         build=options.build,
         threads=options.threads,
         loop=options.loop,
+        cuda_graphs=options.cuda_graphs,
         provider=options.provider,  # type: ignore[arg-type]
         progress=progress,
     )
@@ -313,7 +329,8 @@ def facts(pipeline: Pipeline, result: Result, written: dict[Path, int]) -> dict[
         "checkpoint": manifest.checkpoint.name,
         "backend": manifest.backend,
         "precision": manifest.precision,
-        "denoiser": pipeline.denoiser(result.request),
+        **pipeline.way(result.request),
+        "pictures_at_once": pipeline.pictures_at_once(result.request),
         "scheduler": "LMS",
         "num_inference_steps": result.request.num_inference_steps,
         "guidance_scale": result.request.guidance_scale,

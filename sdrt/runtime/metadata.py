@@ -12,12 +12,13 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Self
+from typing import Annotated, Any, BinaryIO, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sdrt import __version__
 from sdrt.bundle import CheckpointRecord, Digest, Precision
+from sdrt.engines.request import Provider
 from sdrt.errors import ArtefactError
 from sdrt.runtime.request import MAX_PICTURES, MAX_SEED
 
@@ -41,6 +42,10 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 class PictureRecord(BaseModel):
     """Everything that repeats a picture; further fields are kept as they are.
 
+    ``loop`` is "fused" where denoise_step ran the steps and "plain" where the UNet did; ``provider`` is ONNX Runtime's;
+    ``cuda_graphs`` says whether steps were replayed from a CUDA graph. They are None where the backend does not have
+    such a thing, or the picture is of an sdrt that did not say.
+
     ``batch`` holds prompt, negative prompt and seed of all pictures that were denoised together, of which this is
     number ``batch_index``: in another batch the last bits may differ.
     """
@@ -56,6 +61,9 @@ class PictureRecord(BaseModel):
     backend: str
     precision: Precision
     engines: Digest
+    loop: Literal["fused", "plain"] | None = None
+    provider: Provider | None = None
+    cuda_graphs: bool | None = None
     latents_given: bool
     batch: list[tuple[str, str, Seed]] = Field(min_length=1, max_length=MAX_PICTURES)
     batch_index: int = Field(ge=0)

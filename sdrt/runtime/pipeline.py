@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sdrt.errors import EngineError, UsageError
 from sdrt.progress import Progress, silent
 from sdrt.runtime import images
-from sdrt.runtime.backends import open_session
+from sdrt.runtime.backends import GPU_BACKENDS, open_session
 from sdrt.runtime.backends.base import Engine, check_finite
 from sdrt.runtime.denoise import Conditioning, Latents, OnStep, denoise, denoise_fused
 from sdrt.runtime.latents import check_latents, unit_noise
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from sdrt.engines.engine_set import EngineSet
     from sdrt.engines.request import Provider
 
-#: Pictures denoised together. More gain little on a CPU and cost memory in proportion.
+#: Pictures denoised together, unless the engine was made fastest for more. More gain little on a CPU and cost memory
+#: in proportion.
 PICTURES_AT_ONCE = 4
 #: How a guided step runs: by denoise_step where the engines hold it, or always by the plain UNet.
 LOOPS = ("auto", "plain")
@@ -88,9 +89,15 @@ class Pipeline:
     """
 
     def __init__(
-        self, engines: EngineSet, *, threads: int | None = None, loop: str = "auto", cuda_graph: bool = True
+        self,
+        engines: EngineSet,
+        *,
+        threads: int | None = None,
+        loop: str = "auto",
+        cuda_graphs: bool | None = None,
+        progress: Progress = silent,
     ) -> None:
-        """Open the engines of a set. ``load`` is the usual way.
+        """Open the engines of a set. ``load`` is the usual way, and says what the arguments mean.
 
         Where the set holds both the UNet and denoise_step, the one that a request needs is opened by the first request
         that does, since each holds the weights; the seconds count as load all the same.
@@ -102,7 +109,8 @@ class Pipeline:
         self.model = engines.manifest.model
         self.tokenizer = Tokenizer.open(engines.tokenizer, self.model.max_tokens)
         self.scheduler_config: dict[str, Any] = json.loads(engines.scheduler.read_bytes())
-        self._session = open_session(engines, threads=threads, cuda_graph=cuda_graph)
+        check_cuda_graphs(engines.manifest.backend, cuda_graphs)
+        self._session = open_session(engines, threads=threads, cuda_graphs=cuda_graphs is not False, progress=progress)
         self._holds_step = loop == "auto" and "denoise_step" in engines.manifest.components
         try:
             self._engine("text_encoder")
@@ -129,7 +137,7 @@ class Pipeline:
         build: bool = True,
         threads: int | None = None,
         loop: str = "auto",
-        cuda_graph: bool = True,
+        cuda_graphs: bool | None = None,
         provider: Provider | None = None,
         progress: Progress = silent,
     ) -> Pipeline:
@@ -147,16 +155,21 @@ class Pipeline:
             build: Whether to export and build what is missing; else it is an error.
             threads: Threads to compute with; None is all that this process may use.
             loop: auto runs a guided step as one graph, denoise_step, where the engines hold it; plain never does.
-            cuda_graph: Whether TensorRT's steps are replayed from a CUDA graph; the numbers are the same without.
+            cuda_graphs: Whether steps are replayed from a CUDA graph, which tensorrt and tensorrt-rtx do unless told
+                not to; the numbers are the same without.
             provider: What ONNX Runtime computes with: cpu (None is the same), cuda or tensorrt.
             progress: Told of exports and builds.
 
         Raises:
             SdrtError: Of the kind that fits: see sdrt.errors.
         """
-        from sdrt.prepare import Source, prepare
+        from sdrt.prepare import Source, prepare, resolve_backend
 
         source = Source(checkpoint, revision, bundle, engines, trust)
+        if cuda_graphs is not None and not engines:
+            # Before anything is exported or built for a backend that has none.
+            backend = resolve_backend(backend, progress)
+            check_cuda_graphs(backend, cuda_graphs)
         opened = prepare(
             source,
             backend=backend,
@@ -166,7 +179,7 @@ class Pipeline:
             provider=provider,
             progress=progress,
         )
-        return cls(opened, threads=threads, loop=loop, cuda_graph=cuda_graph)
+        return cls(opened, threads=threads, loop=loop, cuda_graphs=cuda_graphs, progress=progress)
 
     def __call__(
         self,
@@ -280,6 +293,41 @@ class Pipeline:
         """The component that runs the request's steps: denoise_step where it is held and guidance is on, or unet."""
         return "denoise_step" if request.guided and self._holds_step else "unet"
 
+    def way(self, request: Request) -> dict[str, Any]:
+        """How the request's steps run, as records and --json name it.
+
+        Returns:
+            loop, "fused" (by denoise_step) or "plain" (by the UNet); provider, of ONNX Runtime; cuda_graphs, whether
+            steps are replayed from a CUDA graph. What the backend does not have is None.
+        """
+        name = self.denoiser(request)
+        options = self.engines.component(name).options
+        onnxruntime = self.engines.manifest.backend == "onnxruntime"
+        return {
+            "loop": "fused" if name == "denoise_step" else "plain",
+            "provider": options.get("provider", "cpu") if onnxruntime else None,
+            "cuda_graphs": self._session.replays(name),
+        }
+
+    def pictures_at_once(self, request: Request) -> int:
+        """How many of the request's pictures are denoised together.
+
+        `PICTURES_AT_ONCE`, or as many as the engine was made fastest for if that is more; never more than it takes.
+
+        Raises:
+            EngineError: The engine takes not even one.
+        """
+        name = self.denoiser(request)
+        limits = self.engines.component(name).batch
+        if limits is None:
+            return PICTURES_AT_ONCE
+        rows = 2 if name == "unet" and request.guided else 1
+        size = min(max(PICTURES_AT_ONCE, limits.opt // rows, -(-limits.min // rows)), limits.max // rows)
+        if size < 1:
+            hint = "build engines with another --batch"
+            raise EngineError(f"the UNet takes batches of {limits} rows; a guided picture needs 2", hint=hint)
+        return size
+
     def _open_denoiser(self, request: Request) -> None:
         """Open what the request's steps need, unless it is; the time is the load's, not the steps'."""
         start = time.perf_counter()
@@ -315,15 +363,7 @@ class Pipeline:
 
     def _groups(self, request: Request) -> Iterator[tuple[int, tuple[Picture, ...]]]:
         """The pictures, as many at a time as the engine that denoises them takes."""
-        name = self.denoiser(request)
-        limits = self.engines.component(name).batch
-        rows = 2 if name == "unet" and request.guided else 1
-        size = PICTURES_AT_ONCE
-        if limits is not None:
-            size = min(max(size, -(-limits.min // rows)), limits.max // rows)
-        if size < 1:
-            hint = "build engines with another --batch"
-            raise EngineError(f"the UNet takes batches of {limits} rows; a guided picture needs 2", hint=hint)
+        size = self.pictures_at_once(request)
         for first in range(0, len(request.pictures), size):
             yield first, request.pictures[first : first + size]
 
@@ -372,11 +412,24 @@ class Pipeline:
             "backend": manifest.backend,
             "precision": manifest.precision,
             "engines": self.engines.digest,
+            **self.way(request),
             "size": [self.model.image_size, self.model.image_size],
             "latents_given": own_latents,
             "batch": [[p.prompt, p.negative_prompt, p.seed] for p in group],
             "batch_index": index,
         }
+
+
+def check_cuda_graphs(backend: str, cuda_graphs: bool | None) -> None:
+    """Hold that a backend has CUDA graphs, where it is said whether to use them.
+
+    Raises:
+        UsageError: It has none.
+    """
+    if cuda_graphs is not None and backend not in GPU_BACKENDS:
+        name = "--cuda-graphs" if cuda_graphs else "--no-cuda-graphs"
+        hint = f"leave {name} out, or choose another --backend"
+        raise UsageError(f"{name} is for {' and '.join(GPU_BACKENDS)}; the backend is {backend}", hint=hint)
 
 
 def _counted(latents: Latents) -> tuple[int, tuple[int, ...]]:

@@ -32,7 +32,7 @@ KEYS = [
     "unet_s_per_step",
 ]
 #: ... and what has been added since.
-ADDED = {"truncated", "denoiser", "device_bytes"}
+ADDED = {"truncated", "device_bytes", "loop", "provider", "cuda_graphs", "pictures_at_once"}
 TIMINGS = ["load", "text_encoder", "unet", "vae_decoder", "total"]
 
 Denoise = Callable[..., Ended]
@@ -82,6 +82,8 @@ def test_json_has_the_keys_of_the_issue(denoise: Denoise, tmp_path: Path) -> Non
     assert (facts["checkpoint"], facts["backend"], facts["precision"]) == ("tiny", "onnxruntime", "fp32")
     assert (facts["scheduler"], facts["num_inference_steps"], facts["guidance_scale"]) == ("LMS", 2, 7.5)
     assert facts["truncated"] == ["circle", "circle"]
+    assert (facts["loop"], facts["provider"], facts["cuda_graphs"]) == ("plain", "cpu", None)
+    assert facts["pictures_at_once"] == 4
     assert list(facts["timings_s"]) == TIMINGS
     assert all(seconds >= 0 for seconds in facts["timings_s"].values())
     assert facts["unet_s_per_step"] > 0
@@ -114,6 +116,26 @@ def test_from_refuses_other_weights(denoise: Denoise, tmp_path: Path, sdrt: Comm
     ended = denoise("--from", "other.png", "--out", "again.png", prompt=None, steps=None)
     assert (ended.code, "other weights" in ended.complaint) == (3, True)
     assert not (tmp_path / "again.png").exists()
+
+
+def test_names_of_what_ran_are_the_options(denoise: Denoise, tmp_path: Path, sdrt: CommandLine) -> None:
+    assert denoise("--seed", "3", "--loop", "plain", "--provider", "cpu", steps=1).code == 0
+    record = sdrt("info", "picture.png", "--json").json
+    assert (record["loop"], record["provider"], record["cuda_graphs"]) == ("plain", "cpu", None)
+    again = denoise("--from", "picture.png", "--out", "again.png", "--json", prompt=None, steps=None).json
+    assert [again[name] for name in ("loop", "provider", "cuda_graphs")] == ["plain", "cpu", None]
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "picture.png").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["--cuda-graphs", "--no-cuda-graphs"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "auto"])
+def test_cuda_graphs_are_for_gpus(sdrt: CommandLine, tmp_path: Path, name: str, backend: str) -> None:
+    words = ("--prompt", "a", "--checkpoint", "demo", "--store", tmp_path / "store", "--out", tmp_path / "a.png")
+    ended = sdrt("denoise", *words, "--backend", backend, name)
+    assert ended.code == 2
+    assert f"{name} is for tensorrt and tensorrt-rtx; the backend is " in ended.complaint
+    # Nothing was exported or built before it was refused.
+    assert not (tmp_path / "store").exists()
 
 
 def test_info_shows_what_repeats_a_picture(denoise: Denoise, sdrt: CommandLine) -> None:

@@ -100,7 +100,7 @@ def test_pictures_are_the_cpus(opened: Opened, reference: Pipeline, guidance_sca
 
 
 def test_results_are_the_same_with_graphs_and_without(opened: Opened) -> None:
-    with_graphs, without = opened(cuda_graph=True), opened(cuda_graph=False)
+    with_graphs, without = opened(cuda_graphs=True), opened(cuda_graphs=False)
     for count in (1, 3, 1):
         one, two = with_graphs([PROMPT] * count, **SETTINGS), without([PROMPT] * count, **SETTINGS)
         # The same kernels on the same numbers, launched in another way.

@@ -25,6 +25,7 @@ from sdrt.runtime.backends import open_engine
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused, step_rows
 from sdrt.runtime.lms import Schedule
+from sdrt.runtime.request import make_request
 from tests.models.tiny_bundle import HIDDEN_SIZE, LATENTS, MAX_TOKENS
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 from tests.runtime.backends.cuda_double.plans import word_tokenizer
@@ -352,6 +353,42 @@ def test_the_plain_loop_needs_the_unet(sets: Sets) -> None:
         pipe("a red circle", seed=0, num_inference_steps=1)
         with pytest.raises(EngineError, match="holds no unet"):
             pipe("a red circle", seed=0, num_inference_steps=1, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "fused", "guided", "unguided"),
+    [
+        (None, 4, 4, 4),
+        (BatchRange(min=1, opt=1, max=1), 1, 1, 2),
+        (BatchRange(min=1, opt=1, max=4), 4, 4, 4),
+        (BatchRange(min=1, opt=8, max=16), 8, 8, 16),
+        (BatchRange(min=5, opt=6, max=7), 6, 6, 12),
+    ],
+)
+def test_as_many_pictures_go_at_once_as_the_engine_is_fastest_for(
+    sets: Sets, batch: BatchRange | None, fused: int, guided: int, unguided: int
+) -> None:
+    engines = sets(batch=batch)
+    request = make_request("a", seed=0)
+    with Pipeline(engines) as pipe, Pipeline(engines, loop="plain") as plain:
+        assert pipe.pictures_at_once(request) == fused
+        assert plain.pictures_at_once(request) == guided
+        assert plain.pictures_at_once(make_request("a", seed=0, guidance_scale=1.0)) == unguided
+
+
+def test_sixteen_pictures_fill_engines_that_are_fastest_for_eight(sets: Sets, ran: list[tuple[str, int]]) -> None:
+    with Pipeline(sets(batch=BatchRange(min=1, opt=8, max=16))) as pipe:
+        result = pipe("a red circle", seed=0, num_inference_steps=1, num_images_per_prompt=18)
+    assert ran == [("denoise_step", 8), ("denoise_step", 8), ("denoise_step", 2)]
+    assert [record["seed"] for record in result.records] == list(range(18))
+
+
+def test_records_name_the_loop_that_ran(sets: Sets) -> None:
+    with Pipeline(sets()) as pipe, Pipeline(sets(), loop="plain") as plain:
+        arguments: dict[str, Any] = {"seed": 0, "num_inference_steps": 1}
+        assert pipe("a", **arguments).records[0]["loop"] == "fused"
+        assert pipe("a", guidance_scale=1.0, **arguments).records[0]["loop"] == "plain"
+        assert plain("a", **arguments).records[0]["loop"] == "plain"
 
 
 def test_its_batch_counts_pictures(sets: Sets, ran: list[tuple[str, int]]) -> None:

@@ -205,6 +205,9 @@ def without(field: str) -> dict[str, Any]:
         (picture_record(guidance_scale="7.5"), "guidance_scale"),
         (picture_record(precision="fp64"), "precision"),
         (picture_record(checkpoint={"name": "demo", "digest": "short"}), "checkpoint.digest"),
+        (picture_record(loop="fast"), "loop"),
+        (picture_record(provider="gpu"), "provider"),
+        (picture_record(cuda_graphs="yes"), "cuda_graphs"),
         (picture_record(batch=[]), "batch"),
         (picture_record(batch=[["a", "b"]]), "batch.0"),
         (picture_record(batch=[["a", "b", 1]] * 1000), "batch"),
@@ -216,6 +219,13 @@ def test_a_record_with_a_wrong_field_is_refused_by_name(record: dict[str, Any], 
     path.write_bytes(carrying(record))
     with pytest.raises(ArtefactError, match=rf"record is malformed: .*{field}"):
         read_record(path)
+
+
+def test_what_an_older_sdrt_did_not_say_is_none(tmp_path: Path) -> None:
+    said_since = ("loop", "provider", "cuda_graphs")
+    path = tmp_path / "picture.png"
+    path.write_bytes(carrying({name: value for name, value in picture_record().items() if name not in said_since}))
+    assert read_record(path) == {**picture_record(), **dict.fromkeys(said_since)}
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import ctypes
 import sys
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
+from sdrt.progress import Progress, silent
 from sdrt.runtime.backends.cpu import unsuited, usable_cpus
 from sdrt.runtime.backends.packages import installed_version
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sdrt.runtime.backends.base import Engine
     from sdrt.runtime.backends.session import Session
 
-__all__ = ["BACKENDS", "available", "choose_backend", "open_engine", "open_session"]
+__all__ = ["BACKENDS", "GPU_BACKENDS", "available", "choose_backend", "open_engine", "open_session"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ _BACKENDS: dict[BackendName, _Backend] = {
 }
 # By speed, the fastest first: the order in which "auto" tries them.
 BACKENDS: tuple[BackendName, ...] = tuple(_BACKENDS)
+GPU_BACKENDS: tuple[BackendName, ...] = tuple(name for name, entry in _BACKENDS.items() if entry.needs_gpu)
 
 
 def available(backend: str) -> None:
@@ -46,7 +47,7 @@ def available(backend: str) -> None:
 
     Raises:
         UsageError: There is no backend of this name.
-        BackendUnavailableError: Its package, runner or NVIDIA's driver is missing; the hint says what to do.
+        BackendUnavailableError: Its package or NVIDIA's driver is missing; the hint says what to do.
     """
     entry = _entry(backend)
     if entry.needs_gpu:
@@ -54,8 +55,6 @@ def available(backend: str) -> None:
     installed_version(backend)
     if entry.needs_gpu:
         installed_version("cuda-python", backend)
-    if find_spec(entry.module) is None:
-        raise BackendUnavailableError(f"this sdrt has no runner for {backend}", hint="upgrade sdrt")
 
 
 def choose_backend() -> tuple[BackendName, str]:
@@ -112,13 +111,20 @@ def open_engine(engines: EngineSet, component: ComponentName, *, threads: int | 
     return engine
 
 
-def open_session(engines: EngineSet, *, threads: int | None = None, cuda_graph: bool = True) -> Session:
+def open_session(
+    engines: EngineSet,
+    *,
+    threads: int | None = None,
+    cuda_graphs: bool = True,
+    progress: Progress = silent,
+) -> Session:
     """Open an engine set to run its components here, each engine when it is first asked for.
 
     Args:
         engines: The opened, hence verified, set.
         threads: Threads each engine may use on the CPU; None is all CPUs that this process may use.
-        cuda_graph: Whether TensorRT's steps are replayed from a CUDA graph; the numbers are the same without.
+        cuda_graphs: Whether TensorRT's steps are replayed from a CUDA graph; the numbers are the same without.
+        progress: Told what the user should know and no error says.
 
     Raises:
         EngineError: The set was built by another version of the library.
@@ -134,7 +140,8 @@ def open_session(engines: EngineSet, *, threads: int | None = None, cuda_graph: 
     check_host(engines.manifest)
     try:
         module = import_module("sdrt.runtime.backends.tensorrt")
-        session: Session = module.TensorRtSession(engines, *module.libraries(backend), cuda_graph=cuda_graph)
+        libraries = module.libraries(backend)
+        session: Session = module.TensorRtSession(engines, *libraries, cuda_graphs=cuda_graphs, progress=progress)
     except ImportError as error:
         hint = f"reinstall {backend}"
         raise BackendUnavailableError(f"{backend} is installed but does not import: {error}", hint=hint) from error

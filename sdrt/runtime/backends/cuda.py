@@ -103,6 +103,8 @@ class Cuda:
         """
         status, *values = getattr(self.api, name)(*arguments)
         if status != self.api.cudaError_t.cudaSuccess:
+            # The failure is also remembered as the last error, which TensorRT takes for its own; asking forgets it.
+            self.api.cudaGetLastError()
             raise self._error(name, status.name)
         return values[0] if values else None
 
@@ -126,6 +128,11 @@ class Cuda:
         minor = self.call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, device)
         return f"sm{major}{minor}"
 
+    def device_name(self) -> str:
+        """The GPU's name, as "NVIDIA GeForce RTX 3090"."""
+        name = self.call("cudaGetDeviceProperties", self.call("cudaGetDevice")).name
+        return str(name.rstrip(b"\0").decode(errors="replace"))
+
     def allocate(self, size_bytes: int) -> Buffer:
         """Take device memory.
 
@@ -134,7 +141,7 @@ class Cuda:
         """
         status, address = self.api.cudaMalloc(size_bytes)
         if status.name == "cudaErrorMemoryAllocation":
-            # The failure is also remembered as the last error; asking for it forgets it.
+            # As in call.
             self.api.cudaGetLastError()
             _, free, total = self.api.cudaMemGetInfo()
             message = f"out of GPU memory: {size_bytes} bytes are needed, {free} of {total} are free"
@@ -212,7 +219,7 @@ class Cuda:
             finally:
                 self.release("cudaGraphDestroy", graph)
         except EngineError as error:
-            hint = "run without CUDA graphs: Pipeline.load(cuda_graph=False); and report it"
+            hint = "run with --no-cuda-graphs (Pipeline.load(cuda_graphs=False)), and report it"
             raise EngineError(f"the step cannot be captured as a CUDA graph: {error.message}", hint=hint) from error
 
     def _leave_capture(self, stream: object) -> None:

@@ -72,6 +72,10 @@ class Session:
         """The loop over denoise_step that the backend runs on its device, if it has one and the set holds that."""
         return None
 
+    def replays(self, name: ComponentName) -> bool | None:
+        """Whether a component's runs are replayed from a CUDA graph; None where the backend has none."""
+        return None
+
     @property
     def device_bytes(self) -> dict[str, int]:
         """Bytes held on the device now, by what for; empty where there is no device but the CPU."""

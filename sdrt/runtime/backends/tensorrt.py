@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
+from sdrt.progress import Progress, silent
 from sdrt.runtime.backends.base import Array, Engine
+from sdrt.runtime.backends.collection import uncollected
 from sdrt.runtime.backends.cuda import Buffer, Cuda
 from sdrt.runtime.backends.session import DeviceLoop, Session
 from sdrt.runtime.backends.tensorrt_device import Device
+from sdrt.runtime.backends.tensorrt_kernels import KernelCache
 
 if TYPE_CHECKING:
     from sdrt.bundle import ComponentName, TensorSpec
@@ -44,18 +47,21 @@ class TensorRtSession(Session):
         engines: The opened, hence verified, set.
         trt: The tensorrt or tensorrt_rtx module.
         cuda: The CUDA runtime.
-        cuda_graph: Whether steps are replayed from a CUDA graph; without, they give the same numbers later.
+        cuda_graphs: Whether steps are replayed from a CUDA graph; without, they give the same numbers later.
+        progress: Told what the user should know and no error says.
 
     Raises:
-        BackendUnavailableError: The GPU is not of a kind that the set was built for.
+        BackendUnavailableError: The GPU is not of a kind that the set was built for, or TensorRT does not start.
     """
 
-    def __init__(self, engines: EngineSet, trt: Any, cuda: Cuda, *, cuda_graph: bool = True) -> None:
+    def __init__(
+        self, engines: EngineSet, trt: Any, cuda: Cuda, *, cuda_graphs: bool = True, progress: Progress = silent
+    ) -> None:
         check_architecture(engines, cuda)
         self._device = Device(trt, cuda)
-        self._cuda_graph = cuda_graph
+        self._cuda_graphs = cuda_graphs
         self._loop: Any = None
-        super().__init__(engines, partial(_open, engines, self._device, cuda_graph))
+        super().__init__(engines, partial(_open, engines, self._device, cuda_graphs, progress))
 
     def device_loop(self) -> DeviceLoop | None:
         """The loop over denoise_step, if the set holds it."""
@@ -65,19 +71,34 @@ class TensorRtSession(Session):
             engine = self.engine("denoise_step")
             if not isinstance(engine, TensorRtEngine):
                 raise TypeError(type(engine))
-            self._loop = TensorRtLoop(engine, self._device, capture=self._cuda_graph and not _captures_itself(engine))
+            capture = self._cuda_graphs and not self._device.captures_itself
+            self._loop = TensorRtLoop(engine, self._device, capture=capture)
         loop: DeviceLoop | None = self._loop
         return loop
 
+    def replays(self, name: ComponentName) -> bool:
+        """Whether a component's runs are replayed from a CUDA graph: ours, of a whole step, or TensorRT-RTX's own."""
+        return self._cuda_graphs and (name in _REPEATED if self._device.captures_itself else name == "denoise_step")
+
     @property
     def device_bytes(self) -> dict[str, int]:
-        """Bytes of the opened engines' weights, of the block they compute in, and of inputs and outputs."""
+        """Bytes of the opened engines' weights, of the block they compute in, and of what goes in and out.
+
+        ``latents`` and ``history`` are denoise_step's, before and after a step; ``schedule`` is the loop's table of
+        rows; ``buffers`` are all other inputs and outputs.
+        """
         engines = [engine for engine in self._opened.values() if isinstance(engine, TensorRtEngine)]
         activations = self._device.activations
+        kept = {
+            what: sum(engine.tensor_bytes(what, f"next_{what}") for engine in engines)
+            for what in ("latents", "history")
+        }
         parts = {
             "weights": sum(engine.weights_bytes for engine in engines),
             "activations": activations.size_bytes if activations else 0,
-            "buffers": sum(engine.buffer_bytes for engine in engines) + (self._loop.buffer_bytes if self._loop else 0),
+            **kept,
+            "schedule": self._loop.buffer_bytes if self._loop else 0,
+            "buffers": sum(engine.buffer_bytes for engine in engines) - sum(kept.values()),
         }
         return {**parts, "total": sum(parts.values())}
 
@@ -120,7 +141,7 @@ def open_alone(engines: EngineSet, name: ComponentName, trt: Any, cuda: Cuda) ->
     check_architecture(engines, cuda)
     device = Device(trt, cuda)
     try:
-        return _open(engines, device, True, name, owns_device=True)
+        return _open(engines, device, True, silent, name, owns_device=True)
     except BaseException:
         device.close()
         raise
@@ -137,16 +158,22 @@ def libraries(backend: BackendName) -> tuple[Any, Cuda]:
 
 
 def _open(
-    engines: EngineSet, device: Device, cuda_graph: bool, name: ComponentName, *, owns_device: bool = False
+    engines: EngineSet,
+    device: Device,
+    cuda_graphs: bool,
+    progress: Progress,
+    name: ComponentName,
+    *,
+    owns_device: bool = False,
 ) -> TensorRtEngine:
     spec = engines.component(name)
     sha256 = engines.manifest.files[spec.file].sha256
-    return TensorRtEngine(name, spec, engines.path, sha256, device, cuda_graph, owns_device=owns_device)
-
-
-def _captures_itself(engine: TensorRtEngine) -> bool:
-    """Whether the library captures what it runs: TensorRT-RTX does, TensorRT leaves it to its caller."""
-    return hasattr(engine.device.trt, "CudaGraphStrategy")
+    # Kernels are code: they are kept only where nobody else can put any.
+    keeps = device.captures_itself and engines.private
+    kernels = KernelCache(engines, name, device.name(engines.manifest.backend), progress) if keeps else None
+    return TensorRtEngine(
+        name, spec, engines.path, sha256, device, cuda_graphs, kernels=kernels, owns_device=owns_device
+    )
 
 
 class TensorRtEngine(Engine):
@@ -158,7 +185,8 @@ class TensorRtEngine(Engine):
         folder: The engine set's folder.
         sha256: Of the plan.
         device: What the engines of the set share.
-        cuda_graph: Whether TensorRT-RTX may replay what it ran.
+        cuda_graphs: Whether TensorRT-RTX may replay what it ran.
+        kernels: Where TensorRT-RTX's compiled kernels are kept, if anywhere.
         owns_device: Whether closing the engine closes the device too.
 
     Attributes:
@@ -177,12 +205,14 @@ class TensorRtEngine(Engine):
         folder: Path,
         sha256: str,
         device: Device,
-        cuda_graph: bool,
+        cuda_graphs: bool,
         *,
+        kernels: KernelCache | None = None,
         owns_device: bool = False,
     ) -> None:
         super().__init__(name, spec)
         self.device = device
+        self._kernels = kernels
         self._owns_device = owns_device
         self.path = folder / spec.file
         self.generation = 0
@@ -192,13 +222,17 @@ class TensorRtEngine(Engine):
         self._batch: int | None = None
         self._bound = 0
         self._context: Any = None
+        self._config: Any = None
         self._engine: Any = device.deserialise(self.path, sha256)
         try:
             for tensor in (*spec.inputs, *spec.outputs):
                 self._check_tensor(tensor)
             self.weights_bytes = max(0, int(self._engine.get_engine_stat(device.trt.EngineStat.TOTAL_WEIGHTS_SIZE)))
             device.reserve(int(self._engine.device_memory_size_v2))
-            self._context = self._new_context(cuda_graph)
+            if self._kernels is not None:
+                self._kernels.read()
+            with uncollected():
+                self._make_context(cuda_graphs)
         except BaseException:
             self.release()
             raise
@@ -236,23 +270,14 @@ class TensorRtEngine(Engine):
             return
         profile = self._profile(batch)
         self._drop_block()
-        stream = self.device.stream
-        if profile != self._context.active_optimization_profile:
-            self._accepted(
-                self._context.set_optimization_profile_async(profile, self.device.stream_handle), f"profile {profile}"
-            )
-            self.device.cuda.wait(stream)
-        shapes = {spec.name: _shape(spec, batch) for spec in (*self.spec.inputs, *self.spec.outputs)}
-        for spec in self.spec.inputs:
-            self._accepted(self._context.set_input_shape(spec.name, shapes[spec.name]), f"shape of {spec.name}")
-        self._shapes = shapes
-        self._offsets, size_bytes = _layout((*self.spec.inputs, *self.spec.outputs), shapes)
-        self._block = self.device.cuda.allocate(size_bytes)
-        for name in self._offsets:
-            self._accepted(self._context.set_tensor_address(name, self.address(name)), f"address of {name}")
-        lacking = self._context.infer_shapes()
-        if lacking:
-            raise EngineError(f"{self.name}: TensorRT lacks {', '.join(lacking)}", hint="build the engines again")
+        with uncollected():
+            self._choose(profile)
+            self._shape_inputs(batch)
+            self._offsets, size_bytes = _layout((*self.spec.inputs, *self.spec.outputs), self._shapes)
+            self._block = self.device.cuda.allocate(size_bytes)
+            for name in self._offsets:
+                self._accepted(self._context.set_tensor_address(name, self.address(name)), f"address of {name}")
+            self._infer_shapes()
         self._batch = batch
 
     def address(self, name: str) -> int:
@@ -271,6 +296,11 @@ class TensorRtEngine(Engine):
         size_bytes = self._size_bytes(last)
         return self._offsets[last] + aligned(size_bytes) - min(self._offsets[name] for name in names)
 
+    def tensor_bytes(self, *names: str) -> int:
+        """Device memory that inputs and outputs of these names take, padding included; 0 for what it does not have."""
+        held = self._offsets.keys() if self._block else ()
+        return sum(aligned(self._size_bytes(name)) for name in names if name in held)
+
     def enqueue(self) -> None:
         """Ask the stream to run on what lies in the buffers.
 
@@ -278,21 +308,38 @@ class TensorRtEngine(Engine):
             EngineError: TensorRT refuses.
         """
         self.share_activations()
-        if not self._context.execute_async_v3(self.device.stream_handle):
+        self.device.hear()
+        with uncollected():
+            done = self._context.execute_async_v3(self.device.stream_handle)
+        if not done:
             raise self.device.error(f"{self.name} failed", "report it, with the GPU and the versions")
 
     def share_activations(self) -> None:
-        """Tell the context where the shared block lies, if it has moved."""
+        """Tell the context where the shared block lies, if it has moved.
+
+        Raises:
+            EngineError: TensorRT refuses it.
+        """
         block = self.device.activations
-        if self._bound != self.device.generation and block is not None:
-            self._context.set_device_memory(block.address, block.size_bytes)
-            self._bound = self.device.generation
-            self.generation += 1
+        if self._bound == self.device.generation or block is None:
+            return
+        self.device.hear()
+        self._context.set_device_memory(block.address, block.size_bytes)
+        # It gives no answer: that it refuses the memory is in the log alone.
+        self._accepted(not self.device.failures, f"{block.size_bytes} bytes to compute in")
+        self._bound = self.device.generation
+        self.generation += 1
 
     def release(self) -> None:
-        """Give context, engine and buffers back, in this order; the device must be done with them."""
-        self._context = None
-        self._engine = None
+        """Give context, kernels, engine and buffers back, in this order; the device must be done with them."""
+        with uncollected():
+            if self._kernels is not None and not self.device.cuda.lost:
+                self._kernels.keep()
+            self._context = None
+            self._config = None
+            if self._kernels is not None:
+                self._kernels.release()
+            self._engine = None
         self._drop_block()
         if self._owns_device:
             self.device.close()
@@ -314,19 +361,66 @@ class TensorRtEngine(Engine):
                 return int(feeds[spec.name].shape[spec.shape.index("batch")])
         return None
 
-    def _new_context(self, cuda_graph: bool) -> Any:
-        """A context that computes in memory which we give it."""
+    def _make_context(self, cuda_graphs: bool) -> None:
+        """Make the context, to compute in memory which we give it.
+
+        What TensorRT makes is an attribute at once: a variable would live on in the traceback of an error.
+        """
+        trt, device = self.device.trt, self.device
+        device.hear()
+        self._config = self._engine.create_runtime_config()
+        if self._config is None:
+            raise device.error(f"TensorRT makes no context for {self.path}", "report it, with the versions")
+        self._config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if device.captures_itself:
+            self._configure_rtx(cuda_graphs and self.name in _REPEATED)
+        self._context = self._engine.create_execution_context(self._config)
+        if self._context is None:
+            raise device.error(f"TensorRT makes no context for {self.path}", "free GPU memory")
+
+    def _configure_rtx(self, replays: bool) -> None:
+        """What TensorRT-RTX has to be told besides: its own graphs, and the kernels it compiles."""
         trt = self.device.trt
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if _captures_itself(self):
-            strategies = trt.CudaGraphStrategy
-            replay = cuda_graph and self.name in _REPEATED
-            config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if replay else strategies.DISABLED
-        context = self._engine.create_execution_context(config)
-        if context is None:
-            raise self.device.error(f"TensorRT makes no context for {self.path}", "free GPU memory")
-        return context
+        # Not lazily: a kernel that is swapped in the middle of a run changes the picture (docs/decisions/0038).
+        strategies = trt.DynamicShapesKernelSpecializationStrategy
+        self._config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if replays else trt.CudaGraphStrategy.DISABLED
+        self._config.cuda_graph_strategy = strategy
+        if self._config.cuda_graph_strategy != strategy:
+            raise self.device.error(f"{self.name} cannot be replayed from a CUDA graph", "run with --no-cuda-graphs")
+        if self._kernels is not None:
+            self._kernels.give(self._config)
+
+    def _choose(self, profile: int) -> None:
+        """Make an optimisation profile the context's."""
+        if profile == self._context.active_optimization_profile:
+            return
+        self.device.hear()
+        handle = self.device.stream_handle
+        self._accepted(self._context.set_optimization_profile_async(profile, handle), f"profile {profile}")
+        self.device.cuda.wait(self.device.stream)
+        # What a context keeps over a change of profile is not documented: it is told everything again.
+        self._bound = 0
+
+    def _shape_inputs(self, batch: int | None) -> None:
+        self._shapes = {spec.name: _shape(spec, batch) for spec in (*self.spec.inputs, *self.spec.outputs)}
+        self.device.hear()
+        for spec in self.spec.inputs:
+            self._accepted(self._context.set_input_shape(spec.name, self._shapes[spec.name]), f"shape of {spec.name}")
+
+    def _infer_shapes(self) -> None:
+        """Hold that TensorRT has all it needs, and would write outputs of the sizes that there is room for."""
+        try:
+            lacking = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise self.device.error(f"{self.name}: TensorRT infers no shapes", "build the engines again") from error
+        if lacking:
+            raise EngineError(f"{self.name}: TensorRT lacks {', '.join(lacking)}", hint="build the engines again")
+        for spec in self.spec.outputs:
+            shape = tuple(self._context.get_tensor_shape(spec.name))
+            if shape != self._shapes[spec.name]:
+                message = f"{self.path} gives {spec.name} as {shape}; the manifest says {self._shapes[spec.name]}"
+                raise EngineError(message, hint="build the engines again")
 
     def _check_tensor(self, spec: TensorSpec) -> None:
         """Hold that the plan has a tensor as the spec says."""

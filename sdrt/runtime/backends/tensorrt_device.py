@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sdrt.errors import EngineError, ResourceError, SdrtError, TrustError
+from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError, TrustError
 from sdrt.runtime.backends.collection import uncollected
 from sdrt.runtime.backends.cuda import OUT_OF_MEMORY_HINT, Buffer, Cuda
 
@@ -21,17 +21,22 @@ _MEMORY_WORDS = ("out of memory", "outofmemory", "memoryallocation", "failed to 
 def logger(trt: Any) -> Any:
     """A TensorRT logger that keeps the last warnings and errors in its ``lines`` and prints nothing.
 
+    ``failures`` counts errors. TensorRT may call it from threads of its own.
+
     Args:
         trt: The tensorrt or tensorrt_rtx module.
     """
-    kept = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR, trt.ILogger.Severity.WARNING)
+    worst = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
     def initialise(self: Any) -> None:
         trt.ILogger.__init__(self)
         self.lines = deque(maxlen=TAIL)
+        self.failures = 0
 
     def log(self: Any, severity: Any, message: str) -> None:
-        if severity in kept:
+        if severity in worst:
+            self.failures += 1
+        if severity in worst or severity == trt.ILogger.Severity.WARNING:
             self.lines.append(" ".join(message.split()))
 
     return type("TailLogger", (trt.ILogger,), {"__init__": initialise, "log": log})()
@@ -47,6 +52,9 @@ class Device:
     Attributes:
         activations: The block that all engines compute in; it grows to what the largest needs.
         generation: Counts up when the block moves: who has told its address to a context has to do so again.
+
+    Raises:
+        BackendUnavailableError: TensorRT does not start.
     """
 
     def __init__(self, trt: Any, cuda: Cuda) -> None:
@@ -55,10 +63,37 @@ class Device:
         self.stream = cuda.stream()
         self.stream_handle = int(self.stream)
         self._log = logger(trt)
-        with uncollected():
-            self._runtime: Any = trt.Runtime(self._log)
         self.activations: Buffer | None = None
         self.generation = 0
+        self._runtime: Any = None
+        try:
+            with uncollected():
+                self._runtime = trt.Runtime(self._log)
+        except (TypeError, RuntimeError) as error:
+            # So the bindings answer when the library makes no runtime; why is in its log.
+            self.close()
+            hint = "sdrt doctor says what the driver and the libraries lack"
+            raise BackendUnavailableError(f"TensorRT does not start: {self._tail()}", hint=hint) from error
+
+    @property
+    def captures_itself(self) -> bool:
+        """Whether the library captures what it runs: TensorRT-RTX does, TensorRT leaves it to its caller."""
+        return hasattr(self.trt, "CudaGraphStrategy")
+
+    @property
+    def failures(self) -> int:
+        """Errors in TensorRT's log since `hear`."""
+        return int(self._log.failures)
+
+    def name(self, backend: str) -> str:
+        """The library with its version, and the GPU, as part of a file's name."""
+        parts = (backend, self.trt.__version__, self.cuda.compute_capability(), self.cuda.device_name())
+        return "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in part) for part in parts)
+
+    def hear(self) -> None:
+        """Forget TensorRT's log, so that what stands there afterwards is about what comes now."""
+        self._log.lines.clear()
+        self._log.failures = 0
 
     def deserialise(self, path: Path, sha256: str) -> Any:
         """The engine in a plan whose bytes are what was sealed.
@@ -72,6 +107,7 @@ class Device:
         plan = path.read_bytes()
         if hashlib.sha256(plan).hexdigest() != sha256:
             raise TrustError(f"{path} does not match its digest in manifest.json", hint="build the engines again")
+        self.hear()
         with uncollected():
             engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -106,7 +142,7 @@ class Device:
 
         A lost device is told as such: TensorRT's log would only say that one of its kernels failed.
         """
-        tail = "; ".join(self._log.lines) or "its log says nothing"
+        tail = self._tail()
         try:
             self.cuda.call("cudaPeekAtLastError")
         except SdrtError as error:
@@ -116,9 +152,13 @@ class Device:
             return ResourceError(f"{what}: out of GPU memory: {tail}", hint=OUT_OF_MEMORY_HINT)
         return EngineError(f"{what}: {tail}", hint=hint)
 
+    def _tail(self) -> str:
+        return "; ".join(self._log.lines) or "its log says nothing"
+
     def close(self) -> None:
         """Give everything back, once the stream is done; engines must be closed before."""
-        self._runtime = None
+        with uncollected():
+            self._runtime = None
         if self.stream is None:
             return
         self._free_activations()

@@ -15,6 +15,7 @@ import numpy as np
 
 from sdrt.errors import EngineError, NumericError
 from sdrt.runtime.backends.base import Array, check_finite
+from sdrt.runtime.backends.collection import uncollected
 from sdrt.runtime.backends.cuda import Buffer
 from sdrt.runtime.backends.tensorrt import STEP_INPUTS, TensorRtEngine, aligned
 from sdrt.runtime.backends.tensorrt_device import Device
@@ -105,7 +106,9 @@ class TensorRtLoop:
         cuda.zero(self._table, self._table_bytes, stream)
         self._enqueue()
         cuda.wait(stream)
-        self._graph = cuda.capture(stream, self._enqueue)
+        # Whatever is collected meanwhile may free device memory, which spoils a capture.
+        with uncollected():
+            self._graph = cuda.capture(stream, self._enqueue)
         self._captured = (self._engine.generation, row_bytes)
 
     def _start(self, rows: Array, latents: Latents, conditioning: Conditioning) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import tensorrt_rtx as trt
 
-from sdrt.engines.trt.log import Messages, make_logger
 from sdrt.engines.sealed import DIGEST_BYTES
+from sdrt.engines.trt.log import Messages, make_logger
 from sdrt.engines.trt.timing_cache import TimingCache
 
 # TensorRT-RTX has the calls and says that they do nothing; TensorRT, which keeps the caches, needs a GPU.

@@ -40,13 +40,13 @@ def run(rig: Rig, batch: int = 2, steps: int = 7, on_step: Any = None, seed: int
     return rig.loop().denoise(schedule, noise(schedule, batch, seed), conditioning(batch), on_step, forget)
 
 
-@pytest.mark.parametrize(("rtx", "cuda_graph"), WAYS)
+@pytest.mark.parametrize(("rtx", "cuda_graphs"), WAYS)
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_the_loop_is_the_cpu_loop(
-    plans: EngineSet, hand_bundle: Bundle, rtx: bool, cuda_graph: bool, batch: int
+    plans: EngineSet, hand_bundle: Bundle, rtx: bool, cuda_graphs: bool, batch: int
 ) -> None:
     schedule, latents = sd_v1_schedule(25), noise(sd_v1_schedule(25), batch)
-    with Rig(plans, rtx=rtx, cuda_graph=cuda_graph) as rig, cpu_session(plans, hand_bundle) as cpu:
+    with Rig(plans, rtx=rtx, cuda_graphs=cuda_graphs) as rig, cpu_session(plans, hand_bundle) as cpu:
         device = rig.loop().denoise(schedule, latents, conditioning(batch), None, forget)
         fused = denoise_fused(cpu.engine("denoise_step"), schedule, latents, conditioning(batch))
         plain = denoise(cpu.engine("unet"), schedule, latents, conditioning(batch))
@@ -68,10 +68,10 @@ def test_the_prediction_type_is_the_graphs(make_plans: MakePlans, hand_bundle: B
     assert np.abs(device - epsilon).max() > 100 * PLAIN_TOLERANCE * np.abs(plain).max()
 
 
-@pytest.mark.parametrize(("rtx", "cuda_graph"), WAYS)
-def test_one_loop_runs_any_batch_and_any_number_of_steps(plans: EngineSet, rtx: bool, cuda_graph: bool) -> None:
+@pytest.mark.parametrize(("rtx", "cuda_graphs"), WAYS)
+def test_one_loop_runs_any_batch_and_any_number_of_steps(plans: EngineSet, rtx: bool, cuda_graphs: bool) -> None:
     shapes = [(1, 3), (4, 3), (1, LEAST_ROWS + 1), (2, 1)]
-    with Rig(plans, rtx=rtx, cuda_graph=cuda_graph) as rig:
+    with Rig(plans, rtx=rtx, cuda_graphs=cuda_graphs) as rig:
         results = [run(rig, batch, steps) for batch, steps in shapes]
     for (batch, steps), result in zip(shapes, results, strict=True):
         with Rig(plans) as fresh:
@@ -100,13 +100,13 @@ def test_a_second_run_captures_and_allocates_nothing(plans: EngineSet) -> None:
         assert Counter(rig.cuda.calls)["cudaStreamBeginCapture"] == 2
 
 
-@pytest.mark.parametrize(("rtx", "cuda_graph"), WAYS)
-def test_who_captures(plans: EngineSet, rtx: bool, cuda_graph: bool) -> None:
-    with Rig(plans, rtx=rtx, cuda_graph=cuda_graph) as rig:
+@pytest.mark.parametrize(("rtx", "cuda_graphs"), WAYS)
+def test_who_captures(plans: EngineSet, rtx: bool, cuda_graphs: bool) -> None:
+    with Rig(plans, rtx=rtx, cuda_graphs=cuda_graphs) as rig:
         run(rig)
-        assert ("cudaStreamBeginCapture" in rig.cuda.calls) == (cuda_graph and not rtx)
+        assert ("cudaStreamBeginCapture" in rig.cuda.calls) == (cuda_graphs and not rtx)
         replays = {name: rig.session.engine(name)._context._replays_itself for name in ("denoise_step", "vae_decoder")}  # type: ignore[attr-defined]
-        assert replays == {"denoise_step": rtx and cuda_graph, "vae_decoder": False}
+        assert replays == {"denoise_step": rtx and cuda_graphs, "vae_decoder": False}
 
 
 def test_progress_and_seconds_count_steps(plans: EngineSet) -> None:
@@ -131,9 +131,9 @@ def test_only_denoise_step_holds_weights_until_guidance_is_off(plans: EngineSet)
 # Callbacks.
 
 
-@pytest.mark.parametrize(("rtx", "cuda_graph"), WAYS)
+@pytest.mark.parametrize(("rtx", "cuda_graphs"), WAYS)
 def test_a_callback_sees_and_changes_what_the_cpu_loop_shows(
-    plans: EngineSet, hand_bundle: Bundle, rtx: bool, cuda_graph: bool
+    plans: EngineSet, hand_bundle: Bundle, rtx: bool, cuda_graphs: bool
 ) -> None:
     seen: dict[str, list[Latents]] = {"device": [], "cpu": []}
 
@@ -147,7 +147,7 @@ def test_a_callback_sees_and_changes_what_the_cpu_loop_shows(
         return on_step
 
     schedule, latents = sd_v1_schedule(7), noise(sd_v1_schedule(7), 2)
-    with Rig(plans, rtx=rtx, cuda_graph=cuda_graph) as rig, cpu_session(plans, hand_bundle) as cpu:
+    with Rig(plans, rtx=rtx, cuda_graphs=cuda_graphs) as rig, cpu_session(plans, hand_bundle) as cpu:
         device = rig.loop().denoise(schedule, latents, conditioning(2), watch("device"), forget)
         fused = denoise_fused(cpu.engine("denoise_step"), schedule, latents, conditioning(2), watch("cpu"))
     assert len(seen["device"]) == 5
@@ -169,16 +169,16 @@ def test_latents_changed_in_place_count(plans: EngineSet) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("watched", [False, True])
-@pytest.mark.parametrize(("rtx", "cuda_graph"), WAYS)
+@pytest.mark.parametrize(("rtx", "cuda_graphs"), WAYS)
 def test_row_56_the_first_bad_step_is_named(
-    plans: EngineSet, bad: float, watched: bool, rtx: bool, cuda_graph: bool
+    plans: EngineSet, bad: float, watched: bool, rtx: bool, cuda_graphs: bool
 ) -> None:
     schedule = sd_v1_schedule(7)
     coefficients = schedule.coefficients.copy()
     coefficients[3, 1] = bad
     broken = dataclasses.replace(schedule, coefficients=coefficients)
     hook = (lambda step, timestep, latents: latents) if watched else None
-    with Rig(plans, rtx=rtx, cuda_graph=cuda_graph) as rig:
+    with Rig(plans, rtx=rtx, cuda_graphs=cuda_graphs) as rig:
         sigma = f"{schedule.sigmas[3]:.4g}"
         with pytest.raises(NumericError, match=rf"denoise_step gave .* at step 4 \(sigma {sigma}\)"):
             rig.loop().denoise(broken, noise(schedule, 2), conditioning(2), hook, forget)
@@ -210,7 +210,7 @@ def test_a_capture_without_a_warm_up_is_a_named_error(plans: EngineSet, monkeypa
         pytest.raises(EngineError, match=r"captured as a CUDA graph: .*without a run") as e,
     ):
         run(rig)
-    assert "cuda_graph=False" in e.value.hint
+    assert "cuda_graphs=False" in e.value.hint
 
 
 @pytest.mark.parametrize("call", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
@@ -328,18 +328,18 @@ def pipelines(monkeypatch: pytest.MonkeyPatch, hand_bundle: Bundle) -> Callable[
     return make
 
 
-@pytest.mark.parametrize(("rtx", "cuda_graph"), WAYS)
+@pytest.mark.parametrize(("rtx", "cuda_graphs"), WAYS)
 @pytest.mark.parametrize("profiles", [((1, 1, 4),), ((1, 1, 1),), ((1, 1, 1), (2, 2, 2))])
 @pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
 def test_the_whole_denoise_on_the_doubles_is_the_cpus(
     make_plans: MakePlans,
     pipelines: Callable[..., tuple[Pipeline, Pipeline]],
     rtx: bool,
-    cuda_graph: bool,
+    cuda_graphs: bool,
     profiles: Any,
     guidance_scale: float,
 ) -> None:
-    device, cpu = pipelines(make_plans(profiles=profiles), rtx=rtx, cuda_graph=cuda_graph)
+    device, cpu = pipelines(make_plans(profiles=profiles), rtx=rtx, cuda_graphs=cuda_graphs)
     with device, cpu:
         for count in (1, 2, 3, 5):
             settings: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": guidance_scale, "seed": 3}

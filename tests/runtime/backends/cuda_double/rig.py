@@ -12,6 +12,7 @@ import numpy as np
 
 from sdrt.bundle import Bundle, ComponentName
 from sdrt.engines.engine_set import EngineComponent, EngineSet
+from sdrt.progress import Silent
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.backends.cuda import Cuda
 from sdrt.runtime.backends.onnxruntime import OnnxRuntimeEngine
@@ -25,6 +26,17 @@ from tests.runtime.backends.cuda_double.runtime import CudaDouble
 from tests.runtime.backends.cuda_double.trt import TensorRtDouble
 
 
+class Notes(Silent):
+    """Progress that keeps what is said."""
+
+    def __init__(self, notes: list[str]) -> None:
+        self._notes = notes
+
+    def note(self, text: str) -> None:
+        """Keep it."""
+        self._notes.append(text)
+
+
 @dataclass
 class Rig:
     """A session over doubles. Leaving the block closes it and holds that everything was given back."""
@@ -32,11 +44,14 @@ class Rig:
     engines: EngineSet
     cuda: CudaDouble = field(default_factory=CudaDouble)
     rtx: bool = False
-    cuda_graph: bool = True
+    cuda_graphs: bool = True
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.trt = TensorRtDouble(self.cuda, rtx=self.rtx)
-        self.session = TensorRtSession(self.engines, self.trt, Cuda(self.cuda), cuda_graph=self.cuda_graph)
+        self.session = TensorRtSession(
+            self.engines, self.trt, Cuda(self.cuda), cuda_graphs=self.cuda_graphs, progress=Notes(self.notes)
+        )
 
     def loop(self) -> DeviceLoop:
         """The loop on the device."""

@@ -52,12 +52,20 @@ class Event:
     pending: Stream | None = None
 
 
+@dataclass
+class Properties:
+    """What is told of a device."""
+
+    name: bytes
+
+
 class CudaDouble:
     """Stands in for the module cuda.bindings.runtime.
 
     Args:
         memory_bytes: Of the device.
         compute_capability: Of the device.
+        name: Of the device.
         fails: Status by function and number of the call, counted from 1.
 
     Attributes:
@@ -75,10 +83,12 @@ class CudaDouble:
         self,
         memory_bytes: int = 1 << 30,
         compute_capability: tuple[int, int] = (8, 6),
+        name: str = "NVIDIA GeForce RTX 3090",
         fails: dict[tuple[str, int], str] | None = None,
     ) -> None:
         self.arena = Arena(memory_bytes)
         self.calls: list[str] = []
+        self.name = name
         self._compute_capability = compute_capability
         self._fails = fails or {}
         self._sticky: str | None = None
@@ -90,6 +100,16 @@ class CudaDouble:
         self._execs: dict[int, list[Work]] = {}
 
     # What the double of TensorRT needs.
+
+    @property
+    def last_error(self) -> str:
+        """The status of the last call that failed and was not asked about: who launches a kernel next is blamed."""
+        return self._sticky or self._last
+
+    @property
+    def has_context(self) -> bool:
+        """Whether a CUDA context was made: the first call that needs one makes it."""
+        return bool(self._streams)
 
     def stream_of(self, handle: int) -> Stream:
         """A living stream by its handle."""
@@ -141,6 +161,9 @@ class CudaDouble:
             self.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor,
         ].index(attr)
         return self._done("cudaDeviceGetAttribute", lambda: self._compute_capability[index])
+
+    def cudaGetDeviceProperties(self, device: int) -> Status:
+        return self._done("cudaGetDeviceProperties", lambda: Properties(self.name.encode()))
 
     def cudaGetLastError(self) -> Status:
         status, self._last = self._sticky or self._last, "cudaSuccess"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import json
 import threading
 import weakref
 from typing import Any
@@ -27,6 +28,11 @@ ExecutionContextAllocationStrategy = enum.Enum(
     "ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"]
 )
 CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
+DynamicShapesKernelSpecializationStrategy = enum.Enum(
+    "DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"]
+)
+#: What TensorRT-RTX alone has.
+RTX_ENUMS = (CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy)
 _TYPES = {
     "tensor(float)": ("FLOAT", "float32"),
     "tensor(float16)": ("HALF", "float16"),
@@ -52,8 +58,13 @@ class TensorRtDouble:
 
     Args:
         cuda: The double of the CUDA runtime on whose memory it computes.
-        rtx: Whether to offer TensorRT-RTX's own graph strategy.
+        rtx: Whether to offer what TensorRT-RTX alone has: graphs of its own, and kernels compiled at run time.
+
+    Attributes:
+        compiled: The batches and plans for which kernels were compiled, in order.
     """
+
+    __version__ = "1.7.1"
 
     DataType = DataType
     TensorIOMode = TensorIOMode
@@ -67,8 +78,11 @@ class TensorRtDouble:
         self._deserialised = 0
         self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
         self._contexts: list[weakref.ref[IExecutionContext]] = []
+        self.compiled: list[str] = []
+        self._rtx = rtx
         if rtx:
             self.CudaGraphStrategy = CudaGraphStrategy
+            self.DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
 
     def Runtime(self, logger: Any) -> Runtime:
         """A runtime."""
@@ -150,7 +164,7 @@ class ICudaEngine:
         return [tuple(batch if isinstance(a, str) else a for a in self._inputs[name].shape) for batch in batches]
 
     def create_runtime_config(self) -> IRuntimeConfig:
-        return IRuntimeConfig(rtx=hasattr(self._trt, "CudaGraphStrategy"))
+        return RtxRuntimeConfig(self._trt) if self._trt._rtx else IRuntimeConfig(self._trt)
 
     def create_execution_context(self, runtime_config: IRuntimeConfig) -> IExecutionContext:
         return IExecutionContext(self, runtime_config)
@@ -159,13 +173,58 @@ class ICudaEngine:
 class IRuntimeConfig:
     """How a context is made."""
 
-    def __init__(self, *, rtx: bool) -> None:
+    def __init__(self, trt: TensorRtDouble) -> None:
+        self._trt = trt
         self._strategy: Any = ExecutionContextAllocationStrategy.STATIC
-        if rtx:
-            self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
+        trt._alive.add(self)
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self._strategy = strategy
+
+
+class RtxRuntimeConfig(IRuntimeConfig):
+    """What TensorRT-RTX adds to it."""
+
+    def __init__(self, trt: TensorRtDouble) -> None:
+        super().__init__(trt)
+        self.cuda_graph_strategy: Any = CudaGraphStrategy.DISABLED
+        self.dynamic_shapes_kernel_specialization_strategy: Any = DynamicShapesKernelSpecializationStrategy.LAZY
+        self._cache: weakref.ref[IRuntimeCache] | None = None
+
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache(self._trt)
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        # It is not documented to keep the cache alive.
+        self._cache = weakref.ref(cache)
+        return True
+
+
+class IRuntimeCache:
+    """The kernels that TensorRT-RTX compiled, by what for."""
+
+    def __init__(self, trt: TensorRtDouble) -> None:
+        self._trt = trt
+        self._kernels: set[str] = set()
+        trt._alive.add(self)
+
+    def deserialize(self, blob: bytes) -> bool:
+        if not self._trt._cuda.has_context:
+            raise Misuse("kernels are deserialised without a CUDA context, so that the GPU is not known")
+        try:
+            content = json.loads(blob)
+        except ValueError as error:
+            raise Misuse("the parser of kernels is given bytes that it did not write") from error
+        if content["made_by"] != self._made_by():
+            return False
+        self._kernels |= set(content["kernels"])
+        return True
+
+    def serialize(self) -> bytes:
+        return json.dumps({"made_by": self._made_by(), "kernels": sorted(self._kernels)}).encode()
+
+    def _made_by(self) -> list[str]:
+        return [self._trt.__version__, self._trt._cuda.name]
 
 
 class IExecutionContext:
@@ -176,6 +235,9 @@ class IExecutionContext:
         self._cuda = engine._trt._cuda
         self._strategy = config._strategy
         self._replays_itself = getattr(config, "cuda_graph_strategy", None) is CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._specialises = getattr(config, "dynamic_shapes_kernel_specialization_strategy", None)
+        self._cache: weakref.ref[IRuntimeCache] | None = getattr(config, "_cache", None)
+        self._specialised: set[str] = set()
         self._thread = threading.get_ident()
         self._profile = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -196,7 +258,8 @@ class IExecutionContext:
         if profile_index >= self._engine.num_optimization_profiles:
             return self._refuse(f"profile {profile_index} does not exist")
         self._changed()
-        self._profile, self._shapes = profile_index, {}
+        # Shapes are forgotten, says the manual; of the rest it says nothing, so that nothing may be counted on.
+        self._profile, self._shapes, self._addresses, self._memory = profile_index, {}, {}, None
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -225,13 +288,22 @@ class IExecutionContext:
         if self._strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
             raise Misuse("device memory is given to a context that has its own")
         if memory % ALIGNMENT or size < self._engine.device_memory_size_v2:
-            raise Misuse("the device memory is too small or not aligned")
+            # It gives no answer but a line in the log.
+            self._refuse(f"IExecutionContext::setDeviceMemoryV2: {size} bytes are too few, or not aligned")
+            return
         self._changed()
         self._memory = (memory, size)
 
     def infer_shapes(self) -> list[str]:
         self._enter()
         return [name for name in self._engine._inputs if name not in self._shapes]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        self._enter()
+        if name in self._shapes:
+            return self._shapes[name]
+        batch = next(iter(self._shapes.values()))[0] if self._shapes else -1
+        return tuple(axis if isinstance(axis, int) else batch for axis in self._engine._tensors[name].shape)
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         self._enter()
@@ -243,16 +315,35 @@ class IExecutionContext:
             return self._refuse(f"the address of {', '.join(unset)} is not set", stream)
         if self._strategy is ExecutionContextAllocationStrategy.USER_MANAGED and self._memory is None:
             raise Misuse("a context runs without device memory")
+        if self._cuda.last_error != "cudaSuccess":
+            return self._refuse(f"Cuda Runtime ({self._cuda.last_error}) after a launch", stream)
         if stream.captured is not None and self._warm != self._version:
             return self._refuse("captured without a run before: lazy initialisation is not capturable", stream)
         if stream.captured is not None and self._replays_itself:
             raise Misuse("a context that captures itself runs in a capture of the caller's")
         self._warm = self._version
-        self._cuda.submit(stream, self._work(self._version, dict(self._addresses), dict(self._shapes)))
+        fallback = self._compile()
+        self._cuda.submit(stream, self._work(self._version, dict(self._addresses), dict(self._shapes), fallback))
         return True
 
-    def _work(self, version: int, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> Any:
-        """What the kernels do, with the addresses of the moment it was asked for."""
+    def _compile(self) -> bool:
+        """Have kernels for the shapes, as TensorRT-RTX does; whether the fallback runs until they are compiled."""
+        strategies = DynamicShapesKernelSpecializationStrategy
+        cache = self._cache() if self._cache else None
+        if self._cache is not None and cache is None:
+            raise Misuse("a context outlives the cache of kernels that it was made with")
+        if self._specialises in (None, strategies.NONE):
+            return False
+        kernels = self._specialised if cache is None else cache._kernels
+        wanted = json.dumps([self._engine._plan["graph"], self._shapes])
+        if wanted in kernels:
+            return False
+        self._engine._trt.compiled.append(wanted)
+        kernels.add(wanted)
+        return self._specialises is strategies.LAZY
+
+    def _work(self, version: int, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], fallback: bool) -> Any:
+        """What the kernels do, with the addresses of the moment it was asked for; fallbacks round in another way."""
         engine, arena, memory = self._engine, self._cuda.arena, self._memory
         context = weakref.ref(self)
 
@@ -272,7 +363,8 @@ class IExecutionContext:
                 feeds[name] = arena.view(addresses[name], size_bytes).view(dtype).reshape(shapes[name])
             names = list(engine._outputs)
             for name, array in zip(names, engine._session.run(names, feeds), strict=True):
-                raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+                given = np.nextafter(array, np.float32(0)) if fallback else array
+                raw = np.ascontiguousarray(given, array.dtype).reshape(-1).view(np.uint8)
                 arena.view(addresses[name], raw.size)[:] = raw
 
         return work
