@@ -53,9 +53,10 @@ def read_comparison(path: Path) -> Comparison:
 def against(before: Comparison, after: Comparison) -> Against:
     """Everything that differs, the worse first."""
     earlier, later = _figures(before), _figures(after)
-    names = list(dict.fromkeys([*later, *earlier]))
-    moves = [_move(name, earlier, later) for name in names]
-    found = [move for move in moves if move is not None]
+    both = {what for what, _ in earlier} & {what for what, _ in later}
+    # Of what only one of them has, that it is there says all.
+    names = [name for name in {**later, **earlier} if name[0] in both or name[1] == "outcome"]
+    found = [move for move in (_move(name, earlier, later) for name in names) if move is not None]
     return Against(created=before.created, moved=tuple(sorted(found, key=lambda move: move.worse is not True)))
 
 

@@ -65,8 +65,12 @@ def test_the_worse_come_first() -> None:
 
 def test_what_is_gone_or_new_has_moved() -> None:
     found = moved(comparison(components=(component("unet"), component("text_encoder"))))
-    assert ("vae_decoder", "outcome", "passed", None, None) in found
-    assert ("text_encoder", "outcome", None, "passed", None) in found
+    assert found == [
+        ("text_encoder", "outcome", None, "passed", None),
+        ("text_encoder, early, batch 2, y", "outcome", None, "passed", None),
+        ("vae_decoder", "outcome", "passed", None, None),
+        ("vae_decoder, early, batch 2, y", "outcome", "passed", None, None),
+    ]
 
 
 def test_a_comparison_is_read_back(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""A comparison in words: one headline, what failed, what could not be verified, and the table of the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from sdrt.compare.pictures import label
+from sdrt.compare.schema import (
+    Comparison,
+    ComponentCase,
+    ComponentResult,
+    Outcome,
+    OutputResult,
+    PictureResult,
+    TrajectoryResult,
+)
+
+
+def headline(comparison: Comparison) -> str:
+    """How much passed, in one line."""
+    counts = (
+        ("component", [each.outcome for each in comparison.components]),
+        ("trajectory", [each.outcome for each in comparison.trajectories]),
+        ("picture", [each.outcome for each in comparison.pictures]),
+    )
+    parts = [_count(noun, outcomes) for noun, outcomes in counts if outcomes]
+    return "; ".join(parts) or "nothing was compared"
+
+
+def failures(comparison: Comparison) -> list[str]:
+    """One line for everything that failed."""
+    return _named(comparison, "failed")
+
+
+def unverified(comparison: Comparison) -> list[str]:
+    """One line for everything that could not be verified, stand-ins included."""
+    lines = _named(comparison, "unverified")
+    for component in comparison.components:
+        for proxy in component.proxies:
+            worst = worst_output(proxy.cases)
+            error = f", relative L2 {worst.metrics.relative_l2:.2g}" if worst and worst.metrics else ""
+            lines.append(f"{component.component}, a proxy only: {proxy.label}: {proxy.outcome}{error}; {proxy.note}")
+    return lines
+
+
+def table(comparison: Comparison) -> list[str]:
+    """The comparison as lines for a terminal."""
+    lines = [f"{'component':14}{'outcome':12}{'relative L2':>12}{'limit':>10}{'peak':>12}{'limit':>10}  worst element"]
+    lines += [_component_line(each) for each in comparison.components]
+    lines += [_trajectory_line(each) for each in comparison.trajectories]
+    lines += [f"picture       {label(each)}" for each in comparison.pictures]
+    for heading, found in (("failed", failures(comparison)), ("not verified", unverified(comparison))):
+        lines += [f"{heading}: {line}" for line in found]
+    lines += departures(comparison)
+    if comparison.against is not None:
+        moved = comparison.against.moved
+        lines.append(f"since {comparison.against.created}: {'nothing moved' if not moved else ''}".rstrip(": "))
+        lines += [
+            f"  {_direction(m.worse)} {m.what}: {m.figure} {_value(m.before)} -> {_value(m.after)}" for m in moved
+        ]
+    return [*lines, f"{comparison.outcome}: {headline(comparison)}"]
+
+
+def departures(comparison: Comparison) -> list[str]:
+    """Where each failing component goes wrong, if that was looked for."""
+    return [
+        f"{each.component} first departs at {each.departure.tensor}: node {each.departure.node} "
+        f"({each.departure.operator}) of {each.departure.source_module}"
+        for each in comparison.components
+        if each.departure is not None
+    ]
+
+
+def worst_output(cases: Iterable[ComponentCase]) -> OutputResult | None:
+    """The output that used most of its limits; one that could not be measured used more than any."""
+    return max((output for case in cases for output in case.outputs), key=share, default=None)
+
+
+def share(output: OutputResult) -> float:
+    """How much of its limits an output used: 1 is all of the tightest; Inf where it could not be measured."""
+    metrics, limits = output.metrics, output.tolerance
+    if metrics is None:
+        return math.inf
+    bounds = [(metrics.relative_l2, limits.relative_l2), (metrics.peak, limits.peak)] if limits else []
+    shares = [_ratio(value, limit) for value, limit in bounds if limit is not None]
+    return max(shares) if shares else metrics.relative_l2
+
+
+def _ratio(value: float, limit: float) -> float:
+    if limit == 0:
+        return math.inf if value else 0.0
+    return value / limit
+
+
+def _count(noun: str, outcomes: list[Outcome]) -> str:
+    plural = {"trajectory": "trajectories"}.get(noun, f"{noun}s")
+    passed = f"{outcomes.count('passed')} of {len(outcomes)} {noun if len(outcomes) == 1 else plural} passed"
+    others = [f"{outcomes.count(other)} {other}" for other in ("failed", "unverified") if other in outcomes]
+    return ", ".join([passed, *others])
+
+
+def _named(comparison: Comparison, outcome: Outcome) -> list[str]:
+    named: list[tuple[str, ComponentResult | TrajectoryResult | PictureResult]] = []
+    named += [(each.component, each) for each in comparison.components]
+    named += [(f"trajectory of {each.prompt!r}, seed {each.seed}", each) for each in comparison.trajectories]
+    named += [(f"picture of {each.prompt!r}, seed {each.seed}", each) for each in comparison.pictures]
+    return [f"{name}: {each.reason}" for name, each in named if each.outcome == outcome]
+
+
+def _component_line(component: ComponentResult) -> str:
+    start = f"{component.component:14}{component.outcome:12}"
+    worst = worst_output(component.cases)
+    if worst is None or worst.metrics is None:
+        return start.rstrip()
+    metrics, limits = worst.metrics, worst.tolerance
+    figures = ""
+    for name, width in (("relative_l2", 12), ("peak", 12)):
+        limit = getattr(limits, name) if limits else None
+        figures += f"{getattr(metrics, name):>{width}.2e}{'' if limit is None else f'{limit:.1e}':>10}"
+    place = f"[{', '.join(map(str, metrics.worst_index))}]" if metrics.max_absolute else "equal"
+    return f"{start}{figures}  {place}"
+
+
+def _trajectory_line(each: TrajectoryResult) -> str:
+    last = f"{each.relative_l2[-1]:.2e} after step {len(each.relative_l2)}" if each.relative_l2 else each.reason
+    return f"trajectory    {each.outcome}: relative L2 {last}; {each.prompt!r}, seed {each.seed}"
+
+
+def _direction(worse: bool | None) -> str:
+    return {True: "worse:", False: "better:", None: "other:"}[worse]
+
+
+def _value(value: float | str | None) -> str:
+    return "none" if value is None else f"{value:.3g}" if isinstance(value, float) else value
