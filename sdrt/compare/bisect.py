@@ -1,0 +1,228 @@
+"""Where a graph goes wrong: the first tensor inside it that departs from what PyTorch computes there.
+
+PyTorch's side are the inputs and outputs of the checkpoint's modules, taken by hooks. The graph's side are the tensors
+of the nodes that the exporter names those modules for, marked as outputs: half of what is left to search at a time, so
+that a large network's activations need not all be held.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrt.bundle import Bundle, ComponentName
+from sdrt.compare.metrics import measure
+from sdrt.compare.schema import Departure, Metrics
+from sdrt.errors import BackendUnavailableError
+from sdrt.runtime.backends.cpu import usable_cpus
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+    from sdrt.compare.reference import Reference
+
+Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
+
+#: The exporter's record of which module a node comes from: a list, outermost first, the node's own name last.
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A tensor of the graph, the node that gives it, and what PyTorch has there."""
+
+    tensor: str
+    node: str
+    operator: str
+    module: str
+    expected: Array
+
+
+def find_departure(
+    reference: Reference, bundle: Bundle, component: ComponentName, feeds: Feeds, limit: float
+) -> Departure | None:
+    """The first tensor of a component's graph, in the order of computation, whose relative L2 error is over a limit.
+
+    Args:
+        reference: The checkpoint in PyTorch.
+        bundle: Holds the graph; ONNX Runtime runs it unoptimised on the CPU.
+        component: Its name.
+        feeds: One case's inputs.
+        limit: Errors up to this are rounding: the component's own tolerance.
+
+    Returns:
+        None where no tensor departs: then the graph is right, and what was compiled from it is not.
+
+    Raises:
+        BackendUnavailableError: onnx or onnxruntime is not installed.
+    """
+    model = _load(bundle.graph(component))
+    expected, inside = _reference_tensors(reference, component, feeds)
+    probes = _probes(model, expected, inside)
+    run = _runner(model, bundle.graph(component).parent, bundle, component, feeds)
+    first, end = 0, len(probes)
+    while end - first > 1:
+        middle = (first + end) // 2
+        if any(_departs(probe, found, limit) for probe, found in run(probes[first:middle])):
+            end = middle
+        else:
+            first = middle
+    for probe, found in run(probes[first:end]):
+        if _departs(probe, found, limit):
+            metrics, _ = measure(found, probe.expected)
+            return _departure(probe, metrics)
+    return None
+
+
+def _departure(probe: Probe, metrics: Metrics | None) -> Departure:
+    return Departure(
+        tensor=probe.tensor,
+        node=probe.node,
+        operator=probe.operator,
+        source_module=probe.module,
+        metrics=metrics,
+    )
+
+
+def _departs(probe: Probe, found: Array, limit: float) -> bool:
+    """Whether a tensor is over the limit; one of another shape is not what the module gave, and says nothing."""
+    if found.shape != probe.expected.shape:
+        return False
+    metrics, _ = measure(found, probe.expected)
+    return metrics is None or not metrics.relative_l2 <= limit
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        import onnx
+    except ImportError as error:
+        hint = "pip install 'sdrt[export]'"
+        raise BackendUnavailableError("onnx, which reads graphs, is not installed", hint=hint) from error
+    return onnx.load(str(path), load_external_data=False)
+
+
+def _reference_tensors(
+    reference: Reference, component: ComponentName, feeds: Feeds
+) -> tuple[dict[str, Array], dict[str, tuple[Array, Array]]]:
+    """What PyTorch computes: tensors by the name that the graph gives them, and (input, output) by leaf module."""
+    import torch
+
+    from sdrt.compare.reference import guided_step
+
+    module = reference.source(component).module
+
+    def run(inputs: Feeds) -> Array:
+        with torch.no_grad():
+            output: Array = module(**{name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()
+        return output
+
+    with _watched(module) as inside:
+        if component == "denoise_step":
+            expected = guided_step(run, feeds, reference.checkpoint.scheduler)
+        else:
+            expected = {reference.source(component).output[0]: run(feeds)}
+    return expected, inside
+
+
+@contextmanager
+def _watched(module: torch.nn.Module) -> Iterator[dict[str, tuple[Array, Array]]]:
+    """While it runs, keep what goes into and comes out of every leaf module that is called once, by its path."""
+    import torch
+
+    kept: dict[str, tuple[Array, Array]] = {}
+    calls: dict[str, int] = {}
+
+    def watcher(path: str) -> Callable[[torch.nn.Module, tuple[object, ...], object], None]:
+        def watch(_module: torch.nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            calls[path] = calls.get(path, 0) + 1
+            given = next((value for value in inputs if isinstance(value, torch.Tensor)), None)
+            if given is not None and isinstance(output, torch.Tensor) and output.is_floating_point():
+                kept[path] = (given.detach().float().numpy().copy(), output.detach().float().numpy().copy())
+
+        return watch
+
+    # A module that stands at several places has no one path.
+    hooks = [
+        part.register_forward_hook(watcher(path))
+        for path, part in module.named_modules()
+        if path and not any(part.children())
+    ]
+    try:
+        yield kept
+        for path, count in calls.items():
+            if count > 1:
+                kept.pop(path, None)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def module_path(node: onnx.NodeProto) -> str:
+    """The path of the module that a node comes from; "" where the exporter did not say."""
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            scopes = ast.literal_eval(entry.value)
+            return str(scopes[-2]) if len(scopes) > 1 else ""
+    return ""
+
+
+def _probes(
+    model: onnx.ModelProto, expected: Mapping[str, Array], inside: Mapping[str, tuple[Array, Array]]
+) -> list[Probe]:
+    """Tensors that both sides know, in the order in which the graph computes them."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    order = {output: index for index, output in enumerate(made_by)}
+    by_module: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        by_module.setdefault(module_path(node), []).append(node)
+    wanted = dict(expected)
+    for path, nodes in by_module.items():
+        if path in inside:
+            before, after = inside[path]
+            wanted.setdefault(nodes[0].input[0], before)
+            wanted.setdefault(nodes[-1].output[0], after)
+    return [
+        Probe(name, made_by[name].name, made_by[name].op_type, module_path(made_by[name]), wanted[name])
+        for name in sorted(wanted.keys() & made_by.keys(), key=order.__getitem__)
+    ]
+
+
+def _runner(
+    model: onnx.ModelProto, folder: Path, bundle: Bundle, component: ComponentName, feeds: Feeds
+) -> Callable[[Sequence[Probe]], Iterator[tuple[Probe, Array]]]:
+    """Gives a function that runs the graph with some tensors marked as outputs."""
+    import onnx
+    import onnxruntime
+
+    dtypes = {spec.name: spec.dtype for spec in bundle.manifest.components[component].inputs}
+    inputs = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}
+    types = {value.name: value for value in model.graph.value_info}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = usable_cpus()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
+
+    def run(probes: Sequence[Probe]) -> Iterator[tuple[Probe, Array]]:
+        marked = onnx.ModelProto()
+        marked.CopyFrom(model)
+        known = {output.name for output in marked.graph.output}
+        for probe in probes:
+            if probe.tensor not in known:
+                plain = onnx.helper.make_empty_tensor_value_info(probe.tensor)
+                marked.graph.output.append(types.get(probe.tensor, plain))
+        session = onnxruntime.InferenceSession(marked.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found = session.run([probe.tensor for probe in probes], inputs)
+        for probe, array in zip(probes, found, strict=True):
+            yield probe, np.asarray(array).astype(np.float32, copy=False)
+
+    return run
