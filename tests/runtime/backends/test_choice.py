@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -116,6 +117,21 @@ def test_an_unknown_backend_lists_the_known() -> None:
     with pytest.raises(UsageError, match="no backend 'torch'") as refused:
         available("torch")
     assert refused.value.hint == "choose from tensorrt, tensorrt-rtx, openvino, onnxruntime"
+
+
+def imports_openvino(source: str) -> bool:
+    """Whether a source imports OpenVINO as it is executed; what a type checker alone sees is indented."""
+    return bool(re.search(r"^(import|from) openvino\b", source, re.MULTILINE))
+
+
+def test_openvino_is_imported_without_its_telemetry_everywhere() -> None:
+    """One import that goes past load_library sends an event, and starts a process, for the whole test run."""
+    root = Path(__file__).parents[3]
+    sources = [path for folder in ("sdrt", "tests", "demo", "benchmarks") for path in (root / folder).rglob("*.py")]
+    assert len(sources) > 100
+    assert [path.name for path in sources if imports_openvino(path.read_text())] == []
+    assert imports_openvino("import os\nimport openvino as ov\n")
+    assert imports_openvino("from openvino import Core\n")
 
 
 def test_choosing_imports_no_backend() -> None:

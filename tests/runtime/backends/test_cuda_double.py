@@ -353,6 +353,99 @@ def test_device_memory_for_a_context_that_has_its_own(bench: Bench) -> None:
         context.set_device_memory(bench.buffer(4096), 4096)
 
 
+def test_a_profile_that_is_chosen_forgets_everything(bench: Bench) -> None:
+    context = bench.ready()
+    assert context.set_optimization_profile_async(0, int(bench.stream))
+    assert not context.execute_async_v3(int(bench.stream))
+    assert bench.log.lines == ["the shape of latent_sample is not set"]
+    context.set_input_shape("latent_sample", (1, 4, 8, 8))
+    assert not context.execute_async_v3(int(bench.stream))
+    assert "the address of latent_sample, sample is not set" in bench.log.lines[-1]
+    for name, address in bench.addresses.items():
+        context.set_tensor_address(name, address)
+    with pytest.raises(Misuse, match="without device memory"):
+        context.execute_async_v3(int(bench.stream))
+
+
+def test_who_launches_after_a_failure_that_nobody_asked_about_is_blamed(bench: Bench) -> None:
+    context = bench.ready()
+    assert bench.status("cudaMalloc", 1 << 40) == "cudaErrorMemoryAllocation"
+    assert not context.execute_async_v3(int(bench.stream))
+    assert bench.log.lines == ["Cuda Runtime (cudaErrorMemoryAllocation) after a launch"]
+    assert bench.status("cudaGetLastError") == "cudaErrorMemoryAllocation"
+    assert context.execute_async_v3(int(bench.stream))
+
+
+def test_outputs_have_the_shapes_that_inputs_give_them(bench: Bench) -> None:
+    context = bench.context()
+    assert context.get_tensor_shape("sample") == (-1, 3, 16, 16)
+    context.set_input_shape("latent_sample", (2, 4, 8, 8))
+    assert context.get_tensor_shape("latent_sample") == (2, 4, 8, 8)
+    assert context.get_tensor_shape("sample") == (2, 3, 16, 16)
+
+
+# Kernels that TensorRT-RTX compiles.
+
+
+class Kernels:
+    """A context of TensorRT-RTX's with a cache of kernels, and one picture's output of each run."""
+
+    def __init__(self, graph: Path, folder: Path, strategy: str) -> None:
+        self.bench = Bench(graph, folder, rtx=True)
+        config = self.bench.engine.create_runtime_config()
+        assert isinstance(config, double.RtxRuntimeConfig)
+        strategies = double.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategies[strategy]
+        self.cache = config.create_runtime_cache()
+        assert config.set_runtime_cache(self.cache)
+        self.bench.context = lambda **_: self.bench.engine.create_execution_context(config)  # type: ignore[method-assign]
+        config.set_execution_context_allocation_strategy(double.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self.context = self.bench.ready()
+        self.bench.wait()
+        self.bench.bytes_at(self.bench.addresses["latent_sample"], 1024).view(np.float32)[:] = 1
+
+    def run(self) -> bytes:
+        assert self.context.execute_async_v3(int(self.bench.stream))
+        self.bench.wait()
+        return bytes(self.bench.bytes_at(self.bench.addresses["sample"], 3 * 256 * 4))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "compiled", "changes"), [("LAZY", 1, True), ("EAGER", 1, False), ("NONE", 0, False)]
+)
+def test_kernels_compiled_lazily_change_the_numbers(
+    hand_bundle: Bundle, tmp_path: Path, strategy: str, compiled: int, changes: bool
+) -> None:
+    kernels = Kernels(hand_bundle.graph("vae_decoder"), tmp_path, strategy)
+    first, second, third = kernels.run(), kernels.run(), kernels.run()
+    assert (first != second) == changes
+    assert second == third
+    assert len(kernels.bench.trt.compiled) == compiled
+
+
+def test_kernels_outlived_by_a_context(hand_bundle: Bundle, tmp_path: Path) -> None:
+    kernels = Kernels(hand_bundle.graph("vae_decoder"), tmp_path, "EAGER")
+    del kernels.cache
+    with pytest.raises(Misuse, match="outlives the cache"):
+        kernels.run()
+
+
+def test_kernels_of_another_gpu_are_refused_and_garbage_is_misuse(hand_bundle: Bundle, tmp_path: Path) -> None:
+    kernels = Kernels(hand_bundle.graph("vae_decoder"), tmp_path, "EAGER")
+    kernels.run()
+    written = kernels.cache.serialize()
+    assert kernels.cache.deserialize(written)
+    assert not kernels.cache.deserialize(written.replace(b"3090", b"4090"))
+    with pytest.raises(Misuse, match="did not write"):
+        kernels.cache.deserialize(written[:-1])
+
+
+def test_kernels_without_a_cuda_context() -> None:
+    trt = TensorRtDouble(CudaDouble(), rtx=True)
+    with pytest.raises(Misuse, match="without a CUDA context"):
+        double.RtxRuntimeConfig(trt).create_runtime_cache().deserialize(b"{}")
+
+
 def test_context_shared_between_threads(bench: Bench) -> None:
     context = bench.ready()
     assert "thread" in in_a_thread(lambda: context.execute_async_v3(int(bench.stream)))

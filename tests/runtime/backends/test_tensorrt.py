@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
@@ -20,7 +21,7 @@ from tests.models.tiny_bundle import feeds
 from tests.runtime.backends.cuda_double.memory import Misuse
 from tests.runtime.backends.cuda_double.rig import Rig, cpu_session
 from tests.runtime.backends.cuda_double.runtime import CudaDouble
-from tests.runtime.backends.cuda_double.trt import IExecutionContext, TensorRtDouble
+from tests.runtime.backends.cuda_double.trt import ICudaEngine, IExecutionContext, TensorRtDouble
 
 MakePlans = Callable[..., EngineSet]
 ONE_SHOT: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_decoder")
@@ -169,6 +170,92 @@ def test_out_of_memory_in_tensorrt_is_told_from_its_log(
         # What it said of another failure is not told again.
         with pytest.raises(EngineError, match="unet failed: its log says nothing"):
             engine.run(**feeds("unet", 1))
+
+
+def test_memory_that_tensorrt_refuses_is_an_error(plans: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not say so but in its log, and would compute in memory that it was not given."""
+    with Rig(plans) as rig:
+        engine = engine_of(rig, "unet")
+        monkeypatch.setattr(ICudaEngine, "device_memory_size_v2", 1 << 20)
+        with pytest.raises(EngineError, match=r"refuses the 4096 bytes to compute in: .*setDeviceMemoryV2"):
+            engine.run(**feeds("unet", 1))
+
+
+def test_tensorrt_is_not_blamed_for_a_failure_of_ours(plans: EngineSet, hand_bundle: Bundle) -> None:
+    with Rig(plans, CudaDouble(fails={("cudaMemsetAsync", 1): "cudaErrorMemoryAllocation"})) as rig:
+        cuda, stream = rig.session._device.cuda, rig.session._device.stream
+        block = cuda.allocate(256)
+        with pytest.raises(ResourceError):
+            cuda.zero(block.address, 256, stream)
+        cuda.free(block)
+        rig.session.engine("unet").run(**feeds("unet", 1))
+
+
+@pytest.mark.parametrize("batches", [(1, 2, 1), (4, 1, 2, 4)])
+def test_a_context_is_told_everything_again_after_a_change_of_profile(
+    make_plans: MakePlans, hand_bundle: Bundle, batches: tuple[int, ...]
+) -> None:
+    engines = make_plans(profiles=((1, 1, 1), (2, 2, 2), (1, 4, 4)))
+    with Rig(engines) as rig, cpu_session(engines, hand_bundle) as cpu:
+        for batch in batches:
+            given = feeds("vae_decoder", batch)
+            outputs = rig.session.engine("vae_decoder").run(**given)
+            assert np.array_equal(outputs["sample"], cpu.engine("vae_decoder").run(**given)["sample"])
+
+
+def test_shapes_that_tensorrt_cannot_infer_are_an_error(plans: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(context: IExecutionContext) -> list[str]:
+        context._refuse("[shapeMachine.cpp] broadcast dimensions must be conformable")
+        raise RuntimeError("inferShapes failed")
+
+    monkeypatch.setattr(IExecutionContext, "infer_shapes", fails)
+    with Rig(plans) as rig, pytest.raises(EngineError, match=r"unet: TensorRT infers no shapes: .*conformable"):
+        rig.session.engine("unet").run(**feeds("unet", 1))
+
+
+def test_outputs_of_another_size_than_there_is_room_for_are_an_error(
+    plans: EngineSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(IExecutionContext, "get_tensor_shape", lambda context, name: (2, 4, 8, 8))
+    with Rig(plans) as rig, pytest.raises(EngineError, match=r"gives out_sample as \(2, 4, 8, 8\); the manifest says"):
+        rig.session.engine("unet").run(**feeds("unet", 1))
+
+
+def test_a_runtime_that_is_not_made_says_why(plans: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_runtime(trt: TensorRtDouble, logger: Any) -> None:
+        logger.log(trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(TensorRtDouble, "Runtime", no_runtime)
+    cuda = CudaDouble()
+    with pytest.raises(BackendUnavailableError, match="does not start: CUDA initialization failure") as caught:
+        Rig(plans, cuda)
+    assert "sdrt doctor" in caught.value.hint
+    assert cuda.leaks() == {}
+
+
+def test_nothing_is_collected_while_tensorrt_works(plans: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """See sdrt.runtime.backends.collection: a collection in a call to the log may wait for ever."""
+    seen: dict[str, bool] = {}
+
+    def spy(kind: type, name: str) -> None:
+        original = getattr(kind, name)
+
+        def called(*arguments: Any) -> Any:
+            seen[name] = gc.isenabled()
+            return original(*arguments)
+
+        monkeypatch.setattr(kind, name, called)
+
+    spied = ("set_input_shape", "infer_shapes", "execute_async_v3")
+    for name in spied:
+        spy(IExecutionContext, name)
+    for name in ("create_runtime_config", "create_execution_context"):
+        spy(ICudaEngine, name)
+    with Rig(plans) as rig:
+        rig.session.engine("unet").run(**feeds("unet", 1))
+        assert gc.isenabled()
+    assert seen == dict.fromkeys((*spied, "create_runtime_config", "create_execution_context"), False)
 
 
 def test_a_plan_of_another_graph_is_refused(make_plans: MakePlans) -> None:

@@ -101,6 +101,14 @@ def test_a_second_run_captures_and_allocates_nothing(plans: EngineSet) -> None:
 
 
 @pytest.mark.parametrize(("rtx", "cuda_graphs"), WAYS)
+def test_who_is_said_to_be_replayed(plans: EngineSet, rtx: bool, cuda_graphs: bool) -> None:
+    with Rig(plans, rtx=rtx, cuda_graphs=cuda_graphs) as rig:
+        said = {name: rig.session.replays(name) for name in plans.manifest.components}
+        expected = {name for name in said if cuda_graphs and (name == "denoise_step" or (rtx and name == "unet"))}
+        assert {name for name, replays in said.items() if replays} == expected
+
+
+@pytest.mark.parametrize(("rtx", "cuda_graphs"), WAYS)
 def test_who_captures(plans: EngineSet, rtx: bool, cuda_graphs: bool) -> None:
     with Rig(plans, rtx=rtx, cuda_graphs=cuda_graphs) as rig:
         run(rig)
@@ -126,6 +134,10 @@ def test_only_denoise_step_holds_weights_until_guidance_is_off(plans: EngineSet)
         assert bytes_held["weights"] == 1234
         assert bytes_held["total"] == sum(value for name, value in bytes_held.items() if name != "total")
         assert bytes_held["total"] - bytes_held["weights"] == rig.cuda.arena.used_bytes
+        # Two pictures, before and after a step: 4 x 8 x 8 latents, and four derivatives of each, in float32.
+        assert bytes_held["latents"] == 2 * 2 * 4 * 64 * 4
+        assert bytes_held["history"] == 4 * bytes_held["latents"]
+        assert bytes_held["schedule"] == 2 * LEAST_ROWS * 4 * 256
 
 
 # Callbacks.
@@ -210,7 +222,7 @@ def test_a_capture_without_a_warm_up_is_a_named_error(plans: EngineSet, monkeypa
         pytest.raises(EngineError, match=r"captured as a CUDA graph: .*without a run") as e,
     ):
         run(rig)
-    assert "cuda_graphs=False" in e.value.hint
+    assert "--no-cuda-graphs" in e.value.hint
 
 
 @pytest.mark.parametrize("call", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
