@@ -8,6 +8,8 @@ OUT ?= picture.png
 STEPS ?= 50
 SEED ?=
 STORE ?= build/store
+BACKEND ?= auto
+REPORT ?= build/compare
 
 VENV := .venv
 ALL_BACKENDS := onnxruntime openvino tensorrt-rtx tensorrt
@@ -15,16 +17,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN_READY := $(VENV)/.ready-to-run
 RTX_READY := $(VENV)/.ready-to-build
+COMPARE_READY := $(VENV)/.ready-to-compare
 DEV_READY := $(VENV)/.ready-to-develop
 
 .DEFAULT_GOAL := help
-.PHONY: help setup denoise engines test test-long test-full test-gpu check docs wheel sd-v1-random demo-checkpoint clean
+.PHONY: help setup denoise engines compare test test-long test-full test-gpu check docs wheel sd-v1-random demo-checkpoint clean
 
 help: ## List the targets and variables
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 	@echo
 	@echo 'Variables: CHECKPOINT=$(CHECKPOINT) BACKENDS="$(BACKENDS)" PROMPT="$(PROMPT)" OUT=$(OUT) STEPS=$(STEPS)'
-	@echo '           SEED=$(SEED) (empty: drawn) STORE=$(STORE) PYTHON=$(PYTHON)'
+	@echo '           SEED=$(SEED) (empty: drawn) STORE=$(STORE) BACKEND=$(BACKEND) REPORT=$(REPORT) PYTHON=$(PYTHON)'
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +41,11 @@ $(RUN_READY): pyproject.toml constraints.txt | $(VENV)/bin/python
 # TensorRT-RTX compiles without a GPU; a quarter of a gigabyte that pictures on a CPU do not need.
 $(RTX_READY): $(RUN_READY)
 	$(PIP) --no-build-isolation --editable '.[cpu,export,rtx]'
+	@touch $@
+
+# What a comparison needs beside that: Polygraphy, and SciPy for the reference's scheduler.
+$(COMPARE_READY): $(RUN_READY)
+	$(PIP) --no-build-isolation --editable '.[cpu,export,compare]'
 	@touch $@
 
 $(DEV_READY): $(RTX_READY)
@@ -60,6 +68,9 @@ engines: $(RTX_READY) ## Export CHECKPOINT and build its engines for BACKENDS (d
 			echo "make engines: $$backend is skipped: it cannot be built here, for the reason above" >&2; \
 		}; \
 	done
+
+compare: $(COMPARE_READY) ## Compare CHECKPOINT's engines for BACKEND with PyTorch; writes a report into REPORT
+	@$(BIN)/sdrt compare --checkpoint '$(CHECKPOINT)' --backend '$(BACKEND)' --store '$(STORE)' --report '$(REPORT)'
 
 test: $(DEV_READY) ## Run the quick tests (under 10 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -26,6 +26,7 @@ COMMANDS = {
     "denoise": "Make pictures from a prompt.",
     "export": "Export a checkpoint to an ONNX bundle.",
     "build": "Build a bundle into engines.",
+    "compare": "Compare what was built with PyTorch, and say whether it is still the model.",
     "store": "Look after stored bundles and engines.",
     "info": "Show how a picture was made.",
     "inspect": "Show what a bundle or an engine set consists of.",

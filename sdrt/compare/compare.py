@@ -1,0 +1,232 @@
+"""One comparison from what a user names to the verdict: components, trajectories and pictures against PyTorch."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrt import __version__
+from sdrt.compare.bisect import find_departure
+from sdrt.compare.components import compare_components, unavailable
+from sdrt.compare.faults import self_test
+from sdrt.compare.inputs import Inputs
+from sdrt.compare.perceptual import open_lpips
+from sdrt.compare.pictures import Pair, compare_pictures
+from sdrt.compare.prompts import PromptSeed, default_prompts
+from sdrt.compare.reference import Reference, Trajectory
+from sdrt.compare.schema import (
+    Compared,
+    Comparison,
+    ComponentResult,
+    Engines,
+    FaultResult,
+    PictureResult,
+    Source,
+    TrajectoryResult,
+    verdict,
+)
+from sdrt.compare.subject import Asked, Subject, open_reference, open_subject
+from sdrt.compare.tensors import save_tensors
+from sdrt.compare.tolerances import Tolerances
+from sdrt.compare.trajectories import compare_trajectories, draw
+from sdrt.doctor import processor
+from sdrt.errors import UsageError
+from sdrt.progress import Progress, silent
+from sdrt.runtime.request import Picture, Request
+
+if TYPE_CHECKING:
+    from sdrt.checkpoint import Checkpoint
+    from sdrt.compare.perceptual import Lpips
+
+GUIDANCE_SCALE = 7.5
+#: What decides the numbers on either side, by distribution.
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "polygraphy",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to compare.
+
+    Attributes:
+        tolerances: What may be reached.
+        prompts: What is drawn; None is the set that suits the checkpoint.
+        steps: Denoising steps.
+        bisect: Whether to look for the first tensor that departs in a component that fails.
+        threads: Threads for the candidate; None is all that this process may use.
+        tensors: Folder for every component's inputs and reference outputs, in Polygraphy's format.
+    """
+
+    tolerances: Tolerances
+    prompts: tuple[PromptSeed, ...] | None = None
+    steps: int = 25
+    bisect: bool = False
+    threads: int | None = None
+    tensors: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Against:
+    """What is compared with: PyTorch's networks, what they drew, and the inputs that components met on the way."""
+
+    reference: Reference
+    prompts: tuple[PromptSeed, ...]
+    trajectory: Trajectory
+    inputs: Inputs
+
+
+def compare(asked: Asked, settings: Settings, progress: Progress = silent) -> tuple[Comparison, tuple[Pair, ...]]:
+    """Compare what was built with PyTorch.
+
+    Returns:
+        Everything that was found, and the pictures of both sides.
+
+    Raises:
+        SdrtError: Of the kind that fits: something cannot be opened. A broken tolerance is a finding, no error.
+    """
+    subject = open_subject(asked, progress, settings.threads)
+    if settings.tensors is not None and subject.bundle is None:
+        hint = "give the bundle that the engines were built from"
+        raise UsageError("tensors are saved for a bundle's graphs; engines are given", hint=hint)
+    checkpoint = open_reference(asked, subject.made_from)
+    mismatch = checkpoint.digest != subject.made_from.digest
+    if mismatch:
+        progress.note(f"warning: this was made from {subject.made_from.name}, whose digest is not {checkpoint.name}'s")
+    torch = _reference(checkpoint, settings, progress)
+    components = _components(torch, subject, settings, progress)
+    if settings.tensors is not None and subject.bundle is not None:
+        for line in save_tensors(settings.tensors, torch.reference, subject.bundle, torch.inputs, settings.tolerances):
+            progress.note(line)
+    lpips, about_lpips = open_lpips()
+    trajectories, pictures, pairs = _drawn(torch, subject, settings, lpips, progress)
+    outcomes = [each.outcome for group in (components, trajectories, pictures) for each in group]
+    engines = subject.engines
+    comparison = Comparison(
+        schema_version=1,
+        sdrt=__version__,
+        outcome=verdict(outcomes),
+        checkpoint=Source(name=subject.made_from.name, digest=subject.made_from.digest),
+        compared_with=Compared(name=checkpoint.name, digest=checkpoint.digest, mismatch=mismatch),
+        bundle_digest=subject.bundle_digest,
+        engines=Engines(key=engines.manifest.key, digest=engines.digest) if engines else None,
+        backend=subject.made.backend,
+        precision=subject.made.precision,
+        steps=settings.steps,
+        guidance_scale=GUIDANCE_SCALE,
+        components=components,
+        trajectories=trajectories,
+        pictures=pictures,
+        environment=environment() | {"lpips": about_lpips},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    return comparison, pairs
+
+
+def check_faults(asked: Asked, settings: Settings, progress: Progress = silent) -> tuple[FaultResult, ...]:
+    """Plant every fault in a copy of the subject's bundle, and see whether the comparison finds it.
+
+    Raises:
+        UsageError: Engines are given, which are compiled and hold no graph to plant a fault in.
+        NumericError: The bundle does not pass as it is.
+    """
+    subject = open_subject(replace(asked, backend="onnxruntime"), progress, settings.threads)
+    if subject.bundle is None:
+        raise UsageError("--self-test needs a bundle; engines are given", hint="give the bundle they were built from")
+    torch = _reference(open_reference(asked, subject.made_from), settings, progress)
+    return self_test(torch.reference, subject.bundle, torch.inputs, settings.tolerances, progress)
+
+
+def _reference(checkpoint: Checkpoint, settings: Settings, progress: Progress) -> Against:
+    """Denoise the prompts by PyTorch."""
+    prompts = settings.prompts or default_prompts(checkpoint.name)
+    pictures = tuple(Picture(each.prompt, "", each.seed) for each in prompts)
+    reference = Reference(checkpoint)
+    trajectory = reference.denoise(Request(pictures, settings.steps, GUIDANCE_SCALE), progress)
+    return Against(reference, prompts, trajectory, Inputs(reference, trajectory))
+
+
+def _components(
+    torch: Against, subject: Subject, settings: Settings, progress: Progress
+) -> tuple[ComponentResult, ...]:
+    """Every component of the subject, denoise_step of its own set included."""
+    found: list[ComponentResult] = []
+    sources = (subject.made,) if subject.step is None else (subject.made, subject.step)
+    for source in sources:
+        found += compare_components(
+            torch.reference,
+            source,
+            torch.inputs,
+            settings.tolerances,
+            progress,
+            bundle=subject.bundle,
+            threads=settings.threads,
+        )
+    if settings.bisect:
+        found = [_located(each, torch, subject, progress) if each.outcome == "failed" else each for each in found]
+    return tuple(found)
+
+
+def _located(result: ComponentResult, torch: Against, subject: Subject, progress: Progress) -> ComponentResult:
+    """A failed component with the first tensor of its graph that departs."""
+    failed = [(case, output) for case in result.cases for output in case.outputs if output.outcome == "failed"]
+    if subject.bundle is None or not failed:
+        progress.note(f"{result.component} is not bisected: only its bundle's graph can be, once it runs")
+        return result
+    label, tolerance = failed[0][0].label, failed[0][1].tolerance
+    cases = torch.inputs.cases(result.component, subject.limits(result.component))
+    feeds = next(case.feeds for case in cases if case.label == label)
+    limit = tolerance.relative_l2 if tolerance and tolerance.relative_l2 is not None else 0.0
+    with progress.stage(f"bisect {result.component}"):
+        departure = find_departure(torch.reference, subject.bundle, result.component, feeds, limit)
+    if departure is None:
+        reason = f"{result.reason}; its graph does not depart: what was compiled from it does"
+        return result.model_copy(update={"reason": reason})
+    return result.model_copy(update={"departure": departure})
+
+
+def _drawn(
+    torch: Against, subject: Subject, settings: Settings, lpips: Lpips | None, progress: Progress
+) -> tuple[tuple[TrajectoryResult, ...], tuple[PictureResult, ...], tuple[Pair, ...]]:
+    """Trajectories and pictures; none where the backend cannot run here."""
+    engines, reference = subject.engines, torch.reference
+    if engines is None or unavailable(subject.made):
+        return (), (), ()
+    reference.release()
+    drawn = draw(engines, torch.trajectory.request, progress, threads=settings.threads)
+    trajectories = compare_trajectories(torch.trajectory, drawn, engines, settings.tolerances)
+    expected = reference.decode(torch.trajectory.latents[-1])
+    made = [*drawn.pictures, *[None] * (len(expected) - len(drawn.pictures))]
+    pairs = tuple(Pair(*row, drawn.error) for row in zip(torch.prompts, expected, made, strict=True))
+    tolerance = settings.tolerances.of("", engines.manifest.backend, engines.manifest.precision, "picture")
+    scored = reference.checkpoint.name == "demo"
+    return trajectories, compare_pictures(pairs, tolerance, scored=scored, lpips=lpips), pairs
+
+
+def environment() -> dict[str, str]:
+    """What the numbers depend on besides the weights: libraries, the processor and its threads."""
+    facts = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    found = processor()
+    features = [name for name in ("amx", "avx512_bf16", "bf16") if found[name]]
+    facts["processor"] = f"{found['cpus']} CPUs, {', '.join(features) or 'no bf16'}"
+    for name in PACKAGES:
+        try:
+            facts[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return facts

@@ -1,0 +1,125 @@
+"""What is compared: the bundle or engines that a user names, as `sdrt denoise` would run them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrt.bundle import Bundle, CheckpointRecord, ComponentName, Precision, read_manifest
+from sdrt.checkpoint import open_checkpoint
+from sdrt.compare.runners import Candidate, candidate
+from sdrt.engines import build as engines_build
+from sdrt.engines.request import BuildRequest
+from sdrt.engines.store import Store
+from sdrt.errors import ArtefactError, BackendUnavailableError, CheckpointError, UsageError
+from sdrt.prepare import Source, bundle_precision, open_bundle, prepare, resolve_backend
+from sdrt.progress import Progress
+from sdrt.runtime.backends import available
+
+if TYPE_CHECKING:
+    from sdrt.checkpoint import Checkpoint
+    from sdrt.engines.engine_set import BatchRange, EngineSet
+
+#: Backends that compare without being run: what stands in for them is reported beside, as what it is.
+WITHOUT_GPU = ("tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user names. ``folder`` is a bundle or an engine set; without one, the checkpoint's engines are made."""
+
+    folder: Path | None = None
+    checkpoint: str | None = None
+    revision: str | None = None
+    backend: str = "auto"
+    precision: Precision | None = None
+    trust: str | None = None
+    store: Path | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is compared.
+
+    Attributes:
+        made: Its components.
+        engines: The set that draws pictures; None where its backend cannot run here.
+        step: A set of denoise_step alone, where the backend's own sets leave it out and the bundle has it.
+        bundle: What it was built from; None where only engines were given.
+        made_from: The checkpoint that its manifest names.
+        bundle_digest: Of the bundle, whether it is here or not.
+    """
+
+    made: Candidate
+    engines: EngineSet | None
+    step: EngineSet | None
+    bundle: Bundle | None
+    made_from: CheckpointRecord
+    bundle_digest: str
+
+    def limits(self, component: ComponentName) -> BatchRange | None:
+        """The batches that a component's engine takes; None where it takes any."""
+        alone = self.step is not None and component == "denoise_step"
+        parts = self.step.manifest.components if alone and self.step else self.made.parts
+        return parts[component].batch
+
+
+def open_subject(asked: Asked, progress: Progress, threads: int | None = None) -> Subject:
+    """Open what is compared; export and build what is missing.
+
+    A GPU's backend that cannot run here is not built either: it cannot be verified.
+
+    Raises:
+        UsageError: Options contradict each other.
+        ArtefactError: The folder is neither a bundle nor an engine set, or is malformed.
+        BackendUnavailableError: A backend of the CPU is not installed.
+    """
+    if asked.folder is not None and "backend" in json.loads(read_manifest(asked.folder, ArtefactError)):
+        given = Source(engines=asked.folder, trust=asked.trust)
+        engines = prepare(given, backend=asked.backend, precision=asked.precision, store=asked.store)
+        manifest = engines.manifest
+        made = candidate(engines, threads=threads)
+        return Subject(made, engines, None, None, manifest.checkpoint, manifest.bundle_digest)
+    if asked.trust is not None:
+        raise UsageError("--trust is for engines, and none are given", hint="give the engines' folder, or leave it out")
+    return _from_bundle(asked, progress, threads)
+
+
+def _from_bundle(asked: Asked, progress: Progress, threads: int | None) -> Subject:
+    shelf = Store(asked.store) if asked.store else Store.default()
+    backend = resolve_backend(asked.backend, progress)
+    source = Source(asked.checkpoint, asked.revision) if asked.folder is None else Source(bundle=asked.folder)
+    exported = bundle_precision(backend, asked.precision)
+    bundle = open_bundle(source, shelf, precision=exported, progress=progress)
+    record = bundle.manifest.checkpoint
+    try:
+        available(backend)
+    except BackendUnavailableError as error:
+        if backend not in WITHOUT_GPU:
+            raise
+        progress.note(f"{backend} cannot be verified here: {error.message}")
+        made = replace(candidate(bundle, threads=threads), backend=backend)
+        return Subject(made, None, None, bundle, record, bundle.digest)
+    request = BuildRequest(backend, asked.precision)
+    engines = engines_build.build(bundle, request, shelf, progress)
+    step = None
+    if "denoise_step" in bundle.manifest.components and "denoise_step" not in engines.manifest.components:
+        step = engines_build.build(bundle, replace(request, components=("denoise_step",)), shelf, progress)
+    return Subject(candidate(engines, threads=threads), engines, step, bundle, record, bundle.digest)
+
+
+def open_reference(asked: Asked, made_from: CheckpointRecord) -> Checkpoint:
+    """The checkpoint to compare with: the one asked for, or the one that the subject was made from.
+
+    Raises:
+        CheckpointError: It is not here, or malformed.
+    """
+    if asked.checkpoint is not None:
+        return open_checkpoint(asked.checkpoint, revision=asked.revision)
+    name = made_from.name
+    if name != "demo" and "/" not in name and not Path(name).exists():
+        hint = "name its place with --checkpoint"
+        raise CheckpointError(f"the checkpoint {name!r}, of which this was made, is not here", hint=hint)
+    return open_checkpoint(name, revision=made_from.revision)
