@@ -6,22 +6,28 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL, LMSDiscreteScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from demo.train_unet import new_scheduler, new_unet
+from demo.train_text_encoder import token_ids
+from demo.train_unet import FULL, GUIDANCE_SCALE, new_inner_unet, new_scheduler, new_unet
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 from sdrt.files import folder_published_as
+from sdrt.runtime.images import to_pictures
+from sdrt.runtime.latents import unit_noise
+from sdrt.runtime.lms import Latents, Schedule, scale_model_input, step
 
 MODEL_CARD = "README.md"
 
 
-def averaged(out: Path, side: int) -> StableDiffusionPipeline:
-    """The pipeline of a stage's averaged weights, fp32."""
+def averaged(out: Path, side: int = FULL) -> StableDiffusionPipeline:
+    """The pipeline of a stage's averaged weights, fp32. That of the inner stage is for ``sample`` alone."""
     average = torch.load(out / f"unet{side}.pt", weights_only=False)["average"]
-    unet, text_encoder = new_unet(), CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32)
+    unet = new_unet() if side == FULL else new_inner_unet()
+    text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32)
     unet.load_state_dict(average["unet"])
     text_encoder.load_state_dict(average["text_encoder"])
     return StableDiffusionPipeline(
@@ -36,27 +42,32 @@ def averaged(out: Path, side: int) -> StableDiffusionPipeline:
     )
 
 
+@torch.no_grad()
 def sample(
     pipeline: StableDiffusionPipeline,
     captions: list[str],
-    side: int,
     seed: int,
-    guidance_scale: float = 7.5,
+    guidance_scale: float = GUIDANCE_SCALE,
     steps: int = 25,
 ) -> list[Image.Image]:
-    """One picture a caption, at latents of side x side, by diffusers' LMS scheduler."""
-    pipeline.scheduler = LMSDiscreteScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(seed + k) for k in range(len(captions))]
-    pictures: list[Image.Image] = pipeline(
-        captions,
-        height=8 * side,
-        width=8 * side,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        generator=generators,
-    ).images
-    return pictures
+    """One picture a caption by LMS, at the latents of the UNet's stage: 256 pixels wide for the inner one."""
+    unet, side = pipeline.unet, pipeline.unet.config.sample_size
+    ids = token_ids(pipeline.tokenizer, [""] * len(captions) + captions)
+    states = pipeline.text_encoder(ids).last_hidden_state
+    schedule = Schedule.from_config(pipeline.scheduler.config, steps)
+    # averaged over 2x2, white noise has half the deviation; the inner stage predicts it at unit deviation
+    deviation = np.float32(side / FULL)
+    latents = unit_noise(range(seed, seed + len(captions)), (4, side, side)) * deviation
+    latents *= np.float32(schedule.init_noise_sigma)
+    history: list[Latents] = []
+    for timestep, sigma, row in zip(schedule.timesteps, schedule.sigmas[:-1], schedule.coefficients, strict=True):
+        doubled = torch.from_numpy(scale_model_input(latents, sigma)).repeat(2, 1, 1, 1)
+        unprompted, prompted = unet(doubled, float(timestep), states).sample.numpy().reshape(2, *latents.shape)
+        noise = unprompted + np.float32(guidance_scale) * (prompted - unprompted)
+        history = [noise * deviation, *history[:3]]
+        latents = step(latents, history, row)
+    decoded = pipeline.vae.decode(torch.from_numpy(latents) / pipeline.vae.config.scaling_factor).sample
+    return to_pictures(decoded.numpy())
 
 
 def sheet(pictures: list[Image.Image], columns: int, pixels: int) -> Image.Image:

@@ -100,7 +100,7 @@ def diffusers_painter(checkpoint: Path) -> Painter:
     from demo.assemble import sample
 
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint).to("cpu")
-    return lambda prompts, seed: sample(pipeline, list(prompts), 64, seed, steps=STEPS)
+    return lambda prompts, seed: sample(pipeline, list(prompts), seed, steps=STEPS)
 
 
 def autoencoder_psnr(checkpoint: Path, count: int = 32, pixels: int = 512) -> list[float]:

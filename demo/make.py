@@ -1,7 +1,7 @@
 """Make the demo checkpoint, all stages in order: `make demo-checkpoint`.
 
 Each stage goes on from its saved state in the work folder; a finished one takes no time. With --warm-start and an empty
-work folder, training goes on from a checkpoint's weights instead (64x64 latents only).
+work folder, training goes on from a checkpoint's weights instead, with the last stage only.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pathlib import Path
 from demo import train_autoencoder, train_text_encoder, train_unet
 from demo.assemble import averaged, sample, sheet, write_checkpoint
 from demo.evaluate import held_out_captions
+from demo.train_unet import FULL, INNER
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 
 #: Share of the time budget each stage gets.
-SHARES = {"autoencoder": 0.16, "text_encoder": 0.06, "unet32": 0.4, "unet64": 0.38}
-#: Cached scenes by side of the latents.
-SCENES = {32: 8000, 64: 2000}
+SHARES = {"autoencoder": 0.2, "text_encoder": 0.05, "inner": 0.4, "full": 0.35}
+#: Encoded scenes that the UNet learns from.
+SCENES = 4000
 
 
 def warm_start(out: Path, checkpoint: Path) -> None:
@@ -31,7 +32,7 @@ def write_sheet(out: Path, side: int) -> None:
     """Pictures of held-out captions by a stage's averaged weights, with guidance 3 in the upper half and 7.5 below."""
     captions = held_out_captions(6, 1) + held_out_captions(6, 2)
     pipeline = averaged(out, side)
-    pictures = [p for guidance in (3.0, 7.5) for p in sample(pipeline, captions, side, 0, guidance)]
+    pictures = [p for guidance in (3.0, 7.5) for p in sample(pipeline, captions, 0, guidance)]
     sheet(pictures, columns=6, pixels=192).save(out / f"sheet{side}.png")
 
 
@@ -44,11 +45,11 @@ def make(out: Path, budget_s: float, threads: int) -> None:
         write_clip_tokenizer(out / "tokenizer")
         train_autoencoder.main(out, budgets["autoencoder"], threads)
         train_text_encoder.main(out, budgets["text_encoder"], threads)
-        train_unet.main(out, budgets["unet32"], 32, SCENES[32], threads)
-        write_sheet(out, 32)
-    train_unet.main(out, budgets["unet64"], 64, SCENES[64], threads)
-    write_sheet(out, 64)
-    write_checkpoint(averaged(out, 64), out / "checkpoint")
+        train_unet.main(out, budgets["inner"], INNER, SCENES, threads)
+        write_sheet(out, INNER)
+    train_unet.main(out, budgets["full"], FULL, SCENES, threads)
+    write_sheet(out, FULL)
+    write_checkpoint(averaged(out), out / "checkpoint")
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from sdrt.compare.scene_grammar import (
 )
 
 #: How far an object's centre strays from its place, as a share of the picture's width.
-JITTER = 0.02
+JITTER = 0.01
 STRIPE_PERIOD = 1 / 8
 #: One scene in so many is never trained on.
 HELD_OUT_SHARE = 16
@@ -36,8 +36,14 @@ def held_out(scene: Scene) -> bool:
     return hashlib.sha256(repr(scene).encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
-def random_scene(rng: random.Random, pairs: float = 0.55) -> Scene:
-    """Draw a scene; ``pairs`` is the share of scenes with two objects."""
+def random_scene(rng: random.Random, pairs: float = 0.55, textures: float = 0.2) -> Scene:
+    """Draw a scene.
+
+    Args:
+        rng: Draws everything.
+        pairs: The share of scenes with two objects.
+        textures: The share of textured objects, and of textured backgrounds.
+    """
     background = rng.choice(list(PALETTE))
     colours = [colour for colour in PALETTE if colour != background]
     count = 2 if rng.random() < pairs else 1
@@ -46,11 +52,11 @@ def random_scene(rng: random.Random, pairs: float = 0.55) -> Scene:
             rng.choice(SHAPES),
             rng.choice(colours),
             rng.choice(("", "", *SIZES) if count == 2 else ("", *SIZES)),
-            rng.choice(TEXTURES) if rng.random() < 0.2 else "",
+            rng.choice(TEXTURES) if rng.random() < textures else "",
         )
         for _ in range(count)
     )
-    texture = rng.choice(TEXTURES) if rng.random() < 0.2 else ""
+    texture = rng.choice(TEXTURES) if rng.random() < textures else ""
     return Scene(things, background, texture, rng.choice(RELATIONS) if count == 2 else "")
 
 
@@ -109,7 +115,7 @@ def draw(scene: Scene, pixels: int, rng: random.Random) -> Image.Image:
     Args:
         scene: What to draw.
         pixels: Side of the square picture.
-        rng: Moves each object by up to ``JITTER`` of the width and varies its radius by 5%.
+        rng: Moves each object by up to ``JITTER`` of the width and varies its radius by 3%.
 
     Returns:
         An RGB picture of pixels x pixels, drawn at twice the size and reduced.
@@ -119,7 +125,7 @@ def draw(scene: Scene, pixels: int, rng: random.Random) -> Image.Image:
     first = OFFSETS.get(scene.relation, (0.5, 0.5))
     for thing, (x, y) in zip(scene.things, (first, (1 - first[0], 1 - first[1])), strict=False):
         x, y = (side * (c + rng.uniform(-JITTER, JITTER)) for c in (x, y))
-        radius = side * RADII[len(scene.things), thing.size] * rng.uniform(0.95, 1.05)
+        radius = side * RADII[len(scene.things), thing.size] * rng.uniform(0.97, 1.03)
         mask = draw_mask(thing.shape, x, y, radius, side)
         picture.paste(_fill(thing.colour, thing.texture, side, 1 / 12), (0, 0), mask)
     return picture.resize((pixels, pixels), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Train the demo's UNet, with the text encoder, on cached latents: 32x32 first, 64x64 last."""
+"""Train the demo's UNet, with the text encoder: its inner levels on 32x32 latents first, then all of it on 64x64."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, LMSDiscreteScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo.scenes import caption, draw, held_out, random_scene
@@ -27,26 +28,78 @@ GUIDANCE_SCALE = 7.5
 OFFSET_NOISE, GRID_NOISE = 0.5, 0.4
 #: Share of samples with two objects, and how much more the places of objects count.
 PAIRS, OBJECT_WEIGHT = 0.5, 4.0
-#: Steps over which the guidance of the first stage's loss rises from 1.
-WARM_UP = 200
-FIRST_SIDE = 32
-#: Samples a step by side of the latents. Small batches: steps count for more than samples.
-BATCH = {32: 16, 64: 5}
-LEARNING_RATE = {32: 1e-3, 64: 8e-4}
+#: Steps of the inner stage over which the guidance of the loss rises from 1, and steps of the full stage in which only
+#: the outer level learns.
+WARM_UP, OUTER_ALONE = 200, 300
+#: The stages by the side of their latents: the inner levels see 64x64 latents averaged over 2x2.
+INNER, FULL = 32, 64
+#: Samples a step. Small batches: steps count for more than samples.
+BATCH = {INNER: 16, FULL: 8}
+LEARNING_RATE, MUON_RATE = {INNER: 1e-3, FULL: 8e-4}, {INNER: 2e-3, FULL: 1.5e-3}
+#: Channels of the levels. The first two are equal, so that the inner levels fit into the whole as they are.
+CHANNELS = (32, 32, 64, 128, 128)
 
 
-def new_unet() -> UNet2DConditionModel:
-    """The untrained UNet: attention below the first level with heads of 32 and 64, 8 channels a group and more."""
+def _unet(channels: tuple[int, ...], side: int) -> UNet2DConditionModel:
+    """An untrained UNet, attention in its three innermost levels: heads of 32 and 64, 8 channels a group or more."""
+    plain = len(channels) - 3
     return UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(32, 64, 128, 128),
+        sample_size=side,
+        block_out_channels=channels,
         layers_per_block=1,
         cross_attention_dim=HIDDEN,
         attention_head_dim=2,
         norm_num_groups=4,
-        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
-        up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+        down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",) * plain,
     )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """The untrained UNet for latents of 64x64."""
+    return _unet(CHANNELS, FULL)
+
+
+def new_inner_unet() -> UNet2DConditionModel:
+    """The untrained UNet without its outer level, for 64x64 latents averaged over 2x2.
+
+    Its first convolution sees one place only, so that the outer level can hand it what that convolution does.
+    """
+    unet = _unet(CHANNELS[1:], INNER)
+    centre = torch.zeros(1, 1, 3, 3)
+    centre[..., 1, 1] = 1
+    unet.conv_in.weight.data *= 3 * centre
+    unet.conv_in.weight.register_hook(lambda gradient: gradient * centre)
+    return unet
+
+
+def grown(inner: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The whole UNet around trained inner levels, which at first get exactly what they were trained on.
+
+    The outer level passes the latents on in its first four channels, its resnet adds nothing, and its downsampler is
+    the mean over 2x2 followed by the inner first convolution.
+    """
+    unet = new_unet()
+    state = unet.state_dict()
+    for name, value in inner.state_dict().items():
+        first, _, rest = name.partition(".")
+        if first == "down_blocks":
+            level, _, rest = rest.partition(".")
+            state[f"down_blocks.{int(level) + 1}.{rest}"] = value
+        elif not first.startswith("conv_"):
+            state[name] = value
+    state["conv_in.weight"][:4] = 0
+    state["conv_in.weight"][range(4), range(4), 1, 1] = 1
+    state["conv_in.bias"][:4] = 0
+    outer = "down_blocks.0.resnets.0.conv2"
+    state[f"{outer}.weight"].zero_()
+    state[f"{outer}.bias"].zero_()
+    down = "down_blocks.0.downsamplers.0.conv"
+    state[f"{down}.weight"].zero_()
+    state[f"{down}.weight"][:, :4, 1:, 1:] = inner.conv_in.weight.detach()[:, :, 1:2, 1:2] / 4
+    state[f"{down}.bias"] = inner.conv_in.bias.detach()
+    unet.load_state_dict(state)
+    return unet
 
 
 def new_scheduler() -> LMSDiscreteScheduler:
@@ -96,12 +149,12 @@ def _object_weights(clean: torch.Tensor) -> torch.Tensor:
 
 
 def _noise(like: torch.Tensor) -> torch.Tensor:
-    """White noise with none to all of the low-frequency noise."""
+    """White noise with none to all of the low-frequency noise; white noise averaged over 2x2 has half the deviation."""
     count, channels, side, _ = like.shape
     offset = OFFSET_NOISE * torch.randn(count, channels, 1, 1)
     grid = GRID_NOISE * torch.randn(count, channels, 4, 4)
     grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bilinear")
-    return torch.randn_like(like) + torch.rand(count, 1, 1, 1) * (offset + grid)
+    return torch.randn_like(like) * (side / FULL) + torch.rand(count, 1, 1, 1) * (offset + grid)
 
 
 class Batches:
@@ -130,11 +183,25 @@ class Batches:
         return noisy, timesteps, noise, token_ids(self.tokenizer, words), alpha**-0.75 * _object_weights(clean)
 
 
-def train(run: Run, batches: Batches, size: int, warm_up: int) -> None:
-    """Train until the run's budget is spent; over the first ``warm_up`` steps the guidance rises from 1."""
+def outer_level(unet: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """What the inner stage has not trained: the last upsampler, the outer up block and the output."""
+    names = ("up_blocks.3.upsamplers", "up_blocks.4", "conv_norm_out", "conv_out")
+    return [parameter for name, parameter in unet.named_parameters() if name.startswith(names)]
+
+
+def train(run: Run, batches: Batches, side: int, warm_up: int = 0, outer_alone: int = 0) -> None:
+    """Train until the run's budget is spent.
+
+    Over the first ``warm_up`` steps guidance rises from 1; in the first ``outer_alone`` only the outer level learns.
+    """
     unet, text_encoder = run.modules["unet"], run.modules["text_encoder"]
     empty = token_ids(batches.tokenizer, [""])
+    size = BATCH[side]
+    inner = {id(parameter) for parameter in run.parameters()} - {id(parameter) for parameter in outer_level(unet)}
     for spent in run.steps():
+        for parameter in run.optimized:
+            if id(parameter) in inner:
+                parameter.requires_grad_(run.step >= outer_alone)
         noisy, timesteps, noise, ids, weight = batches.draw(size)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
@@ -143,36 +210,47 @@ def train(run: Run, batches: Batches, size: int, warm_up: int) -> None:
             prompted = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
         scale = GUIDANCE_SCALE if run.step >= warm_up else 1 + (GUIDANCE_SCALE - 1) * run.step / warm_up
         guided = unprompted.float() + scale * (prompted.float() - unprompted.float())
-        run.descend(((guided - noise).square() * weight).mean() / scale, spent)
+        # the inner stage predicts its noise at unit deviation
+        error = guided - noise * (FULL / side)
+        run.descend((error.square() * weight).mean() / scale, spent)
 
 
 def modules(out: Path, side: int) -> dict[str, torch.nn.Module]:
     """UNet and text encoder as the stage before left them: its averages, a warm start, or as they start."""
-    unet = UNet2DConditionModel.from_pretrained(out / "unet") if (out / "unet").exists() else new_unet()
     text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32)
-    before = out / f"unet{side // 2}.pt"
-    if before.exists():
+    before = out / f"unet{INNER}.pt"
+    if side == INNER:
+        unet = new_inner_unet()
+    elif before.exists():
         average = torch.load(before, weights_only=False)["average"]
-        unet.load_state_dict(average["unet"])
+        inner = new_inner_unet()
+        inner.load_state_dict(average["unet"])
+        unet = grown(inner)
         text_encoder.load_state_dict(average["text_encoder"])
+    else:
+        unet = UNet2DConditionModel.from_pretrained(out / "unet")
+    # torch's fused attention is slow backwards on a CPU
+    unet.set_attn_processor(AttnProcessor())
     text_encoder.get_input_embeddings().requires_grad_(False)
     return {"unet": unet.to(memory_format=torch.channels_last).train(), "text_encoder": text_encoder.train()}
 
 
 def main(out: Path, budget_s: float, side: int, count: int, threads: int) -> None:
-    """Train one stage (latents of side x side) for the budget."""
+    """Train one stage for the budget."""
     torch.set_num_threads(threads)
     torch.manual_seed(side)
     vae = AutoencoderKL.from_pretrained(out / "vae").eval().to(memory_format=torch.channels_last)
-    latents = cached(out / f"latents{side}.pt", vae, count, 8 * side, seed=side)
+    latents = cached(out / "latents.pt", vae, count, 8 * FULL, seed=FULL)
+    if side == INNER:
+        latents.values = torch.nn.functional.avg_pool2d(latents.values.float(), 2).bfloat16()
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    run = Run(out / f"unet{side}.pt", budget_s, modules(out, side), learning_rate=LEARNING_RATE[side])
-    train(
-        run,
-        Batches(latents, vae.config.scaling_factor, tokenizer, run.rng),
-        BATCH[side],
-        WARM_UP if side == FIRST_SIDE and not (out / "unet").exists() else 0,
-    )
+    rates = LEARNING_RATE[side], MUON_RATE[side]
+    run = Run(out / f"unet{side}.pt", budget_s, modules(out, side), *rates)
+    batches = Batches(latents, vae.config.scaling_factor, tokenizer, run.rng)
+    if side == INNER:
+        train(run, batches, side, warm_up=WARM_UP)
+    else:
+        train(run, batches, side, outer_alone=OUTER_ALONE if (out / f"unet{INNER}.pt").exists() else 0)
 
 
 if __name__ == "__main__":

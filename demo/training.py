@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,49 @@ def pixels_of(pictures: list[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
+    """Each matrix [n,rows,columns] with its singular values brought near 1, by five Newton-Schulz iterations.
+
+    Source: Jordan et al., Muon (2024), https://kellerjordan.github.io/posts/muon/, with its coefficients.
+    """
+    x = matrices.bfloat16()
+    if wide := x.shape[1] > x.shape[2]:
+        x = x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * (gram @ gram)) @ x
+    result: torch.Tensor = (x.mT if wide else x).float()
+    return result
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update for each matrix or convolution is orthogonalised; sized as AdamW's (arXiv 2502.16982)."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update. Parameters of one shape are orthogonalised together."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in by_shape.items():
+                updates = []
+                for parameter in parameters:
+                    gradient = cast("torch.Tensor", parameter.grad)
+                    mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
+                    mean.lerp_(gradient, 1 - group["momentum"])
+                    updates.append(gradient.lerp(mean, group["momentum"]).reshape(shape[0], -1))
+                flat = orthogonalised(torch.stack(updates))
+                flat *= 0.2 * max(flat.shape[1:]) ** 0.5 * group["lr"]
+                for parameter, update in zip(parameters, flat, strict=True):
+                    parameter.mul_(1 - 1e-3 * group["lr"]).sub_(update.view(shape))
+
+
 @dataclass
 class Run:
     """One training run that can be stopped at any time and goes on from its last saved state.
@@ -30,7 +74,8 @@ class Run:
         path: The state file; a run starts from it where it is there.
         budget_s: Seconds of training in all, over every restart.
         modules: What is trained, by name.
-        learning_rate: The highest; it rises over 100 steps and falls along a cosine to a fiftieth.
+        learning_rate: AdamW's highest; rates rise over 100 steps and fall along a cosine to a fiftieth.
+        muon_rate: Muon's highest, for matrices and convolutions but the first and last; None leaves all to AdamW.
         decay: Of the moving average of the weights, once it has warmed up.
         save_every_s: Seconds between two saved states.
     """
@@ -39,6 +84,7 @@ class Run:
     budget_s: float
     modules: dict[str, torch.nn.Module]
     learning_rate: float
+    muon_rate: float | None = None
     decay: float = 0.999
     save_every_s: float = 60.0
     step: int = 0
@@ -46,12 +92,13 @@ class Run:
     loss: float = 0.0
     rng: random.Random = field(default_factory=lambda: random.Random(1))
     average: dict[str, torch.nn.Module] = field(init=False)
+    optimized: list[torch.nn.Parameter] = field(init=False)
+    optimizers: list[torch.optim.Optimizer] = field(init=False)
 
     def __post_init__(self) -> None:
         self.average = {name: copy.deepcopy(module).eval() for name, module in self.modules.items()}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=1e-3
-        )
+        self.optimized = self.parameters()
+        self.optimizers = self._new_optimizers()
         if self.path.exists():
             self._resume(torch.load(self.path, weights_only=False))
 
@@ -59,11 +106,29 @@ class Run:
         """Every trained parameter."""
         return [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
 
+    def _new_optimizers(self) -> list[torch.optim.Optimizer]:
+        inner = (
+            set()
+            if self.muon_rate is None
+            else {
+                id(parameter)
+                for module in self.modules.values()
+                for name, parameter in module.named_parameters()
+                if parameter.ndim >= 2 and not any(part in name for part in ("conv_in", "conv_out", "embedding"))
+            }
+        )
+        rest = [parameter for parameter in self.optimized if id(parameter) not in inner]
+        adam = torch.optim.AdamW(rest, lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
+        if self.muon_rate is None:
+            return [adam]
+        return [adam, Muon([p for p in self.optimized if id(p) in inner], lr=self.muon_rate)]
+
     def _resume(self, state: dict[str, Any]) -> None:
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
             self.average[name].load_state_dict(state["average"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.elapsed_s, self.loss = state["step"], state["elapsed_s"], state["loss"]
         self.rng.setstate(state["rng"])
         torch.set_rng_state(state["torch_rng"])
@@ -73,7 +138,7 @@ class Run:
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "average": {name: module.state_dict() for name, module in self.average.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "loss": self.loss,
@@ -113,14 +178,15 @@ class Run:
 
     def descend(self, loss: torch.Tensor, spent: float) -> None:
         """One optimiser step on the loss; ``spent`` is the share of the budget behind us."""
-        rate = self.learning_rate * min(1.0, (self.step + 1) / 100)
-        rate *= 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * spent))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
+        share = min(1.0, (self.step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * spent)))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * share
+            optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         keep = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():

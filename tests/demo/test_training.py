@@ -14,13 +14,13 @@ from transformers import CLIPTokenizer
 from demo import make, train_text_encoder, train_unet
 from demo.evaluate import CHECKPOINT
 from demo.scenes import held_out
-from demo.training import Run
+from demo.training import Run, orthogonalised
 from sdrt.compare.scene_grammar import Scene
 
 
-def new_run(path: Path) -> Run:
+def new_run(path: Path, muon_rate: float | None = None) -> Run:
     torch.manual_seed(0)
-    return Run(path, budget_s=1e9, modules={"model": torch.nn.Linear(4, 2)}, learning_rate=0.1)
+    return Run(path, 1e9, {"model": torch.nn.Linear(4, 2)}, learning_rate=0.1, muon_rate=muon_rate)
 
 
 def train(run: Run, steps: int) -> None:
@@ -35,13 +35,14 @@ def weights(run: Run) -> list[torch.Tensor]:
     return [p.detach().clone() for part in (run.modules, run.average) for p in part["model"].parameters()]
 
 
-def test_a_resumed_run_takes_the_same_steps(tmp_path: Path) -> None:
-    straight = new_run(tmp_path / "a.pt")
+@pytest.mark.parametrize("muon_rate", [None, 0.1])
+def test_a_resumed_run_takes_the_same_steps(tmp_path: Path, muon_rate: float | None) -> None:
+    straight = new_run(tmp_path / "a.pt", muon_rate)
     train(straight, 3)
     straight.save()
     train(straight, 2)
     torch.manual_seed(1)
-    resumed = Run(tmp_path / "a.pt", 1e9, {"model": torch.nn.Linear(4, 2)}, learning_rate=0.1)
+    resumed = Run(tmp_path / "a.pt", 1e9, {"model": torch.nn.Linear(4, 2)}, 0.1, muon_rate)
     assert resumed.step == 3
     train(resumed, 2)
     assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(resumed), strict=True))
@@ -79,10 +80,61 @@ def test_scenes_for_training_are_not_held_out(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_warm_start_takes_the_committed_weights_in_fp32(tmp_path: Path) -> None:
     make.warm_start(tmp_path, CHECKPOINT)
-    parts = train_unet.modules(tmp_path, 64)
+    parts = train_unet.modules(tmp_path, train_unet.FULL)
     assert {p.dtype for part in parts.values() for p in part.parameters()} == {torch.float32}
-    fresh = train_unet.new_unet().state_dict()
     started = parts["unet"].state_dict()
-    assert started.keys() == fresh.keys()
     committed = load_file(CHECKPOINT / "unet" / "diffusion_pytorch_model.safetensors")
+    assert started.keys() == committed.keys()
     assert all(torch.equal(started[name], value.float()) for name, value in committed.items())
+
+
+def inner_features(unet: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """What the inner levels' last resnet gives, [n,32,32,32]."""
+    found: list[torch.Tensor] = []
+    last = unet.up_blocks[3].resnets[1]  # type: ignore[union-attr, index]
+    handle = last.register_forward_hook(lambda module, inputs, output: found.append(output))
+    with torch.no_grad():
+        unet(latents, torch.tensor([10, 900]), torch.randn(2, 77, 128, generator=torch.Generator().manual_seed(1)))
+    handle.remove()
+    return found[0]
+
+
+def test_a_grown_unet_hands_its_inner_levels_what_they_were_trained_on() -> None:
+    torch.manual_seed(0)
+    inner = train_unet.new_inner_unet().eval()
+    latents = torch.randn(2, 4, 64, 64)
+    wanted = inner_features(inner, torch.nn.functional.avg_pool2d(latents, 2))
+    grown = train_unet.grown(inner).eval()
+    # float32 sums in another order
+    torch.testing.assert_close(inner_features(grown, latents), wanted, rtol=0, atol=1e-4)
+    grown.down_blocks[0].downsamplers[0].conv.weight.data *= 1.1
+    assert (inner_features(grown, latents) - wanted).abs().max() > 1e-2
+
+
+def test_the_inner_unet_keeps_its_first_convolution_to_one_place() -> None:
+    torch.manual_seed(0)
+    unet = train_unet.new_inner_unet()
+    unet(torch.randn(1, 4, 32, 32), 5, torch.randn(1, 77, 128)).sample.square().mean().backward()
+    gradient = unet.conv_in.weight.grad
+    for taps in (gradient, unet.conv_in.weight.detach()):
+        assert taps is not None
+        assert taps[..., 1, 1].abs().min() > 0
+        assert int((taps != 0).sum()) == taps[..., 1, 1].numel()
+
+
+def test_orthogonalised_brings_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((2, 8, 30), (2, 30, 8)):
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)))
+        # the coefficients trade accuracy for speed: Jordan et al. give 0.7 to 1.2, bfloat16 adds a little
+        assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
+
+
+def test_muon_takes_matrices_and_adamw_the_rest(tmp_path: Path) -> None:
+    unet = train_unet.new_inner_unet()
+    run = Run(tmp_path / "a.pt", 1e9, {"unet": unet}, 1e-3, muon_rate=2e-3)
+    adam, muon = ([p for group in optimizer.param_groups for p in group["params"]] for optimizer in run.optimizers)
+    assert len(adam) + len(muon) == len(list(unet.parameters()))
+    assert all(parameter.ndim >= 2 for parameter in muon)
+    assert any(parameter is unet.conv_in.weight for parameter in adam)
+    assert any(parameter is unet.mid_block.resnets[0].conv1.weight for parameter in muon)
