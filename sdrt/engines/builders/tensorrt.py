@@ -16,7 +16,7 @@ from sdrt.engines.trt.config import new_config
 from sdrt.engines.trt.layers import layer_list
 from sdrt.engines.trt.log import Messages, make_logger
 from sdrt.engines.trt.monitor import Phases, make_monitor
-from sdrt.engines.trt.network import parse
+from sdrt.engines.trt.network import objections, parse
 from sdrt.engines.trt.profiles import add_profile
 from sdrt.engines.trt.timing_cache import TimingCache
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, UsageError
@@ -176,6 +176,8 @@ class _Build:
             raise EngineError(f"{job.backend} makes no builder: {self._messages.tail()}", hint="check NVIDIA's driver")
         self._builder.max_threads = job.threads
         self._parsed = parse(trt, self._builder, self._logger, self._messages, job.graph)
+        for warning in objections(self._messages, job.spec.inputs):
+            report.note(f"{job.component}: {job.backend} warns: {warning}")
         self._attentions = attentions.attentions(trt, self._parsed.definition)
 
     def plan(self, cache: TimingCache | None) -> memoryview:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sdrt.bundle import TensorSpec
 from sdrt.engines.trt.log import Messages
 from sdrt.errors import BackendUnavailableError, EngineError
 
@@ -57,6 +59,17 @@ def parse(trt: ModuleType, builder: Any, logger: Any, messages: Messages, path: 
     if definition.num_outputs == 0:
         raise EngineError(f"{path} has no outputs", hint="export the checkpoint again")
     return Network(definition, parser)
+
+
+def objections(messages: Messages, inputs: Sequence[TensorSpec]) -> list[str]:
+    """What the parser warned of, save its advice to bind int64 where the component takes int64 (decision 0035).
+
+    Args:
+        messages: Of the parse alone.
+        inputs: What the component takes: arrays of exactly these types are bound when it runs.
+    """
+    heeded = [f"Make sure input {spec.name} has Int64 binding." for spec in inputs if spec.dtype == "int64"]
+    return [warning for warning in messages.warnings if not warning.endswith(tuple(heeded))]
 
 
 def _parse_error(trt: ModuleType, errors: list[Any], messages: Messages, path: Path) -> EngineError:
