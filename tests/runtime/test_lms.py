@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from diffusers import LMSDiscreteScheduler
@@ -112,14 +113,14 @@ def test_a_planted_fault_is_found(fault: str) -> None:
     assert largest_difference(our_trajectory(planted, unit_noise()), theirs) > 10 * TRAJECTORY_TOLERANCE
 
 
-def table_tolerance(schedule: Schedule) -> np.ndarray:
+def table_tolerance(schedule: Schedule) -> npt.NDArray[np.float64]:
     """How far, relatively, two float32 tables of any betas may lie apart at each sigma.
 
     torch and numpy round linspace differently in the last place, so each of the k factors 1 - beta of alpha_bar may
     round the other way, by 6e-8: sigma^2 = (1 - alpha_bar) / alpha_bar moves by k * 6e-8 / (1 - alpha_bar).
     """
-    variances = np.maximum(np.square(schedule.sigmas), 1e-12)
-    factors = np.append(np.ceil(schedule.timesteps) + 1, 0)
+    variances: npt.NDArray[np.float64] = np.maximum(np.square(schedule.sigmas), 1e-12)
+    factors: npt.NDArray[np.float64] = np.append(np.ceil(schedule.timesteps) + 1, 0)
     return SIGMA_TOLERANCE + factors * 6e-8 / 2 * (1 + variances) / variances
 
 
