@@ -45,6 +45,7 @@ class Inputs:
         self.reference = reference
         self.trajectory = trajectory
         self.batches = tuple(batches)
+        self._made: dict[tuple[ComponentName, tuple[int, ...]], tuple[Case, ...]] = {}
 
     def cases(self, component: ComponentName, limits: BatchRange | None) -> tuple[Case, ...]:
         """The component's cases at the batches that an engine takes, and at the most that it takes.
@@ -57,6 +58,12 @@ class Inputs:
             At least one case, but for denoise_step of a trajectory without guidance, which never runs it.
         """
         batches = allowed(self.batches, limits)
+        key = (component, batches)
+        if key not in self._made:
+            self._made[key] = self._make(component, batches)
+        return self._made[key]
+
+    def _make(self, component: ComponentName, batches: Sequence[int]) -> tuple[Case, ...]:
         if component == "denoise_step":
             return self._at_steps(batches, self._step) if self.trajectory.request.guided else ()
         if component == "unet":
@@ -153,8 +160,11 @@ def positions(trajectory: Trajectory) -> dict[str, int]:
         "late": round(last * 0.9),
         "most fractional": int(fractions.argmax()),
     }
-    # Of a few steps only, one may be several of these.
-    return {name: step for step, name in {step: name for name, step in places.items()}.items()}
+    # Of a few steps only, one may be several of these; the first name is kept.
+    names: dict[int, str] = {}
+    for name, step in places.items():
+        names.setdefault(step, name)
+    return {name: step for step, name in names.items()}
 
 
 def _round(what: str, name: str, rows: Array, batches: Sequence[int]) -> tuple[Case, ...]:

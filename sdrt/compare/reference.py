@@ -6,10 +6,11 @@ them shows. Only the noise is the runtime's, since both sides have to start from
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -170,9 +171,7 @@ class Reference:
 
     def tokenize(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         """Token ids [n, tokens] by transformers' own tokenizer."""
-        with warnings.catch_warnings():
-            # What transformers deprecates in itself is not the user's to mend.
-            warnings.simplefilter("ignore")
+        with _quiet():
             tokenizer = CLIPTokenizer.from_pretrained(self.checkpoint.path / "tokenizer", local_files_only=True)
             length = self.model.max_tokens
             found = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)
@@ -189,17 +188,14 @@ class Reference:
 
     def scheduler(self, num_inference_steps: int) -> LMSDiscreteScheduler:
         """The LMS of diffusers, over the checkpoint's betas, on linspace timesteps."""
-        before = diffusers.logging.get_verbosity()
-        diffusers.logging.set_verbosity_error()
-        try:
-            scheduler = LMSDiscreteScheduler.from_config(self.checkpoint.scheduler, timestep_spacing="linspace")
-        except ImportError as error:
-            hint = "pip install 'sdrt[compare]'"
-            message = "scipy, by which diffusers integrates LMS, is not installed"
-            raise BackendUnavailableError(message, hint=hint) from error
-        finally:
-            diffusers.logging.set_verbosity(before)
-        scheduler.set_timesteps(num_inference_steps)
+        with _quiet():
+            try:
+                scheduler = LMSDiscreteScheduler.from_config(self.checkpoint.scheduler, timestep_spacing="linspace")
+            except ImportError as error:
+                hint = "pip install 'sdrt[compare]'"
+                message = "scipy, by which diffusers integrates LMS, is not installed"
+                raise BackendUnavailableError(message, hint=hint) from error
+            scheduler.set_timesteps(num_inference_steps)
         return scheduler
 
     def _unet(self, source: Source, precision: Precision) -> Callable[[Feeds], Array]:
@@ -213,7 +209,7 @@ class Reference:
         states = torch.from_numpy(halves.reshape(-1, *halves.shape[2:]))
         latents = torch.from_numpy(noise) * scheduler.init_noise_sigma
         kept, slopes = [latents.numpy().astype(np.float32)], []
-        with torch.no_grad():
+        with torch.no_grad(), _quiet():
             for timestep in scheduler.timesteps:
                 sample = scheduler.scale_model_input(latents, timestep).repeat(len(halves), 1, 1, 1)
                 output = source.module(sample.float(), timestep.float().repeat(len(sample)), states)
@@ -225,6 +221,19 @@ class Reference:
                 slopes.append(scheduler.derivatives[-1].float().numpy())
                 advance(len(noise))
         return _Denoised(scheduler, kept, slopes)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep diffusers and transformers from talking: what they deprecate in each other is not the user's to mend."""
+    before = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        diffusers.logging.set_verbosity(before)
 
 
 @dataclass(frozen=True)
@@ -285,9 +294,10 @@ def guided_step(unet: Callable[[Feeds], Array], feeds: Feeds, scheduler: Mapping
 def _coefficients(scheduler: LMSDiscreteScheduler, steps: int) -> npt.NDArray[np.float64]:
     """The coefficients that diffusers integrates, [steps, 4], zero where a step has no such derivative."""
     rows = np.zeros((steps, ORDER))
-    for step in range(steps):
-        order = min(step + 1, ORDER)
-        rows[step, :order] = [scheduler.get_lms_coefficient(order, step, index) for index in range(order)]
+    with _quiet():
+        for step in range(steps):
+            order = min(step + 1, ORDER)
+            rows[step, :order] = [scheduler.get_lms_coefficient(order, step, index) for index in range(order)]
     return rows
 
 

@@ -1,0 +1,34 @@
+"""The tiny checkpoint in PyTorch, denoised once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdrt.checkpoint import open_checkpoint
+from sdrt.compare.inputs import Inputs
+from sdrt.compare.reference import Reference, Trajectory
+from sdrt.runtime.request import make_request
+
+PROMPTS = ["a red circle above a blue square"]
+#: Few, and such that timesteps are fractional: 999, 799.2, 599.4, ...
+STEPS = 6
+
+
+@pytest.fixture(scope="session")
+def tiny_reference(tiny_path: Path) -> Reference:
+    """The tiny checkpoint as a reference."""
+    return Reference(open_checkpoint(str(tiny_path)))
+
+
+@pytest.fixture(scope="session")
+def tiny_trajectory(tiny_reference: Reference) -> Trajectory:
+    """How it denoises one prompt."""
+    return tiny_reference.denoise(make_request(PROMPTS, seed=5, num_inference_steps=STEPS))
+
+
+@pytest.fixture(scope="session")
+def tiny_inputs(tiny_reference: Reference, tiny_trajectory: Trajectory) -> Inputs:
+    """What its components meet, at batches 1 and 2."""
+    return Inputs(tiny_reference, tiny_trajectory, (1, 2))

@@ -1,0 +1,121 @@
+"""Error by step: where it grows, the first step over, and what never passes. And the tiny checkpoint's own runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdrt.compare.reference import Trajectory
+from sdrt.compare.schema import TrajectoryResult
+from sdrt.compare.tolerances import Tolerances, load
+from sdrt.compare.trajectories import Drawn, Latents, compare_trajectories, draw, grows_at
+from sdrt.engines.engine_set import EngineSet
+from sdrt.runtime.lms import Schedule
+from tests.conftest import Engines
+
+
+@pytest.fixture
+def engines(tiny_engines: Engines) -> EngineSet:
+    return tiny_engines("onnxruntime", "fp32")
+
+
+def with_error(trajectory: Trajectory, *shares: float) -> Drawn:
+    """What a candidate drew whose latents are off by these shares, step by step."""
+    steps = trajectory.latents[1:]
+    return Drawn(tuple(x * np.float32(1 + share) for x, share in zip(steps, shares, strict=False)), ())
+
+
+def compared(trajectory: Trajectory, drawn: Drawn, engines: EngineSet) -> TrajectoryResult:
+    (result,) = compare_trajectories(trajectory, drawn, engines, load())
+    return result
+
+
+def test_error_by_step(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+    result = compared(tiny_trajectory, with_error(tiny_trajectory, 1e-5, 2e-5, 1e-2, 2e-2, 1e-4, 1e-5), engines)
+    # A share of one step's latents, to the rounding of 1 + 1e-5 in float32.
+    assert result.relative_l2 == pytest.approx((1e-5, 2e-5, 1e-2, 2e-2, 1e-4, 1e-5), rel=0.02)
+    assert (result.grows_at, result.first_over, result.outcome) == (2, 2, "failed")
+    assert result.reason.startswith("step 3: relative_l2 is 0.01; ")
+
+
+def test_all_within_passes(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+    result = compared(tiny_trajectory, with_error(tiny_trajectory, *[1e-5] * 6), engines)
+    assert (result.outcome, result.reason, result.first_over) == ("passed", "", None)
+    assert result.prompt == "a red circle above a blue square"
+    assert (result.seed, result.steps) == (5, 6)
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_fewer_steps_never_pass(tiny_trajectory: Trajectory, engines: EngineSet, steps: int) -> None:
+    result = compared(tiny_trajectory, with_error(tiny_trajectory, *[0.0] * steps), engines)
+    assert (result.outcome, result.reason) == ("failed", f"{steps} of 6 steps were run")
+    assert len(result.relative_l2) == steps
+
+
+def test_what_stopped_a_run_is_said(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+    drawn = replace(with_error(tiny_trajectory, 0.0), error="unet gave 1 NaN")
+    assert compared(tiny_trajectory, drawn, engines).reason == "unet gave 1 NaN"
+
+
+def test_nan_never_passes(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+    drawn = with_error(tiny_trajectory, *[0.0] * 6)
+    drawn.latents[3][0, 0, 0, 0] = np.nan
+    result = compared(tiny_trajectory, drawn, engines)
+    assert (result.outcome, len(result.relative_l2)) == ("failed", 3)
+    assert result.reason.startswith("step 4: the candidate has 1 NaN")
+
+
+def test_without_a_tolerance_it_is_unverified(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+    drawn = with_error(tiny_trajectory, *[0.5] * 6)
+    (result,) = compare_trajectories(tiny_trajectory, drawn, engines, Tolerances({}))
+    assert (result.outcome, result.first_over) == ("unverified", None)
+
+
+@pytest.mark.parametrize(
+    ("errors", "step"),
+    [([], None), ([0, 0], None), ([1e-9, 5e-7], None), ([1e-3, 1e-3], 0), ([1e-6, 2e-6, 1e-5, 1.1e-5], 2)],
+)
+def test_where_it_grows(errors: list[float], step: int | None) -> None:
+    assert grows_at(errors) == step
+
+
+def test_the_runtime_draws_what_pytorch_draws(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+    drawn = draw(engines, tiny_trajectory.request, threads=1)
+    result = compared(tiny_trajectory, drawn, engines)
+    assert (result.outcome, result.reason) == ("passed", "")
+    assert len(drawn.pictures) == 1
+    assert len(result.relative_l2) == 6
+
+
+def test_a_schedule_of_a_lower_order_fails(
+    tiny_trajectory: Trajectory, engines: EngineSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_config = Schedule.from_config
+
+    def third_order(config: Mapping[str, Any], num_inference_steps: int) -> Schedule:
+        return from_config(config, num_inference_steps, order=3)
+
+    monkeypatch.setattr(Schedule, "from_config", third_order)
+    result = compared(tiny_trajectory, draw(engines, tiny_trajectory.request, threads=1), engines)
+    # The first three steps are the same.
+    assert (result.outcome, result.first_over, result.grows_at) == ("failed", 3, 3)
+
+
+def test_a_run_that_gives_nan_is_a_finding(
+    tiny_trajectory: Trajectory, engines: EngineSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdrt.runtime import lms
+
+    step = lms.step
+
+    def broken(latents: Latents, *rest: Any) -> Latents:
+        return step(latents, *rest) * np.float32(np.nan)
+
+    monkeypatch.setattr(lms, "step", broken)
+    drawn = draw(engines, tiny_trajectory.request, threads=1)
+    assert (drawn.latents, drawn.pictures) == ((), ())
+    assert "NaN" in compared(tiny_trajectory, drawn, engines).reason
