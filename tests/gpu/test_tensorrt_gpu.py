@@ -3,11 +3,13 @@
 They need a machine with NVIDIA's driver, and tensorrt or tensorrt-rtx and cuda-python installed; nothing else. What the
 doubles cannot show is shown here only: that the real libraries take our calls in this order, that USER_MANAGED memory
 goes together with capture and with TensorRT-RTX's own graphs, that a graph's numbers are those of its kernels launched
-one by one, fp16's accuracy, times, the driver's own memory, and that CUDA gives back memory after a failed allocation.
+one by one, that kernels which TensorRT-RTX read from its cache give the numbers of those it compiled, fp16's accuracy,
+times, the driver's own memory, and that CUDA gives back memory after a failed allocation.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sdrt import Pipeline, Result
+from sdrt.bundle import COMPONENTS, ComponentName
 from sdrt.engines.build import build
 from sdrt.engines.engine_set import BackendName, EngineSet
 from sdrt.engines.recipe import DEFAULT, load_recipe
@@ -24,9 +28,14 @@ from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import Store
 from sdrt.errors import NumericError, ResourceError, UsageError
 from sdrt.prepare import Source, open_bundle, prepare
-from sdrt.progress import silent
+from sdrt.progress import Silent, silent
 from sdrt.runtime.backends import available, nvidia, open_engine
+from sdrt.runtime.backends.base import Array
 from sdrt.runtime.backends.cuda import Cuda
+from sdrt.runtime.backends.tensorrt_kernels import FOLDER
+from sdrt.runtime.images import read_record
+from sdrt.runtime.text import Tokenizer
+from tests.command_line import CommandLine
 
 pytestmark = pytest.mark.gpu
 
@@ -36,6 +45,8 @@ BACKENDS = [name for name, module in MODULES.items() if find_spec(module)] or ["
 STEPS = 10
 #: Relative to the largest latent: fp16 keeps 11 bits of each layer's output, and ten guided steps amplify what is lost.
 FP16_TOLERANCE = 5e-2
+#: One pass of one component in fp16, relative L2: the bound that an export's fp16 graphs are held to.
+COMPONENT_TOLERANCE = 2e-2
 #: Free memory as the driver tells it moves by its own allocations: pools, modules, the context's heap.
 DRIVER_BYTES = 512 << 20
 SETTINGS: dict[str, Any] = {"num_inference_steps": STEPS, "seed": 3}
@@ -44,14 +55,18 @@ PROMPT = "a red circle on a white background"
 Opened = Callable[..., Pipeline]
 
 
+def build_plans(backend: BackendName, recipe_name: str, checkpoint: Path, store: Store) -> EngineSet:
+    """The checkpoint's plans for the GPU that is here."""
+    available(backend)
+    recipe = load_recipe(recipe_name, [f"targets={nvidia.driver().gpus[0].architecture}"])
+    bundle = open_bundle(Source(checkpoint=str(checkpoint)), store, precision="fp16")
+    return build(bundle, BuildRequest(backend, recipe=recipe), store, silent)
+
+
 @pytest.fixture(scope="module", params=BACKENDS)
 def plans(request: pytest.FixtureRequest, tiny_path: Path, store: Store) -> EngineSet:
     """The tiny checkpoint's plans for the GPU that is here, in the default recipe."""
-    backend: BackendName = request.param
-    available(backend)
-    recipe = load_recipe(DEFAULT, [f"targets={nvidia.driver().gpus[0].architecture}"])
-    bundle = open_bundle(Source(checkpoint=str(tiny_path)), store, precision="fp16")
-    return build(bundle, BuildRequest(backend, recipe=recipe), store, silent)
+    return build_plans(request.param, DEFAULT, tiny_path, store)
 
 
 @pytest.fixture
@@ -88,6 +103,42 @@ def free_bytes() -> int:
     return int(free)
 
 
+def inputs(engines: EngineSet, name: ComponentName, batch: int, seed: int) -> dict[str, Array]:
+    """Inputs of a component: tokens of prompts, and noise that fp16 holds exactly."""
+    rng = np.random.default_rng(seed)
+    if name == "text_encoder":
+        words = ["red", "green", "blue", "white"]
+        prompts = [f"a {words[(seed + index) % len(words)]} circle" for index in range(batch)]
+        tokens = Tokenizer.open(engines.tokenizer, engines.manifest.model.max_tokens).encode(prompts)
+        return {"input_ids": tokens.input_ids}
+    shapes = {
+        spec.name: [batch if isinstance(axis, str) else axis for axis in spec.shape]
+        for spec in engines.component(name).inputs
+    }
+    return {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+
+
+def outputs(engines: EngineSet, name: ComponentName, given: dict[str, Array]) -> Array:
+    """The one output of a component, opened alone."""
+    with open_engine(engines, name) as engine:
+        feeds = {spec.name: given[spec.name].astype(spec.dtype) for spec in engine.spec.inputs}
+        (output,) = engine.run(**feeds).values()
+    return output.astype(np.float64)
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_components_are_the_cpus_inside_the_profile_too(
+    plans: EngineSet, reference: Pipeline, name: ComponentName, batch: int
+) -> None:
+    given = inputs(plans, name, batch, seed=1)
+    expected = outputs(reference.engines, name, given)
+    scale = np.linalg.norm(expected)
+    assert np.linalg.norm(outputs(plans, name, given) - expected) <= COMPONENT_TOLERANCE * scale
+    other = outputs(plans, name, inputs(plans, name, batch, seed=2))
+    assert np.linalg.norm(other - expected) > COMPONENT_TOLERANCE * scale
+
+
 @pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_pictures_are_the_cpus(opened: Opened, reference: Pipeline, guidance_scale: float, count: int) -> None:
@@ -99,12 +150,15 @@ def test_pictures_are_the_cpus(opened: Opened, reference: Pipeline, guidance_sca
     assert difference(here, other) > 10 * FP16_TOLERANCE
 
 
-def test_results_are_the_same_with_graphs_and_without(opened: Opened) -> None:
-    with_graphs, without = opened(cuda_graphs=True), opened(cuda_graphs=False)
+@pytest.mark.parametrize("loop", ["auto", "plain"])
+def test_results_are_the_same_with_graphs_and_without(opened: Opened, loop: str) -> None:
+    with_graphs, without = opened(loop=loop, cuda_graphs=True), opened(loop=loop, cuda_graphs=False)
     for count in (1, 3, 1):
         one, two = with_graphs([PROMPT] * count, **SETTINGS), without([PROMPT] * count, **SETTINGS)
         # The same kernels on the same numbers, launched in another way.
         assert np.array_equal(one.latents, two.latents)
+        assert two.records[0]["cuda_graphs"] is False
+    assert one.records[0]["cuda_graphs"] is (loop == "auto" or with_graphs.engines.manifest.backend == "tensorrt-rtx")
 
 
 def test_the_fused_loop_is_the_plain_one(opened: Opened) -> None:
@@ -115,6 +169,79 @@ def test_the_fused_loop_is_the_plain_one(opened: Opened) -> None:
 def test_a_picture_is_repeated_bit_by_bit(opened: Opened) -> None:
     pipeline = opened()
     assert np.array_equal(pipeline(PROMPT, **SETTINGS).latents, pipeline(PROMPT, **SETTINGS).latents)
+
+
+def test_a_picture_is_repeated_bit_by_bit_by_the_next_process(opened: Opened) -> None:
+    """Kernels read from the cache must be those that were compiled: a session that opens anew finds them there."""
+    first = opened()
+    expected = first([PROMPT] * 2, **SETTINGS)
+    first.close()
+    kernels = sorted((first.engines.path / FOLDER).glob("denoise_step-*.cache"))
+    assert len(kernels) == (1 if first.engines.manifest.backend == "tensorrt-rtx" else 0)
+    assert np.array_equal(opened()([PROMPT] * 2, **SETTINGS).latents, expected.latents)
+
+
+def test_a_session_after_another_does_not_compile_again(opened: Opened) -> None:
+    notes: list[str] = []
+
+    class Notes(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    sealed = []
+    for _ in range(2):
+        pipeline = opened(progress=Notes())
+        pipeline(PROMPT, **SETTINGS)
+        pipeline.close()
+        sealed.append([path.read_bytes() for path in sorted((pipeline.engines.path / FOLDER).glob("*.cache"))])
+    assert notes == []
+    assert sealed[0] == sealed[1], "what was read was compiled again, or is written in another order each time"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_throughput_recipe_fills_its_batch(backend: BackendName, tiny_path: Path, store: Store) -> None:
+    engines = build_plans(backend, "sd-v1-throughput", tiny_path, store)
+    with Pipeline(engines) as pipeline:
+        one = pipeline(PROMPT, **SETTINGS)
+        assert pipeline.pictures_at_once(one.request) == 8
+        many = pipeline(PROMPT, num_images_per_prompt=17, **SETTINGS)
+    assert len(many.images) == 17
+    assert np.isfinite(many.latents).all()
+    # Batch 8 runs other kernels than batch 1.
+    assert np.abs(many.latents[:1] - one.latents).max() <= FP16_TOLERANCE * np.abs(one.latents).max()
+
+
+def test_an_interrupted_run_leaves_a_pipeline_that_runs(opened: Opened) -> None:
+    class Interrupt(Silent):
+        @contextlib.contextmanager
+        def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+            def advance(_: int) -> None:
+                raise KeyboardInterrupt
+
+            yield advance
+
+    pipeline = opened()
+    expected = pipeline(PROMPT, **SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(expected.request, progress=Interrupt())
+    assert np.array_equal(pipeline(PROMPT, **SETTINGS).latents, expected.latents)
+
+
+@pytest.mark.parametrize("switch", ["--cuda-graphs", "--no-cuda-graphs"])
+def test_the_command_says_how_it_ran_and_repeats_it(
+    plans: EngineSet, store: Store, sdrt: CommandLine, tmp_path: Path, switch: str
+) -> None:
+    words = ("--engines", plans.path, "--store", store.root, "--json")
+    draw = ("--prompt", PROMPT, "--steps", str(STEPS), "--seed", "3", "--out", tmp_path / "a.png")
+    facts = sdrt("denoise", *words, *draw, switch).json
+    ran = {"loop": "fused", "provider": None, "cuda_graphs": switch == "--cuda-graphs"}
+    assert {name: facts[name] for name in ran} == ran
+    assert set(facts["device_bytes"]) >= {"weights", "activations", "latents", "history", "total"}
+    record = read_record(tmp_path / "a.png")
+    assert {name: record[name] for name in ran} == ran
+    assert sdrt("denoise", *words, "--from", tmp_path / "a.png", "--out", tmp_path / "b.png").code == 0
+    with Image.open(tmp_path / "a.png") as one, Image.open(tmp_path / "b.png") as two:
+        assert one.tobytes() == two.tobytes()
 
 
 def test_a_callback_sees_finite_latents_of_every_step(opened: Opened) -> None:
@@ -151,6 +278,7 @@ def test_memory_is_what_is_reported_and_comes_back(opened: Opened) -> None:
     held = pipeline.device_bytes
     assert held["weights"] > 0
     assert held["activations"] > 0
+    assert held["history"] == 4 * held["latents"] > 0
     assert before - free_bytes() <= held["total"] + DRIVER_BYTES
     pipeline.close()
     assert before - free_bytes() <= DRIVER_BYTES
@@ -164,7 +292,7 @@ def test_a_batch_outside_the_profile_is_refused(plans: EngineSet) -> None:
             decoder.run(latent_sample=np.zeros(shape, decoder.spec.inputs[0].dtype))
 
 
-def test_out_of_memory_is_named_and_the_next_run_is_well(plans: EngineSet) -> None:
+def test_out_of_memory_is_named(plans: EngineSet) -> None:
     cuda = Cuda.open("trt")
     taken = []
     size_bytes = 1 << 30
