@@ -1,0 +1,136 @@
+"""The planted faults: each is planted where it says, is found, and the right component is blamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from sdrt.bundle import Bundle, ComponentName
+from sdrt.checkpoint import open_checkpoint
+from sdrt.compare import faults
+from sdrt.compare.faults import FAULTS, plant, self_test
+from sdrt.compare.inputs import Inputs
+from sdrt.compare.reference import Reference
+from sdrt.compare.schema import FaultResult
+from sdrt.compare.tolerances import Tolerances, load
+from sdrt.engines import build as engines_build
+from sdrt.engines.engine_set import EngineSet
+from sdrt.engines.request import BuildRequest
+from sdrt.engines.store import Store
+from sdrt.errors import BundleError, NumericError, UsageError
+from sdrt.prepare import Source, open_bundle
+from sdrt.progress import silent
+from sdrt.runtime.request import make_request
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_changes_only_what_it_names(name: str, tiny_bundle: Bundle, tmp_path: Path) -> None:
+    before = tiny_bundle.manifest.files
+    fault = FAULTS[name]
+    faulty = plant(tiny_bundle, fault, tmp_path / "bundle")
+    changed = {file.split("/")[0] for file, record in faulty.manifest.files.items() if record != before[file]}
+    folder = {"denoise_step": "unet", "vae_decoder": "vae_decoder"}.get(fault.component, fault.component)
+    assert changed == (set() if fault.plant is None else {folder})
+    assert faulty.manifest.files.keys() == before.keys()
+    # The copy passes for sound, and the bundle it was made from is as it was.
+    Bundle.open(faulty.path, verify=True)
+    assert Bundle.open(tiny_bundle.path, verify=True).digest == tiny_bundle.digest
+    assert faulty.digest != tiny_bundle.digest
+
+
+def test_one_block_of_one_weight_is_transposed(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    faulty = plant(tiny_bundle, FAULTS["attention-head-transposed"], tmp_path / "bundle")
+    changes = dict(changed_weights(tiny_bundle, faulty, "unet"))
+    assert len(changes) == 1
+    ((before, after),) = changes.values()
+    differs = np.argwhere(before != after)
+    size = differs.max() + 1
+    np.testing.assert_array_equal(after[:size, :size], before[:size, :size].T)
+    assert size < before.shape[1]
+
+
+def test_one_convolution_is_scaled(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    faulty = plant(tiny_bundle, FAULTS["convolution-scaled"], tmp_path / "bundle")
+    ((before, after),) = dict(changed_weights(tiny_bundle, faulty, "unet")).values()
+    np.testing.assert_allclose(after, before * 1.01, rtol=1e-6)
+    assert before.ndim == 4
+
+
+def changed_weights(
+    sound: Bundle, faulty: Bundle, component: ComponentName
+) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+    graphs = [onnx.load(bundle.graph(component)).graph.initializer for bundle in (sound, faulty)]
+    for first, second in zip(*graphs, strict=True):
+        before, after = onnx.numpy_helper.to_array(first), onnx.numpy_helper.to_array(second)
+        if not np.array_equal(before, after):
+            yield first.name, (before, after)
+
+
+def test_a_graph_with_nothing_to_plant_a_fault_in(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    fault = faults.Fault("n", "s", "text_encoder", FAULTS["groupnorm-epsilon"].plant)
+    with pytest.raises(BundleError, match="holds no GroupNormalization"):
+        plant(tiny_bundle, fault, tmp_path / "bundle")
+
+
+def test_an_unknown_fault_is_refused(tiny_reference: Reference, tiny_inputs: Inputs, tiny_bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="no planted fault 'gremlin'"):
+        self_test(tiny_reference, tiny_bundle, tiny_inputs, load(), names=["gremlin"])
+
+
+@pytest.fixture
+def only_text(tiny_bundle: Bundle) -> Bundle:
+    """The tiny bundle as if it held the text encoder alone, which takes no time."""
+    parts = {name: part for name, part in tiny_bundle.manifest.components.items() if name == "text_encoder"}
+    return Bundle(tiny_bundle.path, tiny_bundle.manifest.model_copy(update={"components": parts}), tiny_bundle.digest)
+
+
+def test_a_fault_is_found_and_blamed(tiny_reference: Reference, tiny_inputs: Inputs, only_text: Bundle) -> None:
+    name = "weight-of-another-checkpoint"
+    found = self_test(tiny_reference, only_text, tiny_inputs, load(), names=[name])
+    assert found == (
+        FaultResult(name=name, found=True, expected_component="text_encoder", blamed_component="text_encoder"),
+    )
+
+
+def test_tolerances_that_pass_everything_find_nothing(
+    tiny_reference: Reference, tiny_inputs: Inputs, only_text: Bundle
+) -> None:
+    name = "weight-of-another-checkpoint"
+    loose = {key: row.model_copy(update={"relative_l2": 1e9, "peak": 1e9}) for key, row in load().table.items()}
+    (found,) = self_test(tiny_reference, only_text, tiny_inputs, Tolerances(loose), names=[name])
+    assert (found.found, found.blamed_component) == (False, None)
+
+
+def test_a_bundle_that_fails_as_it_is_says_nothing_of_faults(
+    tiny_reference: Reference, tiny_inputs: Inputs, only_text: Bundle
+) -> None:
+    tight = {key: row.model_copy(update={"relative_l2": 0.0}) for key, row in load().table.items()}
+    with pytest.raises(NumericError, match="text_encoder is failed as it is"):
+        self_test(tiny_reference, only_text, tiny_inputs, Tolerances(tight), names=["weight-of-another-checkpoint"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("checkpoint", ["tiny", "demo"])
+def test_every_fault_is_found_in_engines_and_blamed_on_its_component(
+    checkpoint: str, tiny_path: Path, store: Store, tmp_path: Path
+) -> None:
+    source = str(tiny_path) if checkpoint == "tiny" else checkpoint
+    reference = Reference(open_checkpoint(source))
+    prompts = ["a large green star on a purple background", "a red circle above a blue square"]
+    track = reference.denoise(make_request(prompts, seed=0, num_inference_steps=25))
+    bundle = open_bundle(Source(checkpoint=source), store)
+    shelf = Store(tmp_path / "store")
+
+    def make(bundle: Bundle) -> EngineSet:
+        request = BuildRequest("onnxruntime", "fp32", components=tuple(bundle.manifest.components))
+        return engines_build.build(bundle, request, shelf, silent)
+
+    found = self_test(reference, bundle, Inputs(reference, track), load(), make=make)
+    assert len(found) == len(FAULTS)
+    assert {each.name: each.blamed_component for each in found} == {
+        name: fault.component for name, fault in FAULTS.items()
+    }
