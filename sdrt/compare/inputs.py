@@ -160,11 +160,11 @@ def positions(trajectory: Trajectory) -> dict[str, int]:
         "late": round(last * 0.9),
         "most fractional": int(fractions.argmax()),
     }
-    # Of a few steps only, one may be several of these; the first name is kept.
-    names: dict[int, str] = {}
+    # Of a few steps only, one may be several of these.
+    names: dict[int, list[str]] = {}
     for name, step in places.items():
-        names.setdefault(step, name)
-    return {name: step for step, name in names.items()}
+        names.setdefault(step, []).append(name)
+    return {" and ".join(joined): step for step, joined in names.items()}
 
 
 def _round(what: str, name: str, rows: Array, batches: Sequence[int]) -> tuple[Case, ...]:

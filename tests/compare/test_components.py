@@ -215,7 +215,7 @@ def test_a_sound_unet_and_step_pass(tiny: Tiny) -> None:
         ("denoise_step", "passed", ""),
     ]
     labels = [case.label for case in found[0].cases]
-    assert labels[0] == "first, step 1 of 6, batch 1"
+    assert labels[0] == "first and early, step 1 of 6, batch 1"
     assert labels[-1] == "mixed steps, batch 2"
 
 
