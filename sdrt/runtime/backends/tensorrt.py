@@ -332,17 +332,19 @@ class TensorRtEngine(Engine):
 
     def release(self) -> None:
         """Give context, kernels, engine and buffers back, in this order; the device must be done with them."""
-        with uncollected():
+        try:
             if self._kernels is not None and not self.device.cuda.lost:
                 self._kernels.keep()
-            self._context = None
-            self._config = None
-            if self._kernels is not None:
-                self._kernels.release()
-            self._engine = None
-        self._drop_block()
-        if self._owns_device:
-            self.device.close()
+        finally:
+            with uncollected():
+                self._context = None
+                self._config = None
+                if self._kernels is not None:
+                    self._kernels.release()
+                self._engine = None
+            self._drop_block()
+            if self._owns_device:
+                self.device.close()
 
     def _drop_block(self) -> None:
         self.generation += 1

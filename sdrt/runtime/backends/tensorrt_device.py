@@ -69,6 +69,8 @@ class Device:
         try:
             with uncollected():
                 self._runtime = trt.Runtime(self._log)
+            # A version-compatible plan carries a runtime of its own; what is opened here has been held to its seal.
+            self._runtime.engine_host_code_allowed = True
         except (TypeError, RuntimeError) as error:
             # So the bindings answer when the library makes no runtime; why is in its log.
             self.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdrt.engines.engine_set import check_private
 from sdrt.engines.sealed import SealedFile
-from sdrt.errors import ResourceError, TimeLimitError
+from sdrt.errors import ResourceError, TimeLimitError, TrustError
 from sdrt.progress import Progress
 from sdrt.runtime.backends.collection import uncollected
 
@@ -87,7 +87,7 @@ class KernelCache:
             file = self._file()
             with file.locked():
                 file.write(data)
-        except (ResourceError, TimeLimitError) as error:
+        except (ResourceError, TimeLimitError, TrustError) as error:
             self._note(f"kernels are not kept: {error.message}")
         else:
             self._known = data

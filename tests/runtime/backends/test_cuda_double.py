@@ -468,6 +468,16 @@ def test_logger_without_its_base_class(bench: Bench) -> None:
         bench.trt.Runtime(Bad())
 
 
+def test_host_code_that_is_not_allowed(hand_bundle: Bundle, tmp_path: Path) -> None:
+    write_plan(tmp_path / "model.plan", hand_bundle.graph("unet"), [(1, 1, 2)], host_code=True)
+    log = Log()
+    runtime = TensorRtDouble(CudaDouble()).Runtime(log)
+    assert runtime.deserialize_cuda_engine((tmp_path / "model.plan").read_bytes()) is None
+    assert "host code is not allowed" in log.lines[-1]
+    runtime.engine_host_code_allowed = True
+    assert runtime.deserialize_cuda_engine((tmp_path / "model.plan").read_bytes()) is not None
+
+
 def test_what_is_not_given_back_is_counted(bench: Bench) -> None:
     bench.buffer()
     bench.value("cudaEventCreateWithFlags", 0)

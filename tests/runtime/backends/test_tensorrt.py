@@ -292,6 +292,12 @@ def test_a_set_for_other_gpus_is_refused_before_anything_opens(
     assert cuda.leaks() == {}
 
 
+def test_a_plan_with_host_code_is_opened_when_it_is_what_was_sealed(make_plans: MakePlans) -> None:
+    """A recipe with version_compatible puts a lean runtime into the plan, which TensorRT opens when told to only."""
+    with Rig(make_plans(host_code=True)) as rig:
+        rig.session.engine("unet").run(**feeds("unet", 1))
+
+
 def test_a_closed_engine_says_so(plans: EngineSet) -> None:
     with Rig(plans) as rig:
         engine = rig.session.engine("unet")

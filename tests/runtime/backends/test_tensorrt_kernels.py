@@ -162,6 +162,18 @@ def test_a_folder_that_others_can_write_to_is_refused(stored: EngineSet) -> None
     assert "chmod go-w" in caught.value.hint
 
 
+def test_a_folder_opened_to_others_meanwhile_keeps_nothing(stored: EngineSet) -> None:
+    run_once(stored)
+    (path,) = kept(stored)
+    sealed = path.read_bytes()
+    with Rig(stored, rtx=True) as rig:
+        decode(rig, 2)
+        (stored.path / FOLDER).chmod(0o777)
+    (note,) = rig.notes
+    assert note.startswith("kernels are not kept: others can write to")
+    assert path.read_bytes() == sealed
+
+
 def test_a_store_that_cannot_be_written_runs_all_the_same(stored: EngineSet) -> None:
     # A file where the folder should be: permissions do not hold back who runs tests as root.
     (stored.path / FOLDER).write_text("")

@@ -32,9 +32,16 @@ SD_V1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 Profiles = Sequence[tuple[int, int, int]]
 
 
-def write_plan(path: Path, graph: Path, profiles: Profiles, *, activation_bytes: int = 4096) -> None:
-    """Write a plan; ``profiles`` are lengths of the batch axis."""
-    content = {"graph": str(graph), "profiles": [list(p) for p in profiles], "activation_bytes": activation_bytes}
+def write_plan(
+    path: Path, graph: Path, profiles: Profiles, *, activation_bytes: int = 4096, host_code: bool = False
+) -> None:
+    """Write a plan; ``profiles`` are lengths of the batch axis; version-compatible plans hold host code."""
+    content = {
+        "graph": str(graph),
+        "profiles": [list(p) for p in profiles],
+        "activation_bytes": activation_bytes,
+        "host_code": host_code,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(MAGIC + json.dumps(content))
 
@@ -66,6 +73,7 @@ def double_set(
     prediction_type: PredictionType = "epsilon",
     activation_bytes: Mapping[str, int] | None = None,
     host: Mapping[str, str] | None = None,
+    host_code: bool = False,
 ) -> EngineSet:
     """A set whose plans the double opens. ``profiles`` count pictures; UNet and text encoder take two rows each."""
     path = folder / "engines"
@@ -76,7 +84,8 @@ def double_set(
             (step, described) if name == "denoise_step" else (bundle.graph(name), bundle.manifest.components[name])
         )
         rows = [(a, b, c * 2) if name in ("unet", "text_encoder") else (a, b, c) for a, b, c in profiles]
-        write_plan(path / name / "model.plan", graph, rows, activation_bytes=(activation_bytes or {}).get(name, 4096))
+        size_bytes = (activation_bytes or {}).get(name, 4096)
+        write_plan(path / name / "model.plan", graph, rows, activation_bytes=size_bytes, host_code=host_code)
         parts[name] = EngineComponent(
             file=f"{name}/model.plan",
             weights=None,

@@ -97,6 +97,8 @@ class TensorRtDouble:
 class Runtime:
     """Opens plans."""
 
+    engine_host_code_allowed = False
+
     def __init__(self, trt: TensorRtDouble, logger: ILogger) -> None:
         if not getattr(logger, "_initialised", False):
             raise Misuse("the logger's base class was not initialised")
@@ -111,6 +113,9 @@ class Runtime:
             self._logger.log(
                 ILogger.Severity.ERROR, "[runtime.cpp::parsePlan::314] Error Code 4: magic tag does not match"
             )
+            return None
+        if plan["host_code"] and not self.engine_host_code_allowed:
+            self._logger.log(ILogger.Severity.ERROR, "the plan has a lean runtime, and host code is not allowed")
             return None
         return ICudaEngine(self._trt, self._logger, plan)
 
