@@ -9,92 +9,19 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from sdrt.bundle import Bundle
 from tests.runtime.backends.cuda_double import trt as double
+from tests.runtime.backends.cuda_double.bench import SIZE, Bench, Log
 from tests.runtime.backends.cuda_double.memory import Misuse
 from tests.runtime.backends.cuda_double.plans import write_plan
 from tests.runtime.backends.cuda_double.runtime import API, CudaDouble
-from tests.runtime.backends.cuda_double.trt import IExecutionContext, ILogger, TensorRtDouble
+from tests.runtime.backends.cuda_double.trt import ILogger, TensorRtDouble
 
-SIZE = 256
 RECORDED = Path(__file__).parents[2] / "engines" / "tensorrt_api"
-
-
-class Log(ILogger):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def log(self, severity: Any, msg: str) -> None:
-        self.lines.append(msg)
-
-
-class Bench:
-    """A double of each, a stream, and the decoder's context, ready to run one picture."""
-
-    def __init__(self, graph: Path, folder: Path, *, rtx: bool = False) -> None:
-        self.cuda = CudaDouble()
-        self.trt = TensorRtDouble(self.cuda, rtx=rtx)
-        self.log = Log()
-        self.stream = self.value("cudaStreamCreateWithFlags", 1)
-        write_plan(folder / "model.plan", graph, [(1, 1, 2)])
-        engine = self.trt.Runtime(self.log).deserialize_cuda_engine((folder / "model.plan").read_bytes())
-        assert engine is not None
-        self.engine = engine
-
-    def value(self, name: str, *arguments: Any) -> Any:
-        status, *values = getattr(self.cuda, name)(*arguments)
-        assert status.name == "cudaSuccess", (name, status)
-        return values[0] if values else None
-
-    def status(self, name: str, *arguments: Any) -> str:
-        return str(getattr(self.cuda, name)(*arguments)[0].name)
-
-    def context(self, *, strategy: Any = None) -> IExecutionContext:
-        config = self.engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(
-            strategy or double.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
-        return self.engine.create_execution_context(config)
-
-    def ready(self, batch: int = 1) -> IExecutionContext:
-        context = self.context()
-        assert context.set_input_shape("latent_sample", (batch, 4, 8, 8))
-        self.block = self.value("cudaMalloc", 4096)
-        context.set_device_memory(self.block, 4096)
-        self.addresses = {}
-        for name, count in (("latent_sample", 4 * 64), ("sample", 3 * 256)):
-            self.addresses[name] = self.value("cudaMalloc", batch * count * 4)
-            self.value("cudaMemsetAsync", self.addresses[name], 0, batch * count * 4, self.stream)
-            assert context.set_tensor_address(name, self.addresses[name])
-        return context
-
-    def begin(self) -> None:
-        self.value(
-            "cudaStreamBeginCapture", self.stream, self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        )
-
-    def captured(self, work: Callable[[], object]) -> Any:
-        self.begin()
-        work()
-        return self.value("cudaGraphInstantiate", self.value("cudaStreamEndCapture", self.stream), 0)
-
-    def copy(self, target: int, source: int, count: int = SIZE, kind: str = "cudaMemcpyDeviceToDevice") -> None:
-        self.value("cudaMemcpyAsync", target, source, count, self.cuda.cudaMemcpyKind[kind], self.stream)
-
-    def wait(self) -> None:
-        self.value("cudaStreamSynchronize", self.stream)
-
-    def buffer(self, size: int = SIZE) -> int:
-        return int(self.value("cudaMalloc", size))
-
-    def bytes_at(self, address: int, size: int = SIZE) -> Any:
-        return self.cuda.arena.view(address, size)
 
 
 @pytest.fixture
@@ -382,68 +309,6 @@ def test_outputs_have_the_shapes_that_inputs_give_them(bench: Bench) -> None:
     context.set_input_shape("latent_sample", (2, 4, 8, 8))
     assert context.get_tensor_shape("latent_sample") == (2, 4, 8, 8)
     assert context.get_tensor_shape("sample") == (2, 3, 16, 16)
-
-
-# Kernels that TensorRT-RTX compiles.
-
-
-class Kernels:
-    """A context of TensorRT-RTX's with a cache of kernels, and one picture's output of each run."""
-
-    def __init__(self, graph: Path, folder: Path, strategy: str) -> None:
-        self.bench = Bench(graph, folder, rtx=True)
-        config = self.bench.engine.create_runtime_config()
-        assert isinstance(config, double.RtxRuntimeConfig)
-        strategies = double.DynamicShapesKernelSpecializationStrategy
-        config.dynamic_shapes_kernel_specialization_strategy = strategies[strategy]
-        self.cache = config.create_runtime_cache()
-        assert config.set_runtime_cache(self.cache)
-        self.bench.context = lambda **_: self.bench.engine.create_execution_context(config)  # type: ignore[method-assign]
-        config.set_execution_context_allocation_strategy(double.ExecutionContextAllocationStrategy.USER_MANAGED)
-        self.context = self.bench.ready()
-        self.bench.wait()
-        self.bench.bytes_at(self.bench.addresses["latent_sample"], 1024).view(np.float32)[:] = 1
-
-    def run(self) -> bytes:
-        assert self.context.execute_async_v3(int(self.bench.stream))
-        self.bench.wait()
-        return bytes(self.bench.bytes_at(self.bench.addresses["sample"], 3 * 256 * 4))
-
-
-@pytest.mark.parametrize(
-    ("strategy", "compiled", "changes"), [("LAZY", 1, True), ("EAGER", 1, False), ("NONE", 0, False)]
-)
-def test_kernels_compiled_lazily_change_the_numbers(
-    hand_bundle: Bundle, tmp_path: Path, strategy: str, compiled: int, changes: bool
-) -> None:
-    kernels = Kernels(hand_bundle.graph("vae_decoder"), tmp_path, strategy)
-    first, second, third = kernels.run(), kernels.run(), kernels.run()
-    assert (first != second) == changes
-    assert second == third
-    assert len(kernels.bench.trt.compiled) == compiled
-
-
-def test_kernels_outlived_by_a_context(hand_bundle: Bundle, tmp_path: Path) -> None:
-    kernels = Kernels(hand_bundle.graph("vae_decoder"), tmp_path, "EAGER")
-    del kernels.cache
-    with pytest.raises(Misuse, match="outlives the cache"):
-        kernels.run()
-
-
-def test_kernels_of_another_gpu_are_refused_and_garbage_is_misuse(hand_bundle: Bundle, tmp_path: Path) -> None:
-    kernels = Kernels(hand_bundle.graph("vae_decoder"), tmp_path, "EAGER")
-    kernels.run()
-    written = kernels.cache.serialize()
-    assert kernels.cache.deserialize(written)
-    assert not kernels.cache.deserialize(written.replace(b"3090", b"4090"))
-    with pytest.raises(Misuse, match="did not write"):
-        kernels.cache.deserialize(written[:-1])
-
-
-def test_kernels_without_a_cuda_context() -> None:
-    trt = TensorRtDouble(CudaDouble(), rtx=True)
-    with pytest.raises(Misuse, match="without a CUDA context"):
-        double.RtxRuntimeConfig(trt).create_runtime_cache().deserialize(b"{}")
 
 
 def test_context_shared_between_threads(bench: Bench) -> None:
