@@ -17,7 +17,7 @@ from sdrt.compare.runners import Candidate, EngineRunner, TorchRunner, candidate
 from sdrt.compare.schema import ComponentCase, ComponentResult, Outcome, OutputResult, ProxyResult, verdict
 from sdrt.compare.tolerances import Tolerances
 from sdrt.engines.engine_set import EngineComponent, EngineSet
-from sdrt.errors import BackendUnavailableError, SdrtError
+from sdrt.errors import BackendUnavailableError, NumericError, SdrtError
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import available
 
@@ -120,7 +120,7 @@ def _compare(
     broken = _broken_contract(part, cases[0])
     if broken:
         return _result(name, made, "failed", broken, ())
-    runners = [TorchRunner(reference, name), EngineRunner(made, name, reference.model.scaling_factor)]
+    runners = [TorchRunner(reference, name, cases[0].feeds), EngineRunner(made, name, reference.model.scaling_factor)]
     compared = run_comparison(runners, cases, tolerance)
     outcome = verdict(output.outcome for case in compared for output in case.outputs)
     return _result(name, made, outcome, first_reason(compared, outcome), compared)
@@ -134,7 +134,7 @@ def run_comparison(
     Polygraphy runs one after the other, so that only one network is in memory.
 
     Raises:
-        RuntimeError: Polygraphy compared other than every case.
+        NumericError: Polygraphy compared other than every case, or nothing in one.
     """
 
     def compare(expected: IterationResult, actual: IterationResult) -> OrderedDict[str, Judged]:
@@ -146,7 +146,8 @@ def run_comparison(
     (rows,) = accuracy.values()
     # Polygraphy compares what both have, and where that is nothing, all of it has passed.
     if len(rows) != len(cases) or not all(rows):
-        raise RuntimeError(f"polygraphy compared {len(rows)} of {len(cases)} cases")
+        message = f"polygraphy compared outputs of {sum(map(bool, rows))} of {len(cases)} cases"
+        raise NumericError(message, hint="the engine gives no outputs; build it again, or report this")
     return tuple(
         ComponentCase(label=case.label, batch=case.batch, outputs=tuple(judged.result for judged in row.values()))
         for case, row in zip(cases, rows, strict=True)
@@ -229,12 +230,14 @@ def _proxies(
     proxies = []
     precision = made.parts[name].precision
     if precision == "fp16":
-        runners: list[BaseRunner] = [TorchRunner(reference, name), TorchRunner(reference, name, "fp16")]
+        half = TorchRunner(reference, name, cases[0].feeds, "fp16")
+        runners: list[BaseRunner] = [TorchRunner(reference, name, cases[0].feeds), half]
         proxies.append(_proxy("torch fp16", IN_TORCH, runners, cases, tolerances.of(name, "torch", "fp16")))
     if bundle is not None and name in bundle.manifest.components:
         graphs = candidate(bundle)
         part = graphs.parts[name]
-        runners = [TorchRunner(reference, name), EngineRunner(graphs, name, reference.model.scaling_factor)]
+        engine = EngineRunner(graphs, name, reference.model.scaling_factor)
+        runners = [TorchRunner(reference, name, cases[0].feeds), engine]
         label = f"the bundle's {part.precision} graph on ONNX Runtime"
         note = IN_FP32 if part.precision == "fp16" else "the graph as exported, before the backend compiled it"
         proxies.append(_proxy(label, note, runners, cases, tolerances.of(name, "onnxruntime", part.precision)))

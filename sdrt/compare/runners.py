@@ -86,22 +86,22 @@ def candidate(source: EngineSet | Bundle, *, threads: int | None = None) -> Cand
 class TorchRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no types
     """The reference's component, in fp32 or, to show what half precision costs, fp16."""
 
-    def __init__(self, reference: Reference, component: ComponentName, precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        component: ComponentName,
+        feeds: Mapping[str, Array],
+        precision: Precision = "fp32",
+    ) -> None:
         super().__init__(name=f"torch {precision}", prefix="torch")
         self.reference = reference
         self.component = component
+        self.feeds = feeds
         self.precision = precision
 
     def get_input_metadata_impl(self) -> TensorMetadata:
-        """The contract's inputs, as float32 or int64, whatever the module computes in."""
-        if self.component == "denoise_step":
-            return _metadata(step_inputs(self.reference))
-        source = self.reference.source(self.component, self.precision)
-        inputs = {
-            name: ("int64" if str(fixed) == "torch.int64" else "float32", shape)
-            for name, (fixed, shape) in source.inputs.items()
-        }
-        return _metadata(inputs)
+        """Inputs as they will come, so that nothing is loaded to tell and Polygraphy converts nothing."""
+        return _metadata({name: (str(array.dtype), array.shape[1:]) for name, array in self.feeds.items()})
 
     def infer_impl(self, feed_dict: Mapping[str, Array]) -> OrderedDict[str, Array]:
         """Run the module, or give what it gave for the same inputs."""
@@ -159,19 +159,6 @@ class EngineRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no types
         if self.engine is not None:
             self.engine.close()
             self.engine = None
-
-
-def step_inputs(reference: Reference) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The contract of denoise_step: by input, dtype and shape without the batch."""
-    from sdrt.runtime.lms import MAX_ORDER
-
-    model = reference.model
-    latents = (model.latent_channels, model.latent_size, model.latent_size)
-    states = (model.max_tokens, model.hidden_size)
-    shapes: dict[str, tuple[int, ...]] = {"latents": latents, "uncond_states": states, "cond_states": states}
-    shapes |= dict.fromkeys(("timestep", "sigma", "guidance_scale"), ())
-    shapes |= {"lms_coefficients": (MAX_ORDER,), "history": (MAX_ORDER, *latents)}
-    return {name: ("float32", shape) for name, shape in shapes.items()}
 
 
 def _plain(spec: TensorSpec) -> str:
