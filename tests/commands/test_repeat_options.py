@@ -1,0 +1,52 @@
+"""What --from decides, and what the command line says against it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdrt.commands.denoise import Options, _with_record
+from tests.runtime.records import picture_record
+
+
+def options(**given: Any) -> Options:
+    """The command's options as they are when nothing is given."""
+    names = Options.__dataclass_fields__
+    defaults = {**dict.fromkeys(names), "out": Path("a.png"), "build": True, "loop": "auto", "as_json": False}
+    return Options(**{**defaults, "backend": "auto", "repeat": Path("b.png"), **given})
+
+
+def taken(record: dict[str, Any], **given: Any) -> dict[str, Any]:
+    """How the picture of a record is run again."""
+    merged = _with_record(options(**given), record)
+    return {name: getattr(merged, name) for name in ("backend", "loop", "provider", "cuda_graphs")}
+
+
+GPU = {"backend": "tensorrt", "loop": "fused", "provider": None, "cuda_graphs": True, "precision": "fp16"}
+
+
+@pytest.mark.parametrize(
+    ("record", "given", "expected"),
+    [
+        ({}, {}, ("onnxruntime", "plain", "cpu", None)),
+        ({"provider": "cuda"}, {}, ("onnxruntime", "plain", "cuda", None)),
+        ({"provider": "cuda"}, {"provider": "cpu"}, ("onnxruntime", "plain", "cpu", None)),
+        ({"provider": "cuda"}, {"backend": "openvino"}, ("openvino", "plain", None, None)),
+        (GPU, {}, ("tensorrt", "auto", None, True)),
+        ({**GPU, "cuda_graphs": False}, {}, ("tensorrt", "auto", None, False)),
+        ({**GPU, "cuda_graphs": False}, {"cuda_graphs": True}, ("tensorrt", "auto", None, True)),
+        (GPU, {"loop": "plain"}, ("tensorrt", "plain", None, True)),
+        (GPU, {"backend": "onnxruntime"}, ("onnxruntime", "auto", None, None)),
+        ({**GPU, "loop": "plain"}, {"engines": Path("engines")}, ("auto", "plain", None, None)),
+        ({"loop": None, "provider": None}, {}, ("onnxruntime", "auto", None, None)),
+    ],
+)
+def test_steps_run_as_they_ran(record: dict[str, Any], given: dict[str, Any], expected: tuple[object, ...]) -> None:
+    assert tuple(taken(picture_record(**record), **given).values()) == expected
+
+
+def test_without_from_nothing_is_decided() -> None:
+    asked = options(repeat=None)
+    assert _with_record(asked, None) is asked
