@@ -51,7 +51,7 @@ def save_tensors(
 def arguments(folder: Path, tolerance: ToleranceRecord | None) -> str:
     """What `polygraphy run` is told to give our verdict; with no limit of relative L2, its own default holds."""
     limit = tolerance.relative_l2 if tolerance else None
-    held = "" if limit is None else f" --snr-threshold {snr_db(limit):.2f}"
+    held = "" if limit is None else f" --snr-threshold {snr_db(limit):.5g}"
     return f"--load-inputs {folder / INPUTS} --load-outputs {folder / OUTPUTS} --validate --compare snr{held}"
 
 

@@ -16,8 +16,8 @@ from tests.engines.graphs import HALF, write
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPTS = Path(sys.executable).parent
-#: What is explained and not run: installing, exporting in the environment, and what needs a driver.
-NOT_RUN = ("pip ", "export ", "sha256sum ", "sdrt denoise ")
+#: What is explained and not run here: installing, exporting in the environment, what needs a driver or a checkpoint.
+NOT_RUN = ("pip ", "export ", "sha256sum ", "sdrt denoise ", "sdrt compare ", "polygraphy run ")
 PICTURE, LATENTS = ("batch", 3, 512, 512), ("batch", 8, 64, 64)
 
 

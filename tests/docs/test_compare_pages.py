@@ -1,0 +1,65 @@
+"""Polygraphy's own command line gives the verdict that sdrt gives: the page's commands, executed on a tiny bundle."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdrt.bundle import Bundle
+from sdrt.compare.faults import FAULTS, plant
+from sdrt.compare.tensors import snr_db
+from sdrt.compare.tolerances import load
+from sdrt.engines.store import Store
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to-polygraphy.md"
+SCRIPTS = Path(sys.executable).parent
+
+
+def command(start: str) -> str:
+    """The page's one command that starts so."""
+    (found,) = [line.strip() for line in PAGE.read_text().splitlines() if line.startswith(f"    {start}")]
+    return found
+
+
+def run(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SCRIPTS / words[0], *words[1:]],
+        cwd=folder,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_page_names_the_limit_of_the_table() -> None:
+    limits = load().of("unet", "onnxruntime", "fp32")
+    assert limits is not None
+    assert limits.relative_l2 is not None
+    assert command("polygraphy run").endswith(f" --snr-threshold {snr_db(limits.relative_l2):g}")
+
+
+@pytest.mark.long
+def test_polygraphy_gives_the_same_verdict(tiny_bundle: Bundle, tiny_path: Path, store: Store, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    words = ["--checkpoint", str(tiny_path), "--store", str(store.root), "--prompts", "prompts.txt", "--steps", "2"]
+    compared = run(tmp_path, [*shlex.split(command("sdrt compare")), *words])
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    said = [line for line in compared.stderr.splitlines() if line.startswith("polygraphy run ")]
+    assert len(said) == 5
+    assert command("polygraphy run") in said
+    for line in said:
+        judged = run(tmp_path, shlex.split(line))
+        assert judged.returncode == 0, judged.stdout + judged.stderr
+    plant(tiny_bundle, FAULTS["convolution-scaled"], tmp_path / "faulty")
+    faulty = command("polygraphy run").replace("bundle/", "faulty/")
+    judged = run(tmp_path, shlex.split(faulty))
+    assert judged.returncode != 0
+    assert "snr" in judged.stdout.lower()
