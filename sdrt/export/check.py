@@ -21,9 +21,9 @@ Array = npt.NDArray[Any]
 
 #: Relative L2 error that an exported graph may have against its torch module, by precision. In fp32 both sides compute
 #: the same operators in another order: measured up to 3.2e-4, on the demo's VAE, whose normalisation sums six million
-#: values in one group. In fp16 torch rounds every intermediate to 11 bits where ONNX Runtime's CPU keeps fp32 inside an
-#: operator (measured up to 4e-3).
-TOLERANCES = {"fp32": 2e-3, "fp16": 2e-2}
+#: values in one group. In fp16 the module computes in fp32 over the same rounded weights, while the graph rounds what
+#: its operators give to 11 bits (measured up to 4.2e-4, on the demo's VAE).
+TOLERANCES = {"fp32": 2e-3, "fp16": 1e-2}
 
 #: Relative L2 error that the composed step may have against the plain one, by the UNet's precision. Both run the same
 #: UNet graph; the last bit of its input may differ, and the UNet and the guidance, 8 at most, amplify that (measured
@@ -44,6 +44,9 @@ def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
 def check_graph(source: Source, path: Path, dtype: torch.dtype, precision: str) -> float:
     """Run the graph in ONNX Runtime on a batch that the exporter did not see, and compare with torch.
 
+    Torch computes in fp32 whatever the precision of the weights: in fp16 a CPU takes thirty times as long for the UNet,
+    minutes for a picture. The module stays so.
+
     Returns:
         The relative L2 error of the output.
 
@@ -56,8 +59,9 @@ def check_graph(source: Source, path: Path, dtype: torch.dtype, precision: str) 
     # A decoded picture costs three UNet rows, and one is enough to show that the batch is free.
     batch = 1 if source.name in ("vae_encoder", "vae_decoder") else EXAMPLE_BATCH + 1
     example = source.example(batch, dtype, seed=1)
+    wide = {name: value.float() if value.is_floating_point() else value for name, value in example.items()}
     with torch.no_grad():
-        expected = source.module(**example).float().numpy()
+        expected = source.module.float()(**wide).numpy()
     (actual,) = _session(path).run(None, {name: value.numpy() for name, value in example.items()})
     error = relative_l2(np.asarray(actual), expected)
     if error > TOLERANCES[precision]:
