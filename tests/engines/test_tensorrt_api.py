@@ -16,6 +16,7 @@ import pytest
 
 from sdrt.engines.recipe import Compatibility, Target
 from sdrt.engines.trt.layers import PRECISIONS
+from sdrt.engines.trt.library import Library
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = ("10.16", "11.4", "rtx-1.7")
@@ -122,6 +123,13 @@ def has(api: dict[str, Any], owner: str, name: str) -> bool:
 def test_every_name_is_in_every_version(path: Path, version: str) -> None:
     objects = RUNTIME_OBJECTS if "runtime" in path.parts else OBJECTS
     assert missing(path.read_text(), version, objects) == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_is_typed_of_the_module_is_in_every_version(version: str) -> None:
+    names = {name for name in Library.__annotations__ if not name.startswith("__")}
+    assert {name for name in names if ("trt", name) not in RTX_ONLY or version == "rtx-1.7"} <= set(API[version])
+    assert "OnnxParser" in names
 
 
 def test_the_code_is_seen() -> None:

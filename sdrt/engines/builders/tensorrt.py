@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from sdrt.bundle import COMPONENTS, ComponentName, Precision
 from sdrt.engines.builders.base import Builder, Compiled, ComponentJob, Report
@@ -14,6 +13,7 @@ from sdrt.engines.recipe import DEFAULT, Recipe, load_recipe
 from sdrt.engines.trt import attention as attentions
 from sdrt.engines.trt.config import new_config
 from sdrt.engines.trt.layers import layer_list
+from sdrt.engines.trt.library import Library
 from sdrt.engines.trt.log import Messages, make_logger
 from sdrt.engines.trt.monitor import Phases, make_monitor
 from sdrt.engines.trt.network import objections, parse
@@ -24,6 +24,9 @@ from sdrt.files import disk_errors
 from sdrt.runtime.backends import nvidia
 from sdrt.runtime.backends.collection import uncollected
 from sdrt.runtime.backends.packages import installed_version
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as rtx
 
 PLAN = "model.plan"
 WITH_STEP: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")
@@ -43,10 +46,10 @@ class TensorRtBuilder(Builder):
     version = 1
     precisions = ("fp16", "fp32")
     module: ClassVar[str] = "tensorrt"
-    rtx: ClassVar[bool] = False
+    for_targets: ClassVar[bool] = False
     side_by_side = False
 
-    def __init__(self, report: Report | None = None, library: ModuleType | None = None) -> None:
+    def __init__(self, report: Report | None = None, library: Library | None = None) -> None:
         super().__init__(report)
         self._library = library
 
@@ -110,7 +113,7 @@ class TensorRtBuilder(Builder):
             raise UsageError(f"{job.component} has no recipe", hint="build by sdrt.engines.build, which chooses one")
         library, cache = self._imported(), self._timing_cache(job)
         with disk_errors(folder), uncollected():
-            build = _Build(library, job, job.recipe, job.batch, self.report, rtx=self.rtx)
+            build = _Build(library, job, job.recipe, job.batch, self.report, for_targets=self.for_targets)
             (folder / PLAN).write_bytes(build.plan(cache))
             layers = build.layers()
         return Compiled(PLAN, layers=layers)
@@ -130,10 +133,10 @@ class TensorRtBuilder(Builder):
             raise BackendUnavailableError(f"{self.backend} builds on the GPU, and there is none", hint=hint)
         return gpus[0]
 
-    def _imported(self) -> ModuleType:
+    def _imported(self) -> Library:
         if self._library is None:
             try:
-                self._library = import_module(self.module)
+                self._library = cast(Library, import_module(self.module))
             except ImportError as error:
                 hint = f"reinstall {self.backend}"
                 message = f"{self.backend} is installed but does not import: {error}"
@@ -146,7 +149,7 @@ class TensorRtRtxBuilder(TensorRtBuilder):
 
     backend: ClassVar[BackendName] = "tensorrt-rtx"
     module = "tensorrt_rtx"
-    rtx = True
+    for_targets = True
     side_by_side = True
 
     def host(self, recipe: Recipe | None = None) -> dict[str, str]:
@@ -165,9 +168,9 @@ class _Build:
     """The building of one component. Keeps what TensorRT's objects point into alive together."""
 
     def __init__(
-        self, trt: ModuleType, job: ComponentJob, recipe: Recipe, batch: BatchRange, report: Report, *, rtx: bool
+        self, trt: Library, job: ComponentJob, recipe: Recipe, batch: BatchRange, report: Report, *, for_targets: bool
     ) -> None:
-        self._trt, self._job, self._recipe, self._batch, self._rtx = trt, job, recipe, batch, rtx
+        self._trt, self._job, self._recipe, self._batch, self._for_targets = trt, job, recipe, batch, for_targets
         self._report = report
         self._messages = Messages()
         self._logger = make_logger(trt, self._messages)
@@ -175,6 +178,8 @@ class _Build:
         if not self._builder:
             raise EngineError(f"{job.backend} makes no builder: {self._messages.tail()}", hint="check NVIDIA's driver")
         self._builder.max_threads = job.threads
+        # A second builder of a process is told that its logger is another one; what follows is the parser's.
+        self._messages.clear()
         self._parsed = parse(trt, self._builder, self._logger, self._messages, job.graph)
         for warning in objections(self._messages, job.spec.inputs):
             report.note(f"{job.component}: {job.backend} warns: {warning}")
@@ -203,10 +208,10 @@ class _Build:
         """What was compiled."""
         return layer_list(self._parsed.definition, self._attentions)
 
-    def _try(self, cache: TimingCache | None) -> Any:
+    def _try(self, cache: TimingCache | None) -> rtx.IHostMemory | None:
         """One build: the plan, or None with the reason in the log."""
         self._messages.clear()
-        config = new_config(self._trt, self._builder, self._recipe, rtx=self._rtx)
+        config = new_config(self._trt, self._builder, self._recipe, for_targets=self._for_targets)
         network, inputs = self._parsed.definition, self._job.spec.inputs
         add_profile(self._builder, config, network, self._job.component, inputs, self._batch, self._messages)
         phases = Phases(self._report.percent)
@@ -230,7 +235,7 @@ class _Build:
                 known[shape] = attentions.has_kernel(self._trt, self._builder, self._config, shape, rows)
         self._mark([a for a in self._attentions if not known[attentions.shape_of(a)]])
 
-    def _mark(self, unfused: list[Any]) -> None:
+    def _mark(self, unfused: list[rtx.IAttention]) -> None:
         """Let TensorRT decompose these attentions, and say which."""
         for attention in unfused:
             attention.decomposable = True
@@ -238,8 +243,8 @@ class _Build:
         count = f"{len(unfused)} of {len(self._attentions)} attentions"
         self._report.note(f"{self._job.component}: {count} have no kernel here and are decomposed, the first {first}")
 
-    def _config(self) -> Any:
-        return new_config(self._trt, self._builder, self._recipe, rtx=self._rtx)
+    def _config(self) -> rtx.IBuilderConfig:
+        return new_config(self._trt, self._builder, self._recipe, for_targets=self._for_targets)
 
     def _failure(self) -> EngineError | ResourceError:
         what = f"{self._trt.__name__} {self._trt.__version__} cannot build {self._job.component}"

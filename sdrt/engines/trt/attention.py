@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from sdrt.engines.trt.layers import precision_name
+from sdrt.engines.trt.library import Library
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as rtx
 
 #: What the log says when an attention that must not be decomposed has no kernel.
 NO_KERNEL = "not supported by a dedicated kernel"
@@ -20,13 +23,13 @@ class AttentionShape:
     query: tuple[int, ...]
     key: tuple[int, ...]
     value: tuple[int, ...]
-    dtype: Any
+    dtype: rtx.DataType
     mask: tuple[int, ...] | None
-    mask_dtype: Any
+    mask_dtype: rtx.DataType | None
     causal: bool
 
 
-def attentions(trt: ModuleType, network: Any) -> list[Any]:
+def attentions(trt: Library, network: rtx.INetworkDefinition) -> list[rtx.IAttention]:
     """Every IAttention of a network, in its order."""
     found = []
     for index in range(network.num_layers):
@@ -34,11 +37,11 @@ def attentions(trt: ModuleType, network: Any) -> list[Any]:
         if layer.type == trt.LayerType.ATTENTION_OUTPUT:
             # get_layer gives the base class; this is how the Python API casts down.
             layer.__class__ = trt.IAttentionOutputLayer
-            found.append(layer.attention)
+            found.append(cast("rtx.IAttentionOutputLayer", layer).attention)
     return found
 
 
-def shape_of(attention: Any) -> AttentionShape:
+def shape_of(attention: rtx.IAttention) -> AttentionShape:
     """What decides whether an attention has a kernel."""
     query, key, value = (attention.get_input(index) for index in range(3))
     mask = attention.mask
@@ -54,7 +57,11 @@ def shape_of(attention: Any) -> AttentionShape:
 
 
 def has_kernel(
-    trt: ModuleType, builder: Any, new_config: Callable[[], Any], shape: AttentionShape, rows: tuple[int, int, int]
+    trt: Library,
+    builder: rtx.Builder,
+    new_config: Callable[[], rtx.IBuilderConfig],
+    shape: AttentionShape,
+    rows: tuple[int, int, int],
 ) -> bool:
     """Whether an attention of this shape builds by itself without being decomposed; takes a fraction of a second.
 
@@ -69,20 +76,22 @@ def has_kernel(
     config = new_config()
     profile = builder.create_optimization_profile()
 
-    def add(name: str, dtype: Any, rest: tuple[int, ...]) -> Any:
+    def add(name: str, dtype: rtx.DataType, rest: tuple[int, ...]) -> rtx.ITensor:
         profile.set_shape(name, *((row, *rest) for row in rows))
         return network.add_input(name, dtype, (-1, *rest))
 
-    inputs = [add(name, shape.dtype, getattr(shape, name)) for name in ("query", "key", "value")]
-    attention = network.add_attention(*inputs, trt.AttentionNormalizationOp.SOFTMAX, shape.causal)
-    if shape.mask is not None:
+    query, key, value = (add(name, shape.dtype, getattr(shape, name)) for name in ("query", "key", "value"))
+    attention = network.add_attention(query, key, value, trt.AttentionNormalizationOp.SOFTMAX, shape.causal)
+    if attention is None:
+        return False
+    if shape.mask is not None and shape.mask_dtype is not None:
         attention.mask = add("mask", shape.mask_dtype, shape.mask)
     network.mark_output(attention.get_output(0))
     config.add_optimization_profile(profile)
     return builder.build_serialized_network(network, config) is not None
 
 
-def describe(attention: Any) -> str:
+def describe(attention: rtx.IAttention) -> str:
     """An attention in words: its name and shape."""
     shape = shape_of(attention)
     heads, queries, head_size = shape.query

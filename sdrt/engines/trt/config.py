@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sdrt.engines.recipe import Recipe
+from sdrt.engines.trt.library import Library
 from sdrt.errors import EngineError
 
+if TYPE_CHECKING:
+    import tensorrt_rtx as rtx
 
-def new_config(trt: ModuleType, builder: Any, recipe: Recipe, *, rtx: bool) -> Any:
+
+def new_config(trt: Library, builder: rtx.Builder, recipe: Recipe, *, for_targets: bool) -> rtx.IBuilderConfig:
     """A configuration without profile and monitor.
 
     Args:
         trt: The module.
         builder: A builder of it.
         recipe: What it is to say.
-        rtx: Whether the module is TensorRT-RTX, which compiles for named GPUs; TensorRT compiles for the one here.
+        for_targets: Whether the module is TensorRT-RTX, which compiles for named GPUs, not the one here.
 
     Raises:
         EngineError: TensorRT-RTX does not know a target.
@@ -24,7 +27,7 @@ def new_config(trt: ModuleType, builder: Any, recipe: Recipe, *, rtx: bool) -> A
     config = builder.create_builder_config()
     config.builder_optimization_level = recipe.optimization_level
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mib << 20)
-    if rtx:
+    if for_targets:
         _set_targets(trt, config, recipe)
         return config
     config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, recipe.hardware_compatibility.upper())
@@ -33,7 +36,7 @@ def new_config(trt: ModuleType, builder: Any, recipe: Recipe, *, rtx: bool) -> A
     return config
 
 
-def _set_targets(trt: ModuleType, config: Any, recipe: Recipe) -> None:
+def _set_targets(trt: Library, config: rtx.IBuilderConfig, recipe: Recipe) -> None:
     config.num_compute_capabilities = len(recipe.targets)
     for index, target in enumerate(recipe.targets):
         capability = getattr(trt.ComputeCapability, target.upper())

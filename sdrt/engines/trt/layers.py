@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sdrt.engines.engine_set import AttentionLayer, LayerList
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as rtx
 
 PRECISIONS = {
     "FLOAT": "fp32",
@@ -18,13 +21,13 @@ PRECISIONS = {
 }
 
 
-def precision_name(dtype: Any) -> str:
+def precision_name(dtype: rtx.DataType) -> str:
     """What we call one of TensorRT's data types."""
     name = str(dtype.name)
     return PRECISIONS.get(name, name.lower())
 
 
-def layer_list(network: Any, attentions: list[Any]) -> LayerList:
+def layer_list(network: rtx.INetworkDefinition, attentions: list[rtx.IAttention]) -> LayerList:
     """Layers by kind and precision, and every attention.
 
     Args:
@@ -42,7 +45,7 @@ def layer_list(network: Any, attentions: list[Any]) -> LayerList:
     )
 
 
-def _attention(attention: Any) -> AttentionLayer:
+def _attention(attention: rtx.IAttention) -> AttentionLayer:
     query, key = attention.get_input(0), attention.get_input(1)
     _, heads, queries, head_size = query.shape
     return AttentionLayer(

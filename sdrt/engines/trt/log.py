@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sdrt.engines.trt.library import Library
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as rtx
 
 TAIL_LINES = 3
 LINE_LIMIT = 400
@@ -31,7 +35,7 @@ class Messages:
         return any(text in line for line in self.errors)
 
 
-def make_logger(trt: ModuleType, messages: Messages) -> Any:
+def make_logger(trt: Library, messages: Messages) -> rtx.ILogger:
     """An ILogger of the module that collects warnings and errors, and drops the rest."""
     base: Any = trt.ILogger
     worst = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
@@ -46,4 +50,5 @@ def make_logger(trt: ModuleType, messages: Messages) -> Any:
             elif severity == trt.ILogger.WARNING:
                 messages.warnings.append(msg)
 
-    return Logger()
+    logger: rtx.ILogger = Logger()
+    return logger

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sdrt.engines.trt.library import Library
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as rtx
 
 
 class Phases:
@@ -63,7 +67,7 @@ class Phases:
             self._stop = error
 
 
-def make_monitor(trt: ModuleType, phases: Phases) -> Any:
+def make_monitor(trt: Library, phases: Phases) -> rtx.IProgressMonitor:
     """An IProgressMonitor of the module that feeds the phases."""
     base: Any = trt.IProgressMonitor
 
@@ -80,4 +84,5 @@ def make_monitor(trt: ModuleType, phases: Phases) -> Any:
         def phase_finish(self, phase_name: str) -> None:
             phases.finish(phase_name)
 
-    return Monitor()
+    monitor: rtx.IProgressMonitor = Monitor()
+    return monitor

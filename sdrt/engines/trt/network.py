@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sdrt.bundle import TensorSpec
+from sdrt.engines.trt.library import Library
 from sdrt.engines.trt.log import Messages
 from sdrt.errors import BackendUnavailableError, EngineError
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as rtx
 
 
 @dataclass(frozen=True)
 class Network:
     """A parsed network. The parser holds the weights, so it must live as long."""
 
-    definition: Any
-    parser: Any
+    definition: rtx.INetworkDefinition
+    parser: rtx.OnnxParser
 
 
 def check_onnx(path: Path) -> None:
@@ -43,7 +46,7 @@ def check_onnx(path: Path) -> None:
         raise EngineError(f"{path} is not a valid ONNX graph: {reason}", hint=hint) from error
 
 
-def parse(trt: ModuleType, builder: Any, logger: Any, messages: Messages, path: Path) -> Network:
+def parse(trt: Library, builder: rtx.Builder, logger: rtx.ILogger, messages: Messages, path: Path) -> Network:
     """Parse an ONNX file, weights beside it included.
 
     Raises:
@@ -72,7 +75,7 @@ def objections(messages: Messages, inputs: Sequence[TensorSpec]) -> list[str]:
     return [warning for warning in messages.warnings if not warning.endswith(tuple(heeded))]
 
 
-def _parse_error(trt: ModuleType, errors: list[Any], messages: Messages, path: Path) -> EngineError:
+def _parse_error(trt: Library, errors: list[rtx.ParserError], messages: Messages, path: Path) -> EngineError:
     library = f"{trt.__name__} {trt.__version__}"
     of_nodes = [error for error in errors if error.node() >= 0]
     if not of_nodes:
@@ -88,12 +91,12 @@ def _parse_error(trt: ModuleType, errors: list[Any], messages: Messages, path: P
     return EngineError(f"{where}: {library} refuses it: {_line(error.desc())}", hint=hint)
 
 
-def _is_unsupported(trt: ModuleType, error: Any) -> bool:
+def _is_unsupported(trt: Library, error: rtx.ParserError) -> bool:
     """Whether the operator itself is unknown: the parser then looks for a plugin of its name, or says so."""
     return error.code() == trt.ErrorCode.UNSUPPORTED_NODE or "Plugin not found" in error.desc()
 
 
-def _inputs(path: Path, error: Any) -> str:
+def _inputs(path: Path, error: rtx.ParserError) -> str:
     """The names of a node's inputs, where the node is one of the file's own graph."""
     import onnx
 

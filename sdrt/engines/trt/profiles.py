@@ -6,12 +6,15 @@ TensorRT's own checks are late or absent: min above opt passes set_shape, and a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sdrt.bundle import ComponentName, TensorSpec
 from sdrt.engines.engine_set import BatchRange
 from sdrt.engines.trt.log import Messages
 from sdrt.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as rtx
 
 Shape = tuple[int, ...]
 #: Length of a dynamic axis in a network.
@@ -19,9 +22,9 @@ DYNAMIC = -1
 
 
 def add_profile(
-    builder: Any,
-    config: Any,
-    network: Any,
+    builder: rtx.Builder,
+    config: rtx.IBuilderConfig,
+    network: rtx.INetworkDefinition,
     component: ComponentName,
     inputs: Sequence[TensorSpec],
     batch: BatchRange,
@@ -85,5 +88,5 @@ def profile_shapes(
     return least, best, largest
 
 
-def _inputs(network: Any) -> list[Any]:
+def _inputs(network: rtx.INetworkDefinition) -> list[rtx.ITensor]:
     return [network.get_input(index) for index in range(network.num_inputs)]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sdrt.engines.sealed import SealedFile
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as rtx
 
 
 class TimingCache:
@@ -23,7 +26,7 @@ class TimingCache:
         self._note = note
         self._file = SealedFile(self.path, note)
 
-    def give(self, config: Any) -> None:
+    def give(self, config: rtx.IBuilderConfig) -> None:
         """Let a build start from what is known.
 
         Raises:
@@ -34,9 +37,10 @@ class TimingCache:
         cache = config.create_timing_cache(data)
         if cache is None or not config.set_timing_cache(cache, False):
             self._note(f"{self.path} is of another TensorRT or device; it is made anew")
-            config.set_timing_cache(config.create_timing_cache(b""), False)
+            if (empty := config.create_timing_cache(b"")) is not None:
+                config.set_timing_cache(empty, False)
 
-    def keep(self, config: Any) -> None:
+    def keep(self, config: rtx.IBuilderConfig) -> None:
         """Add what a build measured to what others have put there meanwhile.
 
         Raises:

@@ -87,7 +87,7 @@ def test_a_foreign_cache_is_not_used(tmp_path: Path, config: Any) -> None:
     cache = TimingCache(tmp_path, "device", notes.append)
     cache.give(config)
     cache.keep(config)
-    foreign = Foreign()
+    foreign: Any = Foreign()
     cache.give(foreign)
     assert foreign.held == b""
     (note,) = notes
