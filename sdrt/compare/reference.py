@@ -111,8 +111,9 @@ class Reference:
 
     def release(self) -> None:
         """Let go of the network in memory."""
-        self._source = None
-        gc.collect()
+        if self._source is not None:
+            self._source = None
+            gc.collect()
 
     def run(self, component: ComponentName, feeds: Feeds, precision: Precision = "fp32") -> dict[str, Array]:
         """Run a component of the bundle's contract; what was computed once is kept.
