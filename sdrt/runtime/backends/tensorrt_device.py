@@ -15,7 +15,15 @@ from sdrt.runtime.backends.cuda import OUT_OF_MEMORY_HINT, Buffer, Cuda
 
 # Lines of TensorRT's log that an error carries.
 TAIL = 3
-_MEMORY_WORDS = ("out of memory", "outofmemory", "memoryallocation", "failed to allocate", "insufficient_gpu_memory")
+# As TensorRT 8 to 11 say it, found in reports of users; newer ones leave CUDA's own "out of memory" out.
+_MEMORY_WORDS = (
+    "out of memory",
+    "outofmemory",
+    "memoryallocation",
+    "could not be allocated",
+    "failed to allocate",
+    "user allocator error",
+)
 
 
 def logger(trt: Any) -> Any:

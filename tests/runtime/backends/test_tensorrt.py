@@ -146,7 +146,16 @@ def test_row_26_a_null_engine_reports_the_log(plans: EngineSet) -> None:
         assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("line", ["[defaultAllocator.cpp] Requested amount of GPU memory: Out of memory"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)",
+        "Requested amount of GPU memory (17920000000 bytes) could not be allocated..",
+        "[executionContext.cpp::644] Error Code 2: OutOfMemory (Requested size was 9 bytes.)",
+        "[tunable_graph.cpp:create:117] autotuning: User allocator error allocating 15485030400-byte buffer",
+        "Cuda Runtime (cudaErrorMemoryAllocation)",
+    ],
+)
 def test_out_of_memory_in_tensorrt_is_told_from_its_log(
     plans: EngineSet, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
