@@ -159,7 +159,7 @@ def _export_component(
             inputs=inputs,
             outputs=outputs,
             parameters=sum(parameter.numel() for parameter in source.module.parameters()),
-            flops=count_flops(source, torch.float32),
+            flops=count_flops(source),
             max_activation=max_activation,
         )
         advance(1)
