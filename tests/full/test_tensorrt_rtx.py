@@ -14,7 +14,7 @@ from sdrt.engines.build import build_to
 from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
-from sdrt.progress import Lines
+from tests.engines.notes import Notes
 from tests.full.workshop import ROOT, Workshop
 from tests.models.sd_v1_random import sd_v1_random
 
@@ -42,10 +42,11 @@ def test_the_fp16_bundle_compiles_in_time_and_memory(
 ) -> None:
     monkeypatch.setattr("sdrt.engines.build.available_memory_bytes", lambda: MEMORY_GIB << 30)
     recipe = load_recipe("sd-v1-default", ["targets=sm86,sm89,sm120"])
-    start = time.monotonic()
-    engines = build_to(bundle, BuildRequest("tensorrt-rtx", recipe=recipe), tmp_path / "engines", Lines())
+    notes, start = Notes(), time.monotonic()
+    engines = build_to(bundle, BuildRequest("tensorrt-rtx", recipe=recipe), tmp_path / "engines", notes)
     seconds = time.monotonic() - start
-    print(f"{table(engines)}\nall of it {seconds:.1f} s")
+    print("\n".join([table(engines), f"all of it {seconds:.1f} s", *notes.notes]))
+    assert not any("warns" in note for note in notes.notes)
     for name in ("unet", "denoise_step"):
         layers = engines.component(name).layers
         assert layers is not None
