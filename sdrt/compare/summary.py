@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from sdrt.compare.pictures import label
 from sdrt.compare.schema import (
+    Against,
     Comparison,
     ComponentCase,
     ComponentResult,
@@ -15,6 +16,9 @@ from sdrt.compare.schema import (
     PictureResult,
     TrajectoryResult,
 )
+
+#: Of what moved, as many lines are said on a terminal.
+MOVES_SAID = 20
 
 
 def headline(comparison: Comparison) -> str:
@@ -54,12 +58,20 @@ def table(comparison: Comparison) -> list[str]:
         lines += [f"{heading}: {line}" for line in found]
     lines += departures(comparison)
     if comparison.against is not None:
-        moved = comparison.against.moved
-        lines.append(f"since {comparison.against.created}: {'nothing moved' if not moved else ''}".rstrip(": "))
-        lines += [
-            f"  {_direction(m.worse)} {m.what}: {m.figure} {_value(m.before)} -> {_value(m.after)}" for m in moved
-        ]
+        lines += _moved(comparison.against)
     return [*lines, f"{comparison.outcome}: {headline(comparison)}"]
+
+
+def _moved(earlier: Against) -> list[str]:
+    """What moved, the worse first, as much of it as one looks at on a terminal."""
+    count = len(earlier.moved)
+    lines = [f"since {earlier.created}: {f'{count} figures moved' if count else 'nothing moved'}"]
+    for move in earlier.moved[:MOVES_SAID]:
+        change = f"{move.figure} {_value(move.before)} -> {_value(move.after)}"
+        lines.append(f"  {_direction(move.worse)} {move.what}: {change}")
+    if count > MOVES_SAID:
+        lines.append(f"  and {count - MOVES_SAID} more, which the report and --json have")
+    return lines
 
 
 def departures(comparison: Comparison) -> list[str]:

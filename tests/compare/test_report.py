@@ -201,6 +201,20 @@ def test_the_terminal_says_the_same() -> None:
     assert lines[-1] == f"failed: {headline(found)}"
 
 
+def test_what_moved_is_said_in_as_many_lines_as_one_reads() -> None:
+    earlier = comparison(components=(component("unet", output(1.0)),))
+    lines = table(comparison().model_copy(update={"against": against(earlier, comparison())}))
+    assert "since 2026-11-22T06:00:00Z: 4 figures moved" in lines
+    assert "  better: unet, early, batch 2, y: relative_l2 1 -> 1e-05" in lines
+    before = comparison(environment={"python": "3.11"})
+    after = comparison(environment={"python": "3.11", **{f"package {k}": "2" for k in range(30)}})
+    lines = table(after.model_copy(update={"against": against(before, after)}))
+    assert lines[-2] == "  and 10 more, which the report and --json have"
+    assert len([line for line in lines if line.startswith("  other: environment")]) == 20
+    same = comparison().model_copy(update={"against": against(comparison(), comparison())})
+    assert "since 2026-11-22T06:00:00Z: nothing moved" in table(same)
+
+
 def test_the_worst_output_of_a_component_is_shown() -> None:
     cases = (output(1e-6), output(9e-4), output(1e-4))
     assert "9.00e-04" in table(comparison(components=(component("unet", *cases),)))[1]
