@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,8 @@ def run(options: Options) -> None:
     """Read what is to be read, compare, and say what was found."""
     if options.save_tensors and options.report is None:
         raise UsageError("--save-tensors adds to the report, and none is asked for", hint="add --report DIR")
+    if options.report is not None:
+        check_folder(options.report)
     try:
         from sdrt.compare.compare import check_faults, compare
     except ModuleNotFoundError as error:
@@ -107,7 +110,6 @@ def run(options: Options) -> None:
     from sdrt.compare.against import against, read_comparison
     from sdrt.compare.report import write_report
     from sdrt.compare.summary import table
-    from sdrt.files import disk_errors
     from sdrt.progress import for_terminal
 
     asked, settings = _what(options), _how(options)
@@ -116,9 +118,6 @@ def run(options: Options) -> None:
         _say_faults(check_faults(asked, settings, progress), options.as_json)
         return
     earlier = read_comparison(options.against) if options.against else None
-    if options.report:
-        with disk_errors(options.report):
-            options.report.mkdir(parents=True, exist_ok=True)
     comparison, pairs = compare(asked, settings, progress)
     if earlier is not None:
         comparison = comparison.model_copy(update={"against": against(earlier, comparison)})
@@ -131,6 +130,26 @@ def run(options: Options) -> None:
         if report is not None:
             click.echo(f"report: {report}")
     _end(comparison)
+
+
+def check_folder(folder: Path) -> None:
+    """Hold that a report can be written, before hours may go into it; nothing is made yet.
+
+    Raises:
+        UsageError: It stands in a file, in a folder that is not writable, or its name is too long.
+    """
+    place = folder.absolute()
+    try:
+        while not place.exists():
+            place = place.parent
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--report: {str(folder)[:80]!r} is not a usable path", hint="choose another folder"
+        ) from error
+    if not place.is_dir():
+        raise UsageError(f"--report: {place} is a file", hint="name a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"--report: no permission to write in {place}", hint="choose another folder")
 
 
 def _what(options: Options) -> Asked:

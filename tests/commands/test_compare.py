@@ -100,7 +100,8 @@ def test_json_is_the_comparison_and_says_what_moved(sdrt: CommandLine, found: An
         (["--prompts", "nothing.txt"], 2, "--prompts: cannot read nothing.txt"),
         (["--tolerances", "nothing.toml"], 2, "--tolerances: cannot read nothing.toml"),
         (["--against", "nothing.json"], 3, "cannot read nothing.json"),
-        (["--report", "file/report"], 6, "cannot write file/report"),
+        (["--report", "file/report"], 2, "file is a file"),
+        (["--report", "x" * 300], 2, "is not a usable path"),
         (["nowhere"], 3, "nowhere/manifest.json"),
         (["empty"], 3, "empty/manifest.json"),
         (["--trust", "ab" * 32], 2, "--trust is for engines"),
@@ -116,6 +117,7 @@ def test_what_is_asked_wrong_is_said_before_anything_is_run(
     ended = sdrt("compare", "--store", tmp_path / "store", *words)
     assert (ended.code, said in ended.complaint) == (code, True), ended.err
     assert ended.out == ""
+    assert {path.name for path in tmp_path.iterdir()} <= {"empty", "file", "store"}
 
 
 def test_planted_faults_that_are_missed_exit_5(sdrt: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
