@@ -69,6 +69,8 @@ def find_departure(
     expected, inside = _reference_tensors(reference, component, feeds)
     probes = _probes(model, expected, inside)
     run = _runner(model, bundle.graph(component).parent, bundle, component, feeds)
+    if not probes:
+        return None
     first, end = 0, len(probes)
     while end - first > 1:
         middle = (first + end) // 2
