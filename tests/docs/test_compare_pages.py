@@ -42,7 +42,7 @@ def test_the_page_names_the_limit_of_the_table() -> None:
     limits = load().of("unet", "onnxruntime", "fp32")
     assert limits is not None
     assert limits.relative_l2 is not None
-    assert command("polygraphy run").endswith(f" --snr-threshold {snr_db(limits.relative_l2):g}")
+    assert command("polygraphy run").endswith(f" --snr-threshold {snr_db(limits.relative_l2):.5g}")
 
 
 @pytest.mark.long
