@@ -173,6 +173,20 @@ def test_a_sound_bundle_passes(
     assert (tmp_path / "r" / "report.html").stat().st_size > 50_000
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--save-tensors", "tensors are saved for a bundle's graphs"), ("--self-test", "--self-test needs a bundle")],
+)
+def test_what_needs_graphs_is_not_asked_of_engines(
+    option: str, said: str, sdrt: CommandLine, tiny_engines: Callable[..., EngineSet], store: Store, tmp_path: Path
+) -> None:
+    engines = tiny_engines("onnxruntime", "fp32")
+    ended = sdrt("compare", engines.path, "--store", store.root, "--report", tmp_path / "report", option)
+    assert ended.code == 2
+    assert said in ended.complaint
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.long
 def test_another_checkpoint_fails_and_the_mismatch_is_said(
     sdrt: CommandLine,

@@ -1,4 +1,4 @@
-"""Polygraphy's own command line gives the verdict that sdrt gives: the page's commands, executed on a tiny bundle."""
+"""The commands of the pages on comparing, executed on a tiny bundle: sdrt's own, and Polygraphy's, which agrees."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from sdrt.compare.tensors import snr_db
 from sdrt.compare.tolerances import load
 from sdrt.engines.store import Store
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to-polygraphy.md"
+DOCS = Path(__file__).parents[2] / "docs"
 SCRIPTS = Path(sys.executable).parent
 
 
+def commands(page: str, start: str) -> list[str]:
+    """A page's commands that start so."""
+    return [line.strip() for line in (DOCS / page).read_text().splitlines() if line.startswith(f"    {start}")]
+
+
 def command(start: str) -> str:
-    """The page's one command that starts so."""
-    (found,) = [line.strip() for line in PAGE.read_text().splitlines() if line.startswith(f"    {start}")]
+    """The one command of Polygraphy's page that starts so."""
+    (found,) = commands("how-to-polygraphy.md", start)
     return found
 
 
@@ -45,11 +50,33 @@ def test_the_page_names_the_limit_of_the_table() -> None:
     assert command("polygraphy run").endswith(f" --snr-threshold {snr_db(limits.relative_l2):.5g}")
 
 
-@pytest.mark.long
-def test_polygraphy_gives_the_same_verdict(tiny_bundle: Bundle, tiny_path: Path, store: Store, tmp_path: Path) -> None:
+@pytest.fixture
+def words(tiny_bundle: Bundle, tiny_path: Path, store: Store, tmp_path: Path) -> list[str]:
+    """Puts the bundle where the pages have it; gives what a command is told besides, to be short."""
     shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
     (tmp_path / "prompts.txt").write_text("a red circle\n")
-    words = ["--checkpoint", str(tiny_path), "--store", str(store.root), "--prompts", "prompts.txt", "--steps", "2"]
+    return ["--checkpoint", str(tiny_path), "--store", str(store.root), "--prompts", "prompts.txt", "--steps", "2"]
+
+
+@pytest.mark.long
+def test_the_comparing_page(words: list[str], tmp_path: Path) -> None:
+    first, against, bisect = commands("how-to-compare.md", "sdrt compare bundle")
+    compared = run(tmp_path, [*shlex.split(first), *words])
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "comparison.json",
+        "contact-sheet.png",
+        "report.html",
+    ]
+    (tmp_path / "report").rename(tmp_path / "last-release")
+    for line in (against, bisect):
+        compared = run(tmp_path, [*shlex.split(line), *words])
+        assert compared.returncode == 0, compared.stdout + compared.stderr
+        assert ("since 20" in compared.stdout) == (line == against)
+
+
+@pytest.mark.long
+def test_polygraphy_gives_the_same_verdict(words: list[str], tiny_bundle: Bundle, tmp_path: Path) -> None:
     compared = run(tmp_path, [*shlex.split(command("sdrt compare")), *words])
     assert compared.returncode == 0, compared.stdout + compared.stderr
     said = [line for line in compared.stderr.splitlines() if line.startswith("polygraphy run ")]
