@@ -91,6 +91,21 @@ def test_without_a_tolerance_nothing_is_verified() -> None:
     assert found.psnr_db is None
 
 
+@pytest.mark.parametrize("limits", [{"lpips": 0.1}, {"relative_l2": 0.1}, {}])
+def test_a_tolerance_that_holds_nothing_verifies_nothing(limits: dict[str, float]) -> None:
+    tolerance = ToleranceRecord(reason="for this test", **limits)  # type: ignore[arg-type]
+    found = compare(scene(), tolerance)
+    assert (found.outcome, found.reason) == ("unverified", "its tolerance limits nothing that was measured")
+    # What it disobeys is known all the same.
+    assert compare(scene("a large blue circle on white"), tolerance).outcome == "failed"
+
+
+def test_lpips_alone_verifies_where_it_is_measured() -> None:
+    tolerance = ToleranceRecord(lpips=0.1, reason="for this test")
+    assert compare(scene(), tolerance, lpips=lambda *_: 0.05).outcome == "passed"
+    assert compare(scene(), tolerance, lpips=lambda *_: 0.2).outcome == "failed"
+
+
 def test_a_reference_of_one_colour_proves_nothing() -> None:
     black = Image.new("RGB", (256, 256))
     found = compare(black, reference=black, scored=False)
