@@ -6,15 +6,28 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from sdrt.bundle import ComponentName, Precision
 from sdrt.compare.schema import Kind, ToleranceRecord
+from sdrt.engines.engine_set import BackendName
 from sdrt.errors import UsageError
 
 TABLE = Path(__file__).with_name("tolerances.toml")
-KINDS: tuple[Kind, ...] = ("component", "trajectory", "picture")
+#: What each kind of row may limit.
+LIMITS: Mapping[str, tuple[str, ...]] = {
+    "component": ("relative_l2", "peak"),
+    "trajectory": ("relative_l2",),
+    "picture": ("psnr_db", "ssim", "lpips"),
+}
+#: What may stand in a row's name, from its end: PyTorch in half precision stands in for a GPU's engines.
+NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("precision", get_args(Precision)),
+    ("backend", (*get_args(BackendName), "torch")),
+    ("component", get_args(ComponentName)),
+)
 LIMIT_BYTES = 1 << 20
 
 Key = tuple[Kind, str, str, str]
@@ -46,7 +59,8 @@ def load(path: Path | None = None) -> Tolerances:
             ``[trajectory.openvino.bf16]`` or ``[picture.openvino.bf16]``, each with its limits and a reason.
 
     Raises:
-        UsageError: The file cannot be read, or a row is malformed; names the row.
+        UsageError: The file cannot be read; a row is malformed, is of nothing that is compared, or limits what is not
+            measured there; names the row.
     """
     table = _rows(TABLE)
     if path is not None:
@@ -66,8 +80,8 @@ def _rows(path: Path) -> dict[Key, ToleranceRecord]:
         raise UsageError(f"--tolerances: {path} is not TOML: {error}", hint=hint) from error
     rows: dict[Key, ToleranceRecord] = {}
     for kind, part in parsed.items():
-        if kind not in KINDS or not isinstance(part, dict):
-            known = ", ".join(KINDS)
+        if kind not in LIMITS or not isinstance(part, dict):
+            known = ", ".join(LIMITS)
             raise UsageError(f"--tolerances: {path}: [{kind}] is not known", hint=f"choose among {known}")
         depth = 3 if kind == "component" else 2
         for names, row in _leaves(part, depth, (kind,), path):
@@ -93,11 +107,31 @@ def _leaves(
 
 
 def _record(row: Mapping[str, Any], names: tuple[str, ...], path: Path) -> ToleranceRecord:
+    where = f"--tolerances: {path}: [{'.'.join(names)}]"
+    for name, (what, known) in zip(reversed(names[1:]), NAMES, strict=False):
+        if name not in known:
+            raise UsageError(f"{where}: there is no {what} {name!r}", hint=f"choose among {', '.join(known)}")
     try:
-        return ToleranceRecord.model_validate(row)
+        record = ToleranceRecord.model_validate(row)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         hint = "limits are relative_l2, peak, psnr_db, ssim and lpips; reason is needed, measured is a table"
-        message = f"--tolerances: {path}: [{'.'.join(names)}]: {field}: {first['msg']}"
-        raise UsageError(message, hint=hint) from error
+        raise UsageError(f"{where}: {field}: {first['msg']}", hint=hint) from error
+    _check_limits(record, names[0], where)
+    return record
+
+
+def _check_limits(record: ToleranceRecord, kind: str, where: str) -> None:
+    """Hold that a row limits something, and only what is measured of its kind.
+
+    Raises:
+        UsageError: It does not.
+    """
+    limits = record.model_dump(exclude={"measured", "reason"}, exclude_none=True)
+    hint = f"limits of a {kind} are {', '.join(LIMITS[kind])}"
+    for name in (*limits, *record.measured):
+        if name not in LIMITS[kind]:
+            raise UsageError(f"{where}: {name} is not measured of a {kind}", hint=hint)
+    if not limits:
+        raise UsageError(f"{where} limits nothing", hint=hint)

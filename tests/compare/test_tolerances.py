@@ -64,6 +64,19 @@ def test_a_file_replaces_rows_whole(tmp_path: Path) -> None:
         ('[picture.openvino.fp32]\nreason = ""\npsnr = 40', "psnr: Extra inputs"),
         ('[component.unet.openvino.fp32]\nreason = "x"\npeak = nan', "peak: Input should be a finite number"),
         ('[component.unet.openvino.fp32]\nreason = "x"\npeak = -1', "peak: Input should be greater"),
+        ('[component.unett.openvino.bf16]\nreason = "x"\npeak = 1', r"\.bf16\]: there is no component 'unett'"),
+        ('[component.unet.openvno.bf16]\nreason = "x"\npeak = 1', "there is no backend 'openvno'"),
+        ('[component.unet.openvino.bf61]\nreason = "x"\npeak = 1', "there is no precision 'bf61'"),
+        ('[trajectory.openvino.bf61]\nreason = "x"\nrelative_l2 = 1', "there is no precision 'bf61'"),
+        ('[picture.openvno.bf16]\nreason = "x"\nssim = 1', "there is no backend 'openvno'"),
+        ('[component.unet.openvino.fp32]\nreason = "x"\nssim = 0.9', "ssim is not measured of a component"),
+        ('[trajectory.openvino.fp32]\nreason = "x"\npeak = 1', "peak is not measured of a trajectory"),
+        ('[picture.openvino.fp32]\nreason = "x"\nrelative_l2 = 1', "relative_l2 is not measured of a picture"),
+        ('[picture.openvino.fp32]\nreason = "x"', r"\[picture.openvino.fp32\] limits nothing"),
+        (
+            '[trajectory.openvino.fp32]\nreason = "x"\nrelative_l2 = 1\nmeasured = { relative = 0.1 }',
+            "relative is not measured of a trajectory",
+        ),
     ],
 )
 def test_a_malformed_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
