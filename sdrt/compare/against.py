@@ -78,7 +78,8 @@ def _figures(comparison: Comparison) -> Figures:
         what = f"trajectory of {trajectory.prompt!r}, seed {trajectory.seed}"
         figures[what, "outcome"] = trajectory.outcome
         figures[what, "relative_l2"] = trajectory.relative_l2[-1] if trajectory.relative_l2 else None
-        figures[what, "first_over"] = trajectory.first_over
+        # Told to people, steps are counted from 1.
+        figures[what, "first_over"] = None if trajectory.first_over is None else trajectory.first_over + 1.0
     for picture in comparison.pictures:
         figures |= _picture(picture)
     return figures | {("environment", name): value for name, value in comparison.environment.items()}

@@ -167,7 +167,8 @@ class Engines(Record):
 class Move(Record):
     """A figure or an outcome that is not what it was. ``worse`` is None where neither of the two is worse.
 
-    ``what`` says of what, as "unet, early, batch 2, out_sample"; ``figure`` is the field's name.
+    ``what`` says of what, as "unet, early, batch 2, out_sample"; ``figure`` is the field's name. Steps are counted from
+    1 here.
     """
 
     what: str

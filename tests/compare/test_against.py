@@ -41,7 +41,7 @@ TRAJECTORY = "trajectory of 'a red circle', seed 7"
          [("unet", "outcome", "passed", "failed", True), (CASE, "outcome", "passed", "failed", True)]),
         ({"trajectories": (trajectory(1e-6, 1e-1, first_over=1, outcome="failed"),)},
          [(TRAJECTORY, "outcome", "passed", "failed", True), (TRAJECTORY, "relative_l2", 4e-6, 1e-1, True),
-          (TRAJECTORY, "first_over", None, 1.0, None)]),
+          (TRAJECTORY, "first_over", None, 2.0, None)]),
         ({"pictures": (picture(psnr_db=40.0, candidate_verdict="wrong: shape"),)},
          [(PICTURE, "psnr_db", 60.0, 40.0, True), (PICTURE, "candidate_verdict", "right", "wrong: shape", True)]),
         ({"pictures": (picture(psnr_db=None, ssim=1.0),)}, [(PICTURE, "psnr_db", 60.0, "equal", False)]),
