@@ -29,6 +29,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "transformers": ("export",),
     "onnx": ("export", "rtx", "trt"),
     "polygraphy": ("compare",),
+    "scipy": ("compare", "dev"),
 }
 #: Distributions of one module: each overwrites the other's files.
 RIVALS = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-gpu": "onnxruntime"}

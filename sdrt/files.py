@@ -36,8 +36,8 @@ def canonical_json(value: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write at ``path`` into errors of ours.
+def disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
+    """Turn the operating system's refusals to write (or ``verb``) at ``path`` into errors of ours.
 
     Raises:
         ResourceError: No space, no permission, a read-only file system, a file where a folder should be.
@@ -61,7 +61,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno not in reasons:
             raise
         hint = "free space, or choose another place with --store or --out"
-        raise ResourceError(f"cannot write {path}: {reasons[error.errno]}", hint=hint) from error
+        raise ResourceError(f"cannot {verb} {path}: {reasons[error.errno]}", hint=hint) from error
 
 
 def fsync_path(path: Path) -> None:

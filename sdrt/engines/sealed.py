@@ -41,14 +41,19 @@ class SealedFile:
         return exclusive(self.path.with_suffix(".lock"), str(self.path), self._timeout_s, silent)
 
     def read(self) -> bytes:
-        """The bytes as they were written; none where there is no file, or one that is not sealed, which goes."""
-        if not self.path.exists():
-            return b""
-        data = self.path.read_bytes()
-        if self._seal(data[DIGEST_BYTES:]) != data[:DIGEST_BYTES]:
-            self._note(f"{self.path} does not match its digest; it is made anew")
-            self.path.unlink()
-            return b""
+        """The bytes as they were written; none where there is no file, or one that is not sealed, which goes.
+
+        Raises:
+            ResourceError: They cannot be read.
+        """
+        with disk_errors(self.path, "read"):
+            if not self.path.exists():
+                return b""
+            data = self.path.read_bytes()
+            if self._seal(data[DIGEST_BYTES:]) != data[:DIGEST_BYTES]:
+                self._note(f"{self.path} does not match its digest; it is made anew")
+                self.path.unlink()
+                return b""
         return data[DIGEST_BYTES:]
 
     def write(self, data: bytes) -> None:

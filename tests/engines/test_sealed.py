@@ -71,3 +71,9 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, notes: list[str]) 
     (tmp_path / "caches").write_text("")
     with pytest.raises(ResourceError, match="a file stands where a folder should be"):
         SealedFile(tmp_path / "caches" / "one.cache", notes.append)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_ours(file: SealedFile) -> None:
+    file.path.mkdir()
+    with pytest.raises(ResourceError, match=r"cannot read .*one\.cache"):
+        file.read()

@@ -62,6 +62,7 @@ RUNTIME_OBJECTS = {
 RTX_ONLY = {
     ("IBuilderConfig", "num_compute_capabilities"),
     ("IBuilderConfig", "set_compute_capability"),
+    ("BuilderFlag", "REQUIRE_USER_ALLOCATION"),
     ("trt", "ComputeCapability"),
     ("trt", "CudaGraphStrategy"),
     ("trt", "DynamicShapesKernelSpecializationStrategy"),

@@ -21,6 +21,7 @@ from PIL import Image
 
 from sdrt import Pipeline, Result
 from sdrt.bundle import COMPONENTS, ComponentName
+from sdrt.compare.tolerances import load as load_tolerances
 from sdrt.engines.build import build
 from sdrt.engines.engine_set import BackendName, EngineSet
 from sdrt.engines.recipe import DEFAULT, load_recipe
@@ -45,8 +46,6 @@ BACKENDS = [name for name, module in MODULES.items() if find_spec(module)] or ["
 STEPS = 10
 #: Relative to the largest latent: fp16 keeps 11 bits of each layer's output, and ten guided steps amplify what is lost.
 FP16_TOLERANCE = 5e-2
-#: One pass of one component in fp16, relative L2: the bound that an export's fp16 graphs are held to.
-COMPONENT_TOLERANCE = 2e-2
 #: Free memory as the driver tells it moves by its own allocations: pools, modules, the context's heap.
 DRIVER_BYTES = 512 << 20
 SETTINGS: dict[str, Any] = {"num_inference_steps": STEPS, "seed": 3}
@@ -134,9 +133,12 @@ def test_components_are_the_cpus_inside_the_profile_too(
     given = inputs(plans, name, batch, seed=1)
     expected = outputs(reference.engines, name, given)
     scale = np.linalg.norm(expected)
-    assert np.linalg.norm(outputs(plans, name, given) - expected) <= COMPONENT_TOLERANCE * scale
+    row = load_tolerances().of(name, plans.manifest.backend, plans.component(name).precision)
+    assert row is not None
+    assert row.relative_l2 is not None
+    assert np.linalg.norm(outputs(plans, name, given) - expected) <= row.relative_l2 * scale
     other = outputs(plans, name, inputs(plans, name, batch, seed=2))
-    assert np.linalg.norm(other - expected) > COMPONENT_TOLERANCE * scale
+    assert np.linalg.norm(other - expected) > row.relative_l2 * scale
 
 
 @pytest.mark.parametrize("guidance_scale", [7.5, 1.0])

@@ -43,7 +43,7 @@ class TensorRtBuilder(Builder):
     """
 
     backend: ClassVar[BackendName] = "tensorrt"
-    version = 1
+    version = 2
     precisions = ("fp16", "fp32")
     module: ClassVar[str] = "tensorrt"
     for_targets: ClassVar[bool] = False

@@ -37,6 +37,9 @@ def new_config(trt: Library, builder: rtx.Builder, recipe: Recipe, *, for_target
 
 
 def _set_targets(trt: Library, config: rtx.IBuilderConfig, recipe: Recipe) -> None:
+    # Plans compute in the block that the runtime gives them and allocate nothing themselves: NVIDIA's release notes
+    # (TensorRT-RTX 1.2) ask for it where a stream is captured.
+    config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.num_compute_capabilities = len(recipe.targets)
     for index, target in enumerate(recipe.targets):
         capability = getattr(trt.ComputeCapability, target.upper())

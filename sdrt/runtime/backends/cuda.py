@@ -49,7 +49,10 @@ _NO_DRIVER = frozenset(
         "cudaErrorSystemNotReady",
     }
 )
-OUT_OF_MEMORY_HINT = "ask for fewer pictures at once, or run engines that need less: sdrt build --recipe sd-v1-latency"
+OUT_OF_MEMORY_HINT = (
+    "ask for fewer pictures at once, run engines for one at a time, which need least (sdrt build --recipe "
+    "sd-v1-latency), or end what else holds the GPU's memory (nvidia-smi lists it)"
+)
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,10 @@ class Cuda:
         if status != self.api.cudaError_t.cudaSuccess:
             raise self._error("cudaMalloc", status.name)
         return Buffer(int(address), size_bytes)
+
+    def free_bytes(self) -> int:
+        """Device memory that nobody holds now."""
+        return int(self.call("cudaMemGetInfo"))
 
     def free(self, buffer: Buffer) -> None:
         """Give device memory back."""

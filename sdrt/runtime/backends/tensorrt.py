@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdrt.errors import BackendUnavailableError, EngineError, UsageError
+from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, UsageError
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends.base import Array, Engine
 from sdrt.runtime.backends.collection import uncollected
@@ -274,11 +274,21 @@ class TensorRtEngine(Engine):
             self._choose(profile)
             self._shape_inputs(batch)
             self._offsets, size_bytes = _layout((*self.spec.inputs, *self.spec.outputs), self._shapes)
-            self._block = self.device.cuda.allocate(size_bytes)
+            self._block = self._allocated(size_bytes, batch)
             for name in self._offsets:
                 self._accepted(self._context.set_tensor_address(name, self.address(name)), f"address of {name}")
             self._infer_shapes()
         self._batch = batch
+
+    def _allocated(self, size_bytes: int, batch: int | None) -> Buffer:
+        """Device memory for the buffers of a batch; an error says which batch fits, where one does."""
+        try:
+            return self.device.cuda.allocate(size_bytes)
+        except ResourceError as error:
+            fitting = (batch or 1) * self.device.cuda.free_bytes() // size_bytes
+            if not fitting:
+                raise
+            raise ResourceError(error.message, hint=f"a batch of {fitting} fits now: {error.hint}") from error
 
     def address(self, name: str) -> int:
         """Where an input or output lies."""

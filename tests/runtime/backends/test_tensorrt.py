@@ -353,6 +353,17 @@ def test_out_of_memory_says_how_much_and_what_fits(plans: EngineSet, memory_byte
         assert "--recipe sd-v1-latency" in caught.value.hint
 
 
+def test_out_of_memory_names_a_batch_that_fits(plans: EngineSet) -> None:
+    with Rig(plans, CudaDouble(memory_bytes=12000)) as rig:
+        with pytest.raises(ResourceError) as caught:
+            rig.session.engine("unet").run(**feeds("unet", 4))
+        fitting = int(re.match(r"a batch of (\d+) fits now: ask for fewer", caught.value.hint)[1])  # type: ignore[index]
+        assert 1 <= fitting < 4
+        rig.session.engine("unet").run(**feeds("unet", fitting))
+        with pytest.raises(ResourceError):
+            rig.session.engine("unet").run(**feeds("unet", fitting + 1))
+
+
 def test_after_out_of_memory_a_smaller_batch_runs(plans: EngineSet, hand_bundle: Bundle) -> None:
     with Rig(plans, CudaDouble(memory_bytes=12000)) as rig, cpu_session(plans, hand_bundle) as cpu:
         with pytest.raises(ResourceError):
