@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from io import BytesIO
@@ -23,18 +24,22 @@ from sdrt.compare.schema import (
     ToleranceRecord,
     TrajectoryResult,
 )
-from sdrt.compare.summary import failures, headline, unverified, worst_output
+from sdrt.compare.summary import failures, headline, mismatch, unverified, worst_output
 from sdrt.files import canonical_json, disk_errors, write_atomically
 
 TEMPLATE = Path(__file__).with_name("report.html")
 HTML, JSON, SHEET = "report.html", "comparison.json", "contact-sheet.png"
 #: Width of the pictures in the report.
 SHOWN = 384
+#: A cell that is a number, and what may stand below it; words that begin with a digit are none.
+NUMBER = re.compile(r"-?[\d.]+(e[+-]?\d+)?( dB)?(<br>.*)?")
 DIRECTIONS = {True: '<span class="failed">worse</span>', False: '<span class="passed">better</span>', None: "other"}
 
 
 def write_report(folder: Path, comparison: Comparison, pairs: Sequence[Pair]) -> Path:
     """Write report.html, comparison.json and contact-sheet.png into a folder, each whole or not at all.
+
+    Without pictures there is no contact sheet; an earlier report's is removed.
 
     Returns:
         The HTML file.
@@ -44,6 +49,8 @@ def write_report(folder: Path, comparison: Comparison, pairs: Sequence[Pair]) ->
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if not pairs:
+            (folder / SHEET).unlink(missing_ok=True)
     if pairs:
         write_atomically(folder / SHEET, _png(contact_sheet(pairs, comparison.pictures)))
     write_atomically(folder / JSON, canonical_json(comparison.model_dump(mode="json")))
@@ -71,10 +78,7 @@ def _verdict(comparison: Comparison) -> str:
     outcome = comparison.outcome
     parts = [f'<div class="verdict {outcome}"><strong>{outcome.upper()}</strong><p>{escape(headline(comparison))}</p>']
     if comparison.compared_with.mismatch:
-        parts.append(
-            f"<p><b>Another checkpoint.</b> The reference is {escape(comparison.compared_with.name)}; what was "
-            f"compared says that it was made from {escape(comparison.checkpoint.name)}, whose digest differs.</p>"
-        )
+        parts.append(f"<p><b>{escape(mismatch(comparison))}</b></p>")
     parts.append("</div>")
     for heading, lines in (("What failed", failures(comparison)), ("Not verified", unverified(comparison))):
         if lines:
@@ -260,11 +264,8 @@ def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _row(*cells: str) -> str:
-    return (
-        "<tr>"
-        + "".join(f'<td class="number">{c}</td>' if c[:1].isdigit() else f"<td>{c}</td>" for c in cells)
-        + "</tr>"
-    )
+    classes = (' class="number"' if NUMBER.fullmatch(cell) else "" for cell in cells)
+    return f"<tr>{''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(classes, cells, strict=True))}</tr>"
 
 
 def _outcome(outcome: Outcome) -> str:

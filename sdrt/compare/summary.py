@@ -57,9 +57,19 @@ def table(comparison: Comparison) -> list[str]:
     for heading, found in (("failed", failures(comparison)), ("not verified", unverified(comparison))):
         lines += [f"{heading}: {line}" for line in found]
     lines += departures(comparison)
+    if comparison.compared_with.mismatch:
+        lines.append(mismatch(comparison))
     if comparison.against is not None:
         lines += _moved(comparison.against)
     return [*lines, f"{comparison.outcome}: {headline(comparison)}"]
+
+
+def mismatch(comparison: Comparison) -> str:
+    """That the reference is another checkpoint than the one that was built."""
+    return (
+        f"another checkpoint: the reference is {comparison.compared_with.name}; what was compared says that it was "
+        f"made from {comparison.checkpoint.name}, whose digest differs"
+    )
 
 
 def _moved(earlier: Against) -> list[str]:

@@ -138,8 +138,11 @@ def test_a_picture_that_is_missing_is_said() -> None:
 
 def test_another_checkpoint_is_said_on_top() -> None:
     other = comparison().compared_with.model_copy(update={"mismatch": True, "name": "else"})
-    assert "Another checkpoint. The reference is else" in Page(render(comparison(compared_with=other), [pair()])).text
-    assert "Another checkpoint" not in Page(render(comparison(), [pair()])).text
+    said = "another checkpoint: the reference is else; what was compared says that it was made from demo"
+    assert said in Page(render(comparison(compared_with=other), [pair()])).text
+    assert any(line.startswith(said) for line in table(comparison(compared_with=other)))
+    assert "another checkpoint" not in Page(render(comparison(), [pair()])).text
+    assert not any(line.startswith("another") for line in table(comparison()))
 
 
 def test_what_moved_is_shown() -> None:
@@ -161,6 +164,20 @@ def test_the_folder_holds_report_json_and_sheet(tmp_path: Path) -> None:
         assert sheet.width == 768
     write_report(folder, comparison(), [pair()])
     assert json.loads((folder / "comparison.json").read_bytes())["outcome"] == "passed"
+
+
+def test_no_contact_sheet_of_an_earlier_report_stays(tmp_path: Path) -> None:
+    write_report(tmp_path, comparison(), [pair()])
+    write_report(tmp_path, comparison(pictures=(), trajectories=()), [])
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["comparison.json", "report.html"]
+
+
+def test_words_that_begin_with_a_digit_wrap_and_numbers_do_not() -> None:
+    words = "7 red circles in a row"
+    text = render(comparison(trajectories=(trajectory(1e-6, 2e-5, prompt=words),)), [pair()])
+    assert f"<td>{words}</td>" in text
+    for number in ("2e-05", "1e-05<br><small>limit 0.001</small>", "0.9999990", "90.0 dB", "7"):
+        assert f'<td class="number">{number}</td>' in text, number
 
 
 def test_the_plot_is_xml_with_a_line_a_trajectory() -> None:
