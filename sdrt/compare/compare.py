@@ -211,8 +211,10 @@ def _drawn(
     drawn = draw(engines, torch.trajectory.request, progress, threads=settings.threads)
     trajectories = compare_trajectories(torch.trajectory, drawn, engines, settings.tolerances)
     expected = reference.decode(torch.trajectory.latents[-1])
-    made = [*drawn.pictures, *[None] * (len(expected) - len(drawn.pictures))]
-    pairs = tuple(Pair(*row, drawn.error) for row in zip(torch.prompts, expected, made, strict=True))
+    pairs = tuple(
+        Pair(asked, picture, each.picture, each.error)
+        for asked, picture, each in zip(torch.prompts, expected, drawn, strict=True)
+    )
     tolerance = settings.tolerances.of("", engines.manifest.backend, engines.manifest.precision, "picture")
     scored = reference.checkpoint.name == "demo"
     return trajectories, compare_pictures(pairs, tolerance, scored=scored, lpips=lpips), pairs

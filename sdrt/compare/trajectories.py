@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sdrt.bundle import ComponentName
 from sdrt.compare.metrics import measure
 from sdrt.compare.schema import Outcome, ToleranceRecord, TrajectoryResult
 from sdrt.compare.tolerances import Tolerances
 from sdrt.engines.engine_set import EngineSet
 from sdrt.errors import NumericError
 from sdrt.progress import Progress, silent
-from sdrt.runtime.latents import unit_noise
 from sdrt.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -26,72 +26,83 @@ if TYPE_CHECKING:
     from sdrt.runtime.request import Request
 
 Latents = npt.NDArray[np.float32]
+#: What runs the steps, as `Pipeline.denoiser` chooses for a guided request.
+DENOISERS: tuple[ComponentName, ...] = ("denoise_step", "unet")
 #: Below this error a factor means nothing: the last bits of fp32.
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What a candidate drew of a request: the latents after each step, [n, 4, 64, 64], and the pictures.
+    """What a candidate drew of one picture: the latents after each step, [4, 64, 64], and the picture.
 
-    ``error`` says why it ended early, with fewer steps and no pictures; "" where it did not.
+    ``error`` says why it ended early, with fewer steps or no picture; "" where it did not.
     """
 
     latents: tuple[Latents, ...]
-    pictures: tuple[Image.Image, ...]
+    picture: Image.Image | None
     error: str = ""
 
 
-def draw(engines: EngineSet, request: Request, progress: Progress = silent, *, threads: int | None = None) -> Drawn:
+def draw(
+    engines: EngineSet, request: Request, progress: Progress = silent, *, threads: int | None = None
+) -> tuple[Drawn, ...]:
     """Run a request through the runtime as it is deployed, keeping the latents after each step.
+
+    Pictures that are denoised together end together where one of them is not finite; the others are drawn.
 
     Raises:
         BackendUnavailableError: The backend cannot run here.
         EngineError: The engines do not open.
     """
-    steps: dict[int, list[Latents]] = {}
-
-    def keep(_: Pipeline, step: int, _timestep: float, values: dict[str, Any]) -> None:
-        steps.setdefault(step, []).append(values["latents"].copy())
-
-    model = engines.manifest.model
-    shape = (model.latent_channels, model.latent_size, model.latent_size)
-    noise = unit_noise([picture.seed for picture in request.pictures], shape)
-    pictures: tuple[Image.Image, ...] = ()
-    error = ""
+    drawn: list[Drawn] = []
     with Pipeline(engines, threads=threads) as pipeline:
-        try:
-            result = pipeline.run(request, latents=noise, callback_on_step_end=keep, progress=progress)
-            pictures = tuple(result.images)
-        except NumericError as found:
-            error = found.message
-    whole = [np.concatenate(steps[step]) for step in sorted(steps)]
-    return Drawn(tuple(rows for rows in whole if len(rows) == len(noise)), pictures, error)
+        together = pipeline.pictures_at_once(request)
+        for first in range(0, len(request.pictures), together):
+            group = replace(request, pictures=request.pictures[first : first + together])
+            drawn += _draw_together(pipeline, group, progress)
+    return tuple(drawn)
+
+
+def _draw_together(pipeline: Pipeline, request: Request, progress: Progress) -> list[Drawn]:
+    steps: list[Latents] = []
+
+    def keep(_pipeline: Pipeline, _step: int, _timestep: float, values: dict[str, Any]) -> None:
+        steps.append(values["latents"].copy())
+
+    pictures: list[Image.Image | None] = [None] * len(request.pictures)
+    error = ""
+    try:
+        pictures = [*pipeline.run(request, callback_on_step_end=keep, progress=progress).images]
+    except NumericError as found:
+        error = found.message
+    return [Drawn(tuple(rows[index] for rows in steps), picture, error) for index, picture in enumerate(pictures)]
 
 
 def compare_trajectories(
-    reference: Trajectory, drawn: Drawn, engines: EngineSet, tolerances: Tolerances
+    reference: Trajectory, drawn: Sequence[Drawn], engines: EngineSet, tolerances: Tolerances
 ) -> tuple[TrajectoryResult, ...]:
     """One result a picture of the request.
 
     Args:
         reference: How PyTorch denoised the request.
-        drawn: How the engines did; see `draw`.
+        drawn: How the engines did, picture by picture; see `draw`.
         engines: What drew it.
         tolerances: What the error may reach after any step.
     """
     manifest = engines.manifest
-    precision = manifest.components["unet"].precision if "unet" in manifest.components else manifest.precision
+    parts = [manifest.components[name] for name in DENOISERS if name in manifest.components]
+    precision = parts[0].precision if parts else manifest.precision
     tolerance = tolerances.of("", manifest.backend, precision, "trajectory")
-    return tuple(_compare(reference, drawn, index, tolerance) for index in range(len(reference.request.pictures)))
+    return tuple(_compare(reference, index, each, tolerance) for index, each in enumerate(drawn))
 
 
-def _compare(reference: Trajectory, drawn: Drawn, index: int, tolerance: ToleranceRecord | None) -> TrajectoryResult:
+def _compare(reference: Trajectory, index: int, drawn: Drawn, tolerance: ToleranceRecord | None) -> TrajectoryResult:
     picture, steps = reference.request.pictures[index], reference.request.num_inference_steps
     errors: list[float] = []
     reason = ""
     for expected, actual in zip(reference.latents[1:], drawn.latents, strict=False):
-        metrics, reason = measure(actual[index], expected[index])
+        metrics, reason = measure(actual, expected[index])
         if metrics is None:
             reason = f"step {len(errors) + 1}: {reason}"
             break
@@ -119,8 +130,11 @@ def _compare(reference: Trajectory, drawn: Drawn, index: int, tolerance: Toleran
 
 
 def grows_at(errors: Sequence[float]) -> int | None:
-    """The step, counted from 0, where the error rises by the largest factor; None where it never rises."""
-    floored = [max(error, ROUNDING) for error in (0.0, *errors)]
+    """The step, counted from 0, whose error is the largest multiple of the step's before; None where none rises.
+
+    The first step follows nothing, so no factor is known of it.
+    """
+    floored = [max(error, ROUNDING) for error in errors]
     factors = [after / before for before, after in itertools.pairwise(floored)]
     largest = max(factors, default=1.0)
-    return factors.index(largest) if largest > 1 else None
+    return factors.index(largest) + 1 if largest > 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,9 @@ from sdrt.compare.schema import TrajectoryResult
 from sdrt.compare.tolerances import Tolerances, load
 from sdrt.compare.trajectories import Drawn, Latents, compare_trajectories, draw, grows_at
 from sdrt.engines.engine_set import EngineSet
+from sdrt.runtime import lms
 from sdrt.runtime.lms import Schedule
+from sdrt.runtime.pipeline import Pipeline
 from sdrt.runtime.request import make_request
 from tests.conftest import Engines
 
@@ -27,11 +30,11 @@ def engines(tiny_engines: Engines) -> EngineSet:
 def with_error(trajectory: Trajectory, *shares: float) -> Drawn:
     """What a candidate drew whose latents are off by these shares, step by step."""
     steps = trajectory.latents[1:]
-    return Drawn(tuple(x * np.float32(1 + share) for x, share in zip(steps, shares, strict=False)), ())
+    return Drawn(tuple(x[0] * np.float32(1 + share) for x, share in zip(steps, shares, strict=False)), None)
 
 
 def compared(trajectory: Trajectory, drawn: Drawn, engines: EngineSet) -> TrajectoryResult:
-    (result,) = compare_trajectories(trajectory, drawn, engines, load())
+    (result,) = compare_trajectories(trajectory, [drawn], engines, load())
     return result
 
 
@@ -64,7 +67,7 @@ def test_what_stopped_a_run_is_said(tiny_trajectory: Trajectory, engines: Engine
 
 def test_nan_never_passes(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
     drawn = with_error(tiny_trajectory, *[0.0] * 6)
-    drawn.latents[3][0, 0, 0, 0] = np.nan
+    drawn.latents[3][0, 0, 0] = np.nan
     result = compared(tiny_trajectory, drawn, engines)
     assert (result.outcome, len(result.relative_l2)) == ("failed", 3)
     assert result.reason.startswith("step 4: the candidate has 1 NaN")
@@ -72,23 +75,33 @@ def test_nan_never_passes(tiny_trajectory: Trajectory, engines: EngineSet) -> No
 
 def test_without_a_tolerance_it_is_unverified(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
     drawn = with_error(tiny_trajectory, *[0.5] * 6)
-    (result,) = compare_trajectories(tiny_trajectory, drawn, engines, Tolerances({}))
+    (result,) = compare_trajectories(tiny_trajectory, [drawn], engines, Tolerances({}))
     assert (result.outcome, result.first_over) == ("unverified", None)
 
 
 @pytest.mark.parametrize(
     ("errors", "step"),
-    [([], None), ([0, 0], None), ([1e-9, 5e-7], None), ([1e-3, 1e-3], 0), ([1e-6, 2e-6, 1e-5, 1.1e-5], 2)],
+    [
+        ([], None),
+        ([0.1], None),
+        ([0, 0], None),
+        ([1e-9, 5e-7], None),
+        ([1e-3, 1e-3], None),
+        ([1e-3, 2e-4], None),
+        ([1e-6, 2e-6, 1e-5, 1.1e-5], 2),
+        # As bf16 gives it: large from the first step on, and the jump is the last but one.
+        ([0.0067, 0.009, 0.011, 0.02, 0.17, 0.133], 4),
+    ],
 )
 def test_where_it_grows(errors: list[float], step: int | None) -> None:
     assert grows_at(errors) == step
 
 
 def test_the_runtime_draws_what_pytorch_draws(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
-    drawn = draw(engines, tiny_trajectory.request, threads=1)
+    (drawn,) = draw(engines, tiny_trajectory.request, threads=1)
     result = compared(tiny_trajectory, drawn, engines)
     assert (result.outcome, result.reason) == ("passed", "")
-    assert len(drawn.pictures) == 1
+    assert drawn.picture is not None
     assert len(result.relative_l2) == 6
 
 
@@ -103,22 +116,43 @@ def test_a_schedule_of_a_lower_order_fails(
         return from_config(config, num_inference_steps, order=3)
 
     monkeypatch.setattr(Schedule, "from_config", third_order)
-    result = compared(trajectory, draw(engines, trajectory.request, threads=1), engines)
+    result = compared(trajectory, *draw(engines, trajectory.request, threads=1), engines)
     # The first three steps are the same.
     assert (result.outcome, result.first_over, result.grows_at) == ("failed", 3, 3)
 
 
+@pytest.mark.parametrize("nan_from", [0, 5])
 def test_a_run_that_gives_nan_is_a_finding(
-    tiny_trajectory: Trajectory, engines: EngineSet, monkeypatch: pytest.MonkeyPatch
+    nan_from: int, tiny_reference: Reference, engines: EngineSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sdrt.runtime import lms
-
-    step = lms.step
+    # Two pictures of four steps, one after the other.
+    trajectory = tiny_reference.denoise(make_request(["a red circle", ""], seed=5, num_inference_steps=4))
+    monkeypatch.setattr(Pipeline, "pictures_at_once", lambda *_: 1)
+    step, calls = lms.step, itertools.count()
 
     def broken(latents: Latents, *rest: Any) -> Latents:
-        return step(latents, *rest) * np.float32(np.nan)
+        factor = np.float32(1 if next(calls) < nan_from else np.nan)
+        return step(latents, *rest) * factor
 
     monkeypatch.setattr(lms, "step", broken)
-    drawn = draw(engines, tiny_trajectory.request, threads=1)
-    assert (drawn.latents, drawn.pictures) == ((), ())
-    assert "NaN" in compared(tiny_trajectory, drawn, engines).reason
+    drawn = draw(engines, trajectory.request, threads=1)
+    first, second = compare_trajectories(trajectory, drawn, engines, load())
+    assert (second.outcome, len(second.relative_l2), drawn[1].picture) == ("failed", nan_from and 1, None)
+    assert "NaN" in second.reason
+    if nan_from:
+        # What was drawn before is what it was.
+        assert (first.outcome, first.reason) == ("passed", "")
+        assert drawn[0].picture is not None
+    else:
+        assert (first.outcome, drawn[0].latents, drawn[0].picture) == ("failed", (), None)
+
+
+def test_the_tolerance_is_that_of_what_runs_the_steps(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+    manifest = engines.manifest
+    step = manifest.components["unet"].model_copy(update={"precision": "bf16"})
+    others = {name: part for name, part in manifest.components.items() if name != "unet"}
+    for parts in (others, manifest.components):
+        update = {"components": {**parts, "denoise_step": step}, "backend": "openvino"}
+        fused = replace(engines, manifest=manifest.model_copy(update=update))
+        result = compared(tiny_trajectory, with_error(tiny_trajectory, *[0.0] * 6), fused)
+        assert result.tolerance == load().of("", "openvino", "bf16", "trajectory")
