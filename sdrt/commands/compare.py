@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,9 @@ import click
 from sdrt.commands.options import (
     BACKENDS,
     PRECISIONS,
-    Command,
     Number,
     backend_option,
+    file_option,
     folder_option,
     json_option,
     precision_option,
@@ -32,6 +31,10 @@ if TYPE_CHECKING:
     from sdrt.compare.compare import Settings
     from sdrt.compare.schema import Comparison
     from sdrt.compare.subject import Asked
+
+
+#: Where in a report's folder tensors are saved.
+TENSORS = "tensors"
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,6 @@ class Options:
     as_json: bool
 
 
-def file_option(name: str, text: str) -> Callable[[Command], Command]:
-    """An option that takes a file to read; whether it can be is found out where it is."""
-    return click.option(name, type=click.Path(path_type=Path), metavar="FILE", help=text)
-
-
 @click.command("compare")
 @click.argument("folder", required=False, type=click.Path(path_type=Path, file_okay=False), metavar="[BUNDLE|ENGINES]")
 @click.option(
@@ -81,7 +79,7 @@ def file_option(name: str, text: str) -> Callable[[Command], Command]:
 @click.option(
     "--save-tensors", is_flag=True, help="Add inputs and PyTorch's outputs to the report, for polygraphy run."
 )
-@click.option("--self-test", is_flag=True, help="Plant faults in copies of the bundle; each must be found.")
+@click.option("--self-test", is_flag=True, help="Plant faults in the bundle's fp32 graphs; find each by ONNX Runtime.")
 @click.option("--trust", metavar="DIGEST", help="SHA-256 of the manifest.json of ENGINES from elsewhere.")
 @store_option
 @threads_option
@@ -98,6 +96,8 @@ def command(**values: Any) -> None:
 
 def run(options: Options) -> None:
     """Read what is to be read, compare, and say what was found."""
+    if options.self_test:
+        check_self_test(options)
     if options.save_tensors and options.report is None:
         raise UsageError("--save-tensors adds to the report, and none is asked for", hint="add --report DIR")
     if options.report is not None:
@@ -110,6 +110,7 @@ def run(options: Options) -> None:
     from sdrt.compare.against import against, read_comparison
     from sdrt.compare.report import write_report
     from sdrt.compare.summary import table
+    from sdrt.compare.tensors import remove_tensors
     from sdrt.progress import for_terminal
 
     asked, settings = _what(options), _how(options)
@@ -122,6 +123,9 @@ def run(options: Options) -> None:
     if earlier is not None:
         comparison = comparison.model_copy(update={"against": against(earlier, comparison)})
     report = write_report(options.report, comparison, pairs) if options.report else None
+    if options.report is not None and not options.save_tensors:
+        # Beside a report lies what belongs to it, and not what an earlier one had.
+        remove_tensors(options.report / TENSORS)
     if options.as_json:
         print_json(comparison.model_dump(mode="json"))
     else:
@@ -130,6 +134,27 @@ def run(options: Options) -> None:
         if report is not None:
             click.echo(f"report: {report}")
     _end(comparison)
+
+
+def check_self_test(options: Options) -> None:
+    """Hold that nothing is asked of the self-test that it would not do.
+
+    Raises:
+        UsageError: An option of a comparison stands beside it.
+    """
+    given = {
+        "--backend": options.backend not in ("auto", "onnxruntime"),
+        "--precision": options.precision not in (None, "fp32"),
+        "--bisect": options.bisect,
+        "--against": options.against is not None,
+        "--report": options.report is not None,
+        "--save-tensors": options.save_tensors,
+        "--trust": options.trust is not None,
+        "--threads": options.threads is not None,
+    }
+    for name in (name for name, there in given.items() if there):
+        hint = f"leave {name} out; it finds faults in a bundle's fp32 graphs as ONNX Runtime runs them, and says which"
+        raise UsageError(f"--self-test does not go with {name}", hint=hint)
 
 
 def check_folder(folder: Path) -> None:
@@ -177,7 +202,7 @@ def _how(options: Options) -> Settings:
         options.steps,
         options.bisect,
         options.threads,
-        options.report / "tensors" if options.report and options.save_tensors else None,
+        options.report / TENSORS if options.report and options.save_tensors else None,
     )
 
 

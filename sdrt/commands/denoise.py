@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,10 @@ import click
 from sdrt.commands.options import (
     BACKENDS,
     PRECISIONS,
-    Command,
     Number,
     backend_option,
     checkpoint_option,
+    file_option,
     folder_option,
     json_option,
     precision_option,
@@ -63,11 +62,6 @@ class Options:
     cuda_graphs: bool | None
     provider: str | None
     as_json: bool
-
-
-def file_option(name: str, text: str, *names: str) -> Callable[[Command], Command]:
-    """An option that takes a file; whether it can be read or written is checked where it is."""
-    return click.option(name, *names, type=click.Path(path_type=Path), metavar="FILE", help=text)
 
 
 @click.command("denoise")

@@ -21,6 +21,11 @@ def folder_option(name: str, text: str) -> Callable[[Command], Command]:
     return click.option(name, type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help=text)
 
 
+def file_option(name: str, text: str, *names: str) -> Callable[[Command], Command]:
+    """An option that takes a file; whether it can be read or written is checked where it is."""
+    return click.option(name, *names, type=click.Path(path_type=Path), metavar="FILE", help=text)
+
+
 class Number(click.ParamType):  # type: ignore[type-arg]
     """A number in a range; what is not is refused with the range."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,11 +29,11 @@ from sdrt.compare.schema import (
     TrajectoryResult,
     verdict,
 )
-from sdrt.compare.subject import Asked, Subject, open_reference, open_subject
-from sdrt.compare.tensors import save_tensors
+from sdrt.compare.subject import Asked, Subject, open_graphs, open_subject
+from sdrt.compare.tensors import check_replaceable, save_tensors
 from sdrt.compare.tolerances import Tolerances
 from sdrt.compare.trajectories import compare_trajectories, draw
-from sdrt.doctor import processor
+from sdrt.doctor import gpu, processor
 from sdrt.errors import UsageError
 from sdrt.progress import Progress, silent
 from sdrt.runtime.request import Picture, Request
@@ -100,11 +100,13 @@ def compare(asked: Asked, settings: Settings, progress: Progress = silent) -> tu
     Raises:
         SdrtError: Of the kind that fits: something cannot be opened. A broken tolerance is a finding, no error.
     """
+    if settings.tensors is not None:
+        check_replaceable(settings.tensors)
     subject = open_subject(asked, progress, settings.threads)
     if settings.tensors is not None and subject.bundle is None:
         hint = "give the bundle that the engines were built from"
         raise UsageError("tensors are saved for a bundle's graphs; engines are given", hint=hint)
-    checkpoint = open_reference(asked, subject.made_from)
+    checkpoint = subject.checkpoint
     mismatch = checkpoint.digest != subject.made_from.digest
     if mismatch:
         progress.note(f"warning: this was made from {subject.made_from.name}, whose digest is not {checkpoint.name}'s")
@@ -113,7 +115,9 @@ def compare(asked: Asked, settings: Settings, progress: Progress = silent) -> tu
     if settings.tensors is not None and subject.bundle is not None:
         for line in save_tensors(settings.tensors, torch.reference, subject.bundle, torch.inputs, settings.tolerances):
             progress.note(line)
-    lpips, about_lpips = open_lpips()
+    runs = subject.engines is not None and not unavailable(subject.made)
+    # Opening it may fetch a network, which nobody needs where nothing is drawn.
+    lpips, about_lpips = open_lpips() if runs else (None, "not measured: no picture was drawn")
     trajectories, pictures, pairs = _drawn(torch, subject, settings, lpips, progress)
     outcomes = [each.outcome for group in (components, trajectories, pictures) for each in group]
     engines = subject.engines
@@ -132,24 +136,22 @@ def compare(asked: Asked, settings: Settings, progress: Progress = silent) -> tu
         components=components,
         trajectories=trajectories,
         pictures=pictures,
-        environment=environment() | {"lpips": about_lpips},
+        environment=environment(subject, settings.threads) | {"lpips": about_lpips},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return comparison, pairs
 
 
 def check_faults(asked: Asked, settings: Settings, progress: Progress = silent) -> tuple[FaultResult, ...]:
-    """Plant every fault in a copy of the subject's bundle, and see whether the comparison finds it.
+    """Plant every fault in a copy of a bundle in fp32, and see whether the comparison finds it on ONNX Runtime.
 
     Raises:
-        UsageError: Engines are given, which are compiled and hold no graph to plant a fault in.
+        UsageError: Engines are given, which are compiled and hold no graph to plant a fault in, or another precision.
         NumericError: The bundle does not pass as it is.
     """
-    subject = open_subject(replace(asked, backend="onnxruntime"), progress, settings.threads)
-    if subject.bundle is None:
-        raise UsageError("--self-test needs a bundle; engines are given", hint="give the bundle they were built from")
-    torch = _reference(open_reference(asked, subject.made_from), settings, progress)
-    return self_test(torch.reference, subject.bundle, torch.inputs, settings.tolerances, progress)
+    bundle, checkpoint = open_graphs(asked, progress)
+    torch = _reference(checkpoint, settings, progress)
+    return self_test(torch.reference, bundle, torch.inputs, settings.tolerances, progress)
 
 
 def _reference(checkpoint: Checkpoint, settings: Settings, progress: Progress) -> Against:
@@ -220,15 +222,35 @@ def _drawn(
     return trajectories, compare_pictures(pairs, tolerance, scored=scored, lpips=lpips), pairs
 
 
-def environment() -> dict[str, str]:
-    """What the numbers depend on besides the weights: libraries, the processor and its threads."""
+def environment(subject: Subject, threads: int | None) -> dict[str, str]:
+    """What the numbers depend on besides the weights: libraries, the processor and its threads, GPUs and their driver.
+
+    Args:
+        subject: What is compared.
+        threads: Threads for the candidate; None is all that this process may use.
+    """
+    import torch
+
     facts = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     found = processor()
     features = [name for name in ("amx", "avx512_bf16", "bf16") if found[name]]
     facts["processor"] = f"{found['cpus']} CPUs, {', '.join(features) or 'no bf16'}"
+    facts["threads"] = f"{threads or found['cpus']}; torch {torch.get_num_threads()}"
+    facts |= _gpu_facts()
+    if subject.made.backend == "onnxruntime":
+        facts["provider"] = next((part.options.get("provider", "cpu") for part in subject.made.parts.values()), "cpu")
     for name in PACKAGES:
         try:
             facts[name] = version(name)
         except PackageNotFoundError:
             continue
     return facts
+
+
+def _gpu_facts() -> dict[str, str]:
+    """The GPUs that are here, and what drives them."""
+    found = gpu()
+    if found["driver"] is None:
+        return {"gpu": "none"}
+    names = ", ".join(f"{each['name']} ({each['architecture']})" for each in found["gpus"])
+    return {"gpu": names or "none", "driver": f"{found['driver']}, CUDA {found['cuda']}"}

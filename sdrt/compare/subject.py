@@ -49,6 +49,7 @@ class Subject:
         step: A set of denoise_step alone, where the backend's own sets leave it out and the bundle has it.
         bundle: What it was built from; None where only engines were given.
         made_from: The checkpoint that its manifest names.
+        checkpoint: What it is compared with.
         bundle_digest: Of the bundle, whether it is here or not.
     """
 
@@ -57,6 +58,7 @@ class Subject:
     step: EngineSet | None
     bundle: Bundle | None
     made_from: CheckpointRecord
+    checkpoint: Checkpoint
     bundle_digest: str
 
     def limits(self, component: ComponentName) -> BatchRange | None:
@@ -67,33 +69,69 @@ class Subject:
 
 
 def open_subject(asked: Asked, progress: Progress, threads: int | None = None) -> Subject:
-    """Open what is compared; export and build what is missing.
+    """Open what is compared, and the checkpoint that it is compared with; export and build what is missing.
 
     A GPU's backend that cannot run here is not built either: it cannot be verified.
 
     Raises:
         UsageError: Options contradict each other.
-        ArtefactError: The folder is neither a bundle nor an engine set, or is malformed.
+        ArtefactError: The folder is neither a bundle nor an engine set, or is malformed; or the checkpoint is not here.
         BackendUnavailableError: A backend of the CPU is not installed.
     """
-    if asked.folder is not None and "backend" in json.loads(read_manifest(asked.folder, ArtefactError)):
+    source = _source(asked)
+    if _holds_engines(asked):
         given = Source(engines=asked.folder, trust=asked.trust)
         engines = prepare(given, backend=asked.backend, precision=asked.precision, store=asked.store)
         manifest = engines.manifest
+        made_from = manifest.checkpoint
+        checkpoint = open_reference(asked, made_from)
         made = candidate(engines, threads=threads)
-        return Subject(made, engines, None, None, manifest.checkpoint, manifest.bundle_digest)
+        return Subject(made, engines, None, None, made_from, checkpoint, manifest.bundle_digest)
     if asked.trust is not None:
         raise UsageError("--trust is for engines, and none are given", hint="give the engines' folder, or leave it out")
-    return _from_bundle(asked, progress, threads)
+    return _from_bundle(asked, source, progress, threads)
 
 
-def _from_bundle(asked: Asked, progress: Progress, threads: int | None) -> Subject:
+def open_graphs(asked: Asked, progress: Progress) -> tuple[Bundle, Checkpoint]:
+    """The bundle in fp32 that faults are planted in, exported if it is missing, and the checkpoint it is held against.
+
+    Raises:
+        UsageError: Engines are given, which hold no graph, or a bundle that is not in fp32.
+        ArtefactError: As `open_subject`.
+    """
+    source = _source(asked)
+    if _holds_engines(asked):
+        raise UsageError("--self-test needs a bundle; engines are given", hint="give the bundle they were built from")
+    bundle = open_bundle(source, Store(asked.store) if asked.store else Store.default(), progress=progress)
+    precision = bundle.manifest.precision
+    if precision != "fp32":
+        hint = "export one with --precision fp32: what faults do would drown in rounding"
+        raise UsageError(f"--self-test needs a bundle in fp32; {bundle.path} is in {precision}", hint=hint)
+    return bundle, open_reference(asked, bundle.manifest.checkpoint)
+
+
+def _source(asked: Asked) -> Source:
+    """The bundle or checkpoint of what is asked.
+
+    Raises:
+        UsageError: A revision is given of no checkpoint.
+    """
+    named = Source(asked.checkpoint, asked.revision)
+    return named if asked.folder is None else Source(bundle=asked.folder)
+
+
+def _holds_engines(asked: Asked) -> bool:
+    """Whether the folder asked for is an engine set's."""
+    return asked.folder is not None and "backend" in json.loads(read_manifest(asked.folder, ArtefactError))
+
+
+def _from_bundle(asked: Asked, source: Source, progress: Progress, threads: int | None) -> Subject:
     shelf = Store(asked.store) if asked.store else Store.default()
     backend = resolve_backend(asked.backend, progress)
-    source = Source(asked.checkpoint, asked.revision) if asked.folder is None else Source(bundle=asked.folder)
     exported = bundle_precision(backend, asked.precision)
     bundle = open_bundle(source, shelf, precision=exported, progress=progress)
     record = bundle.manifest.checkpoint
+    checkpoint = open_reference(asked, record)
     try:
         available(backend)
     except BackendUnavailableError as error:
@@ -101,13 +139,13 @@ def _from_bundle(asked: Asked, progress: Progress, threads: int | None) -> Subje
             raise
         progress.note(f"{backend} cannot be verified here: {error.message}")
         made = replace(candidate(bundle, threads=threads), backend=backend)
-        return Subject(made, None, None, bundle, record, bundle.digest)
+        return Subject(made, None, None, bundle, record, checkpoint, bundle.digest)
     request = BuildRequest(backend, asked.precision)
     engines = engines_build.build(bundle, request, shelf, progress)
     step = None
     if "denoise_step" in bundle.manifest.components and "denoise_step" not in engines.manifest.components:
         step = engines_build.build(bundle, replace(request, components=("denoise_step",)), shelf, progress)
-    return Subject(candidate(engines, threads=threads), engines, step, bundle, record, bundle.digest)
+    return Subject(candidate(engines, threads=threads), engines, step, bundle, record, checkpoint, bundle.digest)
 
 
 def open_reference(asked: Asked, made_from: CheckpointRecord) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""A comparison's inputs and PyTorch's outputs in Polygraphy's own format: its command line gives the same verdict."""
+"""A comparison's inputs and PyTorch's outputs in Polygraphy's own format, whose command line measures relative L2."""
 
 from __future__ import annotations
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from sdrt.bundle import Bundle
+from sdrt.bundle import Bundle, seal
 from sdrt.compare import compare as comparing
+from sdrt.compare import components, subject
 from sdrt.compare.pictures import Pair
 from sdrt.compare.prompts import PromptSeed
 from sdrt.compare.schema import Comparison, FaultResult
 from sdrt.compare.subject import Asked
+from sdrt.engines import build as engines_build
 from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.store import Store
+from sdrt.errors import BackendUnavailableError
 from tests.command_line import CommandLine, Ended
 from tests.compare.comparisons import comparison, component, output
 
@@ -106,6 +111,16 @@ def test_json_is_the_comparison_and_says_what_moved(sdrt: CommandLine, found: An
         (["empty"], 3, "empty/manifest.json"),
         (["--trust", "ab" * 32], 2, "--trust is for engines"),
         (["--checkpoint", "nowhere"], 2, "there is nothing at 'nowhere'"),
+        (["empty", "--revision", "main"], 2, "--revision is for --checkpoint, which is missing"),
+        (["nowhere", "--report", ".", "--save-tensors"], 2, "and tensors/mine was not saved by it"),
+        (["--self-test", "--backend", "openvino"], 2, "--self-test does not go with --backend"),
+        (["--self-test", "--precision", "bf16"], 2, "--self-test does not go with --precision"),
+        (["--self-test", "--bisect"], 2, "--self-test does not go with --bisect"),
+        (["--self-test", "--against", "file"], 2, "--self-test does not go with --against"),
+        (["--self-test", "--report", "report"], 2, "--self-test does not go with --report"),
+        (["--self-test", "--save-tensors"], 2, "--self-test does not go with --save-tensors"),
+        (["--self-test", "--trust", "ab" * 32], 2, "--self-test does not go with --trust"),
+        (["--self-test", "--threads", "1"], 2, "--self-test does not go with --threads"),
     ],
 )
 def test_what_is_asked_wrong_is_said_before_anything_is_run(
@@ -114,10 +129,29 @@ def test_what_is_asked_wrong_is_said_before_anything_is_run(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
+    (tmp_path / "tensors").mkdir()
+    (tmp_path / "tensors" / "mine").touch()
     ended = sdrt("compare", "--store", tmp_path / "store", *words)
     assert (ended.code, said in ended.complaint) == (code, True), ended.err
     assert ended.out == ""
-    assert {path.name for path in tmp_path.iterdir()} <= {"empty", "file", "store"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"empty", "file", "store", "tensors"}
+    assert (tmp_path / "tensors" / "mine").exists()
+
+
+def test_tensors_of_an_earlier_report_do_not_stay(sdrt: CommandLine, found: Any, tmp_path: Path) -> None:
+    found(comparison())
+    inputs = tmp_path / "tensors" / "unet" / "inputs.json"
+    inputs.parent.mkdir(parents=True)
+    inputs.touch()
+    assert sdrt("compare", "--report", tmp_path, "--save-tensors").code == 0
+    assert inputs.exists()
+    assert sdrt("compare", "--report", tmp_path).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.json", "contact-sheet.png", "report.html"]
+    mine = tmp_path / "tensors" / "mine"
+    mine.parent.mkdir()
+    mine.touch()
+    assert sdrt("compare", "--report", tmp_path).code == 0
+    assert mine.exists()
 
 
 def test_planted_faults_that_are_missed_exit_5(sdrt: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,9 +194,9 @@ def test_a_sound_bundle_passes(
     assert [each.component for each in written.components] == [
         "text_encoder",
         "unet",
+        "denoise_step",
         "vae_decoder",
         "vae_encoder",
-        "denoise_step",
     ]
     groups = (written.components, written.trajectories, written.pictures)
     assert {each.outcome for group in groups for each in group} == {"passed"}
@@ -174,17 +208,53 @@ def test_a_sound_bundle_passes(
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
-    [("--save-tensors", "tensors are saved for a bundle's graphs"), ("--self-test", "--self-test needs a bundle")],
+    ("options", "said"),
+    [
+        (["--report", "report", "--save-tensors"], "tensors are saved for a bundle's graphs"),
+        (["--self-test"], "--self-test needs a bundle"),
+    ],
 )
 def test_what_needs_graphs_is_not_asked_of_engines(
-    option: str, said: str, sdrt: CommandLine, tiny_engines: Callable[..., EngineSet], store: Store, tmp_path: Path
+    options: list[str],
+    said: str,
+    sdrt: CommandLine,
+    tiny_engines: Callable[..., EngineSet],
+    tiny_path: Path,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     engines = tiny_engines("onnxruntime", "fp32")
-    ended = sdrt("compare", engines.path, "--store", store.root, "--report", tmp_path / "report", option)
+    ended = sdrt("compare", engines.path, "--checkpoint", tiny_path, "--store", store.root, *options)
     assert ended.code == 2
     assert said in ended.complaint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_are_planted_in_fp32_graphs_and_nothing_is_built(
+    sdrt: CommandLine, tiny_bundle: Bundle, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested: list[Bundle] = []
+    monkeypatch.setattr(engines_build, "build", lambda *_: pytest.fail("engines are built"))
+    monkeypatch.setattr(comparing, "_reference", lambda *_: SimpleNamespace(reference=None, inputs=None))
+
+    def self_test(_: object, bundle: Bundle, *_others: object) -> tuple[FaultResult, ...]:
+        tested.append(bundle)
+        return ()
+
+    monkeypatch.setattr(comparing, "self_test", self_test)
+    words: list[str | Path | int] = ["--checkpoint", tiny_path, "--store", tmp_path / "store", "--self-test"]
+    ended = sdrt("compare", tiny_bundle.path, *words, "--backend", "onnxruntime", "--precision", "fp32")
+    assert ended.code == 0, ended.err
+    assert tested == [tiny_bundle]
+    half = tmp_path / "half"
+    shutil.copytree(tiny_bundle.path, half)
+    seal(half, tiny_bundle.manifest.model_copy(update={"precision": "fp16"}))
+    ended = sdrt("compare", half, *words)
+    assert ended.code == 2
+    assert f"--self-test needs a bundle in fp32; {half} is in fp16" in ended.complaint
+    assert tested == [tiny_bundle]
 
 
 @pytest.mark.long
@@ -235,8 +305,21 @@ def test_a_broken_tolerance_is_located(
 
 @pytest.mark.long
 def test_a_gpu_backend_is_unverified_with_stand_ins(
-    sdrt: CommandLine, tiny_bundle: Bundle, tiny_path: Path, store: Store, prompts: Path
+    sdrt: CommandLine,
+    tiny_bundle: Bundle,
+    tiny_path: Path,
+    store: Store,
+    prompts: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def refuse(backend: str) -> None:
+        if backend == "tensorrt":
+            raise BackendUnavailableError("needs an NVIDIA driver", hint="install one")
+
+    # As on a machine without a GPU, whatever this one has.
+    for module in (subject, components):
+        monkeypatch.setattr(module, "available", refuse)
+    monkeypatch.setattr(comparing, "open_lpips", lambda: pytest.fail("a network is fetched for no picture"))
     words: list[str | Path | int] = [
         "--checkpoint",
         tiny_path,
@@ -252,6 +335,7 @@ def test_a_gpu_backend_is_unverified_with_stand_ins(
     assert ended.code == 4
     assert ended.json["outcome"] == "unverified"
     assert ended.json["pictures"] == []
+    assert ended.json["environment"]["lpips"] == "not measured: no picture was drawn"
     assert all(each["proxies"] for each in ended.json["components"])
 
 
@@ -259,6 +343,7 @@ def test_the_reference_has_to_be_here(
     sdrt: CommandLine, tiny_bundle: Bundle, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engines_build, "build", lambda *_: pytest.fail("engines are built for nothing"))
     ended = sdrt("compare", tiny_bundle.path, "--store", store.root, "--backend", "onnxruntime")
     assert ended.code == 3
     assert "the checkpoint 'tiny', of which this was made, is not here" in ended.complaint

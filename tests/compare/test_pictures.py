@@ -93,7 +93,7 @@ def test_without_a_tolerance_nothing_is_verified() -> None:
 
 @pytest.mark.parametrize("limits", [{"lpips": 0.1}, {"relative_l2": 0.1}, {}])
 def test_a_tolerance_that_holds_nothing_verifies_nothing(limits: dict[str, float]) -> None:
-    tolerance = ToleranceRecord(reason="for this test", **limits)  # type: ignore[arg-type]
+    tolerance = ToleranceRecord(reason="for this test", **limits)
     found = compare(scene(), tolerance)
     assert (found.outcome, found.reason) == ("unverified", "its tolerance limits nothing that was measured")
     # What it disobeys is known all the same.
