@@ -27,14 +27,16 @@ def test_every_row_says_why_and_leaves_room_over_what_was_measured() -> None:
         assert row.reason, key
         limits = row.model_dump(exclude={"measured", "reason"}, exclude_none=True)
         assert limits, key
-        assert row.measured or "measured" in row.reason, key
+        # What a CPU can run has been measured.
+        assert row.measured or "not measured, for want of a GPU" in row.reason, key
         for name, measured in row.measured.items():
             limit = limits[name]
             if name == "psnr_db":
                 assert measured - limit > 10, key
             else:
                 room = (1 - limit) / (1 - measured) if name == "ssim" else limit / measured
-                assert room > 3, (key, name)
+                # As the table's head promises of tensors.
+                assert room > (3 if key[0] == "picture" else 3.5), (key, name)
 
 
 def test_what_is_not_in_the_table_has_no_tolerance() -> None:
