@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.bundle import Bundle, ComponentName, file_records, seal
+from sdrt.bundle import Bundle, ComponentName, Manifest, file_records, seal
 from sdrt.compare.bisect import module_path
 from sdrt.compare.components import blamed, compare_components
 from sdrt.compare.schema import FaultResult
 from sdrt.compare.tolerances import Tolerances
 from sdrt.errors import BundleError, NumericError, UsageError
+from sdrt.files import disk_errors
 from sdrt.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -135,18 +136,29 @@ def plant(bundle: Bundle, fault: Fault, folder: Path) -> Bundle:
     """A copy of the bundle with the fault in it, sealed as if it were sound.
 
     Args:
-        bundle: Is not changed.
+        bundle: Is not changed, and may be read-only.
         fault: What to plant.
         folder: Where the copy is made; must not exist.
 
     Raises:
         BundleError: The graph has nothing to plant it in.
+        ResourceError: The folder cannot be written.
     """
+    with disk_errors(folder):
+        # Bytes only: the copy of a read-only bundle can be written.
+        for name in bundle.manifest.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.path / name, folder / name)
+        seal(folder, _planted(bundle, fault, folder))
+    return Bundle.open(folder)
+
+
+def _planted(bundle: Bundle, fault: Fault, folder: Path) -> Manifest:
+    """Plant a fault in a copy of the bundle's files; gives the manifest that they are to have."""
     import onnx
 
     from sdrt.export.denoise_step import write_denoise_step
 
-    shutil.copytree(bundle.path, folder)
     manifest = bundle.manifest
     if fault.plant is not None:
         path = folder / bundle.graph(fault.component).relative_to(bundle.path)
@@ -160,8 +172,7 @@ def plant(bundle: Bundle, fault: Fault, folder: Path) -> Bundle:
     if fault.scaling_factor is not None:
         model_record = manifest.model.model_copy(update={"scaling_factor": fault.scaling_factor})
         manifest = manifest.model_copy(update={"model": model_record})
-    seal(folder, manifest.model_copy(update={"files": file_records(folder)}))
-    return Bundle.open(folder)
+    return manifest.model_copy(update={"files": file_records(folder)})
 
 
 def _changed(sound: Bundle, faulty: Bundle) -> tuple[ComponentName, ...]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +25,7 @@ from sdrt.engines import build as engines_build
 from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import Store
-from sdrt.errors import BundleError, NumericError, UsageError
+from sdrt.errors import BundleError, NumericError, ResourceError, UsageError
 from sdrt.prepare import Source, open_bundle
 from sdrt.progress import silent
 from sdrt.runtime.request import make_request
@@ -40,6 +44,26 @@ def test_a_fault_changes_only_what_it_names(name: str, tiny_bundle: Bundle, tmp_
     Bundle.open(faulty.path, verify=True)
     assert Bundle.open(tiny_bundle.path, verify=True).digest == tiny_bundle.digest
     assert faulty.digest != tiny_bundle.digest
+
+
+def test_a_fault_is_planted_in_a_copy_of_a_read_only_bundle(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    sealed = tmp_path / "sealed"
+    shutil.copytree(tiny_bundle.path, sealed)
+    for path in sealed.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    faulty = plant(Bundle.open(sealed), FAULTS["convolution-scaled"], tmp_path / "bundle")
+    assert len(dict(changed_weights(tiny_bundle, faulty, "unet"))) == 1
+    # Whoever may write anything, as in a container, writes what is read-only too; so the modes are looked at.
+    assert all(path.stat().st_mode & stat.S_IWUSR for path in faulty.path.rglob("*"))
+
+
+def test_a_full_disk_is_said(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(ResourceError, match="bundle: the disk is full"):
+        plant(tiny_bundle, FAULTS["convolution-scaled"], tmp_path / "bundle")
 
 
 def test_one_block_of_one_weight_is_transposed(tiny_bundle: Bundle, tmp_path: Path) -> None:
