@@ -120,22 +120,38 @@ def read_manifest(folder: Path, kind: type[SdrtError]) -> bytes:
         SdrtError: Of the given kind, otherwise.
         TrustError: It is a link, or anything but a plain file.
     """
-    import json
-
-    path, hint = folder / MANIFEST, f"give a folder that holds a {MANIFEST} written by sdrt"
     # A link would lead out of the folder, and a pipe would never end.
     path_inside(folder, MANIFEST)
+    hint = f"give a folder that holds a {MANIFEST} written by sdrt"
+    return read_versioned(folder / MANIFEST, kind, limit_bytes=MANIFEST_LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
+
+
+def read_versioned(path: Path, kind: type[SdrtError], *, limit_bytes: int, newest: int, hint: str) -> bytes:
+    """The bytes of a JSON object with a schema version, after checks that need no schema.
+
+    Args:
+        path: Its file.
+        kind: Of the errors.
+        limit_bytes: How large it may be.
+        newest: Schema version up to which it can be read.
+        hint: What to do where it is not such a file.
+
+    Raises:
+        SdrtError: Of the given kind: it cannot be read, is too large, no JSON object, or from a newer sdrt.
+    """
+    import json
+
     try:
-        if path.stat().st_size > MANIFEST_LIMIT_BYTES:
-            raise kind(f"{path} is larger than {MANIFEST_LIMIT_BYTES >> 20} MiB", hint=hint)
+        if path.stat().st_size > limit_bytes:
+            raise kind(f"{path} is larger than {limit_bytes >> 20} MiB", hint=hint)
         data = path.read_bytes()
         version = json.loads(data).get("schema_version")
     except OSError as error:
         raise kind(f"cannot read {path}: {error.strerror}", hint=hint) from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise kind(f"{path} is not a JSON object", hint=hint) from error
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise kind(f"{path} has schema version {version}; this sdrt reads up to {SCHEMA_VERSION}", hint="upgrade sdrt")
+    if isinstance(version, int) and version > newest:
+        raise kind(f"{path} has schema version {version}; this sdrt reads up to {newest}", hint="upgrade sdrt")
     return data
 
 

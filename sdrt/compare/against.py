@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from sdrt.bundle import read_versioned
 from sdrt.compare.schema import SCHEMA_VERSION, Against, Comparison, Metrics, Move, PictureResult
 from sdrt.errors import ArtefactError
 
@@ -30,18 +30,7 @@ def read_comparison(path: Path) -> Comparison:
         ArtefactError: It is missing or malformed, or from a newer sdrt.
     """
     hint = "give a comparison.json that sdrt compare wrote"
-    try:
-        if path.stat().st_size > LIMIT_BYTES:
-            raise ArtefactError(f"{path} is larger than {LIMIT_BYTES >> 20} MiB", hint=hint)
-        data = path.read_bytes()
-        version = json.loads(data).get("schema_version")
-    except OSError as error:
-        raise ArtefactError(f"cannot read {path}: {error.strerror}", hint=hint) from error
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ArtefactError(f"{path} is not a JSON object", hint=hint) from error
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        message = f"{path} has schema version {version}; this sdrt reads up to {SCHEMA_VERSION}"
-        raise ArtefactError(message, hint="upgrade sdrt")
+    data = read_versioned(path, ArtefactError, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
     try:
         return Comparison.model_validate_json(data)
     except ValidationError as error:
