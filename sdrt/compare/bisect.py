@@ -8,7 +8,8 @@ that a large network's activations need not all be held.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.bundle import Bundle, ComponentName
-from sdrt.compare.metrics import measure
-from sdrt.compare.schema import Departure, Metrics
+from sdrt.bundle import Bundle, ComponentName, ModelRecord
+from sdrt.compare.metrics import broken, measure
+from sdrt.compare.schema import ComponentResult, Departure, ToleranceRecord
 from sdrt.errors import BackendUnavailableError
+from sdrt.progress import Progress, silent
+from sdrt.runtime.backends import available
 from sdrt.runtime.backends.cpu import usable_cpus
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
+    from sdrt.compare.inputs import Case
     from sdrt.compare.reference import Reference
 
 Array = npt.NDArray[Any]
@@ -47,45 +51,108 @@ class Probe:
     expected: Array
 
 
+@dataclass(frozen=True)
+class Search:
+    """The first tensor that departs, None where none does, and how many were looked at."""
+
+    departure: Departure | None
+    compared: int
+
+
+def check_available() -> None:
+    """Hold that graphs can be searched here.
+
+    Raises:
+        BackendUnavailableError: onnx or onnxruntime is not installed.
+    """
+    available("onnxruntime")
+    if importlib.util.find_spec("onnx") is None:
+        hint = "pip install 'sdrt[export]'"
+        raise BackendUnavailableError("onnx, which reads graphs, is not installed", hint=hint)
+
+
+def locate(
+    result: ComponentResult,
+    reference: Reference,
+    model: ModelRecord,
+    bundle: Bundle | None,
+    cases: Sequence[Case],
+    progress: Progress = silent,
+) -> ComponentResult:
+    """A failed component with where it goes wrong: in its manifest, in its graph, or in what was compiled from that.
+
+    Args:
+        result: The component as it failed.
+        reference: The checkpoint in PyTorch.
+        model: The numbers of the candidate's manifest.
+        bundle: Holds the graph; None where only engines were given.
+        cases: What the component was run on.
+        progress: Told of the search, and of why there is none.
+
+    Returns:
+        The result with its departure, or with more of a reason.
+
+    Raises:
+        BackendUnavailableError: onnx or onnxruntime is not installed.
+    """
+    said = [result.reason]
+    given, right = model.scaling_factor, reference.model.scaling_factor
+    if result.component == "vae_decoder" and given != right:
+        said.append(f"the manifest's scaling_factor is {given:g}, the checkpoint's is {right:g}")
+    departure = None
+    failed = [(case, output) for case in result.cases for output in case.outputs if output.outcome == "failed"]
+    if bundle is None or not failed:
+        progress.note(f"{result.component} is not bisected: only its bundle's graph can be, once it runs")
+    else:
+        feeds = next(case.feeds for case in cases if case.label == failed[0][0].label)
+        with progress.stage(f"bisect {result.component}"):
+            search = find_departure(reference, bundle, result.component, feeds, failed[0][1].tolerance)
+        departure = search.departure
+        if not search.compared:
+            said.append("its graph holds nothing to compare with PyTorch")
+        elif departure is None and len(said) == 1:
+            said.append("its graph does not depart: what was compiled from it does")
+    return result.model_copy(update={"reason": "; ".join(said), "departure": departure})
+
+
 def find_departure(
-    reference: Reference, bundle: Bundle, component: ComponentName, feeds: Feeds, limit: float
-) -> Departure | None:
-    """The first tensor of a component's graph, in the order of computation, whose relative L2 error is over a limit.
+    reference: Reference, bundle: Bundle, component: ComponentName, feeds: Feeds, tolerance: ToleranceRecord | None
+) -> Search:
+    """The first tensor of a component's graph, in the order of computation, that breaks a tolerance.
 
     Args:
         reference: The checkpoint in PyTorch.
         bundle: Holds the graph; ONNX Runtime runs it unoptimised on the CPU.
         component: Its name.
         feeds: One case's inputs.
-        limit: Errors up to this are rounding: the component's own tolerance.
-
-    Returns:
-        None where no tensor departs: then the graph is right, and what was compiled from it is not.
+        tolerance: Errors within it are rounding: the component's own. Without one only NaN and Inf depart, and an
+            output of another shape.
 
     Raises:
         BackendUnavailableError: onnx or onnxruntime is not installed.
     """
+    check_available()
     model = _load(bundle.graph(component))
+    outputs = {spec.name for spec in bundle.manifest.components[component].outputs}
     expected, inside = _reference_tensors(reference, component, feeds)
     probes = _probes(model, expected, inside)
-    run = _runner(model, bundle.graph(component).parent, bundle, component, feeds)
     if not probes:
-        return None
+        return Search(None, 0)
+    run = _runner(model, bundle.graph(component).parent, bundle, component, feeds)
     first, end = 0, len(probes)
     while end - first > 1:
         middle = (first + end) // 2
-        if any(_departs(probe, found, limit) for probe, found in run(probes[first:middle])):
+        if any(_departs(probe, found, tolerance, outputs) for probe, found in run(probes[first:middle])):
             end = middle
         else:
             first = middle
-    for probe, found in run(probes[first:end]):
-        if _departs(probe, found, limit):
-            metrics, _ = measure(found, probe.expected)
-            return _departure(probe, metrics)
-    return None
+    (probe, found), *_ = run(probes[first:end])
+    departs = _departs(probe, found, tolerance, outputs)
+    return Search(_departure(probe, found) if departs else None, len(probes))
 
 
-def _departure(probe: Probe, metrics: Metrics | None) -> Departure:
+def _departure(probe: Probe, found: Array) -> Departure:
+    metrics, _ = measure(found, probe.expected)
     return Departure(
         tensor=probe.tensor,
         node=probe.node,
@@ -95,20 +162,21 @@ def _departure(probe: Probe, metrics: Metrics | None) -> Departure:
     )
 
 
-def _departs(probe: Probe, found: Array, limit: float) -> bool:
-    """Whether a tensor is over the limit; one of another shape is not what the module gave, and says nothing."""
+def _departs(probe: Probe, found: Array, tolerance: ToleranceRecord | None, outputs: Collection[str]) -> bool:
+    """Whether a tensor breaks the tolerance.
+
+    Inside the graph one of another shape is not what the module gave, and says nothing; the contract's outputs have
+    their shape.
+    """
     if found.shape != probe.expected.shape:
-        return False
+        return probe.tensor in outputs
     metrics, _ = measure(found, probe.expected)
-    return metrics is None or not metrics.relative_l2 <= limit
+    return metrics is None or bool(broken(metrics, tolerance))
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    try:
-        import onnx
-    except ImportError as error:
-        hint = "pip install 'sdrt[export]'"
-        raise BackendUnavailableError("onnx, which reads graphs, is not installed", hint=hint) from error
+    import onnx
+
     return onnx.load(str(path), load_external_data=False)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrt import __version__
-from sdrt.compare.bisect import find_departure
-from sdrt.compare.components import compare_components, unavailable
+from sdrt.compare.bisect import check_available, locate
+from sdrt.compare.components import CAUSAL, compare_components, unavailable
 from sdrt.compare.faults import self_test
 from sdrt.compare.inputs import Inputs
 from sdrt.compare.perceptual import open_lpips
@@ -102,6 +102,8 @@ def compare(asked: Asked, settings: Settings, progress: Progress = silent) -> tu
     """
     if settings.tensors is not None:
         check_replaceable(settings.tensors)
+    if settings.bisect:
+        check_available()
     subject = open_subject(asked, progress, settings.threads)
     if settings.tensors is not None and subject.bundle is None:
         hint = "give the bundle that the engines were built from"
@@ -166,7 +168,7 @@ def _reference(checkpoint: Checkpoint, settings: Settings, progress: Progress) -
 def _components(
     torch: Against, subject: Subject, settings: Settings, progress: Progress
 ) -> tuple[ComponentResult, ...]:
-    """Every component of the subject, denoise_step of its own set included."""
+    """Every component of the subject, in causal order, denoise_step of its own set included."""
     found: list[ComponentResult] = []
     sources = (subject.made,) if subject.step is None else (subject.made, subject.step)
     for source in sources:
@@ -179,6 +181,7 @@ def _components(
             bundle=subject.bundle,
             threads=settings.threads,
         )
+    found.sort(key=lambda result: CAUSAL.index(result.component))
     if settings.bisect:
         found = [_located(each, torch, subject, progress) if each.outcome == "failed" else each for each in found]
     return tuple(found)
@@ -186,20 +189,8 @@ def _components(
 
 def _located(result: ComponentResult, torch: Against, subject: Subject, progress: Progress) -> ComponentResult:
     """A failed component with the first tensor of its graph that departs."""
-    failed = [(case, output) for case in result.cases for output in case.outputs if output.outcome == "failed"]
-    if subject.bundle is None or not failed:
-        progress.note(f"{result.component} is not bisected: only its bundle's graph can be, once it runs")
-        return result
-    label, tolerance = failed[0][0].label, failed[0][1].tolerance
     cases = torch.inputs.cases(result.component, subject.limits(result.component))
-    feeds = next(case.feeds for case in cases if case.label == label)
-    limit = tolerance.relative_l2 if tolerance and tolerance.relative_l2 is not None else 0.0
-    with progress.stage(f"bisect {result.component}"):
-        departure = find_departure(torch.reference, subject.bundle, result.component, feeds, limit)
-    if departure is None:
-        reason = f"{result.reason}; its graph does not depart: what was compiled from it does"
-        return result.model_copy(update={"reason": reason})
-    return result.model_copy(update={"departure": departure})
+    return locate(result, torch.reference, subject.made.model, subject.bundle, cases, progress)
 
 
 def _drawn(

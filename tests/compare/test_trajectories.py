@@ -116,7 +116,8 @@ def test_a_schedule_of_a_lower_order_fails(
         return from_config(config, num_inference_steps, order=3)
 
     monkeypatch.setattr(Schedule, "from_config", third_order)
-    result = compared(trajectory, *draw(engines, trajectory.request, threads=1), engines)
+    (drawn,) = draw(engines, trajectory.request, threads=1)
+    result = compared(trajectory, drawn, engines)
     # The first three steps are the same.
     assert (result.outcome, result.first_over, result.grows_at) == ("failed", 3, 3)
 
@@ -152,7 +153,7 @@ def test_the_tolerance_is_that_of_what_runs_the_steps(tiny_trajectory: Trajector
     step = manifest.components["unet"].model_copy(update={"precision": "bf16"})
     others = {name: part for name, part in manifest.components.items() if name != "unet"}
     for parts in (others, manifest.components):
-        update = {"components": {**parts, "denoise_step": step}, "backend": "openvino"}
+        update = {"components": dict(parts) | {"denoise_step": step}, "backend": "openvino"}
         fused = replace(engines, manifest=manifest.model_copy(update=update))
         result = compared(tiny_trajectory, with_error(tiny_trajectory, *[0.0] * 6), fused)
         assert result.tolerance == load().of("", "openvino", "bf16", "trajectory")
