@@ -267,7 +267,10 @@ def _head_transposed(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _of_another_checkpoint(model: onnx.ModelProto, path: Path) -> None:
-    """Replace the largest matrix that one linear layer reads by one that was trained from another seed, as it were."""
+    """Replace the largest matrix that one linear layer reads by one drawn at random, of its own mean and deviation.
+
+    It stands for another checkpoint's tensor, of which there is none at hand: right in shape and scale, wrong in value.
+    """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     uses = [name for node in model.graph.node for name in node.input]
     nodes = [
@@ -356,7 +359,7 @@ FAULTS: dict[str, Fault] = {
         Fault("attention-head-transposed", "one head's value projection is transposed", "unet", _head_transposed),
         Fault(
             "weight-of-another-checkpoint",
-            "one weight tensor is another checkpoint's",
+            "one weight tensor is drawn anew, as if from another seed",
             "text_encoder",
             _of_another_checkpoint,
         ),
