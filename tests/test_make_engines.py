@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,24 +13,15 @@ from sdrt.engines.engine_set import BackendName, EngineSet
 from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError
+from tests.makefile import make
 
-ROOT = Path(__file__).parents[1]
 SKIPPED = "make engines: tensorrt is skipped: it cannot be built here, for the reason above"
-
-
-def make_engines(store: Store, *variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the target in the environment that runs the tests, which is not to be installed again."""
-    venv = Path(sys.prefix)
-    words = ["make", "--old-file", str(venv / ".ready-to-build"), "engines", f"VENV={venv}", f"STORE={store.root}"]
-    # A make that runs the tests hands its own options on.
-    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name and name != "MFLAGS"}
-    return subprocess.run([*words, *variables], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def made(store: Store) -> str:
     """What `make engines` said, built into the store of the test run."""
-    done = make_engines(store)
+    done = make("engines", "ready-to-build", f"STORE={store.root}")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stderr
 
@@ -103,6 +90,6 @@ def test_a_backend_that_cannot_be_built_here_is_skipped_and_said_so(made: str) -
 
 
 def test_a_backend_asked_for_by_name_is_not_skipped(store: Store) -> None:
-    done = make_engines(store, "BACKENDS=tensorrt")
+    done = make("engines", "ready-to-build", f"STORE={store.root}", "BACKENDS=tensorrt")
     assert "is skipped" not in done.stderr
     assert ("Error 4" in done.stderr) == (done.returncode != 0) == (refusal("tensorrt") is not None)

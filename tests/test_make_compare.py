@@ -1,0 +1,26 @@
+"""``make compare``: it compares the demo's engines with PyTorch and leaves a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdrt.compare.against import read_comparison
+from sdrt.engines.store import Store
+from tests.makefile import make
+
+
+@pytest.mark.long
+def test_the_demo_is_compared_and_a_report_is_left(store: Store, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    # The backend whose tolerances are those of fp32, whatever this machine has.
+    done = make("compare", "ready-to-compare", f"STORE={store.root}", f"REPORT={report}", "BACKEND=onnxruntime")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"report: {report / 'report.html'}" in done.stdout
+    assert sorted(path.name for path in report.iterdir()) == ["comparison.json", "contact-sheet.png", "report.html"]
+    written = read_comparison(report / "comparison.json")
+    assert (written.checkpoint.name, written.backend, written.outcome) == ("demo", "onnxruntime", "passed")
+    assert written.components
+    assert written.trajectories
+    assert written.pictures
