@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo.train_text_encoder import token_ids
-from demo.train_unet import FULL, GUIDANCE_SCALE, new_inner_unet, new_scheduler, new_unet
+from demo.train_unet import FULL, GUIDANCE_SCALE, INNER, new_inner_unet, new_scheduler, new_unet
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 from sdrt.files import folder_published_as
 from sdrt.runtime.images import to_pictures
@@ -26,7 +26,12 @@ MODEL_CARD = "README.md"
 def averaged(out: Path, side: int = FULL) -> StableDiffusionPipeline:
     """The pipeline of a stage's averaged weights, fp32. That of the inner stage is for ``sample`` alone."""
     average = torch.load(out / f"unet{side}.pt", weights_only=False)["average"]
-    unet = new_unet() if side == FULL else new_inner_unet()
+    if side == INNER:
+        unet = new_inner_unet()
+    else:
+        # a warm start keeps the layout of what it went on from
+        warm = out / "unet"
+        unet = UNet2DConditionModel.from_pretrained(warm) if warm.exists() else new_unet()
     text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32)
     unet.load_state_dict(average["unet"])
     text_encoder.load_state_dict(average["text_encoder"])

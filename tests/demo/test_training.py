@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from demo import make, train_text_encoder, train_unet
+from demo.assemble import averaged
 from demo.evaluate import CHECKPOINT
 from demo.scenes import held_out
 from demo.training import Run, orthogonalised
@@ -86,6 +87,9 @@ def test_a_warm_start_takes_the_committed_weights_in_fp32(tmp_path: Path) -> Non
     committed = load_file(CHECKPOINT / "unet" / "diffusion_pytorch_model.safetensors")
     assert started.keys() == committed.keys()
     assert all(torch.equal(started[name], value.float()) for name, value in committed.items())
+    Run(tmp_path / f"unet{train_unet.FULL}.pt", 0, parts, 1e-3).save()
+    pipeline = averaged(tmp_path)
+    assert all(torch.equal(pipeline.unet.state_dict()[name], value.float()) for name, value in committed.items())
 
 
 def inner_features(unet: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
