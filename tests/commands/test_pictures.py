@@ -209,6 +209,9 @@ def test_the_store_lists_and_verifies_what_it_holds(denoise: Denoise, sdrt: Comm
 
 def interrupt(words: list[str], at: str, number: signal.Signals, folder: Path) -> tuple[int, str]:
     """Run ``sdrt``, send it a signal when a line of stderr starts with ``at``; its exit code and the rest it said."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Jobs that a shell without job control runs in the background ignore it, and so would the child.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, "-m", "sdrt", *words], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
