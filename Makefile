@@ -49,7 +49,7 @@ $(COMPARE_READY): $(RUN_READY)
 	@touch $@
 
 $(DEV_READY): $(RTX_READY)
-	$(PIP) --no-build-isolation --editable '.[cpu,export,compare,rtx,dev]'
+	$(PIP) --no-build-isolation --editable '.[cpu,export,compare,plot,rtx,dev]'
 	@touch $@
 
 setup: $(DEV_READY) ## Make .venv with everything a developer needs
