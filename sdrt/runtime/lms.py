@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,27 @@ class Schedule:
         for array in (timesteps, sigmas, coefficients):
             array.setflags(write=False)
         return cls(timesteps, sigmas, coefficients, float(sigmas[0]), steps, noise.prediction_type)
+
+    def starting_at(self, step: int, *, fresh: bool = False) -> Schedule:
+        """The steps from ``step`` (counted from 0) to the last: what runs on latents that are not all noise.
+
+        Args:
+            step: The first that runs.
+            fresh: Whether the order rises from 1 again, as it does at the first step of all. Else the coefficients are
+                those that the steps have in the whole schedule, though the derivatives before them are missing and
+                count as zero: diffusers' scheduler does so.
+        """
+        sigmas = self.sigmas[step:]
+        coefficients = lms_coefficients(sigmas, MAX_ORDER) if fresh else self.coefficients[step:]
+        coefficients.setflags(write=False)
+        return replace(
+            self,
+            timesteps=self.timesteps[step:],
+            sigmas=sigmas,
+            coefficients=coefficients,
+            init_noise_sigma=float(sigmas[0]),
+            num_inference_steps=self.num_inference_steps - step,
+        )
 
 
 def _validated(config: Mapping[str, Any]) -> NoiseConfig:

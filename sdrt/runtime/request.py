@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from sdrt.errors import UsageError
 
@@ -17,6 +18,13 @@ MAX_STEPS = 1000
 MAX_GUIDANCE_SCALE = 1000.0
 #: Seeds that sdrt draws itself stay below this, so that they are short enough to type.
 DRAWN_SEEDS = 2**32
+
+#: How LMS goes on from an initial picture. "diffusers" weights the first derivatives as if there were a history, as
+#: diffusers' scheduler does; "fresh" lets the order rise from 1, as at the start from noise (docs/decisions/0060).
+LmsStart = Literal["diffusers", "fresh"]
+LMS_STARTS: tuple[LmsStart, ...] = ("diffusers", "fresh")
+#: What an initial picture is given where nothing is said; diffusers' default.
+DEFAULT_STRENGTH = 0.8
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -35,16 +43,26 @@ class Request:
     """Pictures to make at the same settings.
 
     At ``guidance_scale`` 1 and below guidance is off: one UNet row a picture, negative prompts unused.
+
+    ``start_step`` is the first step that runs on an initial picture, counted from 0; None starts from noise alone.
+    ``lms_start`` says how the first steps after it go: see `LMS_STARTS`.
     """
 
     pictures: tuple[Picture, ...]
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
+    start_step: int | None = None
+    lms_start: LmsStart = "diffusers"
 
     @property
     def guided(self) -> bool:
         """Whether the UNet runs on both halves."""
         return self.guidance_scale > 1
+
+    @property
+    def strength(self) -> float | None:
+        """The share of the steps that run on an initial picture; None without one."""
+        return None if self.start_step is None else 1 - self.start_step / self.num_inference_steps
 
 
 def make_request(
@@ -55,6 +73,9 @@ def make_request(
     num_images_per_prompt: int = 1,
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
+    strength: float | None = None,
+    start_step: int | None = None,
+    lms_start: LmsStart = "diffusers",
 ) -> Request:
     """Check the arguments of a call and lay them out picture by picture, in diffusers' order: all of the first prompt.
 
@@ -65,6 +86,9 @@ def make_request(
         num_images_per_prompt: 1 and up.
         num_inference_steps: 1 to 1000; a scheduler trained on fewer timesteps sets a lower limit.
         guidance_scale: Any finite number up to 1000.
+        strength: For an initial picture: the share of the steps that run on it, above 0 and up to 1.
+        start_step: The same said by the first step that runs, counted from 0.
+        lms_start: One of `LMS_STARTS`; for an initial picture.
 
     Raises:
         UsageError: Names the argument and its valid range.
@@ -90,7 +114,28 @@ def make_request(
     negatives = _negatives(negative_prompt, len(prompts))
     rows = [(p, n) for p, n in zip(prompts, negatives, strict=True) for _ in range(count)]
     pictures = (Picture(p, n, s) for (p, n), s in zip(rows, _seeds(seed, total), strict=True))
-    return Request(tuple(pictures), num_inference_steps, float(guidance_scale))
+    start = _start(strength, start_step, num_inference_steps)
+    if lms_start not in LMS_STARTS:
+        raise UsageError(f"lms_start is {str(lms_start)[:40]!r}", hint=f"choose among {', '.join(LMS_STARTS)}")
+    return Request(tuple(pictures), num_inference_steps, float(guidance_scale), start, lms_start)
+
+
+def _start(strength: float | None, start_step: int | None, steps: int) -> int | None:
+    """The first step that runs on an initial picture, counted from 0; None where nothing is said of one."""
+    if strength is not None and start_step is not None:
+        raise UsageError("strength and start_step exclude each other", hint="both say where to start: give one")
+    if start_step is not None:
+        return _whole("start_step", start_step, 0, steps - 1)
+    if strength is None:
+        return None
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
+        raise UsageError(f"strength is {strength!r}; it must be above 0 and up to 1", hint="0.8 is the default")
+    # As diffusers rounds it: get_timesteps of StableDiffusionImg2ImgPipeline.
+    left = min(int(steps * strength), steps)
+    if left < 1:
+        message = f"strength {strength!r} leaves none of {steps} steps to run"
+        raise UsageError(message, hint=f"ask for more steps, or a strength of at least {1 / steps:.2g}")
+    return steps - left
 
 
 def _check_texts(name: str, values: list[str]) -> None:

@@ -68,10 +68,15 @@ def our_trajectory(schedule: Schedule, noise: np.ndarray) -> list[np.ndarray]:
     return trajectory
 
 
-def diffusers_trajectory(scheduler: LMSDiscreteScheduler, noise: np.ndarray) -> list[np.ndarray]:
-    """Latents after each step, by diffusers."""
-    latents, trajectory = torch.from_numpy(noise) * scheduler.init_noise_sigma, []
-    for timestep in scheduler.timesteps:
+def diffusers_trajectory(
+    scheduler: LMSDiscreteScheduler, noise: np.ndarray, start_step: int | None = None
+) -> list[np.ndarray]:
+    """Latents after each step, by diffusers, from noise at the first sigma or at the step's."""
+    first = scheduler.init_noise_sigma if start_step is None else scheduler.sigmas[start_step]
+    if start_step is not None:
+        scheduler.set_begin_index(start_step)
+    latents, trajectory = torch.from_numpy(noise) * first, []
+    for timestep in scheduler.timesteps[start_step or 0 :]:
         output = unet(scheduler.scale_model_input(latents, timestep).numpy(), float(timestep))
         latents = scheduler.step(torch.from_numpy(output), timestep, latents).prev_sample
         trajectory.append(latents.numpy())
@@ -111,6 +116,34 @@ def test_a_planted_fault_is_found(fault: str) -> None:
     }[fault]
     theirs = diffusers_trajectory(reference(SD_V1, 10), unit_noise())
     assert largest_difference(our_trajectory(planted, unit_noise()), theirs) > 10 * TRAJECTORY_TOLERANCE
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 2, 3, 7, 19])
+def test_a_start_in_the_middle_equals_diffusers(start_step: int) -> None:
+    schedule = Schedule.from_config(SD_V1, 20).starting_at(start_step)
+    assert schedule.num_inference_steps == len(schedule.timesteps) == len(schedule.coefficients) == 20 - start_step
+    theirs = diffusers_trajectory(reference(SD_V1, 20), unit_noise(), start_step)
+    assert largest_difference(our_trajectory(schedule, unit_noise()), theirs) < TRAJECTORY_TOLERANCE
+
+
+def test_a_fresh_start_in_the_middle_is_another() -> None:
+    fresh = Schedule.from_config(SD_V1, 20).starting_at(7, fresh=True)
+    theirs = diffusers_trajectory(reference(SD_V1, 20), unit_noise(), 7)
+    assert largest_difference(our_trajectory(fresh, unit_noise()), theirs) > 100 * TRAJECTORY_TOLERANCE
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 7, 19])
+def test_a_fresh_start_integrates_a_constant_from_its_first_step(start_step: int) -> None:
+    schedule = Schedule.from_config(SD_V1, 20)
+    widths = np.diff(schedule.sigmas[start_step:])
+    fresh = schedule.starting_at(start_step, fresh=True)
+    assert fresh.coefficients[0, 1:].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(fresh.coefficients.sum(axis=1), widths, rtol=1e-12)
+    # diffusers takes the missing derivatives for zero, and so goes too far at its first step.
+    theirs = schedule.starting_at(start_step).coefficients[0, 0] / widths[0]
+    assert theirs == 1 if start_step == 0 else theirs > 1.1
+    with pytest.raises(ValueError, match="read-only"):
+        fresh.coefficients[0] = 0
 
 
 def table_tolerance(schedule: Schedule) -> npt.NDArray[np.float64]:

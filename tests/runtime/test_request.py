@@ -71,6 +71,24 @@ def test_the_ends_of_every_range_are_inside() -> None:
         assert make_request("a", seed=seed).pictures[0].seed == seed
 
 
+@pytest.mark.parametrize(
+    ("strength", "steps", "start"),
+    # 50 * 0.58 is 28.999... in floating point; diffusers cuts it to 28.
+    [(1, 50, 0), (0.8, 50, 10), (0.75, 25, 7), (0.02, 50, 49), (0.58, 50, 22), (0.5, 3, 2)],
+)
+def test_strength_says_where_to_start_as_in_diffusers(strength: float, steps: int, start: int) -> None:
+    request = make_request("a", strength=strength, num_inference_steps=steps)
+    assert request.start_step == start
+    assert request == make_request("a", start_step=start, num_inference_steps=steps, seed=request.pictures[0].seed)
+    assert request.strength == pytest.approx((steps - start) / steps)
+
+
+def test_without_an_initial_picture_there_is_no_start() -> None:
+    request = make_request("a")
+    assert (request.start_step, request.strength, request.lms_start) == (None, None, "diffusers")
+    assert make_request("a", start_step=0).strength == 1
+
+
 @pytest.mark.parametrize("prompt", ["", "  ", "nul\0byte", "\N{FAMILY}\N{ZERO WIDTH JOINER}", "e" + "\u0301" * 500])
 def test_strange_text_is_text(prompt: str) -> None:
     assert make_request(prompt, prompt).pictures[0].prompt == prompt
@@ -107,6 +125,18 @@ def test_strange_text_is_text(prompt: str) -> None:
         ({"negative_prompt": "\udfff"}, "negative_prompt has a lone surrogate"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts do not fit 1 prompts"),
         ({"negative_prompt": [None]}, "negative_prompt holds a NoneType"),
+        ({"strength": 0}, "above 0 and up to 1"),
+        ({"strength": -0.1}, "above 0 and up to 1"),
+        ({"strength": 1.01}, "above 0 and up to 1"),
+        ({"strength": math.nan}, "strength is nan"),
+        ({"strength": True}, "strength is True"),
+        ({"strength": "1"}, "strength is '1'"),
+        ({"strength": 0.01}, "leaves none of 50 steps"),
+        ({"start_step": -1}, "0 to 49"),
+        ({"start_step": 50}, "0 to 49"),
+        ({"start_step": 1.0}, "start_step is 1.0"),
+        ({"start_step": 1, "strength": 0.5}, "exclude each other"),
+        ({"lms_start": "cold"}, "lms_start is 'cold'"),
     ],
     ids=lambda value: "",
 )
