@@ -10,6 +10,7 @@ The three lines that make a picture::
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "Result", "__version__"]
+
+# Read by ONNX Runtime as it is imported: since 1.29 it sends what it is asked to run to its makers
+# (docs/decisions/0079). Who wants that says ORT_DISABLE_TELEMETRY=0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
