@@ -216,15 +216,31 @@ class Bundle:
         check_files(path, manifest, [name for name in manifest.files if verify or name not in weights], BundleError)
         return cls(path, manifest, sha256_bytes(data))
 
-    def graph(self, component: ComponentName) -> Path:
-        """Path of a component's ONNX file.
+    def component(self, name: ComponentName) -> Component:
+        """One component's record.
 
         Raises:
             BundleError: The bundle does not hold the component.
         """
-        if component not in self.manifest.components:
-            raise BundleError(f"{self.path} holds no {component}", hint="export again with all components")
-        return self.path / self.manifest.components[component].graph
+        if name not in self.manifest.components:
+            raise BundleError(f"{self.path} holds no {name}", hint="export again with all components")
+        return self.manifest.components[name]
+
+    def graph(self, component: ComponentName) -> Path:
+        """Path of a component's ONNX file, once it may be opened: this is the way to it for whatever reads graphs.
+
+        The first time that a process asks, another process reads all of the bundle's graphs (see
+        sdrt.graphs.validate): nothing of theirs reaches a library here before.
+
+        Raises:
+            BundleError: The bundle does not hold the component, or a graph is refused.
+            TrustError: A graph would take weights from elsewhere than the manifest says.
+        """
+        from sdrt.graphs.validate import validate_once
+
+        path = self.path / self.component(component).graph
+        validate_once(self)
+        return path
 
     def verify_weights(self) -> None:
         """Hash every file against the manifest.

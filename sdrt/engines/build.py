@@ -35,7 +35,7 @@ def build_key(bundle: Bundle, request: BuildRequest) -> BuildKey:
     if not asked:
         raise UsageError("no component is asked for", hint="name at least one with --components")
     for component in asked:
-        bundle.graph(component)
+        bundle.component(component)
     precision = maker.precision(request.precision, bundle.manifest.precision)
     components = tuple(sorted(set(asked)))
     recipe = maker.recipe(request.recipe, request.batch)

@@ -1,0 +1,55 @@
+"""What each component takes and gives, by the numbers of the checkpoint: the table of docs/bundle.md."""
+
+from __future__ import annotations
+
+from sdrt.bundle import Component, ComponentName, ModelRecord, TensorSpec
+from sdrt.graphs.structure import Spec
+from sdrt.runtime.lms import MAX_ORDER
+
+Specs = tuple[Spec, ...]
+
+
+def specs(tensors: tuple[TensorSpec, ...]) -> Specs:
+    """Inputs or outputs of a manifest, as they are compared."""
+    return tuple((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors)
+
+
+def contract(name: ComponentName, component: Component, model: ModelRecord) -> tuple[Specs, Specs] | None:
+    """Inputs and outputs that a component must have; None for one that the design does not lay down.
+
+    Hidden states and what a network computes with are in the component's own precision; timesteps, and all of the
+    denoising step's arithmetic, are float32 in every precision.
+    """
+    own = "float16" if component.precision == "fp16" else "float32"
+    channels, size, pixels = model.latent_channels, model.latent_size, model.image_size
+    latents: tuple[int | str, ...] = ("batch", channels, size, size)
+    picture: tuple[int | str, ...] = ("batch", 3, pixels, pixels)
+    states: tuple[int | str, ...] = ("batch", model.max_tokens, model.hidden_size)
+    history: tuple[int | str, ...] = ("batch", MAX_ORDER, channels, size, size)
+    laid_down: dict[ComponentName, tuple[Specs, Specs]] = {
+        "text_encoder": (
+            (("input_ids", "int64", ("batch", model.max_tokens)),),
+            (("last_hidden_state", own, states),),
+        ),
+        "unet": (
+            (("sample", own, latents), ("timestep", "float32", ("batch",)), ("encoder_hidden_states", own, states)),
+            (("out_sample", own, latents),),
+        ),
+        "denoise_step": (
+            (
+                ("latents", "float32", latents),
+                ("uncond_states", own, states),
+                ("cond_states", own, states),
+                *((number, "float32", ("batch",)) for number in ("timestep", "sigma", "guidance_scale")),
+                ("lms_coefficients", "float32", ("batch", MAX_ORDER)),
+                ("history", "float32", history),
+            ),
+            (("next_latents", "float32", latents), ("next_history", "float32", history)),
+        ),
+        "vae_encoder": (
+            (("sample", own, picture),),
+            (("latent_parameters", own, ("batch", 2 * channels, size, size)),),
+        ),
+        "vae_decoder": ((("latent_sample", own, latents),), (("sample", own, picture),)),
+    }
+    return laid_down.get(name)

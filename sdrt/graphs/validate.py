@@ -1,0 +1,164 @@
+"""Validates ONNX graphs in a process of its own, with limits on memory and time, before anything here opens them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from sdrt import errors
+from sdrt.bundle import Bundle, ComponentName
+from sdrt.errors import BundleError, SdrtError
+from sdrt.files import path_inside
+from sdrt.graphs.contract import contract, specs
+from sdrt.graphs.structure import HINT, differing
+
+MODULE = "sdrt.graphs.child"
+LAST_WORDS_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What validating may take. The full-size bundle takes 0.13 GB and 2 s.
+
+    Attributes:
+        memory_bytes: Address space.
+        cpu_s: Seconds of processor time, which other processes do not shorten.
+        wall_s: Seconds in all, however busy the machine is.
+    """
+
+    memory_bytes: int = 2 << 30
+    cpu_s: int = 60
+    wall_s: float = 900.0
+
+
+LIMITS = Limits()
+
+
+def validate_graph(path: Path, limits: Limits = LIMITS) -> None:
+    """Validate an .onnx file that belongs to no bundle.
+
+    Raises:
+        BundleError: It is no graph such as sdrt exports; or the process that read it died, or reached a limit.
+        TrustError: It or its weights are links, or its weights lie outside its folder.
+    """
+    _check_is_there(path)
+    _run([{"path": str(path.absolute()), "expected": None}], limits)
+
+
+def validate_bundle(bundle: Bundle, limits: Limits = LIMITS) -> None:
+    """Validate every graph of an opened bundle, whose digests hence match: what it says, and what it is.
+
+    Raises:
+        BundleError: A component is not what the contract lays down, its graph is not what the manifest says, or no
+            graph such as sdrt exports; or the process that read it died, or reached a limit.
+        TrustError: A graph is a link, or takes weights from elsewhere than the manifest says.
+    """
+    jobs = []
+    for name in bundle.manifest.components:
+        _check_contract(bundle, name)
+        jobs.append(_job(bundle, name))
+    _run(jobs, limits)
+
+
+#: Path and digest of the bundles that this process has had validated: their digests stand for what was read.
+_validated: set[tuple[Path, str]] = set()
+
+
+def validate_once(bundle: Bundle) -> None:
+    """Validate a bundle unless this process has done so.
+
+    Raises:
+        BundleError, TrustError: As `validate_bundle`.
+    """
+    key = bundle.path.absolute(), bundle.digest
+    if key not in _validated:
+        validate_bundle(bundle)
+        _validated.add(key)
+
+
+def _check_contract(bundle: Bundle, name: ComponentName) -> None:
+    component = bundle.manifest.components[name]
+    wanted = contract(name, component, bundle.manifest.model)
+    if wanted is None:
+        return
+    for side, found, expected in zip(("inputs", "outputs"), (component.inputs, component.outputs), wanted, strict=True):
+        if differences := differing(specs(found), expected):
+            raise BundleError(f"{bundle.path}: {name} has other {side} than a {name}: {differences}", hint=HINT)
+
+
+def _job(bundle: Bundle, name: ComponentName) -> dict[str, Any]:
+    component = bundle.manifest.components[name]
+    graph = bundle.path / component.graph
+    _check_is_there(path_inside(bundle.path, component.graph))
+    weights = Path(component.weights) if component.weights else None
+    if weights is not None and weights.parent != Path(component.graph).parent:
+        raise BundleError(f"{graph} has its weights in another folder, {weights}", hint=HINT)
+    expected = {
+        "inputs": specs(component.inputs),
+        "outputs": specs(component.outputs),
+        "weights": weights.name if weights else None,
+        "opset": bundle.manifest.opset,
+    }
+    return {"path": str(graph.absolute()), "expected": expected}
+
+
+def _check_is_there(path: Path) -> None:
+    if not path_inside(path.parent, path.name).exists():
+        raise BundleError(f"{path} is missing", hint=HINT)
+
+
+def _run(graphs: Sequence[dict[str, Any]], limits: Limits) -> None:
+    """Have the graphs checked in order; nothing of them is read in this process."""
+    job = {"graphs": graphs, "memory_bytes": limits.memory_bytes, "cpu_s": limits.cpu_s}
+    with tempfile.TemporaryFile() as answers, tempfile.TemporaryFile() as log:
+        code = _spawn(json.dumps(job).encode(), answers, log, limits.wall_s)
+        answers.seek(0)
+        lines = answers.read().splitlines()
+        for failure in filter(None, map(json.loads, lines)):
+            kind: type[SdrtError] = getattr(errors, failure["kind"])
+            raise kind(failure["message"], hint=failure["hint"])
+        if code != 0 or len(lines) != len(graphs):
+            path = graphs[min(len(lines), len(graphs) - 1)]["path"]
+            raise BundleError(f"{path} cannot be validated: {_ended(code, log, limits)}", hint=HINT)
+
+
+def _spawn(job: bytes, answers: IO[bytes], log: IO[bytes], wall_s: float) -> int | None:
+    """Run the child; its exit code, negative for a signal, None when it was ended for taking too long."""
+    # It sees the modules that this process sees, and none of the current folder.
+    places = [str(Path(errors.__file__).parent.parent), *filter(None, sys.path)]
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    try:
+        return subprocess.run(
+            [sys.executable, "-P", "-m", MODULE],
+            input=job,
+            stdout=answers,
+            stderr=log,
+            env={**os.environ, **single, "PYTHONPATH": os.pathsep.join(places)},
+            timeout=wall_s,
+            check=False,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _ended(code: int | None, log: IO[bytes], limits: Limits) -> str:
+    """How the child ended, in words."""
+    if code is None:
+        return f"it took more than {limits.wall_s:g} s"
+    if code == -signal.SIGXCPU:
+        return f"it took more than {limits.cpu_s} s of processor time"
+    size = log.seek(0, os.SEEK_END)
+    log.seek(max(0, size - LAST_WORDS_BYTES))
+    said = log.read().decode(errors="replace").strip().splitlines() or ["nothing"]
+    if "MemoryError" in said[-1] or "bad_alloc" in said[-1]:
+        return f"it needs more than {limits.memory_bytes >> 20} MiB of memory"
+    ended = f"died of signal {-code}" if code < 0 else f"ended with code {code}"
+    return f"the process that read it {ended}; its last words: {said[-1][:200]}"
