@@ -27,9 +27,11 @@ COMMANDS = {
     "export": "Export a checkpoint to an ONNX bundle.",
     "build": "Build a bundle into engines.",
     "compare": "Compare what was built with PyTorch, and say whether it is still the model.",
+    "plot": "Draw what each part of the model does.",
+    "bench": "Measure engines, cold and warm, beside peers and the machine's limit.",
     "store": "Look after stored bundles and engines.",
     "info": "Show how a picture was made.",
-    "inspect": "Show what a bundle or an engine set consists of.",
+    "inspect": "Show what a checkpoint, a bundle or an engine set consists of.",
     "doctor": "Show what this machine can run, and what is missing.",
 }
 

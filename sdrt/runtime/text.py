@@ -29,6 +29,14 @@ class Tokens:
     truncated: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Word:
+    """A word of a prompt, as it stands there, and where its tokens stand among the ids."""
+
+    text: str
+    positions: tuple[int, ...]
+
+
 class Tokenizer:
     """A tokenizer.json, set to give every prompt ``max_tokens`` ids. Safe to share between threads."""
 
@@ -81,3 +89,20 @@ class Tokenizer:
             rows.append(ids)
             truncated.append(lost)
         return Tokens(np.array(rows, dtype=np.int64).reshape(len(rows), self.max_tokens), tuple(truncated))
+
+    def words(self, prompt: str) -> tuple[Word, ...]:
+        """The words of a prompt in order, punctuation apart; without what does not fit.
+
+        Raises:
+            UsageError: The prompt is over 100,000 characters, or holds half of a UTF-16 pair and so is not text.
+        """
+        check_text("prompt", prompt)
+        encoding = self._tokenizer.encode(prompt)
+        positions: dict[int, list[int]] = {}
+        for position, number in enumerate(encoding.word_ids[: self.max_tokens - 1]):
+            if number is not None:
+                positions.setdefault(number, []).append(position)
+        return tuple(
+            Word(prompt[encoding.offsets[places[0]][0] : encoding.offsets[places[-1]][1]], tuple(places))
+            for places in positions.values()
+        )

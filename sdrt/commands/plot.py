@@ -1,0 +1,421 @@
+"""``sdrt plot``: pictures of what each part of the model does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sdrt.commands.denoise import check_writable
+from sdrt.commands.options import (
+    BACKENDS,
+    Command,
+    Number,
+    backend_option,
+    checkpoint_option,
+    file_option,
+    folder_option,
+    json_option,
+    print_json,
+    revision_option,
+    store_option,
+)
+from sdrt.errors import UsageError
+from sdrt.runtime.request import MAX_GUIDANCE_SCALE, MAX_SEED, MAX_STEPS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sdrt.plots.model import Model
+    from sdrt.prepare import Source
+    from sdrt.progress import Progress
+    from sdrt.runtime.denoise import Latents
+    from sdrt.runtime.lms import Schedule
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options that every plot takes, by name."""
+
+    checkpoint: str | None
+    revision: str | None
+    bundle: Path | None
+    backend: str
+    store: Path | None
+    seed: int
+    out: Path
+    as_json: bool
+
+    def source(self) -> Source:
+        """What is looked at."""
+        from sdrt.prepare import Source
+
+        return Source(self.checkpoint, self.revision, self.bundle)
+
+    def model(self, progress: Progress) -> Model:
+        """Its engines, made when missing."""
+        from sdrt.plots.model import Model
+
+        return Model.load(self.source(), backend=self.backend, store=self.store, progress=progress)
+
+
+def common_options(name: str, backend_note: str = "") -> Callable[[Command], Command]:
+    """The options that every plot takes; ``name`` is its file's."""
+    out = click.Path(path_type=Path)
+    options: Sequence[Callable[[Command], Command]] = (
+        checkpoint_option,
+        revision_option,
+        folder_option("--bundle", "A bundle to look at, in place of a checkpoint."),
+        backend_option(("auto", *BACKENDS), "auto"),
+        store_option,
+        click.option(
+            "--seed", type=Number(int, 0, MAX_SEED), default=0, show_default=True, metavar="N", help="Of the noise."
+        ),
+        click.option(
+            "--out", type=out, default=f"{name}.png", show_default=True, metavar="FILE", help="Ends in .png or .svg."
+        ),
+        json_option,
+    )
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def steps_option(default: int) -> Callable[[Command], Command]:
+    """The --steps option of a plot."""
+    kind = Number(int, 1, MAX_STEPS)
+    return click.option("--steps", type=kind, default=default, show_default=True, metavar="N", help="Of the schedule.")
+
+
+def every_option(default: int) -> Callable[[Command], Command]:
+    """The --every option of a plot."""
+    text = "Steps from one picture to the next."
+    return click.option(
+        "--every", type=Number(int, 1, MAX_STEPS), default=default, show_default=True, metavar="N", help=text
+    )
+
+
+def guidance_option(default: float) -> Callable[[Command], Command]:
+    """The --guidance-scale option of a plot."""
+    return click.option(
+        "--guidance-scale",
+        type=Number(float, -MAX_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE),
+        default=default,
+        show_default=True,
+        metavar="X",
+        help="1 and below turn guidance off.",
+    )
+
+
+@click.group("plot")
+def command() -> None:
+    """Draw what each part of the model does, by real engines of any checkpoint.
+
+    Each plot is a PNG or an SVG, by the ending of --out, and its path is printed; --json prints the numbers behind it.
+    What is missing, bundle or engines, is exported and built first.
+    """
+
+
+@command.command("sigmas")
+@steps_option(51)
+@click.option(
+    "--what",
+    "quantities",
+    multiple=True,
+    type=click.Choice(("sigmas", "timesteps", "coefficients")),
+    default=("sigmas",),
+    show_default=True,
+    help="What to draw (repeatable).",
+)
+@common_options("sigmas")
+def sigmas(steps: int, quantities: tuple[str, ...], **values: Any) -> None:
+    """Draw the noise level by sampling step.
+
+    With --what also the timesteps, which the UNet is told, and the coefficients by which LMS weights the last four
+    derivatives. A schedule needs no engines: --backend and --seed change nothing.
+    """
+    from sdrt.plots.sigmas import draw_schedule, schedule_numbers
+
+    options = _checked(Common(**values))
+    name, schedule = _schedule(options, steps)
+    figure = draw_schedule(schedule, tuple(dict.fromkeys(quantities)), name)
+    _finish(options, figure, {"plot": "sigmas", "checkpoint": {"name": name}, **schedule_numbers(schedule)})
+
+
+@command.command("noising")
+@file_option("--image", "The picture; its largest square around the centre is taken.")
+@steps_option(51)
+@every_option(10)
+@common_options("noising")
+def noising(image: Path | None, steps: int, every: int, **values: Any) -> None:
+    """Draw a picture drowning in noise.
+
+    The VAE encodes it, the scheduler's noise at steps 0, N, 2N ... is added, the VAE decodes each.
+    """
+    from sdrt.plots.noising import draw_noising, noise_picture
+    from sdrt.progress import for_terminal
+
+    options = _checked(Common(**values))
+    if image is None:
+        raise UsageError("--image is missing", hint="name a picture: --image picture.png")
+    progress = for_terminal()
+    picture = _opened(image)
+    with options.model(progress) as model:
+        found = noise_picture(
+            model,
+            picture(model),
+            seed=options.seed,
+            num_inference_steps=steps,
+            every=every,
+            progress=progress,
+        )
+        caption = f"{_file(image)}, seed {options.seed}, {steps} steps, {model.described}"
+        numbers = {"image": str(image), "num_inference_steps": steps, "pictures": [each.numbers() for each in found]}
+        _finish(options, draw_noising(found, caption), _facts("noising", options, model, numbers))
+
+
+@command.command("prediction")
+@file_option("--image", "A picture, noised up to the step; its largest square around the centre is taken.")
+@click.option("--prompt", metavar="TEXT", help="What the UNet is told; may be empty.  [default: empty with --image]")
+@click.option(
+    "--step", type=Number(int, 0, MAX_STEPS - 1), default=40, show_default=True, metavar="N", help="Counted from 0."
+)
+@steps_option(51)
+@guidance_option(1.0)
+@common_options("prediction")
+def prediction(
+    image: Path | None, prompt: str | None, step: int, steps: int, guidance_scale: float, **values: Any
+) -> None:
+    """Draw what one call of the UNet sees.
+
+    Noisy latents, the noise that is predicted in them, the latents less that noise, and less sigma times that noise,
+    which is the scheduler's estimate of the picture; each decoded. The noisy latents are a picture's (--image), or come
+    from denoising the prompt up to the step.
+    """
+    from sdrt.plots.figure import quoted
+    from sdrt.plots.prediction import draw_prediction, predict
+    from sdrt.progress import for_terminal
+
+    options = _checked(Common(**values))
+    if image is None and prompt is None:
+        raise UsageError(
+            "neither --image nor --prompt is given", hint='name a picture, or say what to draw; "" will do'
+        )
+    if step >= steps:
+        hint = f"--step counts from 0: give 0 to {steps - 1}, or more --steps"
+        raise UsageError(f"--step {step} is none of the {steps} steps", hint=hint)
+    progress = for_terminal()
+    picture = None if image is None else _opened(image)
+    with options.model(progress) as model:
+        found = predict(
+            model,
+            prompt=prompt or "",
+            sample=None if picture is None else picture(model),
+            step=step,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            seed=options.seed,
+            progress=progress,
+        )
+        what = quoted(prompt or "") if image is None else f"{_file(image)}, {quoted(prompt or '')}"
+        caption = f"{what}, guidance {guidance_scale:g}, seed {options.seed}, {steps} steps, {model.described}"
+        numbers = {
+            "image": None if image is None else str(image),
+            "prompt": prompt or "",
+            "guidance_scale": guidance_scale,
+            "num_inference_steps": steps,
+            **found.numbers(),
+        }
+        _finish(options, draw_prediction(found, caption), _facts("prediction", options, model, numbers))
+
+
+@command.command("trajectory")
+@click.option("--prompt", metavar="TEXT", help="What to draw; may be empty.")
+@steps_option(50)
+@every_option(5)
+@guidance_option(7.5)
+@file_option("--animation", "Write the pictures as an animated .gif or .png too.")
+@common_options("trajectory")
+def trajectory(
+    prompt: str | None, steps: int, every: int, guidance_scale: float, animation: Path | None, **values: Any
+) -> None:
+    """Draw a picture coming out of noise.
+
+    The denoised estimate at steps 0, N, 2N ..., decoded; and by step the norms of the latents, the predicted noise and
+    the estimate.
+    """
+    from sdrt.plots.figure import quoted
+    from sdrt.plots.trajectory import check_animation, draw_trajectory, follow, write_animation
+    from sdrt.progress import for_terminal
+
+    options, text = _checked(Common(**values)), _prompt(prompt)
+    if animation is not None:
+        check_animation(animation)
+        check_writable("--animation", animation)
+        if animation.absolute() == options.out.absolute():
+            raise UsageError("--animation and --out are the same file", hint="give the animation another name")
+    progress = for_terminal()
+    with options.model(progress) as model:
+        found = follow(
+            model,
+            prompt=text,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            every=every,
+            seed=options.seed,
+            progress=progress,
+        )
+        caption = f"guidance {guidance_scale:g}, seed {options.seed}, {steps} steps, {model.described}"
+        written = [] if animation is None else [animation]
+        if animation is not None:
+            write_animation(found.frames, animation)
+        numbers = {
+            "prompt": text,
+            "guidance_scale": guidance_scale,
+            "num_inference_steps": steps,
+            "shown": [each.step for each in found.shown],
+            "steps": found.steps,
+        }
+        figure = draw_trajectory(found, quoted(text), caption)
+        _finish(options, figure, _facts("trajectory", options, model, numbers), written)
+
+
+@command.command("attention")
+@click.option("--prompt", metavar="TEXT", help="What to draw.")
+@steps_option(50)
+@guidance_option(7.5)
+@common_options("attention")
+def attention(prompt: str | None, steps: int, guidance_scale: float, **values: Any) -> None:
+    """Draw what the picture's parts listen to, word by word.
+
+    Cross-attention from every place of the picture to each word, averaged over heads, layers and steps. It is computed
+    again from the queries and keys of the bundle's own graph, so the UNet runs by ONNX Runtime on the CPU; --backend
+    encodes the prompt and decodes the picture.
+    """
+    from sdrt.engines.store import Store
+    from sdrt.plots.attention import attend, draw_attention
+    from sdrt.plots.figure import quoted
+    from sdrt.prepare import open_bundle
+    from sdrt.progress import for_terminal
+    from sdrt.runtime.backends.cpu import usable_cpus
+
+    options, text = _checked(Common(**values)), _prompt(prompt)
+    progress = for_terminal()
+    with options.model(progress) as model:
+        bundle = open_bundle(
+            options.source(), Store(options.store) if options.store else Store.default(), progress=progress
+        )
+        found = attend(
+            model,
+            bundle,
+            prompt=text,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            seed=options.seed,
+            threads=usable_cpus(),
+            progress=progress,
+        )
+        precision = bundle.manifest.components["unet"].precision
+        caption = (
+            f"mean of {len(found.layers)} cross-attentions, their heads and {steps} steps; start, end and padding take "
+            f"{found.rest:.0%}; guidance {guidance_scale:g}, seed {options.seed}\n{model.described}; "
+            f"UNet: onnxruntime {precision}"
+        )
+        numbers = {
+            "prompt": text,
+            "guidance_scale": guidance_scale,
+            "num_inference_steps": steps,
+            "unet": {"backend": "onnxruntime", "precision": precision},
+            **found.numbers(),
+        }
+        figure = draw_attention(found, quoted(text), caption)
+        _finish(options, figure, _facts("attention", options, model, numbers))
+
+
+def _checked(options: Common) -> Common:
+    """The options, after what can be checked before anything is built for them.
+
+    Raises:
+        UsageError: The file cannot be written, or two sources are given.
+        BackendUnavailableError: Matplotlib is not installed.
+    """
+    from sdrt.plots.figure import check_drawable
+
+    check_drawable(options.out)
+    check_writable("--out", options.out)
+    options.source()
+    return options
+
+
+def _prompt(prompt: str | None) -> str:
+    """The prompt, which must be given.
+
+    Raises:
+        UsageError: It is not, or is no text.
+    """
+    from sdrt.runtime.request import check_text
+
+    if prompt is None:
+        raise UsageError("--prompt is missing", hint='say what to draw: --prompt "a red circle"')
+    check_text("prompt", prompt)
+    return prompt
+
+
+def _schedule(options: Common, steps: int) -> tuple[str, Schedule]:
+    """The checkpoint's name and schedule, read from the configs alone."""
+    import json
+
+    from sdrt.bundle import Bundle
+    from sdrt.checkpoint import open_checkpoint
+    from sdrt.engines.engine_set import SCHEDULER
+    from sdrt.runtime.lms import Schedule
+
+    if options.bundle:
+        bundle = Bundle.open(options.bundle)
+        config = json.loads((bundle.path / SCHEDULER).read_bytes())
+        return bundle.manifest.checkpoint.name, Schedule.from_config(config, steps)
+    checkpoint = open_checkpoint(options.checkpoint or "demo", revision=options.revision)
+    return checkpoint.name, Schedule.from_config(checkpoint.scheduler, steps)
+
+
+def _opened(path: Path) -> Callable[[Model], Latents]:
+    """A picture file, decoded; gives what a model's VAE encoder takes of it.
+
+    Raises:
+        ArtefactError: It is no picture, or is damaged or too large.
+    """
+    from sdrt.runtime.init_image import InitImage, open_picture
+
+    picture = open_picture(path)
+    return lambda model: InitImage.of(picture, model.record.image_size).sample()
+
+
+def _file(path: Path) -> str:
+    """A file's name as a figure says it."""
+    from sdrt.plots.figure import shown
+
+    return shown(path.name)
+
+
+def _facts(name: str, options: Common, model: Model, numbers: dict[str, Any]) -> dict[str, Any]:
+    return {"plot": name, **model.facts(), "seed": options.seed, **numbers}
+
+
+def _finish(options: Common, figure: Figure, facts: dict[str, Any], written: Sequence[Path] = ()) -> None:
+    """Write the figure; print what was written, or as JSON that and the numbers."""
+    from sdrt.plots.figure import write_figure
+
+    write_figure(figure, options.out)
+    paths = [options.out, *written]
+    if options.as_json:
+        print_json({**facts, "written": [str(path) for path in paths]})
+        return
+    for path in paths:
+        click.echo(bytes(path))

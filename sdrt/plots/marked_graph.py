@@ -1,0 +1,178 @@
+"""The bundle's UNet with the queries and keys of its cross-attentions among its outputs, run by ONNX Runtime.
+
+The fused operator gives no attention weights; they are computed again from what goes into it (docs/decisions/0066).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrt.bundle import Bundle
+from sdrt.engines.engine_set import EngineComponent
+from sdrt.errors import BackendUnavailableError, BundleError
+from sdrt.runtime.backends.base import Array, Engine, library_error
+
+if TYPE_CHECKING:
+    import onnx
+
+TEXT_INPUT = "encoder_hidden_states"
+#: What lies between the text encoder's states and the keys that are made of them.
+ON_THE_WAY = {"Add", "Cast", "Gemm", "Identity", "MatMul", "Mul", "Reshape", "Transpose", "Unsqueeze"}
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+Weights = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """One cross-attention: where it stands in the UNet, and the tensors [batch,heads,tokens,head_size] it compares."""
+
+    name: str
+    queries: str
+    keys: str
+    scale: float | None
+
+
+def mark(model: onnx.ModelProto) -> list[CrossAttention]:
+    """Put the queries and keys of every cross-attention among a graph's outputs.
+
+    Args:
+        model: The UNet's graph, at opset 23 or later; changed.
+
+    Returns:
+        The cross-attentions, in the order in which they run.
+
+    Raises:
+        BundleError: The graph has none: it was exported with attention taken apart.
+    """
+    import onnx
+
+    producers = {output: node for node in model.graph.node for output in node.output}
+    found = []
+    for node in model.graph.node:
+        if node.op_type != "Attention" or not _comes_from_text(node.input[1], producers):
+            continue
+        scales = [attribute.f for attribute in node.attribute if attribute.name == "scale"]
+        found.append(CrossAttention(_place(node), node.input[0], node.input[1], scales[0] if scales else None))
+    if not found:
+        hint = "export it again with --opset 23 or 24, which keep attention whole"
+        raise BundleError(f"the unet's graph has no cross-attention as one operator (opset {_opset(model)})", hint=hint)
+    outputs = dict.fromkeys(tensor for each in found for tensor in (each.queries, each.keys))
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    return found
+
+
+def _comes_from_text(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
+    """Whether a tensor is made of the text encoder's states by products alone; a self-attention's meets a norm."""
+    while tensor in producers and producers[tensor].op_type in ON_THE_WAY:
+        tensor = producers[tensor].input[0]
+    return tensor == TEXT_INPUT
+
+
+def _place(node: onnx.NodeProto) -> str:
+    """The module that a node comes from, as ``down_blocks.1.attentions.0``; its own name where it does not say."""
+    for entry in node.metadata_props:
+        names = [name for name in entry.value.split("'") if ".transformer_blocks." in name]
+        if entry.key == SCOPES and names:
+            return names[-1].removeprefix("unet.").removesuffix(".attn2")
+    return str(node.name)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
+
+
+def attention_weights(queries: Array, keys: Array, scale: float | None) -> Weights:
+    """softmax(queries keys^T * scale) (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
+
+    Args:
+        queries: [heads, q, head_size].
+        keys: [heads, k, head_size].
+        scale: None is 1 / sqrt(head_size).
+
+    Returns:
+        [heads, q, k]; each row sums to 1.
+    """
+    factor = np.float32(1 / math.sqrt(queries.shape[-1]) if scale is None else scale)
+    scores = (queries.astype(np.float32) * factor) @ keys.astype(np.float32).transpose(0, 2, 1)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores
+
+
+class MarkedUnet(Engine):
+    """The bundle's UNet as an engine of the denoising loop, which tells what each cross-attention attends to.
+
+    Args:
+        bundle: Its weights are taken as they are: verify them first.
+        threads: Threads to compute with.
+        see: Called at each run with the cross-attention's number and its weights [heads,q,k] for the last row of the
+            batch, which is the prompt's.
+
+    Raises:
+        BundleError: The bundle has no UNet, or its graph no attention as one operator.
+        BackendUnavailableError: onnx or ONNX Runtime is not installed.
+        EngineError: The graph does not open.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int, see: Callable[[int, Weights], None]) -> None:
+        path = bundle.graph("unet")
+        component = bundle.manifest.components["unet"]
+        spec = EngineComponent(
+            file=component.graph,
+            weights=component.weights,
+            precision=component.precision,
+            inputs=component.inputs,
+            outputs=component.outputs,
+            batch=None,
+            seconds=0,
+            size_bytes=0,
+            options={},
+        )
+        super().__init__("unet", spec)
+        try:
+            import onnx
+            import onnxruntime
+
+            from sdrt.runtime.backends.onnxruntime import ERRORS
+        except ModuleNotFoundError as error:
+            hint = "pip install 'sdrt[cpu,plot]'"
+            raise BackendUnavailableError(f"{error.name} is needed for this and is not installed", hint=hint) from error
+        model = onnx.load(path, load_external_data=False)
+        self.attentions = mark(model)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.use_deterministic_compute = True
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        self._errors, self._see = ERRORS, see
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except ERRORS as error:
+            raise library_error(f"onnxruntime cannot open {path}", error) from error
+        self._marks = list(dict.fromkeys(name for each in self.attentions for name in (each.queries, each.keys)))
+
+    def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run the graph; show every cross-attention; give what the UNet gives."""
+        wanted = [output.name for output in self.spec.outputs]
+        try:
+            values = self._session.run([*wanted, *self._marks], feeds)
+        except self._errors as error:
+            raise library_error("the marked unet failed", error) from error
+        outputs = dict(zip([*wanted, *self._marks], values, strict=True))
+        for index, each in enumerate(self.attentions):
+            self._see(index, attention_weights(outputs[each.queries][-1], outputs[each.keys][-1], each.scale))
+        return {name: outputs[name] for name in wanted}
+
+    def release(self) -> None:
+        """Let go of the session."""
+        del self._session

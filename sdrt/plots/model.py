@@ -1,0 +1,128 @@
+"""A checkpoint's engines, opened to be looked at one call at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from sdrt.progress import Progress, silent
+from sdrt.runtime import images
+from sdrt.runtime.backends import open_session
+from sdrt.runtime.backends.base import Engine, check_finite
+from sdrt.runtime.denoise import Conditioning, Latents
+from sdrt.runtime.latents import unit_noise
+from sdrt.runtime.lms import Schedule
+from sdrt.runtime.text import Tokenizer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sdrt.bundle import ComponentName
+    from sdrt.engines.engine_set import EngineSet
+    from sdrt.prepare import Source
+
+
+class Model:
+    """The engines of one checkpoint, each opened when it is first needed. Not to be shared between threads."""
+
+    def __init__(self, engines: EngineSet, progress: Progress = silent) -> None:
+        self.engines = engines
+        self.record = engines.manifest.model
+        self.tokenizer = Tokenizer.open(engines.tokenizer, self.record.max_tokens)
+        self._scheduler: dict[str, Any] = json.loads(engines.scheduler.read_bytes())
+        self._session = open_session(engines, progress=progress)
+
+    @classmethod
+    def load(cls, source: Source, *, backend: str, store: Path | None, progress: Progress = silent) -> Model:
+        """Open a source's engines; what is missing is exported and built first.
+
+        Raises:
+            SdrtError: Of the kind that fits: see sdrt.errors.
+        """
+        from sdrt.prepare import prepare
+
+        return cls(prepare(source, backend=backend, store=store, progress=progress), progress)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+    @property
+    def unet(self) -> Engine:
+        """The plain UNet."""
+        return self._session.engine("unet")
+
+    @property
+    def described(self) -> str:
+        """What figures say of it: checkpoint, backend and precision."""
+        manifest = self.engines.manifest
+        return f"checkpoint {manifest.checkpoint.name}, {manifest.backend} {manifest.precision}"
+
+    def facts(self) -> dict[str, Any]:
+        """What --json says of it."""
+        manifest = self.engines.manifest
+        return {
+            "checkpoint": manifest.checkpoint.model_dump(mode="json"),
+            "backend": manifest.backend,
+            "precision": manifest.precision,
+        }
+
+    def schedule(self, num_inference_steps: int) -> Schedule:
+        """The checkpoint's schedule.
+
+        Raises:
+            UsageError: It was trained on fewer timesteps.
+            ArtefactError: Its config asks for what LMS does not do.
+        """
+        return Schedule.from_config(self._scheduler, num_inference_steps)
+
+    def noise(self, seed: int) -> Latents:
+        """Unit noise [1,4,64,64] of a seed, as `sdrt denoise` draws it."""
+        return unit_noise([seed], (self.record.latent_channels, self.record.latent_size, self.record.latent_size))
+
+    def conditioning(self, prompt: str, guidance_scale: float) -> Conditioning:
+        """Hidden states of a prompt, and of the empty one where guidance is on: above 1.
+
+        Raises:
+            UsageError: The prompt is too long to be read, or no text.
+        """
+        states = self._states(prompt)
+        return Conditioning(states, self._states("") if guidance_scale > 1 else None, guidance_scale)
+
+    def _states(self, text: str) -> Latents:
+        ids = self.tokenizer.encode([text]).input_ids
+        return self._run("text_encoder", "last_hidden_state", input_ids=ids)
+
+    def encode(self, sample: Latents) -> Latents:
+        """Scaled latents [1,4,64,64] of a picture [1,3,512,512] in -1..1: the mean of what the encoder gives.
+
+        Raises:
+            NumericError: The encoder gave NaN or Inf.
+        """
+        moments = self._run("vae_encoder", "latent_parameters", sample=sample)
+        mean, _ = np.split(moments, 2, axis=1)
+        return mean * np.float32(self.record.scaling_factor)
+
+    def decode(self, latents: Latents) -> Image.Image:
+        """The picture of scaled latents [1,4,64,64].
+
+        Raises:
+            NumericError: The decoder gave NaN or Inf.
+        """
+        unscaled = latents / np.float32(self.record.scaling_factor)
+        (picture,) = images.to_pictures(self._run("vae_decoder", "sample", latent_sample=unscaled))
+        return picture
+
+    def _run(self, component: ComponentName, output: str, **feeds: Any) -> Latents:
+        """One run of a component, float32 in and out whatever the engine's precision."""
+        engine = self._session.engine(component)
+        dtypes = {spec.name: spec.dtype for spec in engine.spec.inputs}
+        given = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}
+        found: Latents = engine.run(**given)[output].astype(np.float32, copy=False)
+        check_finite(found, component)
+        return found

@@ -1,0 +1,155 @@
+"""A picture coming out of noise: what the UNet takes the latents for at some steps, decoded, and norms by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdrt.errors import UsageError
+from sdrt.files import write_atomically
+from sdrt.plots.figure import Panel, picture_grid, styled
+from sdrt.plots.noising import shown_steps
+from sdrt.plots.watch import Step, watch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from sdrt.plots.model import Model
+    from sdrt.progress import Progress
+
+COLUMNS = 4
+NORMS_HEIGHT = 2.8
+FRAME_MS, LAST_FRAME_MS = 250, 2000
+ANIMATIONS = {".gif": "GIF", ".png": "PNG"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The denoised estimate at one step, decoded."""
+
+    step: int
+    sigma: float
+    picture: Image.Image
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """How a picture came out.
+
+    ``steps`` holds for each step its number, timestep and sigma, and the L2 norms of the latents before it, of the
+    predicted noise and of the denoised estimate. ``final`` is the finished picture.
+    """
+
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    shown: list[Shown] = field(default_factory=list)
+    final: Image.Image | None = None
+    values: int = 0
+
+    @property
+    def frames(self) -> list[Image.Image]:
+        """The pictures of an animation, the finished one last."""
+        return [each.picture for each in self.shown] + ([self.final] if self.final else [])
+
+
+def follow(
+    model: Model,
+    *,
+    prompt: str,
+    num_inference_steps: int,
+    guidance_scale: float,
+    every: int,
+    seed: int,
+    progress: Progress,
+) -> Trajectory:
+    """Denoise a prompt by the plain UNet, and keep what the steps say.
+
+    Raises:
+        UsageError: There would be too many pictures.
+        NumericError: A component gave NaN or Inf.
+    """
+    schedule = model.schedule(num_inference_steps)
+    wanted = set(shown_steps(num_inference_steps, every))
+    noise = model.noise(seed)
+    steps: list[dict[str, Any]] = []
+    estimates: list[Step] = []
+    with progress.stage("denoise", num_inference_steps) as advance:
+
+        def see(found: Step) -> bool:
+            steps.append(_numbers(found))
+            if found.index in wanted:
+                estimates.append(found)
+            advance(1)
+            return True
+
+        latents = noise * np.float32(schedule.init_noise_sigma)
+        final = watch(model.unet, schedule, latents, model.conditioning(prompt, guidance_scale), see)
+    with progress.stage("decode", len(estimates) + 1) as advance:
+        shown = []
+        for found in estimates:
+            shown.append(Shown(found.index, found.sigma, model.decode(found.denoised)))
+            advance(1)
+        picture = model.decode(final)
+    return Trajectory(steps, shown, picture, noise.size)
+
+
+def _numbers(found: Step) -> dict[str, Any]:
+    """A step's place and norms."""
+    norms = {"latents": found.latents, "noise": found.noise, "denoised": found.denoised}
+    return {
+        "step": found.index,
+        "timestep": found.timestep,
+        "sigma": found.sigma,
+        **{f"{name}_norm": round(float(np.linalg.norm(values)), 4) for name, values in norms.items()},
+    }
+
+
+@styled
+def draw_trajectory(found: Trajectory, prompt: str, caption: str) -> Figure:
+    """The estimates and the finished picture as a grid, the norms by step below it."""
+    panels = [Panel(each.picture, f"step {each.step}, sigma {each.sigma:.3g}") for each in found.shown]
+    if found.final is not None:
+        panels.append(Panel(found.final, "finished"))
+    columns = min(COLUMNS, len(panels))
+    title = f"The denoised estimate on the way to {prompt}"
+    figure, axes = picture_grid(title, caption, panels, columns, below=NORMS_HEIGHT)
+    if axes is None:
+        return figure
+    steps = [each["step"] for each in found.steps]
+    for name, label in (("latents", "latents"), ("noise", "predicted noise"), ("denoised", "denoised estimate")):
+        axes.plot(steps, [each[f"{name}_norm"] for each in found.steps], marker="o", markersize=2.5, label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel("sampling step")
+    axes.set_ylabel(f"L2 norm of {found.values} values")
+    axes.set_title(f"unit noise has a norm of {np.sqrt(found.values):.0f}", loc="left")
+    axes.legend()
+    return figure
+
+
+def check_animation(path: Path) -> None:
+    """Hold that an animation can be written under this name.
+
+    Raises:
+        UsageError: It ends in neither .gif nor .png.
+    """
+    if path.suffix.lower() not in ANIMATIONS:
+        message = f"--animation: {str(path)[:80]!r} ends in neither .gif nor .png"
+        raise UsageError(message, hint="its ending says what is written: name it .gif or .png")
+
+
+def write_animation(frames: list[Image.Image], path: Path) -> None:
+    """Write an animated GIF or PNG that goes round, resting on its last picture; whole or not at all.
+
+    Raises:
+        ResourceError: The place cannot be written.
+    """
+    stream = BytesIO()
+    first, *others = frames
+    durations = [FRAME_MS] * len(others) + [LAST_FRAME_MS]
+    kind = ANIMATIONS[path.suffix.lower()]
+    first.save(stream, kind, save_all=True, append_images=others, duration=durations, loop=0)
+    write_atomically(path, stream.getvalue())

@@ -1,0 +1,112 @@
+"""The denoising loop with each step shown: the latents before it, and the noise that the UNet sees in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdrt.runtime import lms
+from sdrt.runtime.backends.base import Array, Engine
+from sdrt.runtime.denoise import Conditioning, Latents, denoise
+from sdrt.runtime.lms import Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of the loop.
+
+    Attributes:
+        index: Counted from 0, from the first step that was run.
+        timestep: What the UNet was told.
+        sigma: The noise level before the step.
+        latents: [n,4,64,64] before the step.
+        noise: [n,4,64,64] the noise of unit variance that the UNet sees in them, with guidance.
+    """
+
+    index: int
+    timestep: float
+    sigma: float
+    latents: Latents
+    noise: Latents
+
+    @property
+    def denoised(self) -> Latents:
+        """What the latents would be without the noise: latents - sigma * noise (Karras et al. 2022, equation 1)."""
+        return self.latents - np.float32(self.sigma) * self.noise
+
+
+class _Kept(Engine):
+    """An engine whose last output stays to be looked at."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.name, engine.spec)
+        self._engine = engine
+        self.output: Latents = np.empty((0,), np.float32)
+
+    def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Run the engine."""
+        outputs = self._engine.run(**feeds)
+        self.output = outputs["out_sample"].astype(np.float32, copy=False)
+        return outputs
+
+    def release(self) -> None:
+        """Do nothing: the engine is somebody else's."""
+
+
+def watch(
+    unet: Engine, schedule: Schedule, latents: Latents, conditioning: Conditioning, see: Callable[[Step], bool]
+) -> Latents:
+    """Run the runtime's own loop and show its steps.
+
+    Args:
+        unet: An engine of the UNet.
+        schedule: What is run.
+        latents: [n,4,64,64] at the first sigma.
+        conditioning: What to draw, and how strongly.
+        see: Sees each step once it has been run; says whether to go on.
+
+    Returns:
+        The latents [n,4,64,64] after the last step that was run.
+
+    Raises:
+        NumericError: The UNet's output or the latents hold NaN or Inf.
+    """
+    kept = _Kept(unet)
+    before = latents
+
+    def on_step(index: int, timestep: float, following: Latents) -> Latents | None:
+        nonlocal before
+        sigma = float(schedule.sigmas[index])
+        output = conditioning.combine(kept.output)
+        # In the form that LMS integrates, the derivative is the noise, whatever the UNet predicts.
+        noise = lms.derivative(before, output, sigma, schedule.prediction_type)
+        go_on = see(Step(index, timestep, sigma, before, noise))
+        before = following
+        return following if go_on else None
+
+    return denoise(kept, schedule, latents, conditioning, on_step)
+
+
+def one_step(unet: Engine, schedule: Schedule, step: int, latents: Latents, conditioning: Conditioning) -> Step:
+    """One call of the UNet: what it sees in latents that stand at a step of the schedule.
+
+    Args:
+        unet: An engine of the UNet.
+        schedule: The whole of it.
+        step: Counted from 0.
+        latents: [n,4,64,64] at the step's sigma.
+        conditioning: What to draw, and how strongly.
+
+    Raises:
+        NumericError: The UNet's output holds NaN or Inf.
+    """
+    seen: list[Step] = []
+
+    def keep(found: Step) -> bool:
+        seen.append(found)
+        return False
+
+    watch(unet, schedule.starting_at(step, fresh=True), latents, conditioning, keep)
+    return seen[0]
