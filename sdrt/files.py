@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
@@ -15,8 +16,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdrt.errors import ResourceError, TrustError
+from sdrt.parts import ASIDE_PREFIX, PART_PREFIX, owner_name, sweep, try_exclusive
 
-PART_PREFIX = ".part-"
+# renameat2(2): change two names for each other, and what their file systems answer where they cannot.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -76,14 +80,17 @@ def fsync_path(path: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old bytes or the new ones, never a part.
 
+    What a killed process left unfinished in the same folder is removed.
+
     Raises:
         ResourceError: The place cannot be written; what was there stays.
     """
     with disk_errors(path):
-        handle, name = tempfile.mkstemp(prefix=PART_PREFIX, dir=path.parent)
+        sweep(path.parent)
+        handle, name = tempfile.mkstemp(prefix=PART_PREFIX + owner_name(), dir=path.parent)
         part = Path(name)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with os.fdopen(handle, "wb") as file, try_exclusive(part):
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -105,7 +112,8 @@ def _umask() -> int:
 def folder_published_as(path: Path, mode: int = 0o755) -> Iterator[Path]:
     """Give a fresh folder beside ``path``; publish it as ``path`` by one rename when the block ends well.
 
-    An existing ``path`` is replaced. Nothing is left behind when the block raises.
+    An existing ``path`` is replaced. Nothing is left behind when the block raises; what a process that was killed left
+    beside ``path`` is removed.
 
     Raises:
         ResourceError: The place cannot be written.
@@ -114,9 +122,10 @@ def folder_published_as(path: Path, mode: int = 0o755) -> Iterator[Path]:
     path = path.resolve() if path.name in ("", "..") else path.absolute()
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=PART_PREFIX, dir=path.parent))
+        sweep(path.parent)
+        part = Path(tempfile.mkdtemp(prefix=PART_PREFIX + owner_name(), dir=path.parent))
     try:
-        with disk_errors(path):
+        with disk_errors(path), try_exclusive(part):
             yield part
             for folder, _, names in os.walk(part):
                 for name in names:
@@ -130,21 +139,39 @@ def folder_published_as(path: Path, mode: int = 0o755) -> Iterator[Path]:
 
 
 def _swap(part: Path, path: Path) -> None:
-    """Rename ``part`` to ``path``; what stood there is moved aside first and then removed."""
+    """Rename ``part`` to ``path``; what stood there takes the name of ``part``, or is removed.
+
+    Where the file system can exchange two names, one of the two stands at ``path`` at every moment.
+    """
     if not path.exists():
         part.rename(path)
         return
-    aside = Path(tempfile.mkdtemp(prefix=PART_PREFIX, dir=path.parent))
+    if _exchange(part, path):
+        return
+    aside = Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX + owner_name(), dir=path.parent))
     try:
-        path.rename(aside / "old")
+        path.rename(aside / path.name)
         part.rename(path)
     except BaseException:
         # What was there must not go with the folder it was moved to.
         if not path.exists():
-            (aside / "old").rename(path)
+            (aside / path.name).rename(path)
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Change two names for each other in one operation; False where system or file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in CANNOT_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code))
 
 
 def path_inside(folder: Path, relative: str) -> Path:

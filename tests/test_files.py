@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrt import files
+from sdrt import files, parts
 from sdrt.errors import ResourceError, TrustError
 from sdrt.files import (
     canonical_json,
@@ -165,15 +165,31 @@ def test_the_old_folder_comes_back_when_the_rename_fails(tmp_path: Path, monkeyp
     rename = Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
-        if target == out and self.name != "old":
+        if target == out and self.parent == out.parent:
             raise KeyboardInterrupt
         return rename(self, target)
 
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(KeyboardInterrupt), folder_published_as(out) as part:
         (part / "new").touch()
     assert names(out) == ["old"]
     assert names(tmp_path) == ["out"]
+
+
+def test_a_file_system_that_cannot_exchange_names_is_served_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "first").mkdir()
+    assert not files._exchange(Path("/proc/self/fd"), Path("/proc/self/task"))
+    with pytest.raises(FileNotFoundError):
+        files._exchange(tmp_path / "first", tmp_path / "absent")
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    for name in ("old", "new"):
+        with folder_published_as(tmp_path / "out") as part:
+            (part / name).touch()
+    assert names(tmp_path / "out") == ["new"]
+    assert names(tmp_path) == ["first", "out"]
 
 
 def test_the_current_folder_can_be_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,5 +267,6 @@ def test_the_folder_itself_may_be_reached_by_a_link(tmp_path: Path) -> None:
     assert path_inside(tmp_path / "link", "file").exists()
 
 
-def test_part_files_are_hidden() -> None:
-    assert files.PART_PREFIX.startswith(".")
+def test_unfinished_things_are_hidden() -> None:
+    assert parts.PART_PREFIX.startswith(".")
+    assert parts.ASIDE_PREFIX.startswith(".")

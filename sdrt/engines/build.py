@@ -98,6 +98,8 @@ def build(bundle: Bundle, request: BuildRequest, store: Store, progress: Progres
     key = build_key(bundle, request)
     found = _stored(store, key)
     if found is not None:
+        # A process may have been killed between publishing the set and clearing up.
+        store.sweep()
         return found
     path = store.engines_path(key.backend, key.digest)
     with store.locked(path, progress):

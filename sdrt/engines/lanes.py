@@ -22,6 +22,7 @@ from sdrt.engines.builders.base import ComponentJob
 from sdrt.engines.engine_set import EngineComponent
 from sdrt.engines.worker import Answer, Failure, Note, Percent
 from sdrt.errors import EngineError, ResourceError, SdrtError
+from sdrt.files import disk_errors
 from sdrt.progress import Advance, Progress, silent
 
 # A compiler holds the graph's weights as read, as packed and as written.
@@ -155,7 +156,7 @@ def build_all(
     waiting = sorted(jobs, key=memory_needed, reverse=True)
     small = sum(job.source_bytes for job in jobs) < SMALL_BYTES
     built: dict[ComponentName, EngineComponent] = {}
-    with _lanes(1 if small else min(at_once, len(jobs))) as (lanes, selector):
+    with _lanes(1 if small else min(at_once, len(jobs)), jobs[0].folder) as (lanes, selector):
         while len(built) < len(jobs):
             _hand_out(waiting, lanes, progress, memory_bytes)
             ready: list[Lane] = [key.data for key, _ in selector.select(LOOK_AFTER_S)]
@@ -191,11 +192,12 @@ def _hand_out(waiting: list[ComponentJob], lanes: list[Lane], progress: Progress
 
 
 @contextlib.contextmanager
-def _lanes(count: int) -> Iterator[tuple[list[Lane], selectors.BaseSelector]]:
-    with ExitStack() as stack:
+def _lanes(count: int, folder: Path) -> Iterator[tuple[list[Lane], selectors.BaseSelector]]:
+    """So many workers; their logs have no name and lie where the engines do, which is known to be writable."""
+    with ExitStack() as stack, disk_errors(folder):
         selector = stack.enter_context(selectors.DefaultSelector())
         lanes = []
         for _ in range(count):
-            lanes.append(stack.enter_context(Lane(stack.enter_context(tempfile.TemporaryFile()))))
+            lanes.append(stack.enter_context(Lane(stack.enter_context(tempfile.TemporaryFile(dir=folder)))))
             selector.register(lanes[-1].answers, selectors.EVENT_READ, lanes[-1])
         yield lanes, selector

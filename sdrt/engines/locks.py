@@ -12,7 +12,10 @@ from filelock import FileLock, Timeout
 
 from sdrt.errors import EngineError, TimeLimitError
 from sdrt.files import disk_errors
+from sdrt.parts import is_abandoned, owner_name, try_exclusive
 from sdrt.progress import Progress
+
+__all__ = ["Lease", "drop_dead_holders", "exclusive", "try_exclusive"]
 
 
 @contextlib.contextmanager
@@ -38,7 +41,7 @@ def exclusive(path: Path, what: str, timeout_s: float, progress: Progress) -> It
             progress.note(f"waiting for {_process_named_in(holder)}, which has {what}")
             _wait(lock, holder, what, timeout_s)
         try:
-            holder.write_text(str(os.getpid()))
+            holder.write_text(owner_name())
         except BaseException:
             lock.release()
             raise
@@ -60,9 +63,20 @@ def _wait(lock: FileLock, holder: Path, what: str, timeout_s: float) -> None:
 
 def _process_named_in(holder: Path) -> str:
     try:
-        return f"process {int(holder.read_text())}"
+        return f"process {int(holder.read_text().partition('-')[0])}"
     except (OSError, ValueError):
         return "another process"
+
+
+def drop_dead_holders(folder: Path) -> None:
+    """Remove from a folder of locks the names of holders that were killed; their locks went with them."""
+    for holder in folder.glob("*.holder"):
+        with contextlib.suppress(OSError, ValueError):
+            if not is_abandoned(holder.read_text()):
+                continue
+            # Under the lock, so that the next holder's name is not taken for the dead one's.
+            with contextlib.suppress(Timeout), FileLock(holder.with_suffix(".lock"), timeout=0):
+                holder.unlink(missing_ok=True)
 
 
 class Lease:
@@ -94,22 +108,3 @@ class Lease:
 
     def __del__(self) -> None:
         self.release()
-
-
-@contextlib.contextmanager
-def try_exclusive(folder: Path) -> Iterator[bool]:
-    """Whether nobody has the folder in use, and while the block runs nobody will."""
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)

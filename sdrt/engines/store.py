@@ -16,10 +16,10 @@ import platformdirs
 
 from sdrt.bundle import MANIFEST, Bundle, Manifest, parse_manifest, read_manifest
 from sdrt.engines.engine_set import EngineManifest, EngineSet, check_private
-from sdrt.engines.locks import exclusive, try_exclusive
-from sdrt.engines.staging import is_abandoned, staging_name
+from sdrt.engines.locks import drop_dead_holders, exclusive, try_exclusive
 from sdrt.errors import ArtefactError, SdrtError, TrustError
 from sdrt.files import disk_errors, fsync_path, sha256_bytes
+from sdrt.parts import PART_PREFIX, is_abandoned, owner_name, sweep
 from sdrt.progress import Progress, silent
 
 PRIVATE_MODE = 0o700
@@ -94,10 +94,19 @@ class Store:
             for folder in (self.root, *(self.root / part for part in PARTS)):
                 folder.mkdir(mode=PRIVATE_MODE, exist_ok=True)
         self.check()
-        for left in (self.root / "staging").iterdir():
-            with try_exclusive(left) as unused:
-                if unused and is_abandoned(left.name):
-                    shutil.rmtree(left, ignore_errors=True)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what killed processes left: unfinished folders, names of holders. What cannot be removed stays."""
+        sweep(self.root / "staging")
+        sweep(self.timing_caches)
+        for folder in (self.root / "locks", self.timing_caches):
+            drop_dead_holders(folder)
+        for folder in (self.root / "quarantine").glob("*"):
+            if is_abandoned(folder.name.partition("-")[2]):
+                # Only an empty one goes: what is in quarantine stays.
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
     @contextlib.contextmanager
     def locked(self, path: Path, progress: Progress = silent) -> Iterator[None]:
@@ -135,7 +144,7 @@ class Store:
     def _scratch(self) -> Iterator[Path]:
         """A folder of this process's on the store's own file system, removed at the end."""
         with disk_errors(self.root):
-            folder = Path(tempfile.mkdtemp(prefix=staging_name(), dir=self.root / "staging"))
+            folder = Path(tempfile.mkdtemp(prefix=PART_PREFIX + owner_name(), dir=self.root / "staging"))
         try:
             with try_exclusive(folder):
                 yield folder
@@ -164,19 +173,24 @@ class Store:
             os.utime(path / MANIFEST)
         return opened
 
-    def quarantine(self, path: Path, reason: SdrtError, progress: Progress) -> Path:
+    def quarantine(self, path: Path, reason: SdrtError, progress: Progress) -> Path | None:
         """Move something broken aside, where it can be looked at and is never opened.
 
         Returns:
-            Where it lies now.
+            Where it lies now; None where another process has moved it already.
 
         Raises:
             ResourceError: The store cannot be written.
         """
         self.prepare()
         with disk_errors(path):
-            aside = Path(tempfile.mkdtemp(prefix=f"{path.name[:16]}-", dir=self.root / "quarantine")) / path.name
-            path.rename(aside)
+            prefix = f"{path.name[:16]}-{owner_name()}"
+            aside = Path(tempfile.mkdtemp(prefix=prefix, dir=self.root / "quarantine")) / path.name
+            try:
+                path.rename(aside)
+            except FileNotFoundError:
+                aside.parent.rmdir()
+                return None
         progress.note(f"{reason.message}; moved to {aside}")
         return aside
 
@@ -187,9 +201,8 @@ class Store:
             ("engines", "engines/*/*"),
             ("quarantine", "quarantine/*/*"),
         )
-        return tuple(
-            _entry(path, kind) for kind, place in places for path in sorted(self.root.glob(place)) if path.is_dir()
-        )
+        found = (_entry(path, kind) for kind, place in places for path in sorted(self.root.glob(place)))
+        return tuple(entry for entry in found if entry is not None)
 
     def verify(self) -> dict[Path, SdrtError | None]:
         """Hash every bundle and engine set; for each path what is wrong with it, or None."""
@@ -203,7 +216,9 @@ class Store:
                 else:
                     EngineSet.open(entry.path, private_root=self.root)
             except SdrtError as error:
-                problems[entry.path] = error
+                # What a gc removed meanwhile is no problem.
+                if entry.path.exists():
+                    problems[entry.path] = error
             else:
                 problems[entry.path] = None
         return problems
@@ -275,8 +290,8 @@ def _publish(made: Path, target: Path) -> None:
     fsync_path(target.parent)
 
 
-def _entry(path: Path, kind: Kind) -> StoreEntry:
-    size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+def _entry(path: Path, kind: Kind) -> StoreEntry | None:
+    """One folder of the store; None where it is none, or has gone since it was listed."""
     manifest: Manifest | EngineManifest | None = None
     data = b""
     with contextlib.suppress(ArtefactError, TrustError):
@@ -285,7 +300,14 @@ def _entry(path: Path, kind: Kind) -> StoreEntry:
             manifest = parse_manifest(path, data, Manifest, ArtefactError)
         else:
             manifest = parse_manifest(path, data, EngineManifest, ArtefactError)
-    used = path / MANIFEST if (path / MANIFEST).exists() else path
+    try:
+        if not path.is_dir():
+            return None
+        used = path / MANIFEST if (path / MANIFEST).exists() else path
+        last_used_s = used.stat().st_mtime
+        size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    except FileNotFoundError:
+        return None
     return StoreEntry(
         path=path,
         kind=kind,
@@ -295,5 +317,5 @@ def _entry(path: Path, kind: Kind) -> StoreEntry:
         backend=manifest.backend if isinstance(manifest, EngineManifest) else None,
         precision=manifest.precision if manifest else None,
         checkpoint=manifest.checkpoint.name if manifest else None,
-        last_used_s=used.stat().st_mtime,
+        last_used_s=last_used_s,
     )

@@ -6,6 +6,7 @@ what they take is given back.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import signal
@@ -18,6 +19,10 @@ from sdrt.engines.builders import Report, builder
 from sdrt.engines.builders.base import ComponentJob
 from sdrt.engines.engine_set import EngineComponent
 from sdrt.errors import SdrtError
+from sdrt.files import disk_errors
+
+# prctl(2): the signal that this process gets when the thread that started it ends.
+PR_SET_PDEATHSIG = 1
 
 
 class Failure(Record):
@@ -72,6 +77,7 @@ class Talk:
 
 def main() -> None:
     """Do jobs until stdin ends, which it does also when the parent dies; then leave at once, whatever is under way."""
+    _die_with_parent()
     # Ctrl-C reaches every process of the terminal; the parent decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -87,9 +93,20 @@ def main() -> None:
 def do(job: ComponentJob, report: Report | None = None) -> EngineComponent | Failure:
     """Build one component."""
     try:
-        return builder(job.backend, report).build(job)
+        with disk_errors(job.folder):
+            return builder(job.backend, report).build(job)
     except SdrtError as error:
         return Failure(kind=type(error).__name__, message=error.message, hint=error.hint)
+
+
+def _die_with_parent() -> None:
+    """Have the system end this process with its parent, where it can: a library may hold Python's lock as it compiles.
+
+    While it does, nobody reads that stdin has ended.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _read(lines: IO[str], jobs: queue.SimpleQueue[str]) -> None:

@@ -15,9 +15,9 @@ import pytest
 
 from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.locks import Lease, try_exclusive
-from sdrt.engines.staging import is_abandoned, staging_name
 from sdrt.engines.store import PARTS, Store
 from sdrt.errors import EngineError, ResourceError, SdrtError, TimeLimitError, TrustError
+from sdrt.parts import is_abandoned, owner_name
 from tests.engines.notes import Notes
 from tests.engines.sets import KEY, make_set
 from tests.models.tiny_bundle import tiny_bundle
@@ -138,7 +138,7 @@ with store.locked(target), store.staged(target) as part:
 
 
 def test_a_process_number_in_use_again_is_not_the_process_that_died() -> None:
-    assert not is_abandoned(staging_name() + "x")
+    assert not is_abandoned(owner_name() + "x")
     assert is_abandoned(f"{os.getpid()}-1-x")
     assert not is_abandoned("somebody's folder")
 
@@ -237,9 +237,33 @@ def test_quarantine_moves_and_says_so(store: Store, stored: Path) -> None:
     notes = Notes()
     aside = store.quarantine(stored, TrustError("flipped", hint=""), notes)
     assert not stored.exists()
+    assert aside is not None
     assert (aside / "unet/model.blob").read_bytes() == b"engine" * 50
     assert notes.notes == [f"flipped; moved to {aside}"]
     assert [entry.kind for entry in store.entries()] == ["quarantine"]
+
+
+def test_what_another_process_has_quarantined_is_not_there(store: Store, stored: Path) -> None:
+    # As when a file system's locks do not lock: both found it broken.
+    notes = Notes()
+    broken = TrustError("flipped", hint="")
+    assert store.quarantine(stored, broken, notes) is not None
+    assert store.quarantine(stored, broken, notes) is None
+    assert len(notes.notes) == len(list((store.root / "quarantine").iterdir())) == 1
+
+
+def test_what_goes_while_it_is_listed_is_not_there(store: Store, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = store.engines_path("openvino", "other")
+    with store.staged(other) as part:
+        make_set(part)
+
+    def gone_when_looked_at(path: Path) -> bool:
+        if path.is_relative_to(other):
+            path.unlink()
+        return False
+
+    monkeypatch.setattr(Path, "is_symlink", gone_when_looked_at)
+    assert [entry.path for entry in store.entries()] == [stored]
 
 
 def test_entries_tell_what_is_there(store: Store, stored: Path) -> None:
