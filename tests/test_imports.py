@@ -14,7 +14,13 @@ SOURCE = Path(sdrt.__file__).parent
 #: What a deployment does not install: see the extras in pyproject.toml.
 ABSENT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub")
 #: Modules that are there for those who have it.
-NEED_TORCH = ("sdrt.export", "sdrt.checkpoint.modules", "sdrt.compare.reference", "sdrt.compare.compare")
+NEED_TORCH = (
+    "sdrt.export",
+    "sdrt.checkpoint.modules",
+    "sdrt.compare.reference",
+    "sdrt.compare.compare",
+    "sdrt.bench.peers.torch_diffusers",
+)
 #: Half of the smallest machine's time must do; a time limit would measure the machine, so what is loaded is counted.
 HEAVY = ("numpy", "onnxruntime", "openvino", "pydantic", "PIL", "tokenizers", "rich", "filelock", "platformdirs")
 

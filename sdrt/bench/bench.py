@@ -1,0 +1,233 @@
+"""One benchmark from what a user names to every figure: plan, rounds, ratios, ceiling, roofline."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrt import __version__
+from sdrt.bench.contender import Ran
+from sdrt.bench.machine import machine, versions
+from sdrt.bench.plan import Asked, Entry, Plan, make_plan
+from sdrt.bench.roofline import points
+from sdrt.bench.rounds import ColdValues, Measured, measure
+from sdrt.bench.schema import Bench, Build, Ceiling, Cold, ContenderResult, Figure, Ratio, Sample, Settings, Warm
+from sdrt.bench.statistics import paired, sample
+from sdrt.errors import EngineError
+from sdrt.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from sdrt.bundle import Precision
+
+
+def bench(
+    asked: Asked,
+    settings: Settings,
+    progress: Progress = silent,
+    *,
+    build_times: bool = False,
+) -> Bench:
+    """Measure.
+
+    Args:
+        asked: What takes part.
+        settings: How often, and what is drawn.
+        progress: Told how far it is.
+        build_times: Whether to export and build once more from nothing, and time that.
+
+    Raises:
+        SdrtError: sdrt's own engines cannot be had, or do not run. What keeps a peer from running is reported.
+    """
+    with tempfile.TemporaryDirectory(prefix="sdrt-bench-") as name:
+        folder = Path(name)
+        plan = make_plan(asked, folder, progress)
+        facts = machine()
+        if build_times:
+            plan = _with_build_times(plan, asked, folder, progress)
+        jobs = {entry.result.name: entry.job for entry in plan.entries if entry.job is not None}
+        precisions = tuple(dict.fromkeys(job.precision for job in jobs.values()))
+        measured = measure(jobs, settings, precisions, plan.device, folder, progress)
+        first = plan.entries[0].result.name
+        if first in measured.problems:
+            raise measured.problems[first]
+        found = tuple(_result(entry.result, measured, settings, first) for entry in plan.entries)
+    ceilings = _ceilings(measured, precisions)
+    manifest = plan.bundle.manifest
+    copied = [float(limits["bytes_a_second"]) for rows in measured.limits.values() for limits in rows]  # type: ignore[arg-type]
+    return Bench(
+        schema_version=1,
+        sdrt=__version__,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        checkpoint=manifest.checkpoint.name,
+        checkpoint_digest=manifest.checkpoint.digest,
+        bundle_digest=plan.bundle.digest,
+        settings=settings,
+        machine=facts,
+        versions=versions(),
+        contenders=found,
+        ratios=_ratios(found),
+        ceilings=ceilings,
+        copy_bytes_a_second=sample(copied) if copied else None,
+        points=points(found, plan.bundle, measured.limits),
+    )
+
+
+def _result(result: ContenderResult, measured: Measured, settings: Settings, first: str) -> ContenderResult:
+    """What is reported of a contender, with its figures."""
+    name = result.name
+    changes: dict[str, object] = {}
+    problem = measured.problems.get(name)
+    if problem is not None:
+        changes |= {"problem": problem.message, "remedy": problem.hint}
+    if name in measured.cold:
+        changes["cold"] = _cold(measured.cold[name])
+    warm = {batch: runs[name] for batch, runs in measured.warm.items() if runs.get(name)}
+    changes["warm"] = tuple(_warm(batch, runs, settings.steps) for batch, runs in warm.items())
+    if name != first and result.scheduler == "LMS" and name in measured.pictures and first in measured.pictures:
+        decibels = _psnr_db(measured.pictures[first], measured.pictures[name])
+        changes |= {"psnr_db": decibels, "equal_picture": decibels is None}
+    return result.model_copy(update=changes)
+
+
+def _psnr_db(first: Path, other: Path) -> float | None:
+    from PIL import Image
+
+    from sdrt.compare.images import psnr_db
+
+    with Image.open(first) as reference, Image.open(other) as candidate:
+        return psnr_db(reference, candidate)
+
+
+def _cold(values: ColdValues) -> Cold:
+    return Cold(
+        imported=sample(values.imported),
+        loaded=sample(values.loaded),
+        first_step=sample(values.first_step) if values.first_step else None,
+        picture=sample(values.picture),
+    )
+
+
+def _warm(batch: int, runs: Sequence[Ran], steps: int) -> Warm:
+    total = sample([run.total for run in runs])
+    return Warm(
+        batch=batch,
+        total=total,
+        unet_step=sample([_unet(run) / steps for run in runs]),
+        text_encoder=_stage([run.text_encoder for run in runs]),
+        unet=_stage([run.unet for run in runs]),
+        vae_decoder=_stage([run.vae_decoder for run in runs]),
+        pictures_a_minute=60 * batch / total.p50,
+        peak_memory_bytes=max((run.peak_memory_bytes for run in runs if run.peak_memory_bytes), default=None),
+        device_bytes=max((run.device_bytes for run in runs if run.device_bytes is not None), default=None),
+    )
+
+
+def _unet(run: Ran) -> float:
+    """Seconds of all steps; of the whole run where a contender does not tell its stages apart."""
+    return run.total if run.unet is None else run.unet
+
+
+def _stage(values: Sequence[float | None]) -> Sample | None:
+    known = [value for value in values if value is not None]
+    return sample(known) if known else None
+
+
+def _ratios(contenders: Sequence[ContenderResult]) -> tuple[Ratio, ...]:
+    """Every peer over each of ours, and each of ours over the first."""
+    ours = [each for each in contenders if each.ours]
+    pairs = [(mine, peer) for mine in ours for peer in contenders if not peer.ours]
+    pairs += [(ours[0], other) for other in ours[1:]]
+    found: list[Ratio] = []
+    for mine, other in pairs:
+        above, below = _figures(other), _figures(mine)
+        for figure, batch in above.keys() & below.keys():
+            top, bottom = above[figure, batch], below[figure, batch]
+            if len(top.values) != len(bottom.values):
+                continue
+            quotient = paired(top.values, bottom.values)
+            equal = mine.precision == other.precision
+            found.append(
+                Ratio(
+                    of=mine.name,
+                    peer=other.name,
+                    figure=figure,
+                    batch=batch,
+                    equal_precision=equal,
+                    sample=quotient,
+                    max=max(quotient.values),
+                )
+            )
+    return tuple(sorted(found, key=lambda ratio: (ratio.of, ratio.peer, ratio.figure, ratio.batch)))
+
+
+def _figures(result: ContenderResult) -> dict[tuple[Figure, int], Sample]:
+    """What can be compared of a contender, by figure and batch."""
+    figures: dict[tuple[Figure, int], Sample] = {}
+    for warm in result.warm:
+        figures["total", warm.batch] = warm.total
+        figures["unet_step", warm.batch] = warm.unet_step
+    if result.cold is not None:
+        figures["cold_picture", 1] = result.cold.picture
+        if result.cold.first_step is not None:
+            figures["cold_first_step", 1] = result.cold.first_step
+    return figures
+
+
+def _ceilings(measured: Measured, precisions: Sequence[Precision]) -> tuple[Ceiling, ...]:
+    found = []
+    for precision in precisions:
+        rows = [
+            limits["products"][precision]  # type: ignore[index]
+            for rounds in measured.limits.values()
+            for limits in rounds
+            if precision in limits["products"]  # type: ignore[operator]
+        ]
+        if rows:
+            libraries = sorted({row["library"] for row in rows})
+            rates = sample([row["gflops"] for row in rows])
+            found.append(Ceiling(precision=precision, gflops=rates, library=" or ".join(libraries)))
+    return tuple(found)
+
+
+def _with_build_times(plan: Plan, asked: Asked, folder: Path, progress: Progress) -> Plan:
+    """The plan with what exporting and building from nothing take, each as the command of its own that it is."""
+    checkpoint = asked.source.checkpoint or ("demo" if asked.source.bundle is None else None)
+    export_s = None
+    if checkpoint is not None:
+        revision = ["--revision", asked.source.revision] if asked.source.revision else []
+        words = ["export", "--checkpoint", checkpoint, *revision, "--out", str(folder / "exported")]
+        with progress.stage("export anew"):
+            export_s = _command_s(words)
+    entries = []
+    for entry in plan.entries:
+        if entry.engines is not None:
+            manifest = entry.engines.manifest
+            how = ["--backend", manifest.backend, "--precision", manifest.precision, "--threads", str(plan.threads)]
+            out = folder / f"built-{len(entries)}"
+            with progress.stage(f"build anew: {entry.result.name}"):
+                build_s = _command_s(["build", str(plan.bundle.path), *how, "--out", str(out)])
+            build = (entry.result.build or Build()).model_copy(update={"export_s": export_s, "build_s": build_s})
+            entries.append(Entry(entry.result.model_copy(update={"build": build}), entry.job, entry.engines))
+        else:
+            entries.append(entry)
+    return Plan(plan.bundle, tuple(entries), plan.device, plan.threads)
+
+
+def _command_s(words: Sequence[str]) -> float:
+    """Seconds of a command of sdrt, from its start to its end.
+
+    Raises:
+        EngineError: It failed.
+    """
+    start = time.perf_counter()
+    ended = subprocess.run([sys.executable, "-m", "sdrt", *words], capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        said = (ended.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        raise EngineError(f"sdrt {words[0]} failed: {said}", hint=f"run sdrt {words[0]} alone")
+    return time.perf_counter() - start

@@ -1,0 +1,153 @@
+"""A chart as SVG: lines and dots on linear or logarithmic axes, legible on white and on black."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Literal
+
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEGEND = 960, 460, 76, 44, 56, 270
+#: Colours that stay apart for colour-blind readers (Okabe and Ito 2008), as far as they are legible on white and black.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8a63d2", "#7f7f7f")
+STYLE = """
+text { font: 13px system-ui, sans-serif; fill: #1a1a1a; }
+.title { font-size: 16px; font-weight: 600; }
+.grid { stroke: #d0d0d0; stroke-width: 1; }
+.paper { fill: #ffffff; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e8e8e8; }
+  .grid { stroke: #444444; }
+  .paper { fill: #111418; }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one name. ``dots`` are not joined; a ``limit`` is a dashed line."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    kind: Literal["line", "dots", "limit"] = "line"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn; axes are named with their units."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    log_x: bool = False
+    log_y: bool = False
+
+
+def draw(chart: Chart) -> str:
+    """The chart as an SVG file's text; every dot says its values when the mouse rests on it.
+
+    Raises:
+        ValueError: There is no point to draw.
+    """
+    points = [point for series in chart.series for point in series.points]
+    if not points:
+        raise ValueError("a chart needs a point")
+    across = _Axis([x for x, _ in points], chart.log_x, LEFT, WIDTH - LEGEND)
+    upwards = _Axis([y for _, y in points], chart.log_y, HEIGHT - BOTTOM, TOP)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(chart.title)}">',
+        f"<style>{STYLE}</style>",
+        f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>',
+        f'<text class="title" x="{LEFT}" y="26">{escape(chart.title)}</text>',
+    ]
+    parts += _grid(across, upwards, chart)
+    for number, series in enumerate(chart.series):
+        parts += _series(number, series, across, upwards)
+        parts += _legend(number, series)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+class _Axis:
+    """Values to places on the page, from ``start`` to ``end``."""
+
+    def __init__(self, values: Sequence[float], logarithmic: bool, start: float, end: float) -> None:
+        self._log, self._start, self._end = logarithmic, start, end
+        if logarithmic:
+            low, high = math.log10(min(values)), math.log10(max(values))
+            margin = 0.06 * (high - low) + 0.05
+            self._low, self._high = low - margin, high + margin
+        else:
+            self._low, self._high = 0.0, max(values) * 1.06 or 1.0
+
+    def place(self, value: float) -> float:
+        """Where a value stands."""
+        share = ((math.log10(value) if self._log else value) - self._low) / (self._high - self._low)
+        return self._start + (self._end - self._start) * share
+
+    def marks(self) -> list[float]:
+        """Round values within the axis: 1, 2 and 5 times powers of ten."""
+        if self._log:
+            powers = range(math.floor(self._low), math.ceil(self._high) + 1)
+            wide = self._high - self._low > 2.5
+            steps = (1,) if wide else (1, 2, 5)
+            marks = [step * 10.0**power for power in powers for step in steps]
+            return [mark for mark in marks if self._low <= math.log10(mark) <= self._high]
+        step = 10.0 ** math.floor(math.log10(self._high / 4))
+        step *= next(factor for factor in (1, 2, 5, 10) if self._high / (factor * step) <= 8)
+        return [index * step for index in range(math.floor(self._high / step) + 1)]
+
+
+def _grid(across: _Axis, upwards: _Axis, chart: Chart) -> list[str]:
+    parts = []
+    right, bottom = WIDTH - LEGEND, HEIGHT - BOTTOM
+    for mark in across.marks():
+        x = across.place(mark)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{mark:g}</text>')
+    for mark in upwards.marks():
+        y = upwards.place(mark)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{mark:g}</text>')
+    middle = (LEFT + right) / 2
+    parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 14}" text-anchor="middle">{escape(chart.x_label)}</text>')
+    middle = (TOP + bottom) / 2
+    turned = f'transform="rotate(-90 18 {middle:.0f})"'
+    parts.append(f'<text x="18" y="{middle:.0f}" text-anchor="middle" {turned}>{escape(chart.y_label)}</text>')
+    return parts
+
+
+def _series(number: int, series: Series, across: _Axis, upwards: _Axis) -> list[str]:
+    colour = COLOURS[number % len(COLOURS)]
+    places = [(across.place(x), upwards.place(y)) for x, y in series.points]
+    parts = []
+    if series.kind != "dots":
+        dash = ' stroke-dasharray="7 5"' if series.kind == "limit" else ""
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+        parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
+    if series.kind != "limit":
+        for (x, y), (value_x, value_y) in zip(places, series.points, strict=True):
+            title = f"<title>{escape(series.name)}: {value_x:.4g}, {value_y:.4g}</title>"
+            parts.append(_mark(number, x, y, colour, title))
+    return parts
+
+
+def _mark(number: int, x: float, y: float, colour: str, title: str) -> str:
+    """A dot; of another shape where colours come round again."""
+    if number < len(COLOURS):
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}">{title}</circle>'
+    return f'<rect x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9" fill="{colour}">{title}</rect>'
+
+
+def _legend(number: int, series: Series) -> list[str]:
+    colour = COLOURS[number % len(COLOURS)]
+    x, y = WIDTH - LEGEND + 18, TOP + 10 + 21 * number
+    dash = ' stroke-dasharray="7 5"' if series.kind == "limit" else ""
+    swatch = f'<path d="M{x} {y}H{x + 24}" stroke="{colour}" stroke-width="2"{dash}/>'
+    if series.kind == "dots":
+        swatch = _mark(number, x + 12, y, colour, "")
+    elif series.kind == "line":
+        swatch += _mark(number, x + 12, y, colour, "")
+    return [swatch, f'<text x="{x + 32}" y="{y + 4}">{escape(series.name)}</text>']

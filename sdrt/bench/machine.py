@@ -1,0 +1,64 @@
+"""What a benchmark ran on: processor, memory, GPU, load, and the versions of everything that computes."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from sdrt.doctor import gpu, processor
+from sdrt.runtime.backends.cpu import available_memory_bytes, cpu_features
+
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "openvino-genai",
+    "stable-diffusion-cpp-python",
+    "tensorrt",
+    "tensorrt-rtx",
+    "numpy",
+)
+
+
+def machine() -> dict[str, str]:
+    """The machine in words; what can change while a benchmark runs is as it stands now."""
+    found, device, memory = processor(), gpu(), available_memory_bytes()
+    facts = {
+        "processor": processor_name(),
+        "cpus": str(found["cpus"]),
+        "features": " ".join(cpu_features()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "gpu": ", ".join(each["name"] for each in device["gpus"]) if device["driver"] is not None else "none",
+    }
+    if memory is not None:
+        facts["memory_available"] = f"{memory / 2**30:.1f} GiB"
+    if hasattr(os, "getloadavg"):
+        facts["load"] = f"{os.getloadavg()[0]:.2f}"
+    return facts
+
+
+def processor_name(root: Path = Path("/")) -> str:
+    """The processor's own name, or its kind where the system does not tell."""
+    path = root / "proc/cpuinfo"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of `PACKAGES`."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,43 @@
+"""sdrt itself, as a contender."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdrt.bench.contender import Contender, Stopwatch, Work
+from sdrt.runtime.pipeline import Pipeline
+from sdrt.runtime.request import Picture, Request
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Ours(Contender):
+    """An engine set through the pipeline, as ``sdrt denoise --engines`` runs it."""
+
+    def load(self) -> None:
+        """Open the engines, without building anything."""
+        job = self.job
+        self._pipeline = Pipeline.load(
+            engines=Path(job.engines), store=Path(job.store), build=False, threads=job.threads, loop=job.loop
+        )
+
+    def run(self, work: Work, watch: Stopwatch) -> Sequence[Image.Image]:
+        """One request; its stages are those that the pipeline times."""
+        rows = zip(work.prompts, work.seeds, strict=True)
+        request = Request(tuple(Picture(prompt, "", seed) for prompt, seed in rows), work.steps, work.guidance_scale)
+
+        def step_ended(_pipeline: Pipeline, _step: int, _timestep: float, _values: dict[str, Any]) -> None:
+            watch.step_ended()
+
+        result = self._pipeline.run(request, callback_on_step_end=step_ended if work.watch else None)
+        for stage in ("text_encoder", "unet", "vae_decoder"):
+            watch.seconds[stage] = getattr(result.timings, stage)
+        return result.images
+
+    def device_bytes(self) -> int | None:
+        """What the backend holds on the GPU."""
+        held = self._pipeline.device_bytes
+        return held["total"] if held else None

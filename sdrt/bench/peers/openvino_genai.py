@@ -1,0 +1,53 @@
+"""openvino-genai's Text2ImagePipeline. It has no LMS: at equal steps its UNet is compared, not its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from sdrt.bench.contender import Contender, Stopwatch, Work
+from sdrt.runtime.backends.openvino import INFERENCE_PRECISION, load_library
+
+load_library()
+import openvino_genai  # noqa: E402  # after OpenVINO, which would be imported with its telemetry
+
+if TYPE_CHECKING:
+    from sdrt.bundle import Precision
+
+
+class OpenVinoGenAi(Contender):
+    """The pipeline on the CPU, one stream, in the precision asked for."""
+
+    def load(self) -> None:
+        """Open and compile what was converted; shapes stay as they come."""
+        precision: Precision = self.job.precision  # type: ignore[assignment]
+        properties = {
+            "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[precision],
+            "INFERENCE_NUM_THREADS": self.job.threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self._pipeline = openvino_genai.Text2ImagePipeline(self.job.prepared, "CPU", **properties)
+
+    def run(self, work: Work, watch: Stopwatch) -> Sequence[Image.Image]:
+        """One call; stages by the library's own counters. A batch is one prompt drawn several times."""
+
+        def step_ended(_step: int, _steps: int, _latents: Any) -> bool:
+            watch.step_ended()
+            return False
+
+        made = self._pipeline.generate(
+            work.prompts[0],
+            num_inference_steps=work.steps,
+            guidance_scale=work.guidance_scale,
+            num_images_per_prompt=len(work.prompts),
+            rng_seed=work.seeds[0] % 2**31,
+            **({"callback": step_ended} if work.watch else {}),
+        )
+        metrics = self._pipeline.get_performance_metrics()
+        watch.seconds["unet"] = work.steps * metrics.get_iteration_duration().mean / 1e3
+        watch.seconds["text_encoder"] = sum(metrics.get_text_encoder_infer_duration().values()) / 1e3
+        watch.seconds["vae_decoder"] = metrics.get_vae_decoder_infer_duration() / 1e3
+        return [Image.fromarray(picture) for picture in made.data]

@@ -1,0 +1,94 @@
+"""diffusers' StableDiffusionPipeline: in fp32, in half precision with channels-last weights, and compiled."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import LMSDiscreteScheduler, StableDiffusionPipeline
+from diffusers.utils import logging
+
+from sdrt.bench.contender import Contender, Stopwatch, Work, noise, timed
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Diffusers(Contender):
+    """The pipeline with LMS and scaled-dot-product attention, which is its default.
+
+    Below fp32 its weights lie channels-last, as https://huggingface.co/docs/diffusers/optimization/fp16 advises.
+    """
+
+    def load(self) -> None:
+        """Open the checkpoint's folder."""
+        torch.set_num_threads(self.job.threads)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        # What diffusers and transformers deprecate in each other is not ours to mend.
+        warnings.simplefilter("ignore")
+        path, dtype = Path(self.job.checkpoint), DTYPES[self.job.precision]
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            path,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            dtype=dtype,
+            local_files_only=True,
+        )
+        config = json.loads((path / "scheduler" / "scheduler_config.json").read_bytes())
+        pipeline.scheduler = LMSDiscreteScheduler.from_config(config)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.to(self.job.device)
+        if dtype != torch.float32:
+            pipeline.unet.to(memory_format=torch.channels_last)
+            pipeline.vae.to(memory_format=torch.channels_last)
+        self._pipeline: Any = pipeline
+        self._decode: Callable[..., Any] = pipeline.vae.decode
+        self._encode: Callable[..., Any] = pipeline.encode_prompt
+
+    def run(self, work: Work, watch: Stopwatch) -> Sequence[Image.Image]:
+        """One call of the pipeline; what is neither text encoding nor decoding is the steps'."""
+        pipeline = self._pipeline
+        config = pipeline.unet.config
+        latents = torch.from_numpy(noise(work, (config.in_channels, config.sample_size, config.sample_size)))
+        pipeline.encode_prompt = timed(watch, "text_encoder", self._encode)
+        pipeline.vae.decode = timed(watch, "vae_decoder", self._decode)
+
+        def step_ended(_pipeline: Any, _step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            watch.step_ended()
+            return values
+
+        with watch.stage("whole"):
+            made = pipeline(
+                list(work.prompts),
+                num_inference_steps=work.steps,
+                guidance_scale=work.guidance_scale,
+                latents=latents.to(self.job.device, DTYPES[self.job.precision]),
+                callback_on_step_end=step_ended if work.watch else None,
+                output_type="pil",
+            )
+        seconds = watch.seconds
+        seconds["unet"] = seconds["whole"] - seconds["text_encoder"] - seconds["vae_decoder"]
+        pictures: Sequence[Image.Image] = made.images
+        return pictures
+
+    def device_bytes(self) -> int | None:
+        """The most that torch has allocated on the GPU."""
+        return torch.cuda.max_memory_allocated() if self.job.device == "cuda" else None
+
+
+class CompiledDiffusers(Diffusers):
+    """The same with the UNet and the VAE decoder compiled by TorchInductor; shapes are compiled as they come."""
+
+    def load(self) -> None:
+        """Open and mark for compilation, which the first run does."""
+        super().load()
+        self._pipeline.unet = torch.compile(self._pipeline.unet)
+        self._decode = torch.compile(self._decode)

@@ -1,0 +1,251 @@
+"""Who takes part in a benchmark: sdrt's engine sets, and the peers that can be had here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrt.bench.contender import Job
+from sdrt.bench.schema import Build, ComponentBuild, ContenderResult
+from sdrt.checkpoint import open_checkpoint
+from sdrt.engines.store import Store
+from sdrt.errors import BackendUnavailableError, CheckpointError, SdrtError, UsageError
+from sdrt.prepare import Source, open_bundle, prepare, resolve_backend
+from sdrt.progress import Progress
+from sdrt.runtime.backends import GPU_BACKENDS
+from sdrt.runtime.backends.cpu import supports_bf16, usable_cpus
+
+if TYPE_CHECKING:
+    from sdrt.bundle import Bundle, Precision
+    from sdrt.engines.engine_set import EngineSet
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a benchmark is asked to run. Empty ``precisions`` are the backend's own choice."""
+
+    source: Source
+    backends: tuple[str, ...] = ("auto",)
+    precisions: tuple[Precision, ...] = ()
+    peers: tuple[str, ...] = ()
+    store: Path | None = None
+    threads: int | None = None
+    loop: str = "auto"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Somebody else's way. ``how`` is its documented fast path, ``packages`` what has to be installed for it.
+
+    ``precisions`` are those that it computes in, the first that this machine has natively being taken.
+    """
+
+    kind: str
+    packages: tuple[str, ...]
+    install: str
+    precisions: tuple[Precision, ...]
+    how: str
+    scheduler: str = "LMS"
+    gpu: bool = True
+
+
+PEERS: dict[str, Peer] = {
+    "diffusers-fp32": Peer(
+        "diffusers", ("torch", "diffusers", "scipy"), "pip install 'sdrt[export,compare]'", ("fp32",), "SDPA, inference"
+    ),
+    "diffusers-bf16": Peer(
+        "diffusers",
+        ("torch", "diffusers", "scipy"),
+        "pip install 'sdrt[export,compare]'",
+        ("bf16",),
+        "SDPA, channels-last weights",
+    ),
+    "torch-compile": Peer(
+        "torch-compile",
+        ("torch", "diffusers", "scipy"),
+        "pip install 'sdrt[export,compare]'",
+        ("bf16", "fp32"),
+        "torch.compile of UNet and VAE decoder; its cache is kept between processes",
+    ),
+    "onnxruntime": Peer(
+        "onnxruntime",
+        ("onnxruntime",),
+        "pip install 'sdrt[cpu]'",
+        ("fp32",),
+        "default session options on the exported graphs, NumPy between",
+        gpu=False,
+    ),
+    "openvino-genai": Peer(
+        "openvino-genai",
+        ("openvino", "openvino-genai", "openvino-tokenizers"),
+        "pip install openvino-genai",
+        ("bf16", "fp32"),
+        "Text2ImagePipeline, converted from the same graphs",
+        scheduler="Euler (it has no LMS)",
+        gpu=False,
+    ),
+    "stable-diffusion-cpp": Peer(
+        "stable-diffusion-cpp",
+        ("stable-diffusion-cpp-python",),
+        "pip install stable-diffusion-cpp-python, which compiles it",
+        ("fp16",),
+        "GGML on the CPU with flash attention",
+        scheduler="Euler (it has no LMS)",
+        gpu=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contender: what is reported of it, and the process that it is; None where it cannot take part."""
+
+    result: ContenderResult
+    job: Job | None
+    engines: EngineSet | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who takes part, and the fp32 bundle whose FLOPs count. sdrt's own come first."""
+
+    bundle: Bundle
+    entries: tuple[Entry, ...]
+    device: str
+    threads: int
+
+
+def make_plan(asked: Asked, folder: Path, progress: Progress) -> Plan:
+    """Export and build what is missing of sdrt's own, and see which peers can be had.
+
+    Args:
+        asked: What to run.
+        folder: For what is converted for peers; it has to last as long as they run.
+        progress: Told of exports and builds.
+
+    Raises:
+        SdrtError: None of sdrt's own engines can be had.
+        UsageError: There is no such peer.
+    """
+    unknown = [name for name in asked.peers if name not in PEERS]
+    if unknown:
+        raise UsageError(f"there is no peer {unknown[0][:40]!r}", hint=f"choose from {', '.join(PEERS)}")
+    shelf = Store(asked.store) if asked.store else Store.default()
+    threads = asked.threads or usable_cpus()
+    bundle = open_bundle(asked.source, shelf, progress=progress)
+    backends = tuple(dict.fromkeys(resolve_backend(name, progress) for name in asked.backends))
+    ours = [
+        entry
+        for backend in backends
+        for precision in asked.precisions or (None,)
+        for entry in [_ours(asked, backend, precision, shelf, threads, progress)]
+    ]
+    device = "cuda" if set(backends) & set(GPU_BACKENDS) else "cpu"
+    checkpoint = _checkpoint(asked.source, bundle) if asked.peers else None
+    base = Job("", "fp32", threads, checkpoint=str(checkpoint or ""), bundle=str(bundle.path), device=device)
+    peers = [_peer(name, base, folder, progress) for name in asked.peers]
+    return Plan(bundle, tuple(ours + peers), device, threads)
+
+
+def _ours(
+    asked: Asked, backend: str, precision: Precision | None, shelf: Store, threads: int, progress: Progress
+) -> Entry:
+    """One of sdrt's own engine sets.
+
+    Raises:
+        SdrtError: It cannot be had; but one of several that cannot run here is an entry with its reason.
+    """
+    try:
+        engines = prepare(asked.source, backend=backend, precision=precision, store=asked.store, progress=progress)
+    except BackendUnavailableError as error:
+        if len(asked.backends) * max(1, len(asked.precisions)) == 1:
+            raise
+        return Entry(_described(backend, precision or "fp32", threads, asked.loop, error), None)
+    manifest = engines.manifest
+    job = Job("sdrt", manifest.precision, threads, engines=str(engines.path), store=str(shelf.root), loop=asked.loop)
+    parts = tuple(
+        ComponentBuild(
+            component=name, seconds=part.seconds, size_bytes=part.size_bytes, peak_memory_bytes=part.peak_memory_bytes
+        )
+        for name, part in manifest.components.items()
+    )
+    result = _described(backend, manifest.precision, threads, asked.loop, None)
+    return Entry(result.model_copy(update={"build": Build(components=parts)}), job, engines)
+
+
+def _described(backend: str, precision: Precision, threads: int, loop: str, error: SdrtError | None) -> ContenderResult:
+    return ContenderResult(
+        name=f"sdrt {backend} {precision}" + (" plain loop" if loop == "plain" else ""),
+        ours=True,
+        backend=backend,
+        precision=precision,
+        threads=threads,
+        scheduler="LMS",
+        how="sdrt.Pipeline on built engines",
+        problem=error.message if error else "",
+        remedy=error.hint if error else "",
+    )
+
+
+def _checkpoint(source: Source, bundle: Bundle) -> Path | None:
+    """The folder of the checkpoint in diffusers' layout; None where it is not here."""
+    record = bundle.manifest.checkpoint
+    name, revision = record.name, record.revision
+    if source.checkpoint:
+        name, revision = source.checkpoint, source.revision
+    try:
+        return open_checkpoint(name, revision=revision).path
+    except CheckpointError:
+        return None
+
+
+def _peer(name: str, base: Job, folder: Path, progress: Progress) -> Entry:
+    """A peer, or why it does not take part."""
+    from sdrt.bench.peers.preparation import prepare_peer
+
+    peer = PEERS[name]
+    native = [precision for precision in peer.precisions if precision != "bf16" or supports_bf16()]
+    result = ContenderResult(
+        name=name,
+        ours=False,
+        backend=peer.kind,
+        precision=(native or peer.precisions)[0],
+        threads=base.threads,
+        scheduler=peer.scheduler,
+        how=peer.how,
+    )
+    missing = [package for package in peer.packages if not _installed(package)]
+    if missing:
+        return _absent(result, f"{', '.join(missing)} is not installed", peer.install)
+    if not native:
+        return _absent(result, "this processor has no bf16 of its own", "measure on one that has")
+    if base.device == "cuda" and not peer.gpu:
+        return _absent(result, "it computes on the CPU; the engines beside it on a GPU", "--backend openvino")
+    if not base.checkpoint and peer.kind != "onnxruntime":
+        return _absent(result, "the checkpoint is not here", "name its place with --checkpoint")
+    job = replace(base, kind=peer.kind, precision=result.precision)
+    try:
+        prepared, seconds = prepare_peer(job, folder, progress)
+    except BackendUnavailableError as error:
+        return _absent(result, error.message, error.hint)
+    return Entry(result.model_copy(update={"prepare_s": seconds}), prepared)
+
+
+def _absent(result: ContenderResult, problem: str, remedy: str) -> Entry:
+    return Entry(result.model_copy(update={"problem": problem, "remedy": remedy}), None)
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def names_of(peers: Sequence[str]) -> tuple[str, ...]:
+    """The peers that names stand for: "all" is every one."""
+    return tuple(PEERS) if "all" in peers else tuple(dict.fromkeys(peers))

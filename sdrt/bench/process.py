@@ -1,0 +1,125 @@
+"""A contender's process, as the benchmark that started it sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Self
+
+from sdrt.bench.contender import Job, Ran, Work
+from sdrt.errors import EngineError
+
+CLOSE_TIMEOUT_S = 20
+#: What keeps a library from looking on the network, or from taking threads of its own beside those it was given.
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+
+
+class Process:
+    """Starts a contender and speaks to it. Close it, or use it in a ``with``.
+
+    Args:
+        job: What it is to be.
+        cache: Folder for what compilers keep between processes.
+
+    Attributes:
+        started_at: By the system's monotonic clock, which the process's answers are of too.
+
+    Raises:
+        EngineError: It does not load; the message is the last line that it said.
+    """
+
+    def __init__(self, job: Job, cache: str) -> None:
+        self.job = job
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close()
+        environment = {
+            **os.environ,
+            **ENVIRONMENT,
+            "OMP_NUM_THREADS": str(job.threads),
+            "TORCHINDUCTOR_CACHE_DIR": cache,
+        }
+        self.started_at = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "sdrt.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env=environment,
+        )
+        try:
+            self._say(asdict(job))
+            self.loaded: Mapping[str, float] = {} if job.kind == "ceiling" else self._hear()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, work: Work) -> Ran:
+        """Make pictures.
+
+        Raises:
+            EngineError: The process ended; the message is the last line that it said.
+        """
+        return Ran(**self.ask(asdict(work)))
+
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask one thing.
+
+        Raises:
+            EngineError: As `run`.
+        """
+        self._say(question)
+        return self._hear()
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe_in.close()
+        try:
+            self._process.wait(CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._pipe_out.close()
+        self._stderr.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _pipe_in(self) -> Any:
+        return self._process.stdin
+
+    @property
+    def _pipe_out(self) -> Any:
+        return self._process.stdout
+
+    def _say(self, value: Mapping[str, Any]) -> None:
+        try:
+            print(json.dumps(value), file=self._pipe_in, flush=True)
+        except BrokenPipeError as error:
+            raise self._ended() from error
+
+    def _hear(self) -> dict[str, Any]:
+        line = self._pipe_out.readline()
+        if not line:
+            raise self._ended()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _ended(self) -> EngineError:
+        code = self._process.wait()
+        self._stderr.seek(0)
+        lines = [line.strip() for line in self._stderr.read().decode(errors="replace").splitlines() if line.strip()]
+        reason = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        said = f": {lines[-1][:300]}" if lines else ""
+        return EngineError(f"{self.job.kind} {self.job.precision} {reason}{said}", hint="run it alone to see more")

@@ -1,0 +1,252 @@
+"""A benchmark in a folder: the numbers as JSON, tables as Markdown, the roofline as SVG; and a terminal's lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sdrt.bench import chart
+from sdrt.bench.schema import AgainstResult, Bench, ContenderResult, Point, Ratio, Sample
+from sdrt.files import canonical_json, disk_errors, write_atomically
+
+JSON, MARKDOWN, ROOFLINE = "bench.json", "bench.md", "roofline.svg"
+FIGURES = {
+    "total": "whole request, warm",
+    "unet_step": "UNet step, warm",
+    "cold_first_step": "process start to first step",
+    "cold_picture": "process start to picture",
+}
+
+
+def write_report(folder: Path, bench: Bench) -> tuple[Path, ...]:
+    """Write everything into a folder, which is made if it is not there.
+
+    Returns:
+        The files.
+
+    Raises:
+        ResourceError: It cannot be written.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / JSON, folder / MARKDOWN]
+    write_atomically(written[0], canonical_json(bench.model_dump(mode="json")))
+    write_atomically(written[1], markdown(bench).encode())
+    if bench.points and bench.ceilings:
+        written.append(folder / ROOFLINE)
+        write_atomically(written[-1], roofline(bench).encode())
+    return tuple(written)
+
+
+def markdown(bench: Bench) -> str:
+    """Everything as tables."""
+    settings = bench.settings
+    parts = [
+        f"# Benchmark of {bench.checkpoint}",
+        f"{bench.created}, sdrt {bench.sdrt}. {settings.steps} steps, guidance {settings.guidance_scale:g}, "
+        f"{settings.threads} threads, {settings.rounds} rounds in turn after one that warms up, {settings.cold_rounds} "
+        f"cold starts. Seconds are the median, with the least and the 90th percentile in brackets.",
+        _machine(bench),
+        "## Warm",
+        _table(warm_rows(bench.contenders)),
+        "## Ratios, round by round",
+        "How many times as long as sdrt the other took: above 1, sdrt is faster. Median, least and most of the rounds.",
+        _table(ratio_rows(bench.ratios)),
+        "## Cold: a process of its own",
+        _table(cold_rows(bench.contenders)),
+        "## Export and build",
+        _table(build_rows(bench.contenders)),
+        "## Share of the machine's limit",
+        limits_text(bench),
+        _table(point_rows(bench.points)),
+    ]
+    absent = [f"- {each.name}: {each.problem} ({each.remedy})" for each in bench.contenders if each.problem]
+    if absent:
+        parts += ["## Not measured", "\n".join(absent)]
+    if bench.against is not None:
+        parts += ["## Since the earlier benchmark", against_text(bench.against)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def lines(bench: Bench) -> Iterable[str]:
+    """What a terminal shows: the same tables, aligned."""
+    yield from _aligned(warm_rows(bench.contenders))
+    for title, rows in (("ratios (above 1, sdrt is faster)", ratio_rows(bench.ratios)), ("", point_rows(bench.points))):
+        if len(rows) > 1:
+            yield title
+            yield from _aligned(rows)
+    yield limits_text(bench)
+    for each in bench.contenders:
+        if each.problem:
+            yield f"{each.name} was not measured: {each.problem} ({each.remedy})"
+    if bench.against is not None:
+        yield from against_text(bench.against).splitlines()
+
+
+def warm_rows(contenders: Sequence[ContenderResult]) -> list[list[str]]:
+    """Latency, throughput and memory."""
+    rows = [
+        ["", "batch", "request s", "text s", "UNet step s", "VAE s", "pictures/min", "peak memory", "same picture"],
+    ]
+    for each in contenders:
+        for warm in each.warm:
+            device = f", {_mebibytes(warm.device_bytes)} on the GPU" if warm.device_bytes is not None else ""
+            memory = _mebibytes(warm.peak_memory_bytes) if warm.peak_memory_bytes is not None else "unknown"
+            rows.append(
+                [
+                    each.name,
+                    str(warm.batch),
+                    seconds(warm.total),
+                    _median(warm.text_encoder),
+                    seconds(warm.unet_step),
+                    _median(warm.vae_decoder),
+                    f"{warm.pictures_a_minute:.2f}",
+                    memory + device,
+                    _same(each),
+                ]
+            )
+    return rows
+
+
+def _same(each: ContenderResult) -> str:
+    if each.scheduler != "LMS":
+        return "other scheduler"
+    if each.equal_picture:
+        return "equal"
+    return "" if each.psnr_db is None else f"{each.psnr_db:.0f} dB"
+
+
+def ratio_rows(ratios: Sequence[Ratio]) -> list[list[str]]:
+    """How much slower others are."""
+    rows = [["", "against", "batch", "figure", "times as long", "least to most", "same precision"]]
+    for each in ratios:
+        span = f"{each.sample.min:.2f} to {each.max:.2f}"
+        equal = "yes" if each.equal_precision else "no"
+        figure = FIGURES[each.figure]
+        rows.append([each.of, each.peer, str(each.batch), figure, f"{each.sample.p50:.2f}", span, equal])
+    return rows
+
+
+def cold_rows(contenders: Sequence[ContenderResult]) -> list[list[str]]:
+    """Seconds from a process's start."""
+    rows = [["", "imported s", "loaded s", "first step s", "picture s"]]
+    for each in contenders:
+        if each.cold is not None:
+            cold = each.cold
+            first = seconds(cold.first_step) if cold.first_step is not None else "not told"
+            rows.append([each.name, seconds(cold.imported), seconds(cold.loaded), first, seconds(cold.picture)])
+    return rows
+
+
+def build_rows(contenders: Sequence[ContenderResult]) -> list[list[str]]:
+    """What stands before the first run."""
+    rows = [["", "export s", "build s", "converted s", "components (s, size, peak memory)"]]
+    for each in contenders:
+        if each.build is None and each.prepare_s is None:
+            continue
+        build = each.build
+        parts = [
+            f"{part.component} {part.seconds:.1f}, {_mebibytes(part.size_bytes)}"
+            + (f", {_mebibytes(part.peak_memory_bytes)}" if part.peak_memory_bytes is not None else "")
+            for part in (build.components if build else ())
+        ]
+        numbers = [build.export_s if build else None, build.build_s if build else None, each.prepare_s]
+        shown = ["" if number is None else f"{number:.1f}" for number in numbers]
+        rows.append([each.name, *shown, "; ".join(parts)])
+    return rows
+
+
+def point_rows(points: Sequence[Point]) -> list[list[str]]:
+    """Where components stand on the roofline."""
+    rows = [["", "component", "batch", "GFLOP", "GFLOP/s", "share of the limit", "FLOP a byte at most"]]
+    for each in points:
+        share = f"{each.share.p50:.0%}" if each.share is not None else "unknown"
+        intensity = f"{each.flops / each.least_bytes:.0f}"
+        flops, rate = f"{each.flops / 1e9:.1f}", f"{each.gflops:.0f}"
+        rows.append([each.contender, each.component, str(each.batch), flops, rate, share, intensity])
+    return rows
+
+
+def limits_text(bench: Bench) -> str:
+    """The machine's limit, in a line."""
+    parts = [
+        f"{each.precision} {each.gflops.p50:.0f} GFLOP/s ({each.gflops.min:.0f} to {max(each.gflops.values):.0f}, "
+        f"{each.library})"
+        for each in bench.ceilings
+    ]
+    copied = bench.copy_bytes_a_second
+    if copied is not None:
+        parts.append(f"a copy {copied.p50 / 1e9:.1f} GB/s")
+    return "Limit of the machine in the same rounds: " + "; ".join(parts) if parts else ""
+
+
+def against_text(against: AgainstResult) -> str:
+    """What moved."""
+    rows = [["", "batch", "figure", "before s", "after s", "factor", "less the machine's", "spread", ""]]
+    for move in against.moves:
+        verdict = {"slower": "SLOWER", "faster": "faster", "same": ""}[move.verdict]
+        numbers = [f"{value:.3f}" for value in (move.before, move.after)] + [
+            f"{value:.2f}" for value in (move.factor, move.adjusted)
+        ]
+        rows.append([move.contender, str(move.batch), FIGURES[move.figure], *numbers, f"{move.spread:.0%}", verdict])
+    said = [f"Earlier: {against.created}.", *(f"Remark: {remark}." for remark in against.remarks)]
+    return "\n".join([*said, "", _table(rows)])
+
+
+def roofline(bench: Bench) -> str:
+    """The plot: FLOP a byte along, GFLOP/s up, the limits as dashed lines."""
+    bandwidth = bench.copy_bytes_a_second
+    intensities = [point.flops / point.least_bytes for point in bench.points]
+    series = []
+    for ceiling in bench.ceilings:
+        peak = ceiling.gflops.p50
+        knee = peak * 1e9 / bandwidth.p50 if bandwidth is not None else min(intensities)
+        first = min(min(intensities) / 2, knee)
+        slope = [(first, peak * first / knee)] if bandwidth is not None and first < knee else []
+        last = max(*intensities, knee) * 2
+        series.append(chart.Series(f"limit, {ceiling.precision}", (*slope, (knee, peak), (last, peak)), "limit"))
+    names = dict.fromkeys((point.contender, point.component) for point in bench.points)
+    for contender, component in names:
+        places = tuple(
+            (point.flops / point.least_bytes, point.gflops)
+            for point in bench.points
+            if (point.contender, point.component) == (contender, component)
+        )
+        series.append(chart.Series(f"{contender}, {component.removesuffix('_decoder')}", places, "dots"))
+    title = f"Roofline of {Path(bench.checkpoint).name} on {bench.settings.threads} threads"
+    labels = ("FLOP a byte that has to move at least", "GFLOP/s")
+    return chart.draw(chart.Chart(title, *labels, tuple(series), log_x=True, log_y=True))
+
+
+def seconds(values: Sample) -> str:
+    """A sample as people read it."""
+    return f"{values.p50:.3f} ({values.min:.3f} to {values.p90:.3f})"
+
+
+def _median(values: Sample | None) -> str:
+    return "" if values is None else f"{values.p50:.3f}"
+
+
+def _mebibytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.0f} MiB"
+
+
+def _machine(bench: Bench) -> str:
+    facts = ", ".join(f"{name} {value}" for name, value in bench.machine.items())
+    libraries = ", ".join(f"{name} {value}" for name, value in bench.versions.items())
+    return f"Machine: {facts}.\n\nLibraries: {libraries}."
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; "" where there is no row below the head."""
+    if len(rows) < 2:
+        return ""
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    parts = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join(parts + [f"| {' | '.join(row)} |" for row in body])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

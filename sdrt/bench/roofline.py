@@ -1,0 +1,88 @@
+"""How near components come to the machine's limit (Williams, Waterman and Patterson 2009, "Roofline")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sdrt.bench.schema import ContenderResult, Point, Sample, Warm
+from sdrt.bench.statistics import paired
+
+if TYPE_CHECKING:
+    from sdrt.bundle import Bundle, Component, ComponentName, Precision
+
+WEIGHT_BYTES: Mapping[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+#: Bytes of an input's or output's value: engines take and give fp32 whatever they compute in.
+VALUE_BYTES = 4
+#: Guidance encodes the prompt and the empty negative prompt, and doubles the UNet's rows.
+GUIDED_ROWS = 2
+
+Limits = Mapping[int, Sequence[Mapping[str, Any]]]
+
+
+def points(contenders: Sequence[ContenderResult], bundle: Bundle, limits: Limits) -> tuple[Point, ...]:
+    """Every component that was timed by itself.
+
+    Args:
+        contenders: With their figures.
+        bundle: Says how much work a component is.
+        limits: By batch, the machine's limit in each round.
+    """
+    found = []
+    for contender in contenders:
+        for warm in contender.warm:
+            for component, seconds, rows in _timed(warm):
+                if component in bundle.manifest.components:
+                    part = bundle.manifest.components[component]
+                    found.append(_point(contender, warm.batch, component, part, seconds, rows, limits[warm.batch]))
+    return tuple(point for point in found if point.flops)
+
+
+def _timed(warm: Warm) -> list[tuple[ComponentName, Sample, int]]:
+    """Component, seconds, and how many samples it worked on in them."""
+    timed: list[tuple[ComponentName, Sample, int]] = []
+    if warm.unet is not None:
+        timed.append(("unet", warm.unet_step, GUIDED_ROWS * warm.batch))
+    if warm.vae_decoder is not None:
+        timed.append(("vae_decoder", warm.vae_decoder, warm.batch))
+    # Of a batch that repeats one prompt, some encode every copy and some do not.
+    if warm.text_encoder is not None and warm.batch == 1:
+        timed.append(("text_encoder", warm.text_encoder, GUIDED_ROWS))
+    return timed
+
+
+def _point(
+    contender: ContenderResult,
+    batch: int,
+    component: ComponentName,
+    part: Component,
+    seconds: Sample,
+    rows: int,
+    limits: Sequence[Mapping[str, Any]],
+) -> Point:
+    flops = rows * part.flops
+    ceilings = [row["products"].get(contender.precision, {}).get("gflops") for row in limits]
+    share = None
+    if len(ceilings) == len(seconds.values) and all(ceilings):
+        share = paired([flops / value / 1e9 for value in seconds.values], ceilings)
+    return Point(
+        contender=contender.name,
+        component=component,
+        batch=batch,
+        precision=contender.precision,
+        flops=flops,
+        least_bytes=least_bytes(part, contender.precision, rows),
+        gflops=flops / seconds.p50 / 1e9,
+        share=share,
+    )
+
+
+def least_bytes(part: Component, precision: Precision, rows: int) -> int:
+    """What has to move at least: the weights once, and every input and output of so many samples."""
+    values = 0
+    for spec in (*part.inputs, *part.outputs):
+        count = 1
+        for axis in spec.shape:
+            count *= axis if isinstance(axis, int) else 1
+        values += count
+    return part.parameters * WEIGHT_BYTES[precision] + rows * values * VALUE_BYTES

@@ -1,0 +1,97 @@
+"""A benchmark's process: reads what it is to be and what to do from stdin, answers on stdout, one JSON a line.
+
+Run: ``python -m sdrt.bench.worker``. An error ends it with a traceback on stderr; whoever started it reports that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TextIO
+
+from sdrt.bench.contender import Contender, Job, Ran, Stopwatch, Work
+from sdrt.engines.memory import peak_memory_bytes, reset_peak_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Kind -> its module and class.
+KINDS: Mapping[str, tuple[str, str]] = {
+    "sdrt": ("sdrt.bench.ours", "Ours"),
+    "diffusers": ("sdrt.bench.peers.torch_diffusers", "Diffusers"),
+    "torch-compile": ("sdrt.bench.peers.torch_diffusers", "CompiledDiffusers"),
+    "onnxruntime": ("sdrt.bench.peers.plain_onnxruntime", "PlainOnnxRuntime"),
+    "openvino-genai": ("sdrt.bench.peers.openvino_genai", "OpenVinoGenAi"),
+    "stable-diffusion-cpp": ("sdrt.bench.peers.stable_diffusion_cpp", "StableDiffusionCpp"),
+}
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    answers = _take_stdout()
+    job = Job(**json.loads(sys.stdin.readline()))
+    if job.kind == "ceiling":
+        _serve_ceiling(answers)
+        return
+    module, name = KINDS[job.kind]
+    contender: Contender = getattr(import_module(module), name)(job)
+    imported_at = time.monotonic()
+    contender.load()
+    _answer(answers, {"imported_at": imported_at, "loaded_at": time.monotonic()})
+    for line in sys.stdin:
+        _answer(answers, asdict(_run(contender, _work(line))))
+
+
+def _take_stdout() -> TextIO:
+    """The stdout that answers go to; what libraries print goes to stderr from now on."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _answer(answers: TextIO, value: dict[str, Any]) -> None:
+    print(json.dumps(value), file=answers, flush=True)
+
+
+def _work(line: str) -> Work:
+    fields = json.loads(line)
+    return Work(**{**fields, "prompts": tuple(fields["prompts"]), "seeds": tuple(fields["seeds"])})
+
+
+def _run(contender: Contender, work: Work) -> Ran:
+    reset_peak_memory()
+    watch = Stopwatch()
+    start = time.perf_counter()
+    pictures = contender.run(work, watch)
+    total = time.perf_counter() - start
+    # Taken before the PNG is packed: that is no contender's work.
+    peak = peak_memory_bytes()
+    pictures[0].save(work.png, "PNG")
+    stages = {name: watch.seconds.get(name) for name in ("text_encoder", "unet", "vae_decoder")}
+    return Ran(
+        total=total,
+        first_step_at=watch.first_step_at,
+        picture_at=time.monotonic(),
+        peak_memory_bytes=peak,
+        device_bytes=contender.device_bytes(),
+        **stages,
+    )
+
+
+def _serve_ceiling(answers: TextIO) -> None:
+    """Measure the machine's limit as often as asked."""
+    from sdrt.bench.ceiling import Limits
+
+    limits: Limits | None = None
+    for line in sys.stdin:
+        asked = json.loads(line)
+        limits = limits or Limits(asked["threads"], asked["device"])
+        _answer(answers, limits.measure(tuple(asked["precisions"])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""``sdrt bench``: how fast, beside whom, and how far from the machine's limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sdrt.commands.compare import check_folder
+from sdrt.commands.options import (
+    BACKENDS,
+    PRECISIONS,
+    Number,
+    checkpoint_option,
+    file_option,
+    folder_option,
+    json_option,
+    print_json,
+    revision_option,
+    store_option,
+    threads_option,
+)
+from sdrt.errors import UsageError
+from sdrt.runtime.request import MAX_GUIDANCE_SCALE, MAX_STEPS
+
+if TYPE_CHECKING:
+    from sdrt.bench.plan import Asked
+    from sdrt.bench.schema import Settings
+
+MAX_BATCH, MAX_ROUNDS = 64, 1000
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command, by name."""
+
+    checkpoint: str | None
+    revision: str | None
+    bundle: Path | None
+    backend: str
+    precision: str | None
+    steps: int
+    guidance_scale: float
+    batch: str
+    rounds: int
+    cold_rounds: int
+    peers: str
+    prompt: str | None
+    loop: str
+    build_times: bool
+    against: Path | None
+    report: Path | None
+    store: Path | None
+    threads: int | None
+    as_json: bool
+
+
+@click.command("bench")
+@checkpoint_option
+@revision_option
+@folder_option("--bundle", "A bundle, in place of a checkpoint.")
+@click.option(
+    "--backend", default="auto", show_default=True, metavar="NAMES", help=f"auto, or among {', '.join(BACKENDS)}."
+)
+@click.option("--precision", metavar="NAMES", help=f"Among {', '.join(PRECISIONS)}.  [default: the backend's]")
+@click.option(
+    "--steps", type=Number(int, 1, MAX_STEPS), default=20, show_default=True, metavar="N", help="Denoising steps."
+)
+@click.option(
+    "--guidance-scale",
+    type=Number(float, 1.01, MAX_GUIDANCE_SCALE),
+    default=7.5,
+    show_default=True,
+    metavar="X",
+    help="Above 1: every contender runs both halves.",
+)
+@click.option("--batch", default="1", show_default=True, metavar="N,N", help="Pictures in a request.")
+@click.option(
+    "--rounds", type=Number(int, 1, MAX_ROUNDS), default=5, show_default=True, metavar="N", help="Warm runs of each."
+)
+@click.option(
+    "--cold-rounds",
+    type=Number(int, 0, MAX_ROUNDS),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Processes started for each.",
+)
+@click.option(
+    "--peers",
+    default="",
+    metavar="NAMES",
+    help="Beside sdrt: all, or among diffusers-fp32, diffusers-bf16, torch-compile, onnxruntime, openvino-genai, "
+    "stable-diffusion-cpp.",
+)
+@click.option("--prompt", metavar="TEXT", help="What is drawn.  [default: one that suits the checkpoint]")
+@click.option("--loop", type=click.Choice(("auto", "plain")), default="auto", show_default=True, help="As in denoise.")
+@click.option("--build-times", is_flag=True, help="Export and build once more from nothing, and time that.")
+@file_option("--against", "An earlier bench.json: mark what got slower by more than its spread.")
+@folder_option("--report", "Write bench.json, bench.md and roofline.svg here.")
+@store_option
+@threads_option
+@json_option
+def command(**values: Any) -> None:
+    """Measure sdrt's engines, cold and warm, beside peers in the same minutes.
+
+    Every contender has a process of its own, and they run in turn, at equal steps, guidance and threads. Names are
+    separated by commas. A matrix product in the same rounds says how far from the machine's limit each component is.
+    """
+    run(Options(**values))
+
+
+def run(options: Options) -> None:
+    """Check the options, measure, report."""
+    from sdrt.bench.against import against, read_bench
+    from sdrt.bench.bench import bench
+    from sdrt.bench.report import lines, write_report
+    from sdrt.progress import for_terminal
+
+    if options.report is not None:
+        check_folder(options.report)
+    asked, settings = _asked(options), _settings(options)
+    earlier = read_bench(options.against) if options.against else None
+    found = bench(asked, settings, for_terminal(), build_times=options.build_times)
+    if earlier is not None:
+        found = found.model_copy(update={"against": against(earlier, found)})
+    written = write_report(options.report, found) if options.report is not None else ()
+    if options.as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    for line in lines(found):
+        click.echo(line)
+    for path in written:
+        click.echo(f"written: {path}")
+
+
+def _asked(options: Options) -> Asked:
+    from sdrt.bench.plan import PEERS, Asked, names_of
+    from sdrt.prepare import Source
+
+    return Asked(
+        Source(options.checkpoint, options.revision, options.bundle),
+        names("--backend", options.backend, ("auto", *BACKENDS)),
+        names("--precision", options.precision, PRECISIONS) if options.precision else (),  # type: ignore[arg-type]
+        names_of(names("--peers", options.peers, ("all", *PEERS))) if options.peers else (),
+        options.store,
+        options.threads,
+        options.loop,
+    )
+
+
+def _settings(options: Options) -> Settings:
+    from sdrt.bench.schema import Settings
+    from sdrt.compare.prompts import default_prompts
+    from sdrt.runtime.backends.cpu import usable_cpus
+
+    prompt = options.prompt
+    if prompt is None:
+        name = options.checkpoint or ("demo" if options.bundle is None else str(options.bundle))
+        prompt = default_prompts(name)[0].prompt
+    return Settings(
+        steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        threads=options.threads or usable_cpus(),
+        batches=numbers("--batch", options.batch, MAX_BATCH),
+        rounds=options.rounds,
+        cold_rounds=options.cold_rounds,
+        prompt=prompt,
+    )
+
+
+def names(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Names separated by commas, each once.
+
+    Raises:
+        UsageError: One is not known.
+    """
+    found = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+    for name in found:
+        if name not in known:
+            raise UsageError(f"{option}: there is no {name[:40]!r}", hint=f"choose from {', '.join(known)}")
+    return found
+
+
+def numbers(option: str, text: str, most: int) -> tuple[int, ...]:
+    """Whole numbers from 1 separated by commas, each once.
+
+    Raises:
+        UsageError: One is not a number in the range.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and len(word) < 6 and 1 <= int(word) <= most for word in words):
+        raise UsageError(f"{option} is {text[:40]!r}; it must be numbers from 1 to {most}", hint="for example 1,2,4")
+    return tuple(dict.fromkeys(int(word) for word in words))
