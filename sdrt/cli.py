@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import importlib
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 import click
 
 from sdrt import __version__
 from sdrt.errors import SdrtError
+from sdrt.interruption import EXIT_INTERRUPTED, interruptible
 
 EXIT_RESOURCE = 6
-EXIT_INTERRUPTED = 130
 #: Line breaks, and what a terminal takes for commands.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -69,14 +67,10 @@ def cli(debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, _interrupt)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(_run(words))
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """End on SIGTERM as on Ctrl-C, so that everything is cleaned up on the way out."""
-    raise KeyboardInterrupt
+    with interruptible():
+        code = _run(words)
+    sys.exit(code)
 
 
 def _run(words: list[str]) -> int:

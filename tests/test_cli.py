@@ -48,7 +48,7 @@ def test_no_command_shows_the_help_and_is_a_usage_error(sdrt: CommandLine) -> No
     assert ended.err.startswith("Usage: sdrt")
 
 
-@pytest.mark.parametrize("words", [("paint",), ("denoise", "--strength", "1"), ("--verbose",), ("store", "sell")])
+@pytest.mark.parametrize("words", [("paint",), ("denoise", "--sampler", "1"), ("--verbose",), ("store", "sell")])
 def test_unknown_words_are_usage_errors(words: tuple[str, ...], sdrt: CommandLine) -> None:
     ended = sdrt(*words)
     assert ended.code == 2
