@@ -81,6 +81,8 @@ def test_a_later_signal_ends_at_once(number: signal.Signals, how: str) -> None:
         process.send_signal(number)
         assert says(process) == "clears up"
         process.send_signal(number)
+        # Its stdin stays open, so that it does not go on by itself.
+        process.wait()
         out, err = process.communicate()
     assert (process.returncode, out, err) == (EXIT_INTERRUPTED, "", "sdrt: interrupted, at once\n")
 
