@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: The demo's bundle, which a wheel carries so that it runs without torch.
 DEMO_BUNDLE = Path(__file__).parent / "assets" / "demo-bundle"
 #: Counts changes of the exporter that change what it writes.
-EXPORTER = 2
+EXPORTER = 3
 EXPORTED_WITH = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 

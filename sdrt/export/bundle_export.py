@@ -174,4 +174,4 @@ def _export_step(unet: Component, folder: Path, prediction_type: PredictionType,
         path = write_denoise_step(folder / unet.graph, prediction_type)
         check_denoise_step(folder / unet.graph, path, prediction_type, unet.precision)
         advance(1)
-    return describe(unet, path.relative_to(folder).as_posix())
+    return describe(unet, path)

@@ -2,20 +2,21 @@
 
 No second export: the UNet's nodes are taken as they are, and the step's arithmetic is put before and after them. The
 step scales the latents, runs both halves of classifier-free guidance as one batch, combines them, forms the derivative
-and adds the LMS sum, all in fp32 but for the UNet itself. The formulas are those of ``sdrt.runtime.lms`` and of
-``sdrt.runtime.denoise``.
+and adds the LMS sum, all in fp32 but for the UNet itself. What the halves have in common is computed once
+(``sdrt.export.shared_prefix``). The formulas are those of ``sdrt.runtime.lms`` and of ``sdrt.runtime.denoise``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sdrt.bundle import Component
 from sdrt.errors import BundleError
+from sdrt.export.shared_prefix import SharedPrefix, count_flops, first_axis, split_prefix
 from sdrt.files import disk_errors
 from sdrt.runtime.lms import MAX_ORDER
 from sdrt.runtime.noise_config import PredictionType
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 DENOISE_STEP = "denoise_step.onnx"
 #: The step's inputs that are one number a picture.
 NUMBERS = ("timestep", "sigma", "guidance_scale")
-#: The batch axis inside the UNet: two rows a picture.
+#: The batch axis where the UNet computes both halves: two rows a picture.
 ROWS = "rows"
+#: The UNet's inputs inside the step, two rows a picture.
+SAMPLE, TIMESTEP, STATES = "unet.sample", "unet.timestep", "unet.encoder_hidden_states"
 
 
 def write_denoise_step(unet: Path, prediction_type: PredictionType) -> Path:
@@ -55,13 +58,19 @@ def write_denoise_step(unet: Path, prediction_type: PredictionType) -> Path:
     return path
 
 
-def describe(unet: Component, path: str) -> Component:
-    """The step's part of the manifest: the UNet's weights, and its work twice.
+def describe(unet: Component, step: Path) -> Component:
+    """The step's part of the manifest: the UNet's weights, and its work twice but for what the halves share.
 
     Args:
         unet: The UNet's part.
-        path: The step's graph, relative to the bundle.
+        step: The step's graph, which lies beside the UNet's in the bundle.
     """
+    import onnx
+
+    graph = onnx.load(str(step), load_external_data=False).graph
+    once = {value.name for value in graph.value_info if first_axis(value) == "batch"}
+    shared_flops = count_flops(graph, [node for node in graph.node if node.output[0] in once])
+    path = PurePosixPath(unet.graph).with_name(step.name).as_posix()
     sample, _, states = unet.inputs
     latents = sample.model_copy(update={"name": "latents", "dtype": "float32"})
     number = sample.model_copy(update={"dtype": "float32", "shape": sample.shape[:1]})
@@ -76,7 +85,8 @@ def describe(unet: Component, path: str) -> Component:
         history,
     )
     outputs = tuple(spec.model_copy(update={"name": f"next_{spec.name}"}) for spec in (latents, history))
-    return unet.model_copy(update={"graph": path, "inputs": inputs, "outputs": outputs, "flops": 2 * unet.flops})
+    flops = 2 * unet.flops - shared_flops
+    return unet.model_copy(update={"graph": path, "inputs": inputs, "outputs": outputs, "flops": flops})
 
 
 def compose(model: onnx.ModelProto, prediction_type: PredictionType) -> None:
@@ -95,12 +105,17 @@ def compose(model: onnx.ModelProto, prediction_type: PredictionType) -> None:
     states = inputs["encoder_hidden_states"].type.tensor_type
     latent_shape = _shape(inputs["sample"])[1:]
     _move_aside(graph)
+    prefix = split_prefix(graph, sample=SAMPLE, timestep=TIMESTEP, states=STATES, batch="batch")
     step = _Step(latent_shape, dtype)
     step.before()
     before = len(step.nodes)
+    step.double(prefix)
+    doubled = len(step.nodes)
     step.after(prediction_type)
+    _name_rows(graph, prefix)
+    nodes = [*step.nodes[:before], *prefix.nodes, *step.nodes[before:doubled], *prefix.rest, *step.nodes[doubled:]]
     for field, values in (
-        (graph.node, [*step.nodes[:before], *graph.node, *step.nodes[before:]]),
+        (graph.node, nodes),
         (graph.initializer, [*graph.initializer, *step.constants]),
         (graph.input, step.inputs(_shape(inputs["encoder_hidden_states"])[1:], states.elem_type)),
         (graph.output, step.outputs()),
@@ -116,7 +131,7 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 
 
 def _move_aside(graph: onnx.GraphProto) -> None:
-    """Give every value of the UNet whose name the step needs another one, and its batch axis too."""
+    """Give every value of the UNet whose name the step needs another one."""
     taken = {"sample", "encoder_hidden_states", "out_sample", "latents", "uncond_states", "cond_states", *NUMBERS}
     taken |= {"lms_coefficients", "history", "next_latents", "next_history"}
     for node in graph.node:
@@ -127,9 +142,14 @@ def _move_aside(graph: onnx.GraphProto) -> None:
     for named in (*graph.initializer, *graph.value_info):
         if named.name in taken:
             named.name = f"unet.{named.name}"
+
+
+def _name_rows(graph: onnx.GraphProto, prefix: SharedPrefix) -> None:
+    """Name the batch axis of what is computed for both halves by what it is."""
+    once = {name for node in prefix.nodes for name in node.output}
     for value in graph.value_info:
         for axis in value.type.tensor_type.shape.dim:
-            if axis.dim_param == "batch":
+            if axis.dim_param == "batch" and value.name not in once:
                 axis.dim_param = ROWS
 
 
@@ -146,21 +166,32 @@ class _Step:
         self.constants: list[onnx.TensorProto] = []
         self._latents = tuple(latent_shape)
         self._dtype = dtype
+        # The UNet's inputs that are equal for both halves -> what holds them once.
+        self._once = {TIMESTEP: "timestep"}
 
     def before(self) -> None:
-        """From the step's inputs to the UNet's: x / sqrt(sigma^2 + 1) twice, the timestep and the states of both."""
+        """From the step's inputs to the UNet's: x / sqrt(sigma^2 + 1), and the states of both halves."""
         import onnx
 
         sigma = self._column("sigma")
         self._node("Mul", [sigma, sigma], "variance_less_1")
         self._node("Add", ["step.variance_less_1", self._constant("one", np.float32(1))], "variance")
         self._node("Sqrt", ["step.variance"], "deviation")
-        scaled = self._node("Div", ["latents", "step.deviation"], "scaled")
+        self._once[SAMPLE] = self._node("Div", ["latents", "step.deviation"], "scaled")
         if self._dtype != onnx.TensorProto.FLOAT:
-            scaled = self._node("Cast", [scaled], "scaled_as_unet", to=self._dtype)
-        self._node("Concat", [scaled, scaled], "unet.sample", axis=0)
-        self._node("Concat", ["timestep", "timestep"], "unet.timestep", axis=0)
-        self._node("Concat", ["uncond_states", "cond_states"], "unet.encoder_hidden_states", axis=0)
+            self._once[SAMPLE] = self._node("Cast", [self._once[SAMPLE]], "scaled_as_unet", to=self._dtype)
+        self._node("Concat", ["uncond_states", "cond_states"], STATES, axis=0)
+
+    def double(self, prefix: SharedPrefix) -> None:
+        """Let the prefix compute one row a picture, and give both halves what they need of it."""
+        both = {}
+        for name in prefix.doubled:
+            once = self._once.get(name, name)
+            both[name] = self._node("Concat", [once, once], name if name in self._once else f"both.{name}", axis=0)
+        for nodes, names in ((prefix.nodes, self._once), (prefix.rest, both)):
+            for node in nodes:
+                for index, name in enumerate(node.input):
+                    node.input[index] = names.get(name, name)
 
     def after(self, prediction_type: PredictionType) -> None:
         """From the UNet's output to the next latents and history."""

@@ -243,12 +243,15 @@ def test_names_that_the_unet_uses_itself_do_no_harm(bundle: Bundle, unet: Path) 
     check_denoise_step(unet, write_denoise_step(unet, "epsilon"), "epsilon", bundle.manifest.precision)
 
 
-def test_the_batch_inside_the_unet_is_not_called_batch(unet: Path) -> None:
+@pytest.mark.parametrize(("value", "axis"), [("shift", "rows"), ("convolved", "batch")])
+def test_the_batch_of_both_halves_is_not_called_batch(unet: Path, value: str, axis: str) -> None:
+    """Where the two halves are one picture's row still, it is."""
     model = model_of(unet)
-    model.graph.value_info.append(helper.make_tensor_value_info("convolved", 1, ("batch", 4, 8, 8)))
+    for name in ("convolved", "shift"):
+        model.graph.value_info.append(helper.make_tensor_value_info(name, 1, ("batch", 4, 8, 8)))
     compose(model, "epsilon")
-    (convolved,) = (value for value in model.graph.value_info if value.name == "convolved")
-    assert convolved.type.tensor_type.shape.dim[0].dim_param == "rows"
+    (found,) = (info for info in model.graph.value_info if info.name == value)
+    assert found.type.tensor_type.shape.dim[0].dim_param == axis
 
 
 def test_a_graph_that_is_no_unet_is_refused(bundle: Bundle) -> None:

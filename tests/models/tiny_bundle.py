@@ -108,8 +108,8 @@ def _write_step(folder: Path, unet: Component, scheduler: str) -> Component:
     # Imported here: the package of the exporter imports torch.
     from sdrt.export.denoise_step import describe, write_denoise_step
 
-    write_denoise_step(folder / unet.graph, json.loads(scheduler).get("prediction_type", "epsilon"))
-    return describe(unet, "unet/denoise_step.onnx")
+    prediction_type = json.loads(scheduler).get("prediction_type", "epsilon")
+    return describe(unet, write_denoise_step(folder / unet.graph, prediction_type))
 
 
 def _halve(graph: onnx.GraphProto) -> None:

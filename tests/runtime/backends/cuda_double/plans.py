@@ -60,7 +60,7 @@ def step_graph(bundle: Bundle, folder: Path, prediction_type: PredictionType) ->
     compose(model, prediction_type)
     path = folder / "denoise_step.onnx"
     onnx.save(model, path)
-    return path, describe(bundle.manifest.components["unet"], "unet/denoise_step.onnx")
+    return path, describe(bundle.manifest.components["unet"], path)
 
 
 def double_set(

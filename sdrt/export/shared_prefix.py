@@ -1,0 +1,122 @@
+"""What both halves of classifier-free guidance have in common: all of the UNet up to its first cross-attention.
+
+The halves have the same latents and the same timestep; they differ in their hidden states alone. What does not depend
+on those can be computed once a picture and be doubled where the rest reads it, and nothing changes: a row of a batch
+depends on no other row. In SD v1 that is the first convolution, the first ResNet block, the first self-attention, which
+is the costliest one, and the queries of the first cross-attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+#: What asks for the length of an axis must see the batch that its readers compute on.
+ASKS_LENGTHS = ("Shape", "Size")
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """A UNet's graph in two parts.
+
+    Attributes:
+        nodes: Computed once a picture; what they need they compute themselves.
+        rest: Computed for both halves.
+        doubled: Values of one row a picture that the rest reads with two, in the order of their first use.
+    """
+
+    nodes: tuple[onnx.NodeProto, ...]
+    rest: tuple[onnx.NodeProto, ...]
+    doubled: tuple[str, ...]
+
+
+def split_prefix(graph: onnx.GraphProto, *, sample: str, timestep: str, states: str, batch: str) -> SharedPrefix:
+    """Part the nodes that depend on the hidden states from those that do not.
+
+    Nodes that depend on the timestep alone go where they are needed, so that few values have to be doubled. A value is
+    doubled along its first axis only: nodes whose value is needed but not known to have the batch there are not shared.
+
+    Args:
+        graph: The UNet's, in topological order.
+        sample: The value of scaled latents, one row a picture.
+        timestep: The value of timesteps, likewise.
+        states: The value of hidden states, two rows a picture.
+        batch: Name of the batch axis in the graph's value_info.
+    """
+    firsts = {value.name: first_axis(value) for value in graph.value_info} | dict.fromkeys((sample, timestep), batch)
+    of_pictures = _reached(graph.node, {sample, timestep})
+    kept_apart = {node.output[0] for node in graph.node if node.op_type in ASKS_LENGTHS or _has_subgraph(node)}
+    kept_apart |= {value.name for value in graph.output}
+    while True:
+        apart = _reached(graph.node, {states}, kept_apart)
+        shared = _needed(graph.node, _reached(graph.node, {sample}) - apart)
+        rest = tuple(node for node in graph.node if node.output[0] not in shared)
+        read = dict.fromkeys(name for node in rest for name in node.input)
+        doubled = [name for name in read if name in of_pictures and (name in shared or name in (sample, timestep))]
+        unknown = {name for name in doubled if firsts.get(name) != batch}
+        if not unknown:
+            nodes = tuple(node for node in graph.node if node.output[0] in shared)
+            return SharedPrefix(nodes, rest, tuple(doubled))
+        kept_apart |= unknown
+
+
+def _reached(nodes: Iterable[onnx.NodeProto], start: set[str], through: Iterable[str] = ()) -> set[str]:
+    """The values of ``start`` and ``through``, and all that are computed from them."""
+    reached, forced = set(start), set(through)
+    for node in nodes:
+        if not reached.isdisjoint(node.input) or not forced.isdisjoint(node.output):
+            reached.update(node.output)
+    return reached
+
+
+def _needed(nodes: Iterable[onnx.NodeProto], values: set[str]) -> set[str]:
+    """Outputs of the nodes that the values are computed by, their own included."""
+    needed, outputs = set(values), set[str]()
+    for node in reversed(list(nodes)):
+        if not needed.isdisjoint(node.output):
+            outputs.update(node.output)
+            needed.update(node.input)
+    return outputs
+
+
+def _has_subgraph(node: onnx.NodeProto) -> bool:
+    return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+
+
+def first_axis(value: onnx.ValueInfoProto) -> str:
+    """The name of a value's first axis; "" where it has none."""
+    axes = value.type.tensor_type.shape.dim
+    return axes[0].dim_param if axes else ""
+
+
+def count_flops(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> int:
+    """FLOPs of one sample in some of a graph's nodes: two for each multiply-add of their products.
+
+    The same products are counted as by ``sdrt.export.flops``, from the shapes that the graph states.
+    """
+    shapes = {value.name: _lengths(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+    shapes |= {weight.name: tuple(weight.dims) for weight in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.output[0] not in shapes:
+            shapes[node.output[0]] = shapes.get(node.input[0], ())
+    return sum(_node_flops(node, shapes) for node in nodes)
+
+
+def _lengths(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """A value's shape; a free axis counts as one."""
+    return tuple(axis.dim_value or 1 for axis in value.type.tensor_type.shape.dim)
+
+
+def _node_flops(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    if node.op_type not in ("Conv", "Gemm", "MatMul", "Attention"):
+        return 0
+    if node.op_type == "Attention":
+        queries, keys, values = (shapes[name] for name in node.input[:3])
+        return 2 * math.prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])
+    summed = shapes[node.input[1]][1:] if node.op_type == "Conv" else shapes[node.input[0]][-1:]
+    return 2 * math.prod(shapes[node.output[0]]) * math.prod(summed)
