@@ -325,7 +325,7 @@ def attention(prompt: str | None, steps: int, guidance_scale: float, **values: A
         precision = bundle.manifest.components["unet"].precision
         caption = (
             f"mean of {len(found.layers)} cross-attentions, their heads and {steps} steps; start, end and padding take "
-            f"{found.rest:.0%}; guidance {guidance_scale:g}, seed {options.seed}\n{model.described}; "
+            f"{found.rest:.0%}; guidance {guidance_scale:g}, seed {options.seed}; {model.described}; "
             f"UNet: onnxruntime {precision}"
         )
         numbers = {

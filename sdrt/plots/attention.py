@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from sdrt.runtime.text import Word
 
 COLUMNS = 4
-WORD_CHARACTERS = 18
+WORD_CHARACTERS = 14
+BAR_WIDTH = 0.9
 #: How much of a map's colour covers the picture where attention is highest.
 OPACITY = 0.75
 COLOUR_MAP = "magma"
@@ -182,12 +183,12 @@ def draw_attention(found: Attention, prompt: str, caption: str) -> Figure:
         title = f"{shown(each.word, WORD_CHARACTERS)}: {low:.1%} to {high:.1%}"
         panels.append(Panel(overlaid(found.picture, each.attention), title))
     title = f"What the picture listens to in {prompt}"
-    figure, _ = picture_grid(title, caption, panels, min(COLUMNS, len(panels)))
+    grid = picture_grid(title, caption, panels, min(COLUMNS, len(panels)), beside=BAR_WIDTH)
     scale = ScalarMappable(cmap=matplotlib.colormaps[COLOUR_MAP])
-    bar = figure.colorbar(scale, ax=figure.axes, ticks=[0, 1], shrink=0.6, pad=0.01)
-    bar.ax.set_yticklabels(["lowest", "highest"])
-    bar.set_label("share of attention, by word")
-    return figure
+    bar = grid.figure.colorbar(scale, cax=grid.beside, ticks=[0, 1])
+    bar.ax.set_yticklabels(["least", "most"])
+    bar.set_label("attention to the word", labelpad=-12)
+    return grid.figure
 
 
 def overlaid(picture: Image.Image, attention: Map) -> Image.Image:

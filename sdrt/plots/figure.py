@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,15 @@ DPI = 160
 #: colour of lines that would be hard to see there.
 INK, QUIET, GRID, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
 DARK = {INK: "#e6edf3", QUIET: "#9da7b3", GRID: "#3d444d", PAPER: "#0d1117", COLOURS[0]: "#4ea8de"}
-#: Inches: one picture of a grid, what stands around all of them, and what a title above one takes.
-CELL, MARGIN, CELL_TITLE = 2.6, 0.7, 0.34
+#: Inches: one picture of a grid, the space around it, and what a title above one takes.
+CELL, GAP, CELL_TITLE = 2.6, 0.12, 0.28
+#: Inches that a line of the title and of the caption takes, and what axes need at their left and below for their words.
+TITLE_LINE, CAPTION_LINE, AXES_LEFT, AXES_BELOW = 0.24, 0.17, 0.75, 0.55
+#: Inches: the narrowest figure of pictures, and a bar of colours.
+MIN_WIDTH, BAR = 5.4, 0.14
+TITLE_SIZE, CAPTION_SIZE = 12, 8
+#: Of a letter's width to its height, on the safe side.
+LETTER = 0.62
 STYLE = {
     "axes.edgecolor": QUIET,
     "axes.facecolor": PAPER,
@@ -122,37 +130,72 @@ def new_figure(title: str, caption: str, width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    figure.supxlabel(caption, fontsize=8, color=QUIET)
+    figure.suptitle(_wrapped(title, width, TITLE_SIZE), fontsize=TITLE_SIZE, fontweight="bold")
+    figure.supxlabel(_wrapped(caption, width, CAPTION_SIZE), fontsize=CAPTION_SIZE, color=QUIET)
     return figure
 
 
+def _wrapped(text: str, width: float, size: float) -> str:
+    """Text in as many lines as it needs at a font size, in points, within so many inches."""
+    return textwrap.fill(text, max(1, int(width * 72 / (size * LETTER))))
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A figure of pictures, and the axes below and beside them, where there are any."""
+
+    figure: Figure
+    below: Axes | None = None
+    beside: Axes | None = None
+
+
 def picture_grid(
-    title: str, caption: str, panels: Sequence[Panel], columns: int, *, below: float = 0.0
-) -> tuple[Figure, Axes | None]:
-    """A figure of titled pictures.
+    title: str, caption: str, panels: Sequence[Panel], columns: int, *, below: float = 0.0, beside: float = 0.0
+) -> Grid:
+    """A figure of titled pictures, each as large as the others.
 
     Args:
         title: Of the figure.
         caption: How it was made.
         panels: Row by row.
         columns: Pictures in a row.
-        below: Inches for axes below the pictures; 0 is none.
-
-    Returns:
-        The figure, and the axes below.
+        below: Inches for axes below the pictures, their words included; 0 is none.
+        beside: Inches for axes at their right; 0 is none.
     """
+    from matplotlib.figure import Figure
+
     rows = -(-len(panels) // columns)
-    height = rows * (CELL + CELL_TITLE) + MARGIN + below
-    figure = new_figure(title, caption, columns * CELL + 0.3, height)
-    ratios = [CELL + CELL_TITLE] * rows + ([below] if below else [])
-    cells = figure.add_gridspec(len(ratios), columns, height_ratios=ratios)
+    width = max(MIN_WIDTH, columns * (CELL + GAP) + GAP + beside)
+    heading, footing = _wrapped(title, width, TITLE_SIZE), _wrapped(caption, width, CAPTION_SIZE)
+    head, foot = _height(heading, TITLE_LINE), _height(footing, CAPTION_LINE)
+    height = head + rows * (CELL + CELL_TITLE + GAP) + below + foot
+    figure = Figure(figsize=(width, height))
+
+    def place(left: float, bottom: float, wide: float, high: float) -> Axes:
+        """Axes at so many inches."""
+        return figure.add_axes((left / width, bottom / height, wide / width, high / height))
+
+    figure.suptitle(heading, y=1 - GAP / height, fontsize=TITLE_SIZE, fontweight="bold")
+    figure.supxlabel(footing, y=GAP / height, fontsize=CAPTION_SIZE, color=QUIET)
+    start = (width - beside - columns * (CELL + GAP) + GAP) / 2
     for index, panel in enumerate(panels):
-        axes = figure.add_subplot(cells[divmod(index, columns)])
+        row, column = divmod(index, columns)
+        axes = place(start + column * (CELL + GAP), height - head - (row + 1) * (CELL + CELL_TITLE + GAP), CELL, CELL)
         axes.imshow(np.asarray(panel.picture))
         axes.set_title(panel.title)
         axes.set_axis_off()
-    return figure, figure.add_subplot(cells[rows, :]) if below else None
+    lower = right = None
+    if below:
+        lower = place(AXES_LEFT, foot + AXES_BELOW, width - AXES_LEFT - 2 * GAP, below - AXES_BELOW - CELL_TITLE - GAP)
+    if beside:
+        middle = height - head - rows * (CELL + CELL_TITLE + GAP) / 2
+        right = place(width - beside + GAP, middle - CELL / 2, BAR, CELL)
+    return Grid(figure, lower, right)
+
+
+def _height(text: str, line: float) -> float:
+    """Inches of some lines, and of the space around them."""
+    return (text.count("\n") + 1) * line + 2 * GAP
 
 
 def write_figure(figure: Figure, path: Path) -> None:

@@ -80,7 +80,7 @@ def _place(node: onnx.NodeProto) -> str:
     for entry in node.metadata_props:
         names = [name for name in entry.value.split("'") if ".transformer_blocks." in name]
         if entry.key == SCOPES and names:
-            return names[-1].removeprefix("unet.").removesuffix(".attn2")
+            return str(names[-1]).removeprefix("unet.").removesuffix(".attn2")
     return str(node.name)
 
 
@@ -99,8 +99,8 @@ def attention_weights(queries: Array, keys: Array, scale: float | None) -> Weigh
     Returns:
         [heads, q, k]; each row sums to 1.
     """
-    factor = np.float32(1 / math.sqrt(queries.shape[-1]) if scale is None else scale)
-    scores = (queries.astype(np.float32) * factor) @ keys.astype(np.float32).transpose(0, 2, 1)
+    factor = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
+    scores: Weights = (queries.astype(np.float32) * np.float32(factor)) @ keys.astype(np.float32).transpose(0, 2, 1)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)

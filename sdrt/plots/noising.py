@@ -94,5 +94,4 @@ def draw_noising(found: list[Noised], caption: str) -> Figure:
     """The pictures as a grid, the noisiest first."""
     panels = [Panel(each.picture, f"step {each.step}, sigma {each.sigma:.3g}") for each in found]
     columns = min(COLUMNS, len(panels))
-    figure, _ = picture_grid("A picture under the scheduler\u2019s noise", caption, panels, columns)
-    return figure
+    return picture_grid("A picture under the scheduler\u2019s noise", caption, panels, columns).figure

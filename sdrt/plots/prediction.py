@@ -140,5 +140,4 @@ def draw_prediction(found: Prediction, caption: str) -> Figure:
     """The four pictures side by side."""
     panels = [Panel(found.pictures[name], title) for name, title in TITLES.items()]
     title = f"What the UNet sees at step {found.step}, sigma {found.found.sigma:.3g}"
-    figure, _ = picture_grid(title, caption, panels, len(panels))
-    return figure
+    return picture_grid(title, caption, panels, len(panels)).figure

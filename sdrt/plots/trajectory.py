@@ -16,6 +16,7 @@ from sdrt.plots.noising import shown_steps
 from sdrt.plots.watch import Step, watch
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sdrt.progress import Progress
 
 COLUMNS = 4
-NORMS_HEIGHT = 2.8
+NORMS_HEIGHT = 3.0
 FRAME_MS, LAST_FRAME_MS = 250, 2000
 ANIMATIONS = {".gif": "GIF", ".png": "PNG"}
 
@@ -116,18 +117,27 @@ def draw_trajectory(found: Trajectory, prompt: str, caption: str) -> Figure:
         panels.append(Panel(found.final, "finished"))
     columns = min(COLUMNS, len(panels))
     title = f"The denoised estimate on the way to {prompt}"
-    figure, axes = picture_grid(title, caption, panels, columns, below=NORMS_HEIGHT)
-    if axes is None:
-        return figure
+    grid = picture_grid(title, caption, panels, columns, below=NORMS_HEIGHT)
+    if grid.below is not None:
+        _norms(grid.below, found)
+    return grid.figure
+
+
+def _norms(axes: Axes, found: Trajectory) -> None:
+    """A line for each norm, over the steps."""
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
     steps = [each["step"] for each in found.steps]
     for name, label in (("latents", "latents"), ("noise", "predicted noise"), ("denoised", "denoised estimate")):
         axes.plot(steps, [each[f"{name}_norm"] for each in found.steps], marker="o", markersize=2.5, label=label)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(LogLocator(subs=()))
     axes.set_xlabel("sampling step")
     axes.set_ylabel(f"L2 norm of {found.values} values")
     axes.set_title(f"unit noise has a norm of {np.sqrt(found.values):.0f}", loc="left")
     axes.legend()
-    return figure
 
 
 def check_animation(path: Path) -> None:
