@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from sdrt.doctor import gpu, processor
-from sdrt.runtime.backends.cpu import available_memory_bytes, cpu_features
+from sdrt.runtime.backends.cpu import available_memory_bytes, cpu_features, processor_name
 
 PACKAGES = (
     "torch",
@@ -41,16 +40,6 @@ def machine() -> dict[str, str]:
     if hasattr(os, "getloadavg"):
         facts["load"] = f"{os.getloadavg()[0]:.2f}"
     return facts
-
-
-def processor_name(root: Path = Path("/")) -> str:
-    """The processor's own name, or its kind where the system does not tell."""
-    path = root / "proc/cpuinfo"
-    for line in path.read_text().splitlines() if path.exists() else ():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from sdrt.bench.contender import Contender, Stopwatch, Work
+from sdrt.bench.contender import Contender, Job, Stopwatch, Work
 from sdrt.runtime.backends.openvino import INFERENCE_PRECISION, load_library
-
-load_library()
-import openvino_genai  # noqa: E402  # after OpenVINO, which would be imported with its telemetry
 
 if TYPE_CHECKING:
     from sdrt.bundle import Precision
@@ -19,6 +17,12 @@ if TYPE_CHECKING:
 
 class OpenVinoGenAi(Contender):
     """The pipeline on the CPU, one stream, in the precision asked for."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        # OpenVINO first: openvino_genai would import it with its telemetry.
+        load_library()
+        self._library = import_module("openvino_genai")
 
     def load(self) -> None:
         """Open and compile what was converted; shapes stay as they come."""
@@ -29,7 +33,7 @@ class OpenVinoGenAi(Contender):
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self._pipeline = openvino_genai.Text2ImagePipeline(self.job.prepared, "CPU", **properties)
+        self._pipeline = self._library.Text2ImagePipeline(self.job.prepared, "CPU", **properties)
 
     def run(self, work: Work, watch: Stopwatch) -> Sequence[Image.Image]:
         """One call; stages by the library's own counters. A batch is one prompt drawn several times."""

@@ -79,6 +79,15 @@ def cpu_features(root: Path = Path("/")) -> tuple[str, ...]:
     return ()
 
 
+def processor_name(root: Path = Path("/")) -> str:
+    """The processor's own name, or its kind where the system does not tell."""
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
 def supports_bf16() -> bool:
     """Whether matrix products in bf16 are native here: AMX, AVX512-BF16 or Arm's BF16 extension."""
     return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(cpu_features())
