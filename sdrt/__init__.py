@@ -14,7 +14,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdrt.runtime.pipeline import Pipeline, Result
+    from sdrt.runtime.pipeline import Pipeline
+    from sdrt.runtime.result import Result
 
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "Result", "__version__"]
@@ -26,8 +27,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 def __getattr__(name: str) -> Any:
     """Import the pipeline when it is first asked for, so that ``import sdrt`` stays quick."""
-    if name in ("Pipeline", "Result"):
-        from sdrt.runtime import pipeline
+    if name == "Pipeline":
+        from sdrt.runtime.pipeline import Pipeline
 
-        return getattr(pipeline, name)
+        return Pipeline
+    if name == "Result":
+        from sdrt.runtime.result import Result
+
+        return Result
     raise AttributeError(f"module 'sdrt' has no attribute {name!r}")

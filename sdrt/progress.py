@@ -7,7 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Advance = Callable[[int], None]
 
@@ -58,9 +61,25 @@ class Bars:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
 
+        bars = self
+
+        class Rows(RichProgress):
+            def get_renderables(self) -> Iterator[RenderableType]:
+                if bars.above is not None:
+                    yield bars.above
+                yield from super().get_renderables()
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = RichProgress(*columns, console=Console(stderr=True))
+        #: What stands above the rows as long as there are any.
+        self.above: RenderableType | None = None
+        self._bars = Rows(*columns, console=Console(stderr=True))
         self._open = 0
+
+    @property
+    def coloured(self) -> bool:
+        """Whether the terminal shows colours, and the user wants them."""
+        console = self._bars.console
+        return console.is_terminal and console.color_system is not None and not console.no_color
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,24 @@ from sdrt.commands.options import (
     store_option,
     threads_option,
 )
-from sdrt.errors import ArtefactError, CheckpointError, UsageError
-from sdrt.runtime.request import MAX_GUIDANCE_SCALE, MAX_PICTURES, MAX_SEED, MAX_STEPS
+from sdrt.errors import UsageError
+from sdrt.runtime.request import (
+    DEFAULT_STRENGTH,
+    LMS_STARTS,
+    MAX_GUIDANCE_SCALE,
+    MAX_PICTURES,
+    MAX_SEED,
+    MAX_STEPS,
+)
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from sdrt.commands.live_preview import LivePreview
     from sdrt.progress import Progress
-    from sdrt.runtime.pipeline import Pipeline, Result
+    from sdrt.runtime.pipeline import Pipeline
     from sdrt.runtime.request import Request
+    from sdrt.runtime.result import Result, Timings
 
 
 @dataclass(frozen=True)
@@ -39,11 +50,16 @@ class Options:
     """The options of the command, by name."""
 
     prompt: str | None
+    prompts: Path | None
     negative_prompt: str | None
     steps: int | None
     guidance_scale: float | None
     seed: int | None
     num_images: int | None
+    init_image: Path | None
+    strength: float | None
+    start_step: int | None
+    lms_start: str | None
     checkpoint: str | None
     revision: str | None
     bundle: Path | None
@@ -54,6 +70,8 @@ class Options:
     latents: Path | None
     save_latents: Path | None
     out: Path
+    preview: bool
+    preview_dir: Path | None
     repeat: Path | None
     store: Path | None
     build: bool
@@ -61,11 +79,13 @@ class Options:
     loop: str
     cuda_graphs: bool | None
     provider: str | None
+    keep_loaded: bool
     as_json: bool
 
 
 @click.command("denoise")
 @click.option("--prompt", metavar="TEXT", help="What to draw; may be empty.")
+@file_option("--prompts", 'Draw every line of a file of JSON objects: {"prompt": "a red circle", "seed": 7}.')
 @click.option("--negative-prompt", metavar="TEXT", help="What to stay away from.")
 @click.option("--steps", type=Number(int, 1, MAX_STEPS), metavar="N", help="Denoising steps, 1 to 1000.  [default: 50]")
 @click.option(
@@ -83,6 +103,21 @@ class Options:
 @click.option(
     "--num-images", type=Number(int, 1, MAX_PICTURES), metavar="N", help="With seeds N, N + 1, ...  [default: 1]"
 )
+@file_option("--init-image", "A picture to start from; the largest square around its centre is taken.")
+@click.option(
+    "--strength",
+    type=Number(float, 0, 1),
+    metavar="S",
+    help="The share of the steps that run on --init-image, above 0 and up to 1.  [default: 0.8]",
+)
+@click.option(
+    "--start-step", type=Number(int, 0, MAX_STEPS - 1), metavar="K", help="The first step that runs on --init-image."
+)
+@click.option(
+    "--lms-start",
+    type=click.Choice(LMS_STARTS),
+    help="How LMS starts on --init-image: fresh leaves less noise where --strength is low.  [default: diffusers]",
+)
 @checkpoint_option
 @revision_option
 @folder_option("--bundle", "A bundle to run, in place of a checkpoint.")
@@ -94,6 +129,8 @@ class Options:
 @file_option("--latents", "Unit noise to start from, an .npy of [n,4,64,64].")
 @file_option("--save-latents", "Write the final latents, before the scaling factor, as .npy.")
 @click.option("--out", type=click.Path(path_type=Path), default="picture.png", show_default=True, metavar="FILE.png")
+@click.option("--preview", is_flag=True, help="Show what is being drawn, where the terminal can.")
+@folder_option("--preview-dir", "Write what is being drawn after each step into this empty or new folder.")
 @file_option("--from", "Repeat a picture that sdrt wrote.", "repeat")
 @store_option
 @click.option(
@@ -112,40 +149,75 @@ class Options:
     default=None,
     help="Whether tensorrt and tensorrt-rtx replay their steps from a CUDA graph.  [default: they do]",
 )
+@click.option("--keep-loaded", is_flag=True, help="Keep engines in memory when their work is done.")
 @json_option
 def command(**values: Any) -> None:
     """Make pictures from a prompt by LMS denoising.
 
     What is missing, the checkpoint's bundle or its engines, is exported and built first and reused afterwards.
-    Several pictures are written as NAME-0001.png and on.
+    Several pictures are written as NAME-0001.png and on; those of --prompts are numbered by their line.
     """
     run(Options(**values))
 
 
 def run(options: Options) -> None:
     """Check everything that can be checked before the first engine opens; then make and write the pictures."""
+    from sdrt.commands.denoise_repeat import check_repeats, record_of, with_record
     from sdrt.progress import for_terminal
 
+    check_together(options)
     check_png(options.out)
+    if options.prompts is not None:
+        from sdrt.commands.denoise_queue import run_prompts
+
+        run_prompts(options)
+        return
     if options.save_latents:
         check_writable("--save-latents", options.save_latents)
+    if options.preview_dir:
+        check_empty("--preview-dir", options.preview_dir)
     progress = for_terminal()
-    record = _record(options)
-    options = _with_record(options, record)
+    record = record_of(options)
+    options = with_record(options, record)
     request = _request(options, record)
     for path in _paths(options.out, 1 if record else len(request.pictures)):
         check_writable("--out", path)
-    noise = _noise(options, request)
-    with _load(options, progress) as pipeline:
-        _check_repeats(record, pipeline, progress)
-        result = pipeline.run(request, latents=noise, progress=progress)
+    noise, image = _noise(options, request), init_image(options)
+    with load(options, progress) as pipeline:
+        check_repeats(record, pipeline, image, progress)
+        preview = _preview(options, pipeline, request, progress)
+        result = pipeline.run(request, image=image, latents=noise, callback_on_step_end=preview, progress=progress)
         _warn(result, progress)
         written = _write(options, result, record)
         if options.as_json:
-            print_json(facts(pipeline, result, written))
+            previews = [] if preview is None else [str(path) for path in preview.written]
+            print_json(facts(pipeline, result, written) | {"previews": previews})
         else:
+            if preview is not None and preview.written:
+                progress.note(f"{len(preview.written)} previews in {options.preview_dir}")
             for path in written:
                 click.echo(bytes(path))
+
+
+def check_together(options: Options) -> None:
+    """Hold that the options given go together.
+
+    Raises:
+        UsageError: Two exclude each other, or one is for another that is missing.
+    """
+    given = {name for name in Options.__dataclass_fields__ if getattr(options, name) not in (None, False)}
+    for name, others in (
+        ("prompts", ("prompt", "repeat", "latents", "save_latents", "preview", "preview_dir")),
+        ("strength", ("start_step",)),
+    ):
+        for other in others:
+            if {name, other} <= given:
+                spelled = "from" if other == "repeat" else other.replace("_", "-")
+                raise UsageError(f"--{name} and --{spelled} exclude each other", hint="give one of them")
+    for name in ("strength", "start_step", "lms_start"):
+        if name in given and "init_image" not in given:
+            spelled = name.replace("_", "-")
+            raise UsageError(f"--{spelled} is for --init-image, which is missing", hint="give both, or neither")
 
 
 def check_png(path: Path) -> None:
@@ -178,46 +250,17 @@ def check_writable(option: str, path: Path) -> None:
         raise UsageError(f"{option}: no permission to write in {path.parent}", hint="choose another folder")
 
 
-def _record(options: Options) -> dict[str, Any] | None:
-    """How the picture of --from was made."""
-    if options.repeat is None:
-        return None
-    from sdrt.runtime.images import read_record
+def check_empty(option: str, folder: Path) -> None:
+    """Hold that files can be written into a folder that is empty or not there yet.
 
-    given = ("prompt", "negative_prompt", "steps", "guidance_scale", "seed", "num_images")
-    for name in (name for name in given if getattr(options, name) is not None):
-        raise UsageError(f"--{name.replace('_', '-')} and --from exclude each other", hint="--from sets it")
-    if not options.repeat.is_file():
-        raise UsageError(f"--from: there is no file {options.repeat}", hint="name a PNG that sdrt wrote")
-    record = read_record(options.repeat)
-    if record["latents_given"] and options.latents is None:
-        hint = "give the same file again with --latents"
-        raise UsageError(f"{options.repeat} was made from latents that it does not carry", hint=hint)
-    return record
-
-
-def _with_record(options: Options, record: dict[str, Any] | None) -> Options:
-    """The options with what the record decides: checkpoint, backend, precision, and how the steps run."""
-    if record is None:
-        return options
-    if record["loop"] == "plain":
-        # The fused loop is what runs anyway wherever the engines hold it.
-        options = replace(options, loop="plain")
-    checkpoint = options.checkpoint
-    if not (checkpoint or options.bundle or options.engines):
-        checkpoint = record["checkpoint"]["name"]
-        if checkpoint != "demo" and not Path(checkpoint).exists():
-            raise CheckpointError(f"the checkpoint {checkpoint!r} is not here", hint="name its place with --checkpoint")
-    if options.engines:
-        return options
-    backend = record["backend"] if options.backend in (None, "auto") else options.backend
-    options = replace(
-        options, checkpoint=checkpoint, backend=backend, precision=options.precision or record["precision"]
-    )
-    if backend != record["backend"]:
-        return options
-    graphs = record["cuda_graphs"] if options.cuda_graphs is None else options.cuda_graphs
-    return replace(options, provider=options.provider or record["provider"], cuda_graphs=graphs)
+    Raises:
+        UsageError: Its parent is missing, it is not empty, or there is no permission.
+    """
+    check_writable(option, folder / "step-0001.png" if folder.is_dir() else folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{option}: {folder} is not empty", hint="name an empty folder, or one that is not there yet")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{option}: {folder} is a file", hint="name a folder")
 
 
 def _request(options: Options, record: dict[str, Any] | None) -> Request:
@@ -225,17 +268,51 @@ def _request(options: Options, record: dict[str, Any] | None) -> Request:
 
     if record is not None:
         pictures = tuple(Picture(*row) for row in record["batch"])
-        return Request(pictures, record["num_inference_steps"], record["guidance_scale"])
+        return Request(
+            pictures,
+            record["num_inference_steps"],
+            record["guidance_scale"],
+            record["start_step"],
+            record["lms_start"] or "diffusers",
+        )
     if options.prompt is None:
         raise UsageError("--prompt is missing", hint='say what to draw: --prompt "a red circle"')
-    return make_request(
-        options.prompt,
-        options.negative_prompt,
-        seed=options.seed,
-        num_images_per_prompt=1 if options.num_images is None else options.num_images,
-        num_inference_steps=50 if options.steps is None else options.steps,
-        guidance_scale=7.5 if options.guidance_scale is None else options.guidance_scale,
-    )
+    return make_request(options.prompt, **settings(options))
+
+
+def settings(options: Options) -> dict[str, Any]:
+    """The arguments of `make_request` that the options give, but for the prompt."""
+    strength = options.strength
+    if options.init_image is not None and strength is None and options.start_step is None:
+        strength = DEFAULT_STRENGTH
+    return {
+        "negative_prompt": options.negative_prompt,
+        "seed": options.seed,
+        "num_images_per_prompt": 1 if options.num_images is None else options.num_images,
+        "num_inference_steps": 50 if options.steps is None else options.steps,
+        "guidance_scale": 7.5 if options.guidance_scale is None else options.guidance_scale,
+        "strength": strength,
+        "start_step": options.start_step,
+        "lms_start": options.lms_start or "diffusers",
+    }
+
+
+def init_image(options: Options) -> Image.Image | None:
+    """The picture of --init-image, decoded."""
+    if options.init_image is None:
+        return None
+    from sdrt.runtime.init_image import open_picture
+
+    return open_picture(options.init_image)
+
+
+def _preview(options: Options, pipeline: Pipeline, request: Request, progress: Progress) -> LivePreview | None:
+    """What is called after each step, where previews are asked for and can be shown."""
+    if not options.preview and options.preview_dir is None:
+        return None
+    from sdrt.commands.live_preview import live_preview
+
+    return live_preview(pipeline, len(request.pictures), options.preview, options.preview_dir, progress)
 
 
 def _noise(options: Options, request: Request) -> Any:
@@ -246,7 +323,8 @@ def _noise(options: Options, request: Request) -> Any:
     return load_latents(options.latents, len(request.pictures))
 
 
-def _load(options: Options, progress: Progress) -> Pipeline:
+def load(options: Options, progress: Progress) -> Pipeline:
+    """The pipeline that the options name."""
     from sdrt.runtime.pipeline import Pipeline
 
     return Pipeline.load(
@@ -263,22 +341,9 @@ def _load(options: Options, progress: Progress) -> Pipeline:
         loop=options.loop,
         cuda_graphs=options.cuda_graphs,
         provider=options.provider,  # type: ignore[arg-type]
+        keep_loaded=options.keep_loaded,
         progress=progress,
     )
-
-
-def _check_repeats(record: dict[str, Any] | None, pipeline: Pipeline, progress: Progress) -> None:
-    """Say where a repeated picture may differ: other weights are an error, other engines a remark."""
-    if record is None:
-        return
-    manifest = pipeline.engines.manifest
-    if record["checkpoint"]["digest"] != manifest.checkpoint.digest:
-        hint = "name the checkpoint it was made with by --checkpoint"
-        raise ArtefactError("the picture of --from was made with other weights", hint=hint)
-    if record["engines"] != pipeline.engines.digest:
-        progress.note(
-            f"the picture was made by other {record['backend']} engines; this one may differ in its last bits"
-        )
 
 
 def _warn(result: Result, progress: Progress) -> None:
@@ -317,21 +382,29 @@ def _paths(out: Path, count: int) -> list[Path]:
 
 def facts(pipeline: Pipeline, result: Result, written: dict[Path, int]) -> dict[str, Any]:
     """What --json prints."""
-    manifest, timings = pipeline.engines.manifest, result.timings
+    manifest, timings, request = pipeline.engines.manifest, result.timings, result.request
     return {
         "images": [{"path": str(path), "seed": seed} for path, seed in written.items()],
         "checkpoint": manifest.checkpoint.name,
         "backend": manifest.backend,
         "precision": manifest.precision,
-        **pipeline.way(result.request),
-        "pictures_at_once": pipeline.pictures_at_once(result.request),
+        **pipeline.way(request),
+        "pictures_at_once": pipeline.pictures_at_once(request),
         "scheduler": "LMS",
-        "num_inference_steps": result.request.num_inference_steps,
-        "guidance_scale": result.request.guidance_scale,
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "start_step": request.start_step,
+        "strength": request.strength,
         "truncated": list(result.truncated),
-        "timings_s": {
-            name: round(getattr(timings, name), 4) for name in ("load", "text_encoder", "unet", "vae_decoder", "total")
-        },
+        "timings_s": stages(timings, with_encoder=request.start_step is not None),
         "unet_s_per_step": round(timings.unet_s_per_step, 5),
         "device_bytes": pipeline.device_bytes,
     }
+
+
+def stages(timings: Timings, *, with_encoder: bool) -> dict[str, float]:
+    """Seconds by stage; the VAE's encoder only where a picture was started from."""
+    names = ["load", "text_encoder", "unet", "vae_decoder", "total"]
+    if with_encoder:
+        names.insert(1, "vae_encoder")
+    return {name: round(getattr(timings, name), 4) for name in names}

@@ -39,12 +39,26 @@ def unit_noise(seeds: Sequence[int], shape: tuple[int, ...] = LATENT_SHAPE) -> L
         >>> bool((noise[1] == unit_noise([8])[0]).all())
         True
     """
+    return _normal(seeds, shape, jumps=0)
+
+
+def posterior_noise(seeds: Sequence[int], shape: tuple[int, ...] = LATENT_SHAPE) -> Latents:
+    """Noise like `unit_noise`, independent of it: by it latents are drawn from what the VAE's encoder gives.
+
+    Raises:
+        UsageError: A seed is not a whole number in range.
+    """
+    return _normal(seeds, shape, jumps=1)
+
+
+def _normal(seeds: Sequence[int], shape: tuple[int, ...], jumps: int) -> Latents:
+    """Standard normal numbers [n, *shape]; each jump skips 2^128 draws of a picture's generator."""
     noise = np.empty((len(seeds), *shape), np.float32)
     for row, seed in zip(noise, seeds, strict=True):
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
             message = f"seed is {repr(seed)[:40]}; it must be a whole number, 0 to {MAX_SEED}"
             raise UsageError(message, hint="change seed")
-        row[...] = np.random.Generator(np.random.Philox(int(seed))).standard_normal(shape)
+        row[...] = np.random.Generator(np.random.Philox(int(seed)).jumped(jumps)).standard_normal(shape)
     return noise
 
 

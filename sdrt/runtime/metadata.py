@@ -20,7 +20,7 @@ from sdrt import __version__
 from sdrt.bundle import CheckpointRecord, Digest, Precision
 from sdrt.engines.request import Provider
 from sdrt.errors import ArtefactError
-from sdrt.runtime.request import MAX_PICTURES, MAX_SEED
+from sdrt.runtime.request import MAX_PICTURES, MAX_SEED, LmsStart
 
 RECORD_KEYWORD = "sdrt"
 PARAMETERS_KEYWORD = "parameters"
@@ -46,6 +46,10 @@ class PictureRecord(BaseModel):
     ``cuda_graphs`` says whether steps were replayed from a CUDA graph. They are None where the backend does not have
     such a thing, or the picture is of an sdrt that did not say.
 
+    ``init_image`` is the digest of the picture that it was started from, as the model took it, at ``start_step`` and
+    by ``lms_start``; None where it came of noise alone. ``stopped_after`` is the number of steps after which a callback
+    stopped it, if one did.
+
     ``batch`` holds prompt, negative prompt and seed of all pictures that were denoised together, of which this is
     number ``batch_index``: in another batch the last bits may differ.
     """
@@ -64,6 +68,10 @@ class PictureRecord(BaseModel):
     loop: Literal["fused", "plain"] | None = None
     provider: Provider | None = None
     cuda_graphs: bool | None = None
+    init_image: Digest | None = None
+    start_step: int | None = Field(default=None, ge=0)
+    lms_start: LmsStart | None = None
+    stopped_after: int | None = Field(default=None, ge=1)
     latents_given: bool
     batch: list[tuple[str, str, Seed]] = Field(min_length=1, max_length=MAX_PICTURES)
     batch_index: int = Field(ge=0)
@@ -72,6 +80,14 @@ class PictureRecord(BaseModel):
     def _one_of_the_batch(self) -> Self:
         if self.batch_index >= len(self.batch):
             raise ValueError("batch_index is beyond batch")
+        return self
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> Self:
+        if (self.init_image is None) != (self.start_step is None):
+            raise ValueError("init_image and start_step come together")
+        if self.start_step is not None and self.start_step >= self.num_inference_steps:
+            raise ValueError("start_step is beyond the last step")
         return self
 
 
@@ -138,6 +154,7 @@ def parameters_text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
         "CFG scale": record["guidance_scale"],
         "Seed": record["seed"],
         "Size": f"{size[0]}x{size[1]}",
+        **_strength(record),
         "Model": record["checkpoint"]["name"],
         "Version": f"sdrt {__version__}",
     }
@@ -149,6 +166,12 @@ def parameters_text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
     read = parse_parameters(text)
     misread = [name for name, prompt in prompts.items() if read[name] != prompt]
     return text + "".join(f", {name}: {json.dumps(prompts[name], ensure_ascii=False)}" for name in misread)
+
+
+def _strength(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The pair that other programs have for a picture started from another."""
+    start_step, steps = record.get("start_step"), record["num_inference_steps"]
+    return {} if start_step is None else {"Denoising strength": round(1 - start_step / steps, 4)}
 
 
 def parse_parameters(text: str) -> dict[str, str]:

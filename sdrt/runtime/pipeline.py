@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +16,16 @@ from sdrt.progress import Progress, silent
 from sdrt.runtime import images
 from sdrt.runtime.backends import GPU_BACKENDS, open_session
 from sdrt.runtime.backends.base import Engine, check_finite
-from sdrt.runtime.denoise import Conditioning, Latents, OnStep, denoise, denoise_fused
-from sdrt.runtime.latents import check_latents, unit_noise
+from sdrt.runtime.callbacks import Callback, Watch
+from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused
+from sdrt.runtime.init_image import InitImage, draw_latents, encode_picture
+from sdrt.runtime.latents import check_latents, posterior_noise, unit_noise
 from sdrt.runtime.lms import Schedule
-from sdrt.runtime.request import Picture, Request, make_request
+from sdrt.runtime.records import picture_record
+from sdrt.runtime.request import DEFAULT_STRENGTH, LmsStart, Picture, Request, make_request
+from sdrt.runtime.result import Result, Timings
 from sdrt.runtime.text import Tokenizer
+from sdrt.runtime.text_states import EncodedText, encode_texts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,50 +33,13 @@ if TYPE_CHECKING:
     from sdrt.bundle import ComponentName, Precision
     from sdrt.engines.engine_set import EngineSet
     from sdrt.engines.request import Provider
+    from sdrt.runtime.backends.session import DeviceLoop
 
 #: Pictures denoised together, unless the engine was made fastest for more. More gain little on a CPU and cost memory
 #: in proportion.
 PICTURES_AT_ONCE = 4
 #: How a guided step runs: by denoise_step where the engines hold it, or always by the plain UNet.
 LOOPS = ("auto", "plain")
-#: diffusers' signature: (pipeline, step, timestep, {"latents": ...}) -> mapping, whose "latents" are gone on with.
-Callback = Callable[["Pipeline", int, float, dict[str, Any]], "Mapping[str, Any] | None"]
-
-
-@dataclass
-class Timings:
-    """Seconds by stage, and of each UNet step."""
-
-    load: float = 0.0
-    text_encoder: float = 0.0
-    unet: float = 0.0
-    vae_decoder: float = 0.0
-    total: float = 0.0
-    steps: list[float] = field(default_factory=list)
-
-    @property
-    def unet_s_per_step(self) -> float:
-        """Median UNet seconds of the steps after the first, which warms up."""
-        return statistics.median(self.steps[1:] or self.steps or [0.0])
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the block's seconds to a stage."""
-        start = time.perf_counter()
-        yield
-        setattr(self, stage, getattr(self, stage) + time.perf_counter() - start)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a call gives: pictures, the settings that repeat them, final latents [n,4,64,64] before scaling, seconds."""
-
-    images: list[Image.Image]
-    request: Request
-    records: list[dict[str, Any]]
-    latents: Latents
-    timings: Timings
-    truncated: tuple[str, ...]
 
 
 class Pipeline:
@@ -95,28 +60,36 @@ class Pipeline:
         threads: int | None = None,
         loop: str = "auto",
         cuda_graphs: bool | None = None,
+        keep_loaded: bool = True,
         progress: Progress = silent,
     ) -> None:
         """Open the engines of a set. ``load`` is the usual way, and says what the arguments mean.
 
         Where the set holds both the UNet and denoise_step, the one that a request needs is opened by the first request
-        that does, since each holds the weights; the seconds count as load all the same.
+        that does, since each holds the weights; the seconds count as load all the same. Without ``keep_loaded`` every
+        engine is opened when its turn comes.
         """
         if loop not in LOOPS:
             raise UsageError(f"loop is {loop[:40]!r}", hint=f"choose among {', '.join(LOOPS)}")
         start = time.perf_counter()
         self.engines = engines
+        self.keep_loaded = keep_loaded
         self.model = engines.manifest.model
         self.tokenizer = Tokenizer.open(engines.tokenizer, self.model.max_tokens)
         self.scheduler_config: dict[str, Any] = json.loads(engines.scheduler.read_bytes())
         check_cuda_graphs(engines.manifest.backend, cuda_graphs)
         self._session = open_session(engines, threads=threads, cuda_graphs=cuda_graphs is not False, progress=progress)
         self._holds_step = loop == "auto" and "denoise_step" in engines.manifest.components
+        #: Of the run that is under way, or of the last one; for callbacks.
+        self.schedule: Schedule | None = None
+        self._stop = False
+        needed: tuple[ComponentName, ...] = ("text_encoder", *(() if self._holds_step else ("unet",)), "vae_decoder")
         try:
-            self._engine("text_encoder")
-            if not self._holds_step:
-                self._engine("unet")
-            self._engine("vae_decoder")
+            for name in needed:
+                if keep_loaded:
+                    self._session.engine(name)
+                else:
+                    engines.component(name)
         except BaseException:
             self.close()
             raise
@@ -138,6 +111,7 @@ class Pipeline:
         threads: int | None = None,
         loop: str = "auto",
         cuda_graphs: bool | None = None,
+        keep_loaded: bool = True,
         provider: Provider | None = None,
         progress: Progress = silent,
     ) -> Pipeline:
@@ -157,6 +131,8 @@ class Pipeline:
             loop: auto runs a guided step as one graph, denoise_step, where the engines hold it; plain never does.
             cuda_graphs: Whether steps are replayed from a CUDA graph, which tensorrt and tensorrt-rtx do unless told
                 not to; the numbers are the same without.
+            keep_loaded: Whether engines stay open from request to request. Without, the memory of each is given back
+                when its work is done, and the next request opens it again; on a GPU they stay in any case.
             provider: What ONNX Runtime computes with: cpu (None is the same), cuda or tensorrt.
             progress: Told of exports and builds.
 
@@ -179,13 +155,19 @@ class Pipeline:
             provider=provider,
             progress=progress,
         )
-        return cls(opened, threads=threads, loop=loop, cuda_graphs=cuda_graphs, progress=progress)
+        return cls(
+            opened, threads=threads, loop=loop, cuda_graphs=cuda_graphs, keep_loaded=keep_loaded, progress=progress
+        )
 
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
+        image: Image.Image | None = None,
         negative_prompt: str | Sequence[str] | None = None,
+        strength: float | None = None,
+        start_step: int | None = None,
+        lms_start: LmsStart = "diffusers",
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         num_images_per_prompt: int = 1,
@@ -197,18 +179,25 @@ class Pipeline:
 
         Args:
             prompt: One or several.
+            image: A picture to start from, of any size and mode: see sdrt.runtime.init_image.
             negative_prompt: What to stay away from; used when guidance is on.
+            strength: The share of the steps that run on ``image``; 0.8 unless ``start_step`` is given.
+            start_step: The first step that runs on ``image``, counted from 0, in place of ``strength``.
+            lms_start: How LMS starts on ``image``: see sdrt.runtime.request.LMS_STARTS.
             num_inference_steps: 1 to the scheduler's number of trained timesteps.
             guidance_scale: How strongly to follow the prompt; 1 and below turn guidance off and halve the work.
             num_images_per_prompt: Pictures of each prompt.
             seed: Picture i has ``seed`` + i; a list gives each picture's; None draws one.
             latents: Unit noise [n,4,64,64] in place of the seeds'.
-            callback_on_step_end: Called after each step; may give back other latents under "latents".
+            callback_on_step_end: Called after each step; may give back other latents under "latents", decode them by
+                ``decode``, and end the run by ``stop``.
 
         Raises:
             UsageError: An argument is out of its range.
             NumericError: A component gave NaN or Inf; no picture is made.
         """
+        if image is not None and strength is None and start_step is None:
+            strength = DEFAULT_STRENGTH
         request = make_request(
             prompt,
             negative_prompt,
@@ -216,43 +205,67 @@ class Pipeline:
             num_images_per_prompt=num_images_per_prompt,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            strength=strength,
+            start_step=start_step,
+            lms_start=lms_start,
         )
-        return self.run(request, latents=latents, callback_on_step_end=callback_on_step_end)
+        return self.run(request, image=image, latents=latents, callback_on_step_end=callback_on_step_end)
 
     def run(
         self,
         request: Request,
         *,
+        image: Image.Image | None = None,
         latents: npt.NDArray[np.floating[Any]] | None = None,
         callback_on_step_end: Callback | None = None,
         progress: Progress = silent,
     ) -> Result:
         """Make the pictures of a checked request, a few at a time. See ``__call__``."""
+        init = self._init_image(request, image)
         schedule = Schedule.from_config(self.scheduler_config, request.num_inference_steps)
-        shape = (self.model.latent_channels, self.model.latent_size, self.model.latent_size)
-        noise = unit_noise([p.seed for p in request.pictures], shape)
+        if request.start_step is not None:
+            schedule = schedule.starting_at(request.start_step, fresh=request.lms_start == "fresh")
+        self.schedule = schedule
+        first = unit_noise([p.seed for p in request.pictures], self._latent_shape)
         if latents is not None:
-            noise = check_latents(latents, len(request.pictures), shape)
-        self._open_denoiser(request)
-        timings = Timings(load=self.load_s)
-        pictures, finals, records = [], [], []
-        lost: list[str] = []
+            first = check_latents(latents, len(request.pictures), self._latent_shape)
+        first *= np.float32(schedule.init_noise_sigma)
+        timings, loaded_s = Timings(), self.load_s
+        self._stop = False
         with timings.measure("total"):
-            for first, group in self._groups(request):
-                part = noise[first : first + len(group)] * np.float32(schedule.init_noise_sigma)
-                with timings.measure("text_encoder"):
-                    conditioning, truncated = self._encode(group, request)
-                with timings.measure("unet"), progress.stage("denoise", schedule.num_inference_steps) as advance:
-                    hook = self._hook(callback_on_step_end)
-                    final, seconds = self._denoise(request, schedule, part, conditioning, hook, advance)
-                with timings.measure("vae_decoder"):
-                    pictures += self.decode(final)
-                timings.steps += seconds
-                finals.append(final)
-                lost += truncated
-                records += [self._record(request, group, index, latents is not None) for index in range(len(group))]
-        timings.total += timings.load
-        return Result(pictures, request, records, np.concatenate(finals), timings, tuple(lost))
+            if init is not None:
+                first += self._encode_picture(init, request, timings)
+            texts = self._encode_texts(request, timings)
+            made, finals, stopped_after = self._denoise_groups(
+                request, schedule, first, texts, callback_on_step_end, timings, progress
+            )
+            self._open("vae_decoder")
+            with timings.measure("vae_decoder"):
+                pictures = [picture for final in finals for picture in self.decode(final)]
+            self.done_with("vae_decoder")
+        timings.load = self.load_s
+        timings.total += loaded_s
+        if not self.keep_loaded:
+            self.load_s = 0.0
+        facts = self.way(request) | {
+            "init_image": None if init is None else init.digest,
+            "latents_given": latents is not None,
+            "stopped_after": stopped_after,
+        }
+        records = [
+            picture_record(self.engines, request, group, index, facts) for group in made for index in range(len(group))
+        ]
+        lost = tuple(texts[picture.prompt].lost for group in made for picture in group)
+        return Result(pictures, request, records, np.concatenate(finals), timings, lost, stopped_after)
+
+    def stop(self) -> None:
+        """End the run that is under way after this step; for callbacks. What was begun is decoded as it is."""
+        self._stop = True
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a callback has asked for the run's end."""
+        return self._stop
 
     def decode(self, latents: Latents) -> list[Image.Image]:
         """Pictures of final latents [n,4,64,64], as few at a time as the engine takes: they need much memory.
@@ -260,7 +273,7 @@ class Pipeline:
         Raises:
             NumericError: The decoder gave NaN or Inf.
         """
-        decoder = self._engine("vae_decoder")
+        decoder = self._open("vae_decoder")
         (spec,) = decoder.spec.inputs
         unscaled = (latents / np.float32(self.model.scaling_factor)).astype(spec.dtype, copy=False)
         pictures = []
@@ -270,6 +283,11 @@ class Pipeline:
             check_finite(sample, "vae_decoder")
             pictures += images.to_pictures(sample)
         return pictures
+
+    def done_with(self, name: ComponentName) -> None:
+        """Give a component's memory back, unless engines are kept loaded."""
+        if not self.keep_loaded:
+            self._session.release(name)
 
     @property
     def device_bytes(self) -> dict[str, int]:
@@ -286,8 +304,16 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _engine(self, name: ComponentName) -> Engine:
-        return self._session.engine(name)
+    @property
+    def _latent_shape(self) -> tuple[int, int, int]:
+        return (self.model.latent_channels, self.model.latent_size, self.model.latent_size)
+
+    def _open(self, name: ComponentName) -> Engine:
+        """A component's engine; where it has to be opened, the seconds are the load's."""
+        start = time.perf_counter()
+        engine = self._session.engine(name)
+        self.load_s += time.perf_counter() - start
+        return engine
 
     def denoiser(self, request: Request) -> ComponentName:
         """The component that runs the request's steps: denoise_step where it is held and guidance is on, or unet."""
@@ -328,14 +354,44 @@ class Pipeline:
             raise EngineError(f"the UNet takes batches of {limits} rows; a guided picture needs 2", hint=hint)
         return size
 
-    def _open_denoiser(self, request: Request) -> None:
+    def _open_denoiser(self, request: Request) -> DeviceLoop | None:
         """Open what the request's steps need, unless it is; the time is the load's, not the steps'."""
         start = time.perf_counter()
-        if self.denoiser(request) == "unet":
-            self._engine("unet")
-        elif self._session.device_loop() is None:
-            self._engine("denoise_step")
+        device = self._session.device_loop() if self.denoiser(request) == "denoise_step" else None
         self.load_s += time.perf_counter() - start
+        if device is None:
+            self._open(self.denoiser(request))
+        return device
+
+    def _denoise_groups(
+        self,
+        request: Request,
+        schedule: Schedule,
+        first: Latents,
+        texts: Mapping[str, EncodedText],
+        callback: Callback | None,
+        timings: Timings,
+        progress: Progress,
+    ) -> tuple[list[tuple[Picture, ...]], list[Latents], int | None]:
+        """The groups of pictures that were begun, the final latents of each, and after how many steps it was stopped.
+
+        ``first`` are the latents [n,4,64,64] of all pictures at the schedule's first sigma.
+        """
+        device = self._open_denoiser(request)
+        made, finals, stopped_after = [], [], None
+        for index, group in self._groups(request):
+            conditioning = self._conditioning(group, request, texts)
+            part, watch = first[index : index + len(group)], Watch(self, callback)
+            with timings.measure("unet"), progress.stage("denoise", schedule.num_inference_steps) as advance:
+                final, seconds = self._denoise(request, schedule, part, conditioning, watch, advance, device)
+            made.append(group)
+            finals.append(final)
+            timings.steps += seconds
+            if self._stop:
+                stopped_after = watch.steps
+                break
+        self.done_with(self.denoiser(request))
+        return made, finals, stopped_after
 
     def _denoise(
         self,
@@ -343,22 +399,22 @@ class Pipeline:
         schedule: Schedule,
         latents: Latents,
         conditioning: Conditioning,
-        hook: OnStep | None,
+        watch: Watch,
         advance: Callable[[int], None],
+        device: DeviceLoop | None,
     ) -> tuple[Latents, list[float]]:
         """Final latents, and the seconds of each step, by the loop that fits the request."""
-        fused = self.denoiser(request) == "denoise_step"
-        device = self._session.device_loop() if fused else None
         if device is not None:
+            hook = watch if watch.callback else None
             return device.denoise(schedule, latents, conditioning, hook, advance), list(device.seconds)
-        engine = self._engine(self.denoiser(request))
+        engine = self._open(self.denoiser(request))
         before = len(engine.seconds)
 
         def on_step(step: int, timestep: float, latents: Latents) -> Latents | None:
             advance(1)
-            return latents if hook is None else hook(step, timestep, latents)
+            return watch(step, timestep, latents)
 
-        run = denoise_fused if fused else denoise
+        run = denoise_fused if self.denoiser(request) == "denoise_step" else denoise
         return run(engine, schedule, latents, conditioning, on_step), engine.seconds[before:]
 
     def _groups(self, request: Request) -> Iterator[tuple[int, tuple[Picture, ...]]]:
@@ -367,57 +423,55 @@ class Pipeline:
         for first in range(0, len(request.pictures), size):
             yield first, request.pictures[first : first + size]
 
-    def _encode(self, group: Sequence[Picture], request: Request) -> tuple[Conditioning, tuple[str, ...]]:
-        """Hidden states of the prompts, and what was cut off each prompt. Each distinct text is encoded once, alone."""
-        texts = [picture.prompt for picture in group]
-        negatives = [picture.negative_prompt for picture in group] if request.guided else []
-        distinct = list(dict.fromkeys(texts + negatives))
-        tokens = self.tokenizer.encode(distinct)
-        encoder = self._engine("text_encoder")
-        states = {}
-        for text, row in zip(distinct, tokens.input_ids, strict=True):
-            state = encoder.run(input_ids=row[np.newaxis])["last_hidden_state"].astype(np.float32, copy=False)
-            check_finite(state, "text_encoder")
-            states[text] = state[0]
-        lost = dict(zip(distinct, tokens.truncated, strict=True))
-        conditioning = Conditioning(
-            np.stack([states[text] for text in texts]),
-            np.stack([states[text] for text in negatives]) if negatives else None,
+    def _init_image(self, request: Request, image: Image.Image | None) -> InitImage | None:
+        """The picture to start from as the model takes it.
+
+        Raises:
+            UsageError: The request starts in the middle and there is no picture, or the other way round.
+            EngineError: The engines lack the VAE's encoder.
+        """
+        if (image is None) != (request.start_step is None):
+            hint = "give both or neither"
+            raise UsageError("strength or start_step, and an image, belong together; one is missing", hint=hint)
+        if image is None:
+            return None
+        self.engines.component("vae_encoder")
+        return InitImage.of(image, self.model.image_size)
+
+    def _encode_picture(self, init: InitImage, request: Request, timings: Timings) -> Latents:
+        """Scaled latents [n,4,64,64] of the picture, drawn for each by its own seed.
+
+        Raises:
+            NumericError: The encoder gave NaN or Inf.
+        """
+        encoder = self._open("vae_encoder")
+        with timings.measure("vae_encoder"):
+            parameters = encode_picture(encoder, init)
+        self.done_with("vae_encoder")
+        noise = posterior_noise([picture.seed for picture in request.pictures], self._latent_shape)
+        return draw_latents(parameters, noise) * np.float32(self.model.scaling_factor)
+
+    def _encode_texts(self, request: Request, timings: Timings) -> dict[str, EncodedText]:
+        """Hidden states of every prompt and, with guidance, negative prompt; each distinct text once, alone."""
+        texts = [picture.prompt for picture in request.pictures]
+        if request.guided:
+            texts += [picture.negative_prompt for picture in request.pictures]
+        encoder = self._open("text_encoder")
+        with timings.measure("text_encoder"):
+            encoded = encode_texts(encoder, self.tokenizer, texts)
+        self.done_with("text_encoder")
+        return encoded
+
+    def _conditioning(
+        self, group: Sequence[Picture], request: Request, texts: Mapping[str, EncodedText]
+    ) -> Conditioning:
+        """What a group of pictures is drawn by."""
+        negatives = [texts[picture.negative_prompt].states for picture in group] if request.guided else []
+        return Conditioning(
+            np.stack([texts[picture.prompt].states for picture in group]),
+            np.stack(negatives) if negatives else None,
             request.guidance_scale,
         )
-        return conditioning, tuple(lost[text] for text in texts)
-
-    def _hook(self, callback: Callback | None) -> OnStep | None:
-        """The user's callback as the loop calls it."""
-        if callback is None:
-            return None
-
-        def hook(step: int, timestep: float, latents: Latents) -> Latents:
-            given = callback(self, step, timestep, {"latents": latents})
-            return latents if given is None else check_latents(given.get("latents", latents), *_counted(latents))
-
-        return hook
-
-    def _record(self, request: Request, group: Sequence[Picture], index: int, own_latents: bool) -> dict[str, Any]:
-        """Everything that repeats one picture, as the PNG carries it."""
-        picture, manifest = group[index], self.engines.manifest
-        return {
-            "prompt": picture.prompt,
-            "negative_prompt": picture.negative_prompt,
-            "seed": picture.seed,
-            "num_inference_steps": request.num_inference_steps,
-            "guidance_scale": request.guidance_scale,
-            "scheduler": "LMS",
-            "checkpoint": manifest.checkpoint.model_dump(mode="json"),
-            "backend": manifest.backend,
-            "precision": manifest.precision,
-            "engines": self.engines.digest,
-            **self.way(request),
-            "size": [self.model.image_size, self.model.image_size],
-            "latents_given": own_latents,
-            "batch": [[p.prompt, p.negative_prompt, p.seed] for p in group],
-            "batch_index": index,
-        }
 
 
 def check_cuda_graphs(backend: str, cuda_graphs: bool | None) -> None:
@@ -430,8 +484,3 @@ def check_cuda_graphs(backend: str, cuda_graphs: bool | None) -> None:
         name = "--cuda-graphs" if cuda_graphs else "--no-cuda-graphs"
         hint = f"leave {name} out, or choose another --backend"
         raise UsageError(f"{name} is for {' and '.join(GPU_BACKENDS)}; the backend is {backend}", hint=hint)
-
-
-def _counted(latents: Latents) -> tuple[int, tuple[int, ...]]:
-    """How many, and the shape of one."""
-    return len(latents), latents.shape[1:]

@@ -32,7 +32,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*_: object) -> None:
         raise AssertionError("engines were about to be opened")
 
-    monkeypatch.setattr(denoise, "_load", reached)
+    monkeypatch.setattr(denoise, "load", reached)
 
 
 def refused(ended: Ended, code: int, here: Path, *named: str) -> None:

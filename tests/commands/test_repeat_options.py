@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sdrt.commands.denoise import Options, _with_record
+from sdrt.commands.denoise import Options
+from sdrt.commands.denoise_repeat import with_record
 from tests.runtime.records import picture_record
 
 
@@ -20,7 +21,7 @@ def options(**given: Any) -> Options:
 
 def taken(record: dict[str, Any], **given: Any) -> dict[str, Any]:
     """How the picture of a record is run again."""
-    merged = _with_record(options(**given), record)
+    merged = with_record(options(**given), record)
     return {name: getattr(merged, name) for name in ("backend", "loop", "provider", "cuda_graphs")}
 
 
@@ -49,4 +50,4 @@ def test_steps_run_as_they_ran(record: dict[str, Any], given: dict[str, Any], ex
 
 def test_without_from_nothing_is_decided() -> None:
     asked = options(repeat=None)
-    assert _with_record(asked, None) is asked
+    assert with_record(asked, None) is asked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,8 @@ import numpy.typing as npt
 import pytest
 
 from sdrt import Pipeline
-from sdrt.bundle import COMPONENTS, Bundle, ComponentName, Precision
-from sdrt.engines import lanes
+from sdrt.bundle import COMPONENTS, Bundle, ComponentName
 from sdrt.engines.build import build_to
-from sdrt.engines.builders import builder
 from sdrt.engines.engine_set import BackendName, BatchRange, EngineSet
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import EngineError, NumericError, UsageError
@@ -27,8 +25,6 @@ from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused, 
 from sdrt.runtime.lms import Schedule
 from sdrt.runtime.request import make_request
 from tests.models.tiny_bundle import HIDDEN_SIZE, LATENTS, MAX_TOKENS
-from tests.models.tiny_bundle import tiny_bundle as write_bundle
-from tests.runtime.backends.cuda_double.plans import word_tokenizer
 
 Array = npt.NDArray[Any]
 Sets = Callable[..., EngineSet]
@@ -46,35 +42,14 @@ SD_V1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 ALL: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")
 
 
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sets]:
-    """Gives engine sets of graphs written by hand, each made once, compiled in this process."""
-    made: dict[str, EngineSet] = {}
+@pytest.fixture
+def sets(hand_sets: Sets) -> Sets:
+    """Engine sets that hold denoise_step too."""
 
-    def make(
-        backend: BackendName = "onnxruntime",
-        precision: Precision = "fp32",
-        prediction_type: str = "epsilon",
-        components: tuple[ComponentName, ...] = ALL,
-        batch: BatchRange | None = None,
-    ) -> EngineSet:
-        key = repr((backend, precision, prediction_type, components, batch))
-        if key not in made:
-            folder = tmp_path_factory.mktemp("set")
-            bundle = write_bundle(
-                folder / "bundle",
-                components=ALL,
-                precision=precision,
-                tokenizer=word_tokenizer(),
-                scheduler=json.dumps({**SD_V1, "prediction_type": prediction_type}),
-            )
-            request = BuildRequest(backend, "fp32", components, batch=batch)
-            made[key] = build_to(bundle, request, folder / "engines", silent)
-        return made[key]
+    def make(*arguments: Any, **named: Any) -> EngineSet:
+        return hand_sets(*arguments, **{"components": ALL, **named})
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lanes, "build_all", lambda jobs, *_: {j.component: builder(j.backend).build(j) for j in jobs})
-        yield make
+    return make
 
 
 def schedule_of(engines: EngineSet, steps: int = STEPS) -> Schedule:

@@ -17,7 +17,8 @@ from sdrt.progress import silent
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.latents import unit_noise
 from sdrt.runtime.metadata import PictureRecord
-from sdrt.runtime.pipeline import PICTURES_AT_ONCE, Timings
+from sdrt.runtime.pipeline import PICTURES_AT_ONCE
+from sdrt.runtime.result import Timings
 
 Array = npt.NDArray[Any]
 Engines = Callable[..., EngineSet]
@@ -230,6 +231,10 @@ def test_records_say_all_that_repeats_a_picture(pipe: Pipeline) -> None:
             "loop": "plain",
             "provider": "cpu",
             "cuda_graphs": None,
+            "init_image": None,
+            "start_step": None,
+            "lms_start": None,
+            "stopped_after": None,
             "size": [512, 512],
             "latents_given": False,
             "batch": batch,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, Self
 
 from sdrt.runtime.backends.base import Engine
+from sdrt.runtime.backends.heap import trim_heap
 
 if TYPE_CHECKING:
     from sdrt.bundle import ComponentName
@@ -80,6 +81,13 @@ class Session:
     def device_bytes(self) -> dict[str, int]:
         """Bytes held on the device now, by what for; empty where there is no device but the CPU."""
         return {}
+
+    def release(self, name: ComponentName) -> None:
+        """Let go of a component's engine and give its memory back; it is opened again when it is asked for."""
+        engine = self._opened.pop(name, None)
+        if engine is not None:
+            engine.close()
+            trim_heap()
 
     def close(self) -> None:
         """Let go of every engine."""

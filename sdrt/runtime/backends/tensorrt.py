@@ -102,6 +102,9 @@ class TensorRtSession(Session):
         }
         return {**parts, "total": sum(parts.values())}
 
+    def release(self, name: ComponentName) -> None:
+        """Keep it: on a GPU the engines share what they compute in, and the loop's graph holds on to them."""
+
     def close(self) -> None:
         """Wait for the device, and give everything back."""
         if self._device.stream is not None:

@@ -1,0 +1,132 @@
+"""``sdrt denoise --prompts``: every line of a file -> PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sdrt.commands.denoise import Options, check_writable, init_image, load, settings, stages
+from sdrt.commands.options import print_json
+from sdrt.errors import NumericError
+
+if TYPE_CHECKING:
+    from sdrt.runtime.pipeline import Pipeline
+    from sdrt.runtime.prompt_file import Line
+    from sdrt.runtime.queue import Finished, Slot
+    from sdrt.runtime.result import Timings
+
+
+def run_prompts(options: Options) -> None:
+    """Check every line and every file to be written; then make the pictures, and write each as soon as it is made.
+
+    Raises:
+        UsageError: A line is wrong; nothing was made.
+        NumericError: Some pictures could not be made; all others were written.
+    """
+    from sdrt.progress import for_terminal
+    from sdrt.runtime.prompt_file import read_prompt_file
+    from sdrt.runtime.queue import run_queue
+    from sdrt.runtime.result import Timings
+
+    if options.prompts is None:
+        raise TypeError("prompts")
+    lines = read_prompt_file(options.prompts, settings(options))
+    paths = _paths(options.out, lines)
+    for path in paths.values():
+        check_writable("--out", path)
+    image, progress, timings = init_image(options), for_terminal(), Timings()
+    done: list[Finished] = []
+    with load(options, progress) as pipeline:
+        for finished in run_queue(pipeline, lines, timings, image=image, progress=progress):
+            done.append(finished)
+            _write(finished, paths, options.as_json)
+            if finished.error is not None:
+                progress.note(f"line {finished.slot.line}, seed {finished.slot.picture.seed}: {finished.error.message}")
+            elif finished.truncated:
+                progress.note(f"warning: line {finished.slot.line} is cut off at {finished.truncated!r}")
+        if options.as_json:
+            print_json(_facts(pipeline, done, paths, timings, with_encoder=image is not None))
+    _check_all_made(done)
+
+
+def _paths(out: Path, lines: Sequence[Line]) -> dict[tuple[int, int], Path]:
+    """The file of each picture, by its line and its place there: NAME-LINE.png, or NAME-LINE-PICTURE.png of several."""
+    paths = {}
+    for line in lines:
+        count = len(line.request.pictures)
+        for index in range(count):
+            part = f"-{index + 1:04}" if count > 1 else ""
+            paths[line.number, index] = out.with_name(f"{out.stem}-{line.number:04}{part}{out.suffix}")
+    return paths
+
+
+def _path(paths: dict[tuple[int, int], Path], slot: Slot) -> Path:
+    return paths[slot.line, slot.index]
+
+
+def _write(finished: Finished, paths: dict[tuple[int, int], Path], as_json: bool) -> None:
+    """Write a picture, if there is one, and say where."""
+    from sdrt.runtime.images import write_png
+
+    if finished.image is None or finished.record is None:
+        return
+    path = _path(paths, finished.slot)
+    write_png(finished.image, path, finished.record)
+    if not as_json:
+        click.echo(bytes(path))
+
+
+def _facts(
+    pipeline: Pipeline,
+    done: Sequence[Finished],
+    paths: dict[tuple[int, int], Path],
+    timings: Timings,
+    *,
+    with_encoder: bool,
+) -> dict[str, Any]:
+    """What --json prints: pictures and failures in the order of the file."""
+    manifest = pipeline.engines.manifest
+    ordered = sorted(done, key=lambda finished: (finished.slot.line, finished.slot.index))
+    made = [finished for finished in ordered if finished.error is None]
+    running_s = timings.total - timings.load
+    return {
+        "images": [
+            {
+                "line": finished.slot.line,
+                "path": str(_path(paths, finished.slot)),
+                "seed": finished.slot.picture.seed,
+                "truncated": finished.truncated,
+            }
+            for finished in made
+        ],
+        "failed": [
+            {"line": finished.slot.line, "seed": finished.slot.picture.seed, "error": finished.error.message}
+            for finished in ordered
+            if finished.error is not None
+        ],
+        "checkpoint": manifest.checkpoint.name,
+        "backend": manifest.backend,
+        "precision": manifest.precision,
+        "scheduler": "LMS",
+        "timings_s": stages(timings, with_encoder=with_encoder),
+        "unet_s_per_step": round(timings.unet_s_per_step, 5),
+        "pictures_per_minute": round(60 * len(made) / running_s, 3) if running_s > 0 else None,
+        "device_bytes": pipeline.device_bytes,
+    }
+
+
+def _check_all_made(done: Sequence[Finished]) -> None:
+    """End in an error where pictures are missing.
+
+    Raises:
+        NumericError: Some are; names their lines.
+    """
+    failed = sorted({finished.slot.line for finished in done if finished.error is not None})
+    if failed:
+        named = ", ".join(map(str, failed[:20])) + (", ..." if len(failed) > 20 else "")
+        count = sum(finished.error is not None for finished in done)
+        hint = "the other pictures were written; run these lines again with --precision fp32"
+        raise NumericError(f"{count} of {len(done)} pictures could not be made, of lines {named}", hint=hint)

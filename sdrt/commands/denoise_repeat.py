@@ -1,0 +1,104 @@
+"""``sdrt denoise --from``: a picture made again as its record says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdrt.errors import ArtefactError, CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sdrt.commands.denoise import Options
+    from sdrt.progress import Progress
+    from sdrt.runtime.pipeline import Pipeline
+
+
+def record_of(options: Options) -> dict[str, Any] | None:
+    """How the picture of --from was made.
+
+    Raises:
+        UsageError: Another option says what the picture does, or something that it was made from is missing.
+        ArtefactError: The file carries no record of ours.
+    """
+    if options.repeat is None:
+        return None
+    from sdrt.runtime.images import read_record
+
+    given = ("prompt", "negative_prompt", "steps", "guidance_scale", "seed", "num_images")
+    given += ("strength", "start_step", "lms_start")
+    for name in (name for name in given if getattr(options, name) is not None):
+        raise UsageError(f"--{name.replace('_', '-')} and --from exclude each other", hint="--from sets it")
+    if not options.repeat.is_file():
+        raise UsageError(f"--from: there is no file {options.repeat}", hint="name a PNG that sdrt wrote")
+    record = read_record(options.repeat)
+    if record["latents_given"] and options.latents is None:
+        hint = "give the same file again with --latents"
+        raise UsageError(f"{options.repeat} was made from latents that it does not carry", hint=hint)
+    if record["init_image"] and options.init_image is None:
+        hint = "give the same file again with --init-image"
+        raise UsageError(f"{options.repeat} was started from a picture that it does not carry", hint=hint)
+    if options.init_image and not record["init_image"]:
+        hint = "leave --init-image out"
+        raise UsageError(f"{options.repeat} was not started from a picture", hint=hint)
+    if record["stopped_after"]:
+        steps = f"{record['stopped_after']} of {record['num_inference_steps']} steps"
+        hint = "only the program that stopped it can repeat it"
+        raise UsageError(f"{options.repeat} was stopped after {steps}", hint=hint)
+    return record
+
+
+def with_record(options: Options, record: dict[str, Any] | None) -> Options:
+    """The options with what the record decides: checkpoint, backend, precision, and how the steps run.
+
+    Raises:
+        CheckpointError: The checkpoint is not where it was, and no other is named.
+    """
+    if record is None:
+        return options
+    if record["loop"] == "plain":
+        # The fused loop is what runs anyway wherever the engines hold it.
+        options = replace(options, loop="plain")
+    checkpoint = options.checkpoint
+    if not (checkpoint or options.bundle or options.engines):
+        checkpoint = record["checkpoint"]["name"]
+        if checkpoint != "demo" and not Path(checkpoint).exists():
+            raise CheckpointError(f"the checkpoint {checkpoint!r} is not here", hint="name its place with --checkpoint")
+    if options.engines:
+        return options
+    backend = record["backend"] if options.backend in (None, "auto") else options.backend
+    options = replace(
+        options, checkpoint=checkpoint, backend=backend, precision=options.precision or record["precision"]
+    )
+    if backend != record["backend"]:
+        return options
+    graphs = record["cuda_graphs"] if options.cuda_graphs is None else options.cuda_graphs
+    return replace(options, provider=options.provider or record["provider"], cuda_graphs=graphs)
+
+
+def check_repeats(
+    record: dict[str, Any] | None, pipeline: Pipeline, image: Image.Image | None, progress: Progress
+) -> None:
+    """Say where a repeated picture may differ in its last bits, by other engines.
+
+    Raises:
+        ArtefactError: It was made with other weights, or started from another picture.
+    """
+    if record is None:
+        return
+    manifest = pipeline.engines.manifest
+    if record["checkpoint"]["digest"] != manifest.checkpoint.digest:
+        hint = "name the checkpoint it was made with by --checkpoint"
+        raise ArtefactError("the picture of --from was made with other weights", hint=hint)
+    if image is not None:
+        from sdrt.runtime.init_image import InitImage
+
+        if InitImage.of(image, pipeline.model.image_size).digest != record["init_image"]:
+            hint = "give the file that it was started from with --init-image"
+            raise ArtefactError("the picture of --from was started from another picture", hint=hint)
+    if record["engines"] != pipeline.engines.digest:
+        progress.note(
+            f"the picture was made by other {record['backend']} engines; this one may differ in its last bits"
+        )

@@ -1,0 +1,41 @@
+"""Callbacks after each step, in diffusers' signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sdrt.runtime.denoise import Latents
+from sdrt.runtime.latents import check_latents
+
+if TYPE_CHECKING:
+    from sdrt.runtime.pipeline import Pipeline
+
+#: (pipeline, step, timestep, {"latents": ...}) -> mapping, whose "latents" are gone on with, or None.
+Callback = Callable[["Pipeline", int, float, dict[str, Any]], "Mapping[str, Any] | None"]
+
+
+class Watch:
+    """A user's callback as the denoising loops call it, and how many steps were done."""
+
+    def __init__(self, pipeline: Pipeline, callback: Callback | None) -> None:
+        self.callback = callback
+        self.steps = 0
+        self._pipeline = pipeline
+
+    def __call__(self, step: int, timestep: float, latents: Latents) -> Latents | None:
+        """Latents to go on with, or None where the callback has stopped the run.
+
+        Raises:
+            UsageError: The callback's latents are of another shape, or no finite numbers.
+        """
+        self.steps = step + 1
+        if self.callback is None:
+            return latents
+        given = self.callback(self._pipeline, step, timestep, {"latents": latents}) or {}
+        following = check_latents(given.get("latents", latents), len(latents), latents.shape[1:])
+        if not self._pipeline.stopping:
+            return following
+        # A loop that is stopped ends with the latents it has: those must be what the callback gave.
+        latents[...] = following
+        return None

@@ -1,0 +1,54 @@
+"""Engine sets of graphs written by hand, for tests of what runs over engines: no torch, a few operators each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from sdrt.bundle import COMPONENTS, ComponentName, Precision
+from sdrt.engines import lanes
+from sdrt.engines.build import build_to
+from sdrt.engines.builders import builder
+from sdrt.engines.engine_set import BackendName, BatchRange, EngineSet
+from sdrt.engines.request import BuildRequest
+from sdrt.progress import silent
+from tests.models.tiny_bundle import tiny_bundle as write_bundle
+from tests.runtime.backends.cuda_double.plans import word_tokenizer
+
+SD_V1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.fixture(scope="session")
+def hand_sets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., EngineSet]:
+    """Gives engine sets of graphs written by hand, each made once, compiled in this process."""
+    made: dict[str, EngineSet] = {}
+
+    def make(
+        backend: BackendName = "onnxruntime",
+        precision: Precision = "fp32",
+        prediction_type: str = "epsilon",
+        components: tuple[ComponentName, ...] = COMPONENTS,
+        batch: BatchRange | None = None,
+    ) -> EngineSet:
+        key = repr((backend, precision, prediction_type, components, batch))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("set")
+            step: tuple[ComponentName, ...] = ("denoise_step",) if "denoise_step" in components else ()
+            bundle = write_bundle(
+                folder / "bundle",
+                components=(*COMPONENTS, *step),
+                precision=precision,
+                tokenizer=word_tokenizer(),
+                scheduler=json.dumps({**SD_V1, "prediction_type": prediction_type}),
+            )
+            request = BuildRequest(backend, "fp32", components, batch=batch)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(
+                    lanes, "build_all", lambda jobs, *_: {j.component: builder(j.backend).build(j) for j in jobs}
+                )
+                made[key] = build_to(bundle, request, folder / "engines", silent)
+        return made[key]
+
+    return make
