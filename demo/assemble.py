@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo.train_text_encoder import token_ids
-from demo.train_unet import FULL, GUIDANCE_SCALE, INNER, new_inner_unet, new_scheduler, new_unet
+from demo.train_unet import FULL, GUIDANCE_SCALE, INNER, STAGES, new_inner_unet, new_scheduler, new_unet, state_file
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 from sdrt.files import folder_published_as
 from sdrt.runtime.images import to_pictures
@@ -23,10 +23,10 @@ from sdrt.runtime.lms import Latents, Schedule, scale_model_input, step
 MODEL_CARD = "README.md"
 
 
-def averaged(out: Path, side: int = FULL) -> StableDiffusionPipeline:
-    """The pipeline of a stage's averaged weights, fp32. That of the inner stage is for ``sample`` alone."""
-    average = torch.load(out / f"unet{side}.pt", weights_only=False)["average"]
-    if side == INNER:
+def averaged(out: Path, stage: str = "full") -> StableDiffusionPipeline:
+    """The pipeline of a stage's averaged weights, fp32. Those of the inner stages are for ``sample`` alone."""
+    average = torch.load(state_file(out, stage), weights_only=False)["average"]
+    if STAGES[stage].side == INNER:
         unet = new_inner_unet()
     else:
         # a warm start keeps the layout of what it went on from
@@ -34,7 +34,6 @@ def averaged(out: Path, side: int = FULL) -> StableDiffusionPipeline:
         unet = UNet2DConditionModel.from_pretrained(warm) if warm.exists() else new_unet()
     text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32)
     unet.load_state_dict(average["unet"])
-    text_encoder.load_state_dict(average["text_encoder"])
     return StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(out / "vae"),
         text_encoder=text_encoder.train(False),

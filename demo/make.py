@@ -13,11 +13,10 @@ from pathlib import Path
 from demo import train_autoencoder, train_text_encoder, train_unet
 from demo.assemble import averaged, sample, sheet, write_checkpoint
 from demo.evaluate import held_out_captions
-from demo.train_unet import FULL, INNER
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 
 #: Share of the time budget each stage gets.
-SHARES = {"autoencoder": 0.2, "text_encoder": 0.05, "inner": 0.4, "full": 0.35}
+SHARES = {"autoencoder": 0.2, "text_encoder": 0.15, "inner": 0.3, "guided": 0.1, "full": 0.25}
 #: Encoded scenes that the UNet learns from.
 SCENES = 4000
 
@@ -28,12 +27,12 @@ def warm_start(out: Path, checkpoint: Path) -> None:
         shutil.copytree(checkpoint / part, out / part)
 
 
-def write_sheet(out: Path, side: int) -> None:
-    """Pictures of held-out captions by a stage's averaged weights, with guidance 3 in the upper half and 7.5 below."""
+def write_sheet(out: Path, stage: str) -> None:
+    """Pictures of held-out captions by a stage's averaged weights, with guidance 1 in the upper half and 7.5 below."""
     captions = held_out_captions(6, 1) + held_out_captions(6, 2)
-    pipeline = averaged(out, side)
-    pictures = [p for guidance in (3.0, 7.5) for p in sample(pipeline, captions, 0, guidance)]
-    sheet(pictures, columns=6, pixels=192).save(out / f"sheet{side}.png")
+    pipeline = averaged(out, stage)
+    pictures = [p for guidance in (1.0, 7.5) for p in sample(pipeline, captions, 0, guidance)]
+    sheet(pictures, columns=6, pixels=192).save(out / f"sheet_{stage}.png")
 
 
 def make(out: Path, budget_s: float, threads: int) -> None:
@@ -45,10 +44,9 @@ def make(out: Path, budget_s: float, threads: int) -> None:
         write_clip_tokenizer(out / "tokenizer")
         train_autoencoder.main(out, budgets["autoencoder"], threads)
         train_text_encoder.main(out, budgets["text_encoder"], threads)
-        train_unet.main(out, budgets["inner"], INNER, SCENES, threads)
-        write_sheet(out, INNER)
-    train_unet.main(out, budgets["full"], FULL, SCENES, threads)
-    write_sheet(out, FULL)
+    for stage in ("full",) if warm else train_unet.STAGES:
+        train_unet.main(out, budgets[stage], stage, SCENES, threads)
+        write_sheet(out, stage)
     write_checkpoint(averaged(out), out / "checkpoint")
 
 

@@ -34,6 +34,8 @@ def new_autoencoder() -> AutoencoderKL:
 #: Share of textured objects and backgrounds. With a fifth, as in the other stages, rare second shades were lost:
 #: black's grey stripes came out blue.
 TEXTURE_SHARE = 0.6
+#: Share of the budget after which the decoder learns alone, from latents without noise, as it is used.
+DECODER_ALONE = 0.85
 
 
 class Pool:
@@ -82,9 +84,11 @@ def main(out: Path, budget_s: float, threads: int) -> None:
         else:
             pictures = pools[512].batch(1)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
+        alone = spent > DECODER_ALONE
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = model.encode(pictures).latent_dist
-            decoded = model.decode(posterior.sample()).sample
+            with torch.set_grad_enabled(not alone):
+                posterior = model.encode(pictures).latent_dist
+            decoded = model.decode(posterior.mode() if alone else posterior.sample()).sample
         error = decoded.float() - pictures
         reconstruction = error.abs().mean() + error.square().mean()
         run.descend(reconstruction + 2e-4 * posterior.kl().mean() / posterior.mean[0].numel(), spent)

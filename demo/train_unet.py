@@ -1,10 +1,13 @@
-"""Train the demo's UNet, with the text encoder: its inner levels on 32x32 latents first, then all of it on 64x64."""
+"""Train the demo's UNet: its inner levels on 32x32 latents first, then all of it on 64x64.
+
+The text encoder stays as it is: it has learned the pictures already, and the UNet learns to read them off its states.
+"""
 
 from __future__ import annotations
 
 import argparse
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,30 +17,62 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo.scenes import caption, draw, held_out, random_scene
 from demo.train_text_encoder import HIDDEN, token_ids
-from demo.training import Run, pixels_of
+from demo.training import Run, object_weights, pixels_of
 from sdrt.compare.scene_grammar import Scene
 
 #: Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598).
 DROPOUT = 0.1
-#: The guidance that the checkpoint is made for: the loss is taken on the guided prediction. Trained on each half alone,
-#: so small a network overshoots at guidance 7.5, and colours and shapes are lost that it gets right without guidance.
+#: The guidance that the checkpoint is made for: in the end the loss is taken on the guided prediction. Trained on each
+#: half alone, so small a network overshoots at guidance 7.5: colours and shapes are lost that it gets right without.
 GUIDANCE_SCALE = 7.5
 #: Low-frequency noise, as shares of the noise's standard deviation: equal over the picture, and over a grid of 4x4.
 #: Without it the noisy latents' local means give the colours away in training, so that colour words are not needed and
 #: errors of the first steps of sampling are never put right.
 OFFSET_NOISE, GRID_NOISE = 0.5, 0.4
-#: Share of samples with two objects, and how much more the places of objects count.
-PAIRS, OBJECT_WEIGHT = 0.5, 4.0
-#: Steps of the inner stage over which the guidance of the loss rises from 1, and steps of the full stage in which only
-#: the outer level learns.
-WARM_UP, OUTER_ALONE = 200, 300
-#: The stages by the side of their latents: the inner levels see 64x64 latents averaged over 2x2.
+#: Share of samples with two objects.
+PAIRS = 0.5
+#: The sides of latents: the inner levels see 64x64 latents averaged over 2x2.
 INNER, FULL = 32, 64
-#: Samples a step. Small batches: steps count for more than samples.
-BATCH = {INNER: 16, FULL: 8}
-LEARNING_RATE, MUON_RATE = {INNER: 1e-3, FULL: 8e-4}, {INNER: 2e-3, FULL: 1.5e-3}
 #: Channels of the levels. The first two are equal, so that the inner levels fit into the whole as they are.
 CHANNELS = (32, 32, 64, 128, 128)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the training.
+
+    Args:
+        side: Of its latents.
+        guidance_scale: What its loss is taken on; 1 is the prediction for the prompt alone.
+        batch: Samples a step. Small batches: steps count for more than samples.
+        learning_rate: AdamW's highest.
+        muon_rate: Muon's highest.
+        before: The stage whose averaged weights it starts from.
+        rise: Steps over which guidance rises from 1.
+        outer_alone: Steps in which only the outer level learns.
+    """
+
+    side: int
+    guidance_scale: float
+    batch: int
+    learning_rate: float
+    muon_rate: float
+    before: str = ""
+    rise: int = 0
+    outer_alone: int = 0
+
+
+#: Guided from the start, the inner levels learn more slowly, and each sample costs a third more.
+STAGES = {
+    "inner": Stage(INNER, 1.0, 16, 1e-3, 2e-3),
+    "guided": Stage(INNER, GUIDANCE_SCALE, 16, 5e-4, 1e-3, before="inner", rise=400),
+    "full": Stage(FULL, GUIDANCE_SCALE, 8, 8e-4, 1.5e-3, before="guided", outer_alone=300),
+}
+
+
+def state_file(out: Path, stage: str) -> Path:
+    """Where a stage keeps its state."""
+    return out / f"unet_{stage}.pt"
 
 
 def _unet(channels: tuple[int, ...], side: int) -> UNet2DConditionModel:
@@ -142,12 +177,6 @@ def cached(path: Path, vae: AutoencoderKL, count: int, pixels: int, seed: int) -
     return Latents(torch.load(path, weights_only=True), scenes)
 
 
-def _object_weights(clean: torch.Tensor) -> torch.Tensor:
-    """How much each place counts, [n,1,side,side]: objects, a tenth of most pictures, more than plain backgrounds."""
-    corner = clean[:, :, 1:3, 1:3].mean((2, 3), keepdim=True)
-    return 1 + OBJECT_WEIGHT * ((clean - corner).abs().mean(1, keepdim=True) > 0.3).float()
-
-
 def _noise(like: torch.Tensor) -> torch.Tensor:
     """White noise with none to all of the low-frequency noise; white noise averaged over 2x2 has half the deviation."""
     count, channels, side, _ = like.shape
@@ -180,7 +209,7 @@ class Batches:
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noise = _noise(clean)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        return noisy, timesteps, noise, token_ids(self.tokenizer, words), alpha**-0.75 * _object_weights(clean)
+        return noisy, timesteps, noise, token_ids(self.tokenizer, words), alpha**-0.75 * object_weights(clean, 0.3)
 
 
 def outer_level(unet: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -189,76 +218,72 @@ def outer_level(unet: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for name, parameter in unet.named_parameters() if name.startswith(names)]
 
 
-def train(run: Run, batches: Batches, side: int, warm_up: int = 0, outer_alone: int = 0) -> None:
-    """Train until the run's budget is spent.
-
-    Over the first ``warm_up`` steps guidance rises from 1; in the first ``outer_alone`` only the outer level learns.
-    """
-    unet, text_encoder = run.modules["unet"], run.modules["text_encoder"]
+def train(run: Run, text_encoder: CLIPTextModel, batches: Batches, stage: Stage) -> None:
+    """Train until the run's budget is spent."""
+    unet = run.modules["unet"]
+    outer = {id(parameter) for parameter in outer_level(unet)}
     empty = token_ids(batches.tokenizer, [""])
-    size = BATCH[side]
-    inner = {id(parameter) for parameter in run.parameters()} - {id(parameter) for parameter in outer_level(unet)}
     for spent in run.steps():
         for parameter in run.optimized:
-            if id(parameter) in inner:
-                parameter.requires_grad_(run.step >= outer_alone)
-        noisy, timesteps, noise, ids, weight = batches.draw(size)
+            parameter.requires_grad_(run.step >= stage.outer_alone or id(parameter) in outer)
+        noisy, timesteps, noise, ids, weight = batches.draw(stage.batch)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
+        rise = 1.0 if run.step >= stage.rise else run.step / stage.rise
+        guidance_scale = 1 + (stage.guidance_scale - 1) * rise
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                unprompted = unet(noisy, timesteps, text_encoder(empty).last_hidden_state.expand(size, -1, -1)).sample
-            prompted = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample
-        scale = GUIDANCE_SCALE if run.step >= warm_up else 1 + (GUIDANCE_SCALE - 1) * run.step / warm_up
-        guided = unprompted.float() + scale * (prompted.float() - unprompted.float())
-        # the inner stage predicts its noise at unit deviation
-        error = guided - noise * (FULL / side)
-        run.descend((error.square() * weight).mean() / scale, spent)
+                states = text_encoder(ids).last_hidden_state
+            predicted = unet(noisy, timesteps, states).sample.float()
+            if guidance_scale != 1:
+                with torch.no_grad():
+                    states = text_encoder(empty).last_hidden_state.expand(stage.batch, -1, -1)
+                    unprompted = unet(noisy, timesteps, states).sample.float()
+                predicted = unprompted + guidance_scale * (predicted - unprompted)
+        # the inner levels predict their noise at unit deviation
+        error = predicted - noise * (FULL / stage.side)
+        run.descend((error.square() * weight).mean() / guidance_scale, spent)
 
 
-def modules(out: Path, side: int) -> dict[str, torch.nn.Module]:
-    """UNet and text encoder as the stage before left them: its averages, a warm start, or as they start."""
-    text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32)
-    before = out / f"unet{INNER}.pt"
-    if side == INNER:
+def start(out: Path, stage: Stage) -> UNet2DConditionModel:
+    """The UNet as the stage before left it: its averages, a warm start, or untrained."""
+    if not stage.before:
         unet = new_inner_unet()
-    elif before.exists():
-        average = torch.load(before, weights_only=False)["average"]
-        inner = new_inner_unet()
-        inner.load_state_dict(average["unet"])
-        unet = grown(inner)
-        text_encoder.load_state_dict(average["text_encoder"])
+    elif (before := state_file(out, stage.before)).exists():
+        unet = new_inner_unet()
+        unet.load_state_dict(torch.load(before, weights_only=False)["average"]["unet"])
+        unet = grown(unet) if stage.side == FULL else unet
     else:
         unet = UNet2DConditionModel.from_pretrained(out / "unet")
     # torch's fused attention is slow backwards on a CPU
     unet.set_attn_processor(AttnProcessor())
-    text_encoder.get_input_embeddings().requires_grad_(False)
-    return {"unet": unet.to(memory_format=torch.channels_last).train(), "text_encoder": text_encoder.train()}
+    return unet.to(memory_format=torch.channels_last).train()
 
 
-def main(out: Path, budget_s: float, side: int, count: int, threads: int) -> None:
+def main(out: Path, budget_s: float, name: str, count: int, threads: int) -> None:
     """Train one stage for the budget."""
     torch.set_num_threads(threads)
-    torch.manual_seed(side)
+    stage = STAGES[name]
+    torch.manual_seed(list(STAGES).index(name))
     vae = AutoencoderKL.from_pretrained(out / "vae").eval().to(memory_format=torch.channels_last)
     latents = cached(out / "latents.pt", vae, count, 8 * FULL, seed=FULL)
-    if side == INNER:
+    if stage.side == INNER:
         latents.values = torch.nn.functional.avg_pool2d(latents.values.float(), 2).bfloat16()
+    text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32).train(False)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    rates = LEARNING_RATE[side], MUON_RATE[side]
-    run = Run(out / f"unet{side}.pt", budget_s, modules(out, side), *rates)
-    batches = Batches(latents, vae.config.scaling_factor, tokenizer, run.rng)
-    if side == INNER:
-        train(run, batches, side, warm_up=WARM_UP)
-    else:
-        train(run, batches, side, outer_alone=OUTER_ALONE if (out / f"unet{INNER}.pt").exists() else 0)
+    parts: dict[str, torch.nn.Module] = {"unet": start(out, stage)}
+    run = Run(state_file(out, name), budget_s, parts, stage.learning_rate, stage.muon_rate)
+    if not (stage.before and state_file(out, stage.before).exists()):
+        # a warm start has nothing untrained to bring up to the rest
+        stage = replace(stage, outer_alone=0)
+    train(run, text_encoder, Batches(latents, vae.config.scaling_factor, tokenizer, run.rng), stage)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget-s", type=float, required=True)
-    parser.add_argument("--side", type=int, choices=tuple(BATCH), required=True)
+    parser.add_argument("--stage", choices=tuple(STAGES), required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    main(arguments.out, arguments.budget_s, arguments.side, arguments.count, arguments.threads)
+    main(arguments.out, arguments.budget_s, arguments.stage, arguments.count, arguments.threads)
