@@ -1,0 +1,214 @@
+"""Runs calls in forked processes and kills them where it is told to: at a file operation, at a stage, after a time.
+
+A server process imports what is slow to import once; each call is a fork of it, so that fifty kills cost fifty calls.
+The kill is SIGKILL: nothing of the process runs afterwards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self, cast
+
+ROOT = Path(__file__).parents[2]
+#: Audit events (PEP 578) of what changes files, takes locks or starts processes; each is raised just before it happens.
+#: "open" counts where it opens to write.
+OPERATIONS = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.utime", "os.truncate")
+OTHERS = ("fcntl.flock", "subprocess.Popen")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a call ended: ``code`` is negative where it was killed.
+
+    ``operations`` and ``notes`` are what it did and said, where it came to its end; ``seconds`` how long it took.
+    """
+
+    code: int
+    operations: list[str]
+    notes: list[str]
+    seconds: float
+    err: str
+
+    @property
+    def killed(self) -> bool:
+        return self.code == -signal.SIGKILL
+
+
+class Killer:
+    """A server of forks. Leaving its block ends it.
+
+    Args:
+        modules: What the server imports first.
+        place: A folder for what the calls print.
+    """
+
+    def __init__(self, modules: Sequence[str], place: Path) -> None:
+        self._log = place / "log"
+        paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tests.faults.killer", *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
+        )
+        self._requests = cast(IO[str], self._process.stdin)
+        self._answers = cast(IO[str], self._process.stdout)
+        assert self._answers.readline() == "ready\n", "the server did not start"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def __call__(
+        self,
+        call: str,
+        *arguments: Any,
+        folder: Path,
+        operation: int | None = None,
+        note: int | None = None,
+        seconds: float | None = None,
+    ) -> Ended:
+        """Call "module:function" in a fork, in a folder that is its current and, below "tmp", its temporary one.
+
+        Args:
+            call: What.
+            arguments: Its arguments, as JSON.
+            folder: Where.
+            operation: Kill it before this file operation, counted from 0.
+            note: Kill it as it says this line of its progress, counted from 0.
+            seconds: Kill it after this time.
+        """
+        (folder / "tmp").mkdir(exist_ok=True)
+        limits = {"operation": operation, "note": note, "seconds": seconds}
+        request = {"call": call, "arguments": arguments, "folder": str(folder), "log": str(self._log), **limits}
+        self._requests.write(json.dumps(request, default=str) + "\n")
+        self._requests.flush()
+        return Ended(**json.loads(self._answers.readline()))
+
+    def sdrt(self, *words: str | Path | int, folder: Path, **kill: Any) -> Ended:
+        """Run the command line in a fork."""
+        return self("sdrt.cli:main", [str(word) for word in words], folder=folder, **kill)
+
+
+def tree(folder: Path) -> list[str]:
+    """Everything below a folder, by relative path."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def serve(modules: Sequence[str]) -> None:
+    """Answer requests until stdin ends."""
+    for module in modules:
+        importlib.import_module(module)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        with _report() as (reading, writing):
+            start = time.monotonic()
+            child = os.fork()
+            if child == 0:
+                os.close(reading)
+                _call(request, writing)
+            os.close(writing)
+            answer = _reap(child, reading, request["seconds"])
+        answer["seconds"] = time.monotonic() - start
+        answer["err"] = Path(request["log"]).read_text(errors="replace")
+        print(json.dumps(answer), flush=True)
+
+
+@contextmanager
+def _report() -> Iterator[tuple[int, int]]:
+    """A pipe by which a call says what it did; its writing end is closed by the block."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 1 << 20)
+    yield reading, writing
+    os.close(reading)
+
+
+def _reap(child: int, reading: int, seconds: float | None) -> dict[str, Any]:
+    """How the child ended, killed after ``seconds`` if it has not by then."""
+    handle = os.pidfd_open(child)
+    if not select.select([handle], [], [], seconds)[0]:
+        os.kill(child, signal.SIGKILL)
+    os.close(handle)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with open(os.dup(reading)) as report:  # noqa: PTH123  # a descriptor
+        said = report.read()
+    return {"operations": [], "notes": [], **json.loads(said or "{}"), "code": code}
+
+
+def _call(request: dict[str, Any], writing: int) -> None:
+    """In the child: do what is asked, say what was done, and end."""
+    os.chdir(request["folder"])
+    os.environ["TMPDIR"] = os.path.join(request["folder"], "tmp")  # noqa: PTH118  # no object that could be audited
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    module, _, name = request["call"].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    operations = _killed_at_operation(request["operation"])
+    notes = _killed_at_note(request["note"])
+    code = 0
+    try:
+        function(*request["arguments"])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    done = list(operations)
+    os.write(writing, json.dumps({"operations": done, "notes": notes}).encode())
+    os._exit(code)
+
+
+def _killed_at_operation(number: int | None) -> list[str]:
+    """Watch file operations; gives the list into which they go."""
+    seen: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and not int(arguments[2]) & WRITING:
+            return
+        if event == "open" or event in OPERATIONS or event in OTHERS:
+            if len(seen) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen.append(f"{event} {arguments[0] if arguments else ''}")
+
+    sys.addaudithook(watch)
+    return seen
+
+
+def _killed_at_note(number: int | None) -> list[str]:
+    """Watch what progress says; gives the list into which it goes."""
+    from sdrt.progress import Lines
+
+    said: list[str] = []
+    say = Lines.note
+
+    def watch(lines: Lines, text: str) -> None:
+        say(lines, text)
+        if len(said) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        said.append(text)
+
+    Lines.note = watch  # type: ignore[method-assign]
+    return said
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])
