@@ -29,12 +29,13 @@ from sdrt.export.denoise_step import describe, write_denoise_step
 from sdrt.export.flops import count_flops
 from sdrt.export.onnx_export import export_graph, quiet, tensor_specs
 from sdrt.files import canonical_json, folder_published_as
+from sdrt.graphs.structure import OPSETS
 from sdrt.progress import Progress, silent
 from sdrt.runtime.lms import Schedule
 from sdrt.runtime.noise_config import PredictionType
 
 DEFAULT_OPSET = 23
-OPSETS = range(20, 25)
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 TOKENIZER = "tokenizer/tokenizer.json"
 SCHEDULER = "scheduler/scheduler_config.json"

@@ -24,6 +24,8 @@ KINDS = {
     FieldDescriptor.TYPE_MESSAGE: "message",
 }
 
+ENUMERATIONS = ("type", "data_location")
+
 
 def varint(number: int) -> bytes:
     """A number of protocol buffers."""
@@ -54,8 +56,12 @@ def plain(message: Any) -> Any:
 
 
 def summed(value: Any) -> Any:
-    """Counts of floats as one number, whether they came one by one or in a run; views as bytes."""
+    """Counts of floats as one number, whether they came one by one or in a run; views as bytes.
+
+    Enumerations are left out: a number that stands for nothing is an absent field to onnx, and refused by our checks.
+    """
     if isinstance(value, dict):
+        value = {name: one for name, one in value.items() if name not in ENUMERATIONS or isinstance(one, dict)}
         floats = {name: [sum(value[name])] for name in ("float_data", "double_data", "floats") if name in value}
         return {name: summed(one) for name, one in {**value, **floats}.items()}
     if isinstance(value, list):
