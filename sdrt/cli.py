@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": "Compare what was built with PyTorch, and say whether it is still the model.",
     "plot": "Draw what each part of the model does.",
     "bench": "Measure engines, cold and warm, beside peers and the machine's limit.",
+    "tune": "Find the fastest accurate way to run a bundle here, for --backend auto.",
     "store": "Look after stored bundles and engines.",
     "info": "Show how a picture was made.",
     "inspect": "Show what a checkpoint, a bundle or an engine set consists of.",

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from sdrt.bundle import Bundle, Precision
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines import build as engines_build
+from sdrt.engines.builders import builder
+from sdrt.engines.engine_set import BatchRange
 from sdrt.engines.request import BuildRequest, Provider
 from sdrt.engines.store import Store
 from sdrt.errors import ArtefactError, BackendUnavailableError, BundleError, TrustError, UsageError
@@ -20,13 +22,18 @@ from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import choose_backend
 
 if TYPE_CHECKING:
+    from sdrt.bundle import ComponentName
     from sdrt.checkpoint import Checkpoint
     from sdrt.engines.engine_set import BackendName, EngineSet
+    from sdrt.runtime.backends.tuned import TuneRecord
 
 #: The demo's bundle, which a wheel carries so that it runs without torch.
 DEMO_BUNDLE = Path(__file__).parent / "assets" / "demo-bundle"
 #: Counts changes of the exporter that change what it writes.
 EXPORTER = 3
+STEP: ComponentName = "denoise_step"
+#: Where a store keeps what was tuned, as sdrt.runtime.backends.tuned names it.
+TUNED = "tuned"
 EXPORTED_WITH = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 
@@ -50,6 +57,84 @@ class Source:
             raise UsageError("--revision is for --checkpoint, which is missing", hint="give both, or neither")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How a source is run: what the user asked for, and for the rest what ``sdrt tune`` found or the backend's own way.
+
+    Attributes:
+        backend: Never "auto".
+        precision: None is the backend's choice on this machine.
+        threads: None is all that this process may use.
+        loop: auto or plain, as the pipeline takes it.
+        batch: Pictures at once that the engines are built for; None takes any.
+        step: Whether the engines must hold denoise_step though the backend's own sets leave it out.
+    """
+
+    backend: BackendName
+    precision: Precision | None = None
+    threads: int | None = None
+    loop: str = "auto"
+    batch: BatchRange | None = None
+    step: bool = False
+
+
+def choose(
+    source: Source,
+    *,
+    backend: str = "auto",
+    precision: Precision | None = None,
+    threads: int | None = None,
+    loop: str = "auto",
+    provider: Provider | None = None,
+    store: Path | None = None,
+    progress: Progress = silent,
+) -> Choice:
+    """Choose what the user left open. "auto" is what was tuned for this bundle here, else what suits the machine.
+
+    A record is used where it answers what is asked: not for another precision or provider, and what the user says of
+    threads and loop stands.
+
+    Raises:
+        ArtefactError: The record is malformed.
+        BackendUnavailableError: No backend can run here.
+    """
+    record = None
+    if backend == "auto" and not source.engines and provider in (None, "cpu"):
+        record = tune_record(source, Store(store) if store else Store.default())
+    best = record.best if record else None
+    if best is None or precision not in (None, best.precision):
+        return Choice(resolve_backend(backend, progress), precision, threads, loop)
+    chosen = resolve_backend(backend, progress, record)
+    progress.note(f"as tuned: {best.name}")
+    return Choice(
+        chosen,
+        best.precision,
+        threads or best.threads,
+        "plain" if best.loop == "plain" else loop,
+        None if best.batch is None else BatchRange(min=best.batch, opt=best.batch, max=best.batch),
+        best.loop == "fused" and loop == "auto",
+    )
+
+
+def tune_record(source: Source, store: Store) -> TuneRecord | None:
+    """What ``sdrt tune`` found for a source on this machine; None where it was not run. Exports nothing.
+
+    Raises:
+        ArtefactError: The record is malformed.
+    """
+    if not (store.root / TUNED).is_dir():
+        return None
+    from sdrt.runtime.backends.tuned import find_record
+
+    try:
+        bundle = open_bundle(source, store, build=False)
+    except (ArtefactError, BackendUnavailableError):
+        # What was not exported yet was not tuned either.
+        return None
+    store.check()
+    return find_record(store.root, bundle.digest)
+
+
 def prepare(
     source: Source,
     *,
@@ -58,9 +143,12 @@ def prepare(
     store: Path | None = None,
     build: bool = True,
     provider: Provider | None = None,
+    choice: Choice | None = None,
     progress: Progress = silent,
 ) -> EngineSet:
     """Open the engines of a source, exporting and building what is missing.
+
+    ``choice`` stands in place of ``backend`` and ``precision`` where it was made before, by `choose`.
 
     Raises:
         SdrtError: Of the kind that fits; with ``build`` False, ArtefactError naming the
@@ -71,19 +159,37 @@ def prepare(
         opened = shelf.open_engines(source.engines, trust=source.trust)
         _check_asked(opened, backend, precision, provider)
         return opened
-    name = resolve_backend(backend, progress)
-    check_provider(name, provider)
-    exported = bundle_precision(name, precision)
+    if choice is None:
+        choice = choose(source, backend=backend, precision=precision, provider=provider, store=store, progress=progress)
+    check_provider(choice.backend, provider)
+    exported = bundle_precision(choice.backend, choice.precision)
     bundle = open_bundle(source, shelf, precision=exported, build=build, progress=progress)
-    request = BuildRequest(name, precision, provider=provider or "cpu")
+    request = build_request(choice, bundle, provider)
     if build:
         return engines_build.build(bundle, request, shelf, progress)
     found = engines_build.find(bundle, request, shelf)
     if found is None:
-        options = {"backend": request.backend, "precision": precision, "provider": provider, "store": _named(shelf)}
+        options = {
+            "backend": request.backend,
+            "precision": choice.precision,
+            "provider": provider,
+            "batch": choice.batch.opt if choice.batch else None,
+            "store": _named(shelf),
+        }
         hint = "run: " + _command("build", str(bundle.path), **options)
         raise ArtefactError(f"no {request.backend} engines are stored for {bundle.path}", hint=hint)
     return found
+
+
+def build_request(choice: Choice, bundle: Bundle, provider: Provider | None = None) -> BuildRequest:
+    """What a choice asks a build for."""
+    components = None
+    if choice.step:
+        held = frozenset(bundle.manifest.components)
+        components = tuple(dict.fromkeys((*builder(choice.backend).components(held), STEP)))
+    return BuildRequest(
+        choice.backend, choice.precision, components=components, batch=choice.batch, provider=provider or "cpu"
+    )
 
 
 def check_provider(backend: str, provider: Provider | None) -> None:
@@ -136,12 +242,12 @@ def _command(name: str, *arguments: str, **options: object) -> str:
     return shlex.join(words)
 
 
-def resolve_backend(backend: str, progress: Progress) -> BackendName:
-    """The backend asked for; for "auto" the one that suits this machine, said aloud."""
+def resolve_backend(backend: str, progress: Progress, record: TuneRecord | None = None) -> BackendName:
+    """The backend asked for; for "auto" the one that was tuned or that suits this machine, said aloud."""
     if backend != "auto":
         name: BackendName = backend  # type: ignore[assignment]
         return name
-    chosen, reason = choose_backend()
+    chosen, reason = choose_backend(record)
     progress.note(f"backend {chosen}: {reason}")
     return chosen
 

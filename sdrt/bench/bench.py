@@ -53,10 +53,10 @@ def bench(
         jobs = {entry.result.name: entry.job for entry in plan.entries if entry.job is not None}
         precisions = tuple(dict.fromkeys(job.precision for job in jobs.values()))
         measured = measure(jobs, settings, precisions, plan.device, folder, progress)
-        first = plan.entries[0].result.name
-        if first in measured.problems:
-            raise measured.problems[first]
-        found = tuple(_result(entry.result, measured, settings, first) for entry in plan.entries)
+        results = [entry.result for entry in plan.entries]
+        if results[0].name in measured.problems:
+            raise measured.problems[results[0].name]
+        found = tuple(_result(each, measured, settings, _reference(each, results)) for each in results)
     ceilings = _ceilings(measured, precisions)
     manifest = plan.bundle.manifest
     copied = [float(limits["bytes_a_second"]) for rows in measured.limits.values() for limits in rows]  # type: ignore[arg-type]
@@ -89,10 +89,17 @@ def _result(result: ContenderResult, measured: Measured, settings: Settings, fir
         changes["cold"] = _cold(measured.cold[name])
     warm = {batch: runs[name] for batch, runs in measured.warm.items() if runs.get(name)}
     changes["warm"] = tuple(_warm(batch, runs, settings.steps) for batch, runs in warm.items())
-    if name != first and result.scheduler == "LMS" and name in measured.pictures and first in measured.pictures:
+    if name != first and result.scheduler == "LMS" and {name, first} <= measured.pictures.keys():
         decibels = _psnr_db(measured.pictures[first], measured.pictures[name])
         changes |= {"psnr_db": decibels, "equal_picture": decibels is None}
     return result.model_copy(update=changes)
+
+
+def _reference(result: ContenderResult, results: Sequence[ContenderResult]) -> str:
+    """Whose picture a contender's is held against: sdrt's in the same precision, or else the first of sdrt's."""
+    ours = [each for each in results if each.ours and not each.problem]
+    equal = [each.name for each in ours if each.precision == result.precision and each.name != result.name]
+    return equal[0] if equal and not result.ours else results[0].name
 
 
 def _psnr_db(first: Path, other: Path) -> float | None:
@@ -204,7 +211,7 @@ def _with_build_times(plan: Plan, asked: Asked, folder: Path, progress: Progress
         words = ["export", "--checkpoint", checkpoint, *revision, "--out", str(folder / "exported")]
         with progress.stage("export anew"):
             export_s = _command_s(words)
-    entries = []
+    entries: list[Entry] = []
     for entry in plan.entries:
         if entry.engines is not None:
             manifest = entry.engines.manifest

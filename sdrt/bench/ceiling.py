@@ -19,6 +19,7 @@ COPY_BYTES = 256 << 20
 TRIES = 3
 
 Product = Callable[[], object]
+Maker = Callable[[str, int, str], Product | None]
 
 
 class Limits:
@@ -52,7 +53,7 @@ class Limits:
 
     def _made(self, precision: str) -> list[tuple[str, Product]]:
         if precision not in self._products:
-            makers = [("torch", _torch)]
+            makers: list[tuple[str, Maker]] = [("torch", _torch)]
             if self._device == "cpu":
                 makers += [("openvino", _openvino), ("numpy", _numpy)]
             made = []
@@ -115,7 +116,7 @@ def _torch(precision: str, threads: int, device: str) -> Product | None:
     return _finished(torch, device, lambda: left @ right)
 
 
-def _openvino(precision: str, threads: int, _device: str) -> Product | None:
+def _openvino(precision: str, threads: int, device: str) -> Product | None:
     """A product of a matrix with a constant, as a fully connected layer is: OpenVINO packs the constant beforehand."""
     from sdrt.runtime.backends.openvino import INFERENCE_PRECISION, cpu_config, load_library
 
@@ -132,7 +133,7 @@ def _openvino(precision: str, threads: int, _device: str) -> Product | None:
     return lambda: request.infer([left], share_inputs=True, share_outputs=True)
 
 
-def _numpy(precision: str, _threads: int, _device: str) -> Product | None:
+def _numpy(precision: str, threads: int, device: str) -> Product | None:
     if precision != "fp32":
         return None
     rng = np.random.default_rng(0)

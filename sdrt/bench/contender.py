@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
+    from sdrt.bundle import Precision
+
 
 @dataclass(frozen=True)
 class Job:
@@ -36,7 +38,7 @@ class Job:
     """
 
     kind: str
-    precision: str
+    precision: Precision
     threads: int
     checkpoint: str = ""
     bundle: str = ""

@@ -75,8 +75,8 @@ class Warm(Record):
 class ContenderResult(Record):
     """One way to make the pictures. ``problem`` says why it was not, or not to the end, measured; "" where it was.
 
-    ``how`` is its documented fast path in a line; ``psnr_db`` how near its first picture is to that of the first
-    contender, None where it is equal or cannot be compared, ``equal_picture`` tells the two apart.
+    ``how`` is its documented fast path in a line; ``psnr_db`` how near its first picture is to sdrt's, in the same
+    precision if there is one: None where it is equal or cannot be compared, ``equal_picture`` tells the two apart.
     """
 
     name: str

@@ -45,7 +45,12 @@ class Drawn:
 
 
 def draw(
-    engines: EngineSet, request: Request, progress: Progress = silent, *, threads: int | None = None
+    engines: EngineSet,
+    request: Request,
+    progress: Progress = silent,
+    *,
+    threads: int | None = None,
+    loop: str = "auto",
 ) -> tuple[Drawn, ...]:
     """Run a request through the runtime as it is deployed, keeping the latents after each step.
 
@@ -56,7 +61,7 @@ def draw(
         EngineError: The engines do not open.
     """
     drawn: list[Drawn] = []
-    with Pipeline(engines, threads=threads) as pipeline:
+    with Pipeline(engines, threads=threads, loop=loop) as pipeline:
         together = pipeline.pictures_at_once(request)
         for first in range(0, len(request.pictures), together):
             group = replace(request, pictures=request.pictures[first : first + together])

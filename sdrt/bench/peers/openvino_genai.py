@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
 from sdrt.bench.contender import Contender, Job, Stopwatch, Work
 from sdrt.runtime.backends.openvino import INFERENCE_PRECISION, load_library
-
-if TYPE_CHECKING:
-    from sdrt.bundle import Precision
 
 
 class OpenVinoGenAi(Contender):
@@ -26,9 +23,8 @@ class OpenVinoGenAi(Contender):
 
     def load(self) -> None:
         """Open and compile what was converted; shapes stay as they come."""
-        precision: Precision = self.job.precision  # type: ignore[assignment]
         properties = {
-            "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[precision],
+            "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[self.job.precision],
             "INFERENCE_NUM_THREADS": self.job.threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",

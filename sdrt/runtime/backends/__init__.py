@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sdrt.engines.engine_set import BackendName, EngineManifest, EngineSet
     from sdrt.runtime.backends.base import Engine
     from sdrt.runtime.backends.session import Session
+    from sdrt.runtime.backends.tuned import TuneRecord
 
 __all__ = ["BACKENDS", "GPU_BACKENDS", "available", "choose_backend", "open_engine", "open_session"]
 
@@ -57,8 +58,11 @@ def available(backend: str) -> None:
         installed_version("cuda-python", backend)
 
 
-def choose_backend() -> tuple[BackendName, str]:
-    """What ``--backend auto`` means here: the first of `BACKENDS` that can run.
+def choose_backend(record: TuneRecord | None = None) -> tuple[BackendName, str]:
+    """What ``--backend auto`` means here: what was tuned, else the first of `BACKENDS` that can run.
+
+    Args:
+        record: What ``sdrt tune`` found for the bundle on this machine.
 
     Returns:
         Its name, and why in one line.
@@ -66,6 +70,9 @@ def choose_backend() -> tuple[BackendName, str]:
     Raises:
         BackendUnavailableError: None can.
     """
+    if record is not None and record.best is not None:
+        available(record.best.backend)
+        return record.best.backend, record.reason
     refused = []
     for backend in BACKENDS:
         try:
