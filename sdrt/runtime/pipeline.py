@@ -123,7 +123,8 @@ class Pipeline:
             bundle: A bundle folder, in place of a checkpoint.
             engines: An engine set folder, in place of either.
             trust: SHA-256 of the manifest.json of an engine set from elsewhere.
-            backend: onnxruntime, openvino, or auto: the fastest that can run here.
+            backend: onnxruntime, openvino, or auto: as ``sdrt tune`` found for this bundle here, threads and loop
+                included, else the fastest that can run here.
             precision: fp32 or bf16; None is the backend's choice on this machine.
             store: Folder of the store; None is the user's cache.
             build: Whether to export and build what is missing; else it is an error.
@@ -139,13 +140,23 @@ class Pipeline:
         Raises:
             SdrtError: Of the kind that fits: see sdrt.errors.
         """
-        from sdrt.prepare import Source, prepare, resolve_backend
+        from sdrt.prepare import Source, choose, prepare
 
-        source = Source(checkpoint, revision, bundle, engines, trust)
-        if cuda_graphs is not None and not engines:
+        source, choice = Source(checkpoint, revision, bundle, engines, trust), None
+        if not engines:
+            choice = choose(
+                source,
+                backend=backend,
+                precision=precision,
+                threads=threads,
+                loop=loop,
+                provider=provider,
+                store=store,
+                progress=progress,
+            )
             # Before anything is exported or built for a backend that has none.
-            backend = resolve_backend(backend, progress)
-            check_cuda_graphs(backend, cuda_graphs)
+            check_cuda_graphs(choice.backend, cuda_graphs)
+            threads, loop = choice.threads, choice.loop
         opened = prepare(
             source,
             backend=backend,
@@ -153,6 +164,7 @@ class Pipeline:
             store=store,
             build=build,
             provider=provider,
+            choice=choice,
             progress=progress,
         )
         return cls(
