@@ -1,0 +1,292 @@
+"""SIGKILL of whole commands: at file operations, at stage boundaries, at any moment; the next run is right and clean.
+
+A few of the kills are quick; fifty random points of each command, and every stage boundary from a checkpoint to a
+picture, are run by ``make test-long``.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sdrt.bundle import Bundle
+from sdrt.engines.store import Store
+from tests.faults.killer import Ended, Killer, tree
+from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
+from tests.runtime.backends.cuda_double.plans import word_tokenizer
+
+SD_V1 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+RUNTIME = (
+    "sdrt.cli",
+    "sdrt.commands.build",
+    "sdrt.commands.denoise",
+    "sdrt.engines.build",
+    "sdrt.prepare",
+    "sdrt.runtime.pipeline",
+    "sdrt.runtime.backends.onnxruntime",
+)
+POINTS = 50
+#: Of these, so many at file operations; the rest after random times.
+AT_OPERATIONS = 25
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A command, what is there before it, and what must hold of what everybody may see at any moment and at the end.
+
+    ``start`` fills a folder; ``words`` are relative to it; ``visible`` is held after a kill, ``right`` after the next
+    run.
+    """
+
+    words: tuple[str | Path | int, ...]
+    start: Callable[[Path], None]
+    visible: Callable[[Path], None]
+    right: Callable[[Path], None]
+
+
+def kill_and_run(killer: Killer, scene: Scene, place: Path, whole: Ended, expected: list[str], **kill: Any) -> bool:
+    """Kill the command somewhere and run it again; whether the kill came before its end."""
+    folder = place / "killed"
+    folder.mkdir()
+    scene.start(folder)
+    ended = killer.sdrt(*scene.words, folder=folder, **kill)
+    assert ended.killed or ended.code == 0, (kill, ended.err)
+    assert no_children(folder), kill
+    scene.visible(folder)
+    again = killer.sdrt(*scene.words, folder=folder)
+    assert again.code == 0, (kill, again.err)
+    scene.visible(folder)
+    scene.right(folder)
+    assert tree(folder) == expected, kill
+    shutil.rmtree(folder)
+    return ended.killed
+
+
+def no_children(folder: Path) -> bool:
+    """Whether no process works below the folder; the system takes a moment to end those of a killed one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if not any(str(folder) in _files_of(process) for process in Path("/proc").glob("[0-9]*")):
+            return True
+    return False
+
+
+def _files_of(process: Path) -> str:
+    """What a process has as its current folder and its open files; nothing of one that has gone."""
+    try:
+        return "\n".join(str(link.readlink()) for link in (process / "cwd", *(process / "fd").iterdir()))
+    except OSError:
+        return ""
+
+
+def kill_at(
+    killer: Killer, scene: Scene, place: Path, operations: int, times: int, notes: int | None = 0, seed: int = 0
+) -> tuple[int, Ended]:
+    """Kill a command at random operations and after random times, and as it says what it does.
+
+    Args:
+        killer: The server.
+        scene: The command.
+        place: A folder.
+        operations: At so many file operations.
+        times: After so many times.
+        notes: At so many notes; None is at all.
+        seed: Of what is random.
+
+    Returns:
+        How many kills came before the end, and how the command ends undisturbed.
+    """
+    undisturbed = place / "undisturbed"
+    undisturbed.mkdir()
+    scene.start(undisturbed)
+    whole = killer.sdrt(*scene.words, folder=undisturbed)
+    assert whole.code == 0, whole.err
+    scene.right(undisturbed)
+    expected = tree(undisturbed)
+    chosen = random.Random(seed)
+    count = len(whole.operations)
+    kills: list[dict[str, Any]] = [{"operation": n} for n in chosen.sample(range(count), min(operations, count))]
+    kills += [{"seconds": chosen.uniform(0, whole.seconds)} for _ in range(times)]
+    said = range(len(whole.notes))
+    kills += [{"note": n} for n in (said if notes is None else chosen.sample(said, notes))]
+    early = sum(kill_and_run(killer, scene, place, whole, expected, **kill) for kill in kills)
+    return early, whole
+
+
+@pytest.fixture(scope="module")
+def killer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
+    with Killer(RUNTIME, tmp_path_factory.mktemp("killer")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
+    with Killer([*RUNTIME, "sdrt.export"], tmp_path_factory.mktemp("exporter")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of graphs written by hand that makes pictures; not to be changed."""
+    folder = tmp_path_factory.mktemp("hand-made") / "bundle"
+    return hand_made_bundle(folder, tokenizer=word_tokenizer(), scheduler=json.dumps(SD_V1))
+
+
+def all_sound(store: Store) -> None:
+    """Everything that the store shows is whole."""
+    assert set(store.verify().values()) <= {None}
+    assert "quarantine" not in {entry.kind for entry in store.entries()}
+
+
+@pytest.fixture(scope="module")
+def building(bundle: Bundle) -> Scene:
+    """A build of one component on a cold store."""
+
+    def right(folder: Path) -> None:
+        (entry,) = Store(folder / "store").entries()
+        assert entry.kind == "engines"
+
+    return Scene(
+        words=("build", bundle.path, "--backend", "onnxruntime", "--components", "vae_decoder", "--store", "store"),
+        start=lambda _: None,
+        visible=lambda folder: all_sound(Store(folder / "store")),
+        right=right,
+    )
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as picture:
+        return picture.tobytes()
+
+
+@pytest.fixture(scope="module")
+def denoising(bundle: Bundle, killer: Killer, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """Two pictures and their latents over a store that holds the engines; one picture is there already."""
+    place = tmp_path_factory.mktemp("denoising")
+    words = ("denoise", "--bundle", bundle.path, "--backend", "onnxruntime", "--store", place / "store", "--json")
+    words += ("--prompt", "a red circle", "--steps", 8, "--out", "p.png", "--save-latents", "p.npy", "--num-images", 2)
+    assert killer.sdrt(*words, "--seed", 1, folder=place).code == 0
+    made = {name: (place / name).read_bytes() for name in ("p-0001.png", "p-0002.png", "p.npy")}
+
+    def start(folder: Path) -> None:
+        (folder / "p-0001.png").write_bytes(b"old")
+
+    def visible(folder: Path) -> None:
+        assert (folder / "p-0001.png").read_bytes() in (b"old", made["p-0001.png"])
+        for name in ("p-0002.png", "p.npy"):
+            assert not (folder / name).exists() or (folder / name).read_bytes() == made[name]
+        all_sound(Store(place / "store"))
+
+    def right(folder: Path) -> None:
+        assert {name: (folder / name).read_bytes() for name in made} == made
+        assert not list((place / "store" / "staging").iterdir())
+
+    return Scene((*words, "--seed", 1), start, visible, right)
+
+
+def test_row_32_a_killed_build(killer: Killer, building: Scene, tmp_path: Path) -> None:
+    early, whole = kill_at(killer, building, tmp_path, operations=1, times=1, notes=1)
+    assert early >= 2
+    # Compiled elsewhere: a kill between these lines ends another process than the one that writes.
+    assert "onnxruntime vae_decoder fp32 ..." in whole.notes
+
+
+def test_row_32_a_killed_denoise(killer: Killer, denoising: Scene, tmp_path: Path) -> None:
+    early, whole = kill_at(killer, denoising, tmp_path, operations=4, times=2, notes=2)
+    assert early >= 6
+    assert "denoise ..." in whole.notes
+
+
+@pytest.mark.long
+def test_row_32_fifty_kills_of_a_build(killer: Killer, building: Scene, tmp_path: Path) -> None:
+    early, whole = kill_at(killer, building, tmp_path, AT_OPERATIONS, POINTS - AT_OPERATIONS, notes=None, seed=1)
+    assert early >= AT_OPERATIONS + len(whole.notes)
+
+
+@pytest.mark.long
+def test_row_32_fifty_kills_of_a_denoise(killer: Killer, denoising: Scene, tmp_path: Path) -> None:
+    operations = 18
+    early, whole = kill_at(killer, denoising, tmp_path, operations, POINTS - operations, notes=None, seed=2)
+    assert early >= min(operations, len(whole.operations)) + len(whole.notes)
+
+
+@pytest.fixture(scope="module")
+def exporting(tiny_path: Path, exporter: Killer, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """An export of one component to a folder where a bundle stands."""
+    place = tmp_path_factory.mktemp("exporting")
+    words = ("export", "--checkpoint", tiny_path, "--components", "vae_encoder", "--out", "out", "--force")
+    assert exporter.sdrt(*words, folder=place).code == 0
+    made = Bundle.open(place / "out", verify=True).digest
+    old = hand_made_bundle(place / "old", components=("vae_decoder",)).digest
+
+    def start(folder: Path) -> None:
+        shutil.copytree(place / "old", folder / "out")
+
+    def visible(folder: Path) -> None:
+        assert Bundle.open(folder / "out", verify=True).digest in (old, made)
+
+    def right(folder: Path) -> None:
+        assert Bundle.open(folder / "out", verify=True).digest == made
+
+    return Scene(words, start, visible, right)
+
+
+@pytest.mark.long
+def test_row_32_fifty_kills_of_an_export(exporter: Killer, exporting: Scene, tmp_path: Path) -> None:
+    early, whole = kill_at(exporter, exporting, tmp_path, AT_OPERATIONS, POINTS - AT_OPERATIONS, notes=None, seed=3)
+    assert early >= min(AT_OPERATIONS, len(whole.operations)) + len(whole.notes)
+
+
+@pytest.mark.long
+def test_row_32_kills_at_every_stage_from_checkpoint_to_picture(
+    exporter: Killer, tiny_path: Path, tmp_path: Path
+) -> None:
+    pictures: set[bytes] = set()
+
+    def right(folder: Path) -> None:
+        store = Store(folder / "store")
+        assert sorted(entry.kind for entry in store.entries()) == ["bundle", "engines"]
+        pictures.add(pixels(folder / "p.png"))
+
+    words = ("denoise", "--checkpoint", tiny_path, "--backend", "onnxruntime", "--store", "store", "--out", "p.png")
+    scene = Scene(
+        words=(*words, "--prompt", "a red circle", "--steps", 2, "--seed", 1),
+        start=lambda _: None,
+        visible=lambda folder: all_sound(Store(folder / "store")),
+        right=right,
+    )
+    early, whole = kill_at(exporter, scene, tmp_path, operations=0, times=0, notes=None)
+    assert early == len(whole.notes)
+    started = [note.removesuffix(" ...") for note in whole.notes if note.endswith(" ...")]
+    assert {"export unet", "compose denoise_step", "checking the bundle", "onnxruntime unet fp32", "denoise"} < {
+        *started
+    }
+    # Each stage is killed as it starts and as it ends.
+    assert all(any(note.startswith(f"{stage}: ") for note in whole.notes) for stage in started)
+    assert len(pictures) == 1
+
+
+def test_a_kill_that_leaves_debris_is_found(killer: Killer, denoising: Scene, tmp_path: Path) -> None:
+    """The control: a file that nobody sweeps makes the comparison fail."""
+    folder = tmp_path / "undisturbed"
+    folder.mkdir()
+    denoising.start(folder)
+    whole = killer.sdrt(*denoising.words, folder=folder)
+    expected = tree(folder)
+
+    def littered(place: Path) -> None:
+        denoising.start(place)
+        (place / "litter").touch()
+
+    scene = Scene(denoising.words, littered, denoising.visible, denoising.right)
+    with pytest.raises(AssertionError, match="litter"):
+        kill_and_run(killer, scene, tmp_path, whole, expected, note=0)
