@@ -1,4 +1,4 @@
-"""``sdrt inspect``: what a bundle or an engine set consists of."""
+"""``sdrt inspect``: what a checkpoint, a bundle or an engine set consists of."""
 
 from __future__ import annotations
 
@@ -7,73 +7,87 @@ from typing import Any
 
 import click
 
-from sdrt.commands.options import json_option, print_json, size_text
+from sdrt.bundle import ComponentName
+from sdrt.commands.options import file_option, json_option, print_json, revision_option
+from sdrt.errors import UsageError
+
+COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "denoise_step", "vae_encoder", "vae_decoder")
+DEFAULT_DEPTH = 2
 
 
 @click.command("inspect")
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="ENGINES|BUNDLE")
+@click.argument("named", metavar="CHECKPOINT|BUNDLE|ENGINES")
+@click.option("--component", type=click.Choice(COMPONENTS), help="Show this one only.")
+@click.option(
+    "--depth",
+    type=click.IntRange(0, 99),
+    metavar="N",
+    help=f"Levels of blocks to show.  [default: {DEFAULT_DEPTH}; all in --json]",
+)
+@revision_option
+@file_option("--benchmark", "JSON of sdrt bench, to show each component's share of the time.")
+@file_option("--html", "Write all of it to one page.")
+@file_option("--drawing", "Draw the UNet as a U with its skips, as SVG.")
 @json_option
-def command(folder: Path, as_json: bool) -> None:
-    """Show the layers of ENGINES or BUNDLE by kind and precision, its attentions, profiles and sizes.
+def command(
+    named: str,
+    component: str | None,
+    depth: int | None,
+    revision: str | None,
+    benchmark: Path | None,
+    html: Path | None,
+    drawing: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what a CHECKPOINT, a BUNDLE or ENGINES consist of: blocks, shapes, parameters, work, layers.
 
-    A bundle's come from its graphs; those of TensorRT's plans from the list that the build stored beside them, since a
-    plan cannot be read without a GPU. Nothing is opened to be run.
+    A checkpoint's blocks come from its configs and are held against its files; a bundle's come from its graphs, with
+    the operators that these have. FLOPs are those of one sample: two for each multiply-add. Of engines, layers,
+    attentions and profiles are shown where the build stored a list of them, since a plan cannot be read without a GPU.
+    Nothing is opened to be run.
     """
-    from sdrt.inspect.layers import examine
+    from sdrt.inspect.examine import examine, plain
+    from sdrt.inspect.listing import lines
 
-    found = examine(folder)
+    found = examine(named, revision=revision, component=component)
+    if benchmark is not None:
+        from sdrt.inspect.times import add_times
+
+        add_times(found, benchmark)
+    wrote = _write(found, html, drawing)
     if as_json:
-        print_json(found)
+        print_json({**plain(found, depth), "wrote": [str(path) for path in wrote]})
         return
-    for line in lines(found):
+    for line in lines(found, DEFAULT_DEPTH if depth is None else depth):
         click.echo(line)
+    for path in wrote:
+        click.echo(f"wrote {path}", err=True)
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """The facts as people read them."""
-    what = f"{found['backend']} engines" if found["kind"] == "engines" else f"bundle, opset {found['opset']}"
-    text = [f"{what} of {found['checkpoint']}, {found['precision']}"]
-    if found.get("host"):
-        text.append("for " + ", ".join(f"{key} {value}" for key, value in found["host"].items()))
-    for name, component in found["components"].items():
-        text += ["", f"{name}: {component['precision']}, {size_text(component['size_bytes'])}", *_shape(component)]
-        text += _layers(component)
-    return text
+def _write(found: dict[str, Any], html: Path | None, drawing: Path | None) -> list[Path]:
+    """Write what is asked for; gives the files.
 
+    Raises:
+        UsageError: There is no UNet to draw.
+        ResourceError: A file cannot be written.
+    """
+    from sdrt.files import write_atomically
 
-def _shape(component: dict[str, Any]) -> list[str]:
-    tensors = [
-        f"  {arrow} {tensor:24}{what}"
-        for arrow, group in (("<-", "inputs"), ("->", "outputs"))
-        for tensor, what in component[group].items()
-    ]
-    profile = component.get("profile")
-    if profile:
-        tensors.append(f"  profile: batch {profile['min']} to {profile['max']}, fastest at {profile['opt']}")
-    return tensors
+    wrote = []
+    if drawing is not None:
+        from sdrt.inspect.drawing import drawing as draw
 
+        if drawing.suffix.lower() != ".svg":
+            raise UsageError(f"--drawing: {drawing} is not an .svg", hint="name a file that ends in .svg")
+        tree = found["components"].get("unet", {}).get("tree")
+        if tree is None:
+            hint = "give a checkpoint, or a bundle with a unet"
+            raise UsageError("--drawing: there is no tree of a unet to draw", hint=hint)
+        write_atomically(drawing, draw(tree, found["checkpoint"]).encode())
+        wrote.append(drawing)
+    if html is not None:
+        from sdrt.inspect.page import page
 
-def _layers(component: dict[str, Any]) -> list[str]:
-    if component["layers"] is None:
-        return ["  layers: the backend's own; it keeps no list"]
-    kinds = [
-        f"  {kind:24}{', '.join(f'{count} {precision}' for precision, count in counts.items())}"
-        for kind, counts in component["layers"].items()
-    ]
-    return kinds + _attentions(component["attentions"])
-
-
-def _attentions(attentions: list[dict[str, Any]]) -> list[str]:
-    if not attentions:
-        return []
-    if "fused" not in attentions[0]:
-        return [f"  attentions: {len(attentions)}"]
-    fused = sum(attention["fused"] for attention in attentions)
-    text = [f"  attentions: {len(attentions)}, {fused} of them fused"]
-    for attention in attentions:
-        if not attention["fused"]:
-            shape = (
-                f"{attention['heads']} heads of {attention['head_size']}, {attention['queries']}x{attention['keys']}"
-            )
-            text.append(f"    decomposed: {attention['name']} ({shape})")
-    return text
+        write_atomically(html, page(found).encode())
+        wrote.append(html)
+    return wrote

@@ -7,16 +7,17 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from sdrt.bundle import Bundle, ComponentName, TensorSpec, read_manifest
+from sdrt.bundle import COMPONENTS, Bundle, ComponentName, TensorSpec, read_manifest
 from sdrt.engines.engine_set import EngineManifest
-from sdrt.errors import ArtefactError, BackendUnavailableError
+from sdrt.errors import ArtefactError
+from sdrt.inspect.graph import graph_tree, load_graph
 
 #: What we call ONNX's data types.
 PRECISIONS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 
 
 def examine(folder: Path) -> dict[str, Any]:
-    """A bundle or an engine set as plain values: what --json prints.
+    """A bundle or an engine set as plain values, but for ``tree`` of a bundle's components.
 
     An engine set's plans are neither opened nor hashed, so it need not be trusted.
 
@@ -49,6 +50,7 @@ def _engines(folder: Path, manifest: EngineManifest) -> dict[str, Any]:
         "path": str(folder),
         "backend": manifest.backend,
         "checkpoint": manifest.checkpoint.name,
+        "checkpoint_digest": manifest.checkpoint.digest,
         "precision": manifest.precision,
         "versions": manifest.versions,
         "host": manifest.host,
@@ -62,6 +64,7 @@ def _bundle(bundle: Bundle) -> dict[str, Any]:
         "kind": "bundle",
         "path": str(bundle.path),
         "checkpoint": bundle.manifest.checkpoint.name,
+        "checkpoint_digest": bundle.manifest.checkpoint.digest,
         "precision": bundle.manifest.precision,
         "opset": bundle.manifest.opset,
         "versions": bundle.manifest.versions,
@@ -71,17 +74,14 @@ def _bundle(bundle: Bundle) -> dict[str, Any]:
 
 def _graph(bundle: Bundle, name: ComponentName) -> dict[str, Any]:
     """One graph: operators by kind and the type of what they put out. Its weights are not read."""
-    try:
-        import onnx
-    except ImportError as error:
-        hint = "pip install 'sdrt[export]'"
-        raise BackendUnavailableError("onnx, which reads graphs, is not installed", hint=hint) from error
     component = bundle.manifest.components[name]
-    graph = onnx.load(bundle.graph(name), load_external_data=False).graph
+    graph = load_graph(bundle.graph(name))
+    from onnx import TensorProto
+
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for node in graph.node:
-        dtype = onnx.TensorProto.DataType.Name(types.get(node.output[0], onnx.TensorProto.UNDEFINED))
+        dtype = TensorProto.DataType.Name(types.get(node.output[0], TensorProto.UNDEFINED))
         kinds[node.op_type][PRECISIONS.get(dtype, dtype.lower())] += 1
     files = {component.graph, component.weights} - {None}
     return {
@@ -97,6 +97,8 @@ def _graph(bundle: Bundle, name: ComponentName) -> dict[str, Any]:
             for node in graph.node
             if node.op_type == "Attention"
         ],
+        # The step holds the UNet, whose tree stands at the UNet.
+        "tree": graph_tree(name, graph) if name in COMPONENTS else None,
     }
 
 

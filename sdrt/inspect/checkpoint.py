@@ -1,0 +1,87 @@
+"""A checkpoint as trees: structure and shapes from its configs, held against the weights that its files have."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdrt.bundle import ComponentName
+from sdrt.checkpoint import Checkpoint
+from sdrt.checkpoint.safetensors_header import read_header
+from sdrt.checkpoint.weights import STEMS
+from sdrt.errors import CheckpointError
+from sdrt.inspect.block import Block
+from sdrt.inspect.text_encoder import text_encoder_tree
+from sdrt.inspect.unet import unet_tree
+from sdrt.inspect.vae import decoder_tree, encoder_tree
+
+#: Component -> the part of the checkpoint whose weights it computes with.
+PARTS: dict[ComponentName, str] = {
+    "text_encoder": "text_encoder",
+    "unet": "unet",
+    "vae_encoder": "vae",
+    "vae_decoder": "vae",
+}
+#: What files of CLIP carry and a text encoder does not compute with.
+IDLE = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
+
+
+def config_trees(text_encoder: Mapping[str, Any], unet: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Block]:
+    """The four components as trees, from a checkpoint's configs alone.
+
+    Raises:
+        CheckpointError: A config has a structure that Stable Diffusion v1 has not.
+    """
+    size = unet["sample_size"]
+    latent_size = size if isinstance(size, int) else size[0]
+    return {
+        "text_encoder": text_encoder_tree(text_encoder),
+        "unet": unet_tree(unet, text_encoder["max_position_embeddings"]),
+        "vae_encoder": encoder_tree(vae, latent_size),
+        "vae_decoder": decoder_tree(vae, latent_size),
+    }
+
+
+def examine_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint as plain values, but for ``tree`` of each component. No weights are read.
+
+    Raises:
+        CheckpointError: A config has a structure that Stable Diffusion v1 has not, or another number of weights than
+            the file.
+    """
+    trees = config_trees(checkpoint.text_encoder, checkpoint.unet, checkpoint.vae)
+    files = {part: _file(checkpoint.weights(part)) for part in STEMS}
+    for part, file in files.items():
+        expected = sum(trees[name].parameters for name, of in PARTS.items() if of == part)
+        if file["parameters"] != expected:
+            message = (
+                f"{file['path']} has {file['parameters']:,} weights where {part}/config.json asks for {expected:,}"
+            )
+            raise CheckpointError(message, hint="the weights do not belong to this config; download it again")
+    return {
+        "kind": "checkpoint",
+        "path": str(checkpoint.path),
+        "checkpoint": checkpoint.name,
+        "checkpoint_digest": checkpoint.digest,
+        "revision": checkpoint.revision,
+        "prediction_type": checkpoint.scheduler["prediction_type"],
+        "parameters": sum(file["parameters"] for file in files.values()),
+        "files": files,
+        "components": {
+            name: {"parameters": tree.parameters, "flops": tree.flops, "tree": tree} for name, tree in trees.items()
+        },
+    }
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """A file of weights: how many there are, their bytes, and how many tensors there are of each type."""
+    tensors = {name: entry for name, entry in read_header(path).tensors.items() if not name.endswith(IDLE)}
+    return {
+        "path": str(path),
+        "parameters": sum(math.prod(entry.shape) for entry in tensors.values()),
+        "size_bytes": sum(entry.end - entry.begin for entry in tensors.values()),
+        "dtypes": dict(Counter(entry.dtype for entry in tensors.values())),
+    }

@@ -1,0 +1,51 @@
+"""From what a user names to what it consists of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sdrt.bundle import MANIFEST
+from sdrt.errors import UsageError
+from sdrt.inspect.block import Block
+from sdrt.inspect.layers import examine as examine_folder
+
+
+def examine(named: str, *, revision: str | None = None, component: str | None = None) -> dict[str, Any]:
+    """What a checkpoint, a bundle or an engine set consists of.
+
+    The result is plain values, but for ``tree`` of each component, a `Block` or None. Nothing is opened to be run, and
+    no weights are read but to hash a checkpoint's.
+
+    Args:
+        named: A folder with a bundle or an engine set, or what names a checkpoint.
+        revision: Of a checkpoint from the Hub.
+        component: The only one wanted.
+
+    Raises:
+        SdrtError: It is not there, malformed, or holds no such component.
+    """
+    if (Path(named) / MANIFEST).exists():
+        if revision is not None:
+            raise UsageError("--revision is for checkpoints from the Hub", hint="leave it out")
+        found = examine_folder(Path(named))
+    else:
+        from sdrt.checkpoint import open_checkpoint
+        from sdrt.inspect.checkpoint import examine_checkpoint
+
+        found = examine_checkpoint(open_checkpoint(named, revision=revision))
+    if component is not None:
+        if component not in found["components"]:
+            hint = f"it has {', '.join(found['components'])}"
+            raise UsageError(f"--component: {named} has no {component}", hint=hint)
+        found["components"] = {component: found["components"][component]}
+    return found
+
+
+def plain(found: dict[str, Any], depth: int | None = None) -> dict[str, Any]:
+    """What `examine` gave as JSON has it; trees down to level ``depth``."""
+    components = {}
+    for name, facts in found["components"].items():
+        tree = facts.get("tree")
+        components[name] = {**facts, "tree": tree.plain(depth)} if isinstance(tree, Block) else facts
+    return {**found, "components": components}

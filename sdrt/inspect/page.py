@@ -1,0 +1,69 @@
+"""What an artefact consists of as one HTML page that opens from disk, without a network or scripts."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from sdrt.inspect.block import Block, shape_text
+from sdrt.inspect.drawing import drawing
+from sdrt.inspect.listing import component_lines, count_text, head, share_text, taken_text
+
+TEMPLATE = Path(__file__).with_name("page.html")
+HEADS = ("block", "kind", "takes", "gives", "parameters", "GFLOP", "share of the work")
+#: Levels that are unfolded at first.
+OPEN = 1
+
+
+def page(found: dict[str, Any]) -> str:
+    """The page. Everything that a user or a file named is escaped."""
+    title = f"{found['kind']} {found['checkpoint']}"
+    summary = "".join(f"<p>{escape(line)}</p>" for line in head(found))
+    tree = found["components"].get("unet", {}).get("tree")
+    picture = drawing(tree, found["checkpoint"]) if tree is not None and tree.children else ""
+    sections = [summary, picture]
+    sections += [_component(name, facts) for name, facts in found["components"].items()]
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(title), sections="\n".join(filter(None, sections))
+    )
+
+
+def _component(name: str, facts: dict[str, Any]) -> str:
+    """A component's totals, tensors, layers and tree."""
+    heading, *rest = component_lines(name, facts)
+    parts = [f"<h2>{escape(heading)}</h2>", *(f'<p class="soft">{escape(line.strip())}</p>' for line in rest)]
+    tree = facts.get("tree")
+    if tree is not None and tree.children:
+        cells = "".join(f"<span{_number(at)}>{text}</span>" for at, text in enumerate(HEADS))
+        rows = "".join(_row(child, tree, 1) for child in tree.children)
+        parts.append(
+            f'<div class="scroll"><div class="tree"><div class="row head leaf">{cells}</div>{rows}</div></div>'
+        )
+    return "".join(parts)
+
+
+def _row(block: Block, tree: Block, level: int) -> str:
+    """A block's line; what it holds is folded below it."""
+    cells = (
+        f'<span class="name">{escape(block.label)}</span>',
+        escape(block.kind),
+        taken_text(block).replace(" -> ", " → "),
+        shape_text(block.output),
+        count_text(block.parameters),
+        f"{block.flops / 1e9:.3f}",
+    )
+    share = share_text(block.flops, tree.flops)
+    width = 100 * block.flops / tree.flops if tree.flops else 0
+    line = "".join(f"<span{_number(at)}>{cell}</span>" for at, cell in enumerate(cells))
+    line += f'<span class="share">{share}<span class="bar" style="width:{width:.2f}%"></span></span>'
+    if not block.children:
+        return f'<div class="row leaf">{line}</div>'
+    below = "".join(_row(child, tree, level + 1) for child in block.children)
+    opened = " open" if level <= OPEN else ""
+    return f'<details{opened}><summary><div class="row">{line}</div></summary><div class="leaf">{below}</div></details>'
+
+
+def _number(column: int) -> str:
+    return ' class="number"' if column in (4, 5) else ""

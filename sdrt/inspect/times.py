@@ -1,0 +1,64 @@
+"""How long components take, from a benchmark's JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sdrt.bench.schema import SCHEMA_VERSION, Bench, ContenderResult
+from sdrt.bundle import read_versioned
+from sdrt.errors import ArtefactError, UsageError
+
+LIMIT_BYTES = 64 << 20
+
+
+def add_times(found: dict[str, Any], path: Path) -> None:
+    """Put seconds and share of the time into each component that a benchmark measured, and say which run it was.
+
+    The benchmark must be of the same checkpoint, and for engines of their backend and precision. Of several runs of
+    sdrt's own the first counts, at its smallest batch.
+
+    Args:
+        found: What `sdrt.inspect.examine` gave.
+        path: The benchmark's JSON.
+
+    Raises:
+        ArtefactError: The file is no benchmark of this or an earlier sdrt.
+        UsageError: It is of another checkpoint, or has no such run.
+    """
+    hint = "give the JSON that sdrt bench wrote"
+    data = read_versioned(path, ArtefactError, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
+    try:
+        bench = Bench.model_validate_json(data)
+    except ValidationError as error:
+        raise ArtefactError(f"{path} is not a benchmark of sdrt", hint=hint) from error
+    if bench.checkpoint_digest != found["checkpoint_digest"]:
+        message = f"--benchmark: {path} is of another checkpoint, {bench.checkpoint}"
+        raise UsageError(message, hint="run sdrt bench for this one")
+    run = next((each for each in bench.contenders if _fits(each, found)), None)
+    if run is None:
+        raise UsageError(f"--benchmark: {path} has no run of sdrt's on these engines", hint="run sdrt bench for them")
+    warm = min(run.warm, key=lambda each: each.batch)
+    measured = {"text_encoder": warm.text_encoder, "unet": warm.unet, "vae_decoder": warm.vae_decoder}
+    for name, sample in measured.items():
+        if sample is not None and name in found["components"]:
+            share = sample.p50 / warm.total.p50
+            found["components"][name]["time"] = {"seconds": sample.p50, "share": share}
+    found["benchmark"] = {
+        "file": str(path),
+        "run": run.name,
+        "backend": run.backend,
+        "precision": run.precision,
+        "threads": run.threads,
+        "batch": warm.batch,
+        "steps": bench.settings.steps,
+        "seconds": warm.total.p50,
+    }
+
+
+def _fits(run: ContenderResult, found: dict[str, Any]) -> bool:
+    """Whether a run is sdrt's, was measured, and ran on what was found."""
+    same = found["kind"] != "engines" or (run.backend, run.precision) == (found["backend"], found["precision"])
+    return run.ours and bool(run.warm) and same
