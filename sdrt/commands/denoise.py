@@ -32,6 +32,7 @@ from sdrt.runtime.request import (
     MAX_GUIDANCE_SCALE,
     MAX_PICTURES,
     MAX_SEED,
+    MAX_SIGMA,
     MAX_STEPS,
 )
 
@@ -54,6 +55,7 @@ class Options:
     negative_prompt: str | None
     steps: int | None
     guidance_scale: float | None
+    guidance_interval: tuple[float, float] | None
     seed: int | None
     num_images: int | None
     init_image: Path | None
@@ -93,6 +95,13 @@ class Options:
     type=Number(float, -MAX_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE),
     metavar="X",
     help="1 and below turn guidance off.  [default: 7.5]",
+)
+@click.option(
+    "--guidance-interval",
+    type=Number(float, 0, MAX_SIGMA),
+    nargs=2,
+    metavar="LOW HIGH",
+    help="Guide only steps whose sigma is above LOW and up to HIGH; the others take half the time.",
 )
 @click.option(
     "--seed",
@@ -205,7 +214,10 @@ def check_together(options: Options) -> None:
     Raises:
         UsageError: Two exclude each other, or one is for another that is missing.
     """
-    given = {name for name in Options.__dataclass_fields__ if getattr(options, name) not in (None, False)}
+    # By identity: 0 is a start step.
+    given = {
+        name for name in Options.__dataclass_fields__ if not any(getattr(options, name) is no for no in (None, False))
+    }
     for name, others in (
         ("prompts", ("prompt", "repeat", "latents", "save_latents", "preview", "preview_dir")),
         ("strength", ("start_step",)),
@@ -274,6 +286,7 @@ def _request(options: Options, record: dict[str, Any] | None) -> Request:
             record["guidance_scale"],
             record["start_step"],
             record["lms_start"] or "diffusers",
+            record["guidance_interval"],
         )
     if options.prompt is None:
         raise UsageError("--prompt is missing", hint='say what to draw: --prompt "a red circle"')
@@ -294,6 +307,7 @@ def settings(options: Options) -> dict[str, Any]:
         "strength": strength,
         "start_step": options.start_step,
         "lms_start": options.lms_start or "diffusers",
+        "guidance_interval": options.guidance_interval,
     }
 
 
@@ -393,6 +407,7 @@ def facts(pipeline: Pipeline, result: Result, written: dict[Path, int]) -> dict[
         "scheduler": "LMS",
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
+        "guidance_interval": request.guidance_interval,
         "start_step": request.start_step,
         "strength": request.strength,
         "truncated": list(result.truncated),

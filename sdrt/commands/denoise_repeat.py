@@ -28,7 +28,7 @@ def record_of(options: Options) -> dict[str, Any] | None:
     from sdrt.runtime.images import read_record
 
     given = ("prompt", "negative_prompt", "steps", "guidance_scale", "seed", "num_images")
-    given += ("strength", "start_step", "lms_start")
+    given += ("guidance_interval", "strength", "start_step", "lms_start")
     for name in (name for name in given if getattr(options, name) is not None):
         raise UsageError(f"--{name.replace('_', '-')} and --from exclude each other", hint="--from sets it")
     if not options.repeat.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,23 @@ def keep(_step: int, _timestep: float, latents: Latents) -> Latents:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Hidden states of the prompts [n,tokens,hidden], and of the negative prompts where guidance is on."""
+    """Hidden states of the prompts [n,tokens,hidden], and of the negative prompts where guidance is on.
+
+    With a ``guidance_interval`` (low, high) guidance is off in steps whose sigma is not above low and up to high
+    (Kynkäänniemi et al. 2024, arXiv:2404.07724, section 3).
+    """
 
     prompt_embeds: npt.NDArray[np.float32]
     negative_prompt_embeds: npt.NDArray[np.float32] | None
     guidance_scale: float
+    guidance_interval: tuple[float, float] | None = None
+
+    def guided_at(self, sigma: float) -> bool:
+        """Whether a step at this sigma runs both halves."""
+        if self.negative_prompt_embeds is None:
+            return False
+        low, high = self.guidance_interval or (-math.inf, math.inf)
+        return low < sigma <= high
 
     def batch(self) -> npt.NDArray[np.float32]:
         """What the UNet attends to: [n,...], or [2n,...] with the negative half first."""
@@ -39,11 +52,11 @@ class Conditioning:
         return np.concatenate([self.negative_prompt_embeds, self.prompt_embeds])
 
     def combine(self, output: Latents) -> Latents:
-        """The guided output of n pictures.
+        """The guided output of n pictures, or their output as it is where one half alone was run.
 
         Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, equation 6, with 1 + w = guidance_scale).
         """
-        if self.negative_prompt_embeds is None:
+        if len(output) == len(self.prompt_embeds):
             return output
         unconditional, conditional = np.split(output, 2)
         return unconditional + np.float32(self.guidance_scale) * (conditional - unconditional)
@@ -68,11 +81,15 @@ def denoise(
         NumericError: The UNet's output or the latents hold NaN or Inf.
     """
     dtypes = {spec.name: spec.dtype for spec in unet.spec.inputs}
-    hidden = conditioning.batch().astype(dtypes["encoder_hidden_states"], copy=False)
+    states = {
+        True: conditioning.batch().astype(dtypes["encoder_hidden_states"], copy=False),
+        False: conditioning.prompt_embeds.astype(dtypes["encoder_hidden_states"], copy=False),
+    }
     history: deque[Latents] = deque(maxlen=lms.MAX_ORDER)
-    copies = len(hidden) // len(latents)
     for index in range(schedule.num_inference_steps):
         sigma, timestep = float(schedule.sigmas[index]), float(schedule.timesteps[index])
+        hidden = states[conditioning.guided_at(sigma)]
+        copies = len(hidden) // len(latents)
         scaled = lms.scale_model_input(latents, sigma).astype(dtypes["sample"], copy=False)
         output = unet.run(
             sample=np.concatenate([scaled] * copies) if copies > 1 else scaled,
@@ -107,10 +124,10 @@ def denoise_fused(
         The final latents [n,4,64,64], before the scaling factor.
 
     Raises:
-        UsageError: Guidance is off.
+        UsageError: Guidance is off, or on in some steps only.
         NumericError: The latents hold NaN or Inf; a UNet's output that does is added to them and shows there.
     """
-    if conditioning.negative_prompt_embeds is None:
+    if conditioning.negative_prompt_embeds is None or conditioning.guidance_interval is not None:
         raise UsageError("denoise_step runs with guidance only", hint="run the plain UNet where guidance is off")
     dtypes = {spec.name: spec.dtype for spec in step.spec.inputs}
     states = {

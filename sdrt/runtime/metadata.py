@@ -61,6 +61,7 @@ class PictureRecord(BaseModel):
     seed: Seed
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float
+    guidance_interval: tuple[float, float] | None = None
     checkpoint: CheckpointRecord
     backend: str
     precision: Precision

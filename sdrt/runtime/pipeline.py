@@ -14,8 +14,9 @@ import numpy.typing as npt
 from sdrt.errors import EngineError, UsageError
 from sdrt.progress import Progress, silent
 from sdrt.runtime import images
-from sdrt.runtime.backends import GPU_BACKENDS, open_session
+from sdrt.runtime.backends import open_session
 from sdrt.runtime.backends.base import Engine, check_finite
+from sdrt.runtime.backends.session import check_cuda_graphs
 from sdrt.runtime.callbacks import Callback, Watch
 from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused
 from sdrt.runtime.init_image import InitImage, draw_latents, encode_picture
@@ -182,6 +183,7 @@ class Pipeline:
         lms_start: LmsStart = "diffusers",
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
+        guidance_interval: Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         latents: npt.NDArray[np.floating[Any]] | None = None,
@@ -198,6 +200,7 @@ class Pipeline:
             lms_start: How LMS starts on ``image``: see sdrt.runtime.request.LMS_STARTS.
             num_inference_steps: 1 to the scheduler's number of trained timesteps.
             guidance_scale: How strongly to follow the prompt; 1 and below turn guidance off and halve the work.
+            guidance_interval: (low, high): only steps whose sigma is above low and up to high are guided.
             num_images_per_prompt: Pictures of each prompt.
             seed: Picture i has ``seed`` + i; a list gives each picture's; None draws one.
             latents: Unit noise [n,4,64,64] in place of the seeds'.
@@ -220,6 +223,7 @@ class Pipeline:
             strength=strength,
             start_step=start_step,
             lms_start=lms_start,
+            guidance_interval=guidance_interval,
         )
         return self.run(request, image=image, latents=latents, callback_on_step_end=callback_on_step_end)
 
@@ -328,8 +332,9 @@ class Pipeline:
         return engine
 
     def denoiser(self, request: Request) -> ComponentName:
-        """The component that runs the request's steps: denoise_step where it is held and guidance is on, or unet."""
-        return "denoise_step" if request.guided and self._holds_step else "unet"
+        """The component that runs the request's steps: denoise_step where it is held and guides them all, or unet."""
+        always = request.guided and request.guidance_interval is None
+        return "denoise_step" if always and self._holds_step else "unet"
 
     def way(self, request: Request) -> dict[str, Any]:
         """How the request's steps run, as records and --json name it.
@@ -364,6 +369,9 @@ class Pipeline:
         if size < 1:
             hint = "build engines with another --batch"
             raise EngineError(f"the UNet takes batches of {limits} rows; a guided picture needs 2", hint=hint)
+        if request.guidance_interval is not None and limits.min > 1:
+            hint = "leave guidance_interval out, or build engines without --batch"
+            raise EngineError(f"the UNet takes {limits.min} rows at least; a step without guidance has 1", hint=hint)
         return size
 
     def _open_denoiser(self, request: Request) -> DeviceLoop | None:
@@ -483,16 +491,5 @@ class Pipeline:
             np.stack([texts[picture.prompt].states for picture in group]),
             np.stack(negatives) if negatives else None,
             request.guidance_scale,
+            request.guidance_interval,
         )
-
-
-def check_cuda_graphs(backend: str, cuda_graphs: bool | None) -> None:
-    """Hold that a backend has CUDA graphs, where it is said whether to use them.
-
-    Raises:
-        UsageError: It has none.
-    """
-    if cuda_graphs is not None and backend not in GPU_BACKENDS:
-        name = "--cuda-graphs" if cuda_graphs else "--no-cuda-graphs"
-        hint = f"leave {name} out, or choose another --backend"
-        raise UsageError(f"{name} is for {' and '.join(GPU_BACKENDS)}; the backend is {backend}", hint=hint)

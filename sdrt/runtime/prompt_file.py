@@ -23,6 +23,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "num_images_per_prompt": (int,),
     "num_inference_steps": (int,),
     "guidance_scale": (int, float),
+    "guidance_interval": (list,),
 }
 
 
@@ -98,7 +99,7 @@ def _request(row: bytes, settings: dict[str, Any]) -> Request:
             said = f"did you mean {close[0]}?" if close else hint
             raise UsageError(f"there is no field {name[:40]!r}", hint=said)
         if not isinstance(given, FIELDS[name]) or isinstance(given, bool):
-            wanted = {str: "text", int: "a whole number"}.get(FIELDS[name][0], "a number")
+            wanted = {str: "text", int: "a whole number", list: "two numbers"}.get(FIELDS[name][0], "a number")
             wanted = "a number" if float in FIELDS[name] else wanted
             raise UsageError(f"{name} is {json.dumps(given)[:40]}; it must be {wanted}", hint=hint)
     if "prompt" not in value:

@@ -29,6 +29,7 @@ def picture_record(
         "seed": picture.seed,
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
+        "guidance_interval": request.guidance_interval,
         "scheduler": "LMS",
         "checkpoint": manifest.checkpoint.model_dump(mode="json"),
         "backend": manifest.backend,

@@ -32,7 +32,7 @@ KEYS = [
     "unet_s_per_step",
 ]
 #: ... and what has been added since.
-ADDED = {"truncated", "device_bytes", "loop", "provider", "cuda_graphs", "pictures_at_once"}
+ADDED = {"truncated", "guidance_interval", "device_bytes", "loop", "provider", "cuda_graphs", "pictures_at_once"}
 TIMINGS = ["load", "text_encoder", "unet", "vae_decoder", "total"]
 
 Denoise = Callable[..., Ended]
@@ -103,6 +103,19 @@ def test_from_repeats_bit_for_bit(denoise: Denoise, tmp_path: Path) -> None:
         assert ended.code == 0, ended.err
         assert (tmp_path / "again.png").read_bytes() == (tmp_path / name).read_bytes()
     assert (tmp_path / "picture-0001.png").read_bytes() != (tmp_path / "picture-0002.png").read_bytes()
+
+
+def test_a_guidance_interval_is_recorded_and_repeated(denoise: Denoise) -> None:
+    facts = denoise("--seed", "3", "--guidance-interval", "1", "5", "--json", steps=3).json
+    assert facts["guidance_interval"] == [1, 5]
+    denoise("--seed", "3", "--out", "plain.png", steps=3)
+    again = denoise("--from", "picture.png", "--out", "again.png", prompt=None, steps=None)
+    assert again.code == 0
+    picture, repeated, plain = (Path(name).read_bytes() for name in ("picture.png", "again.png", "plain.png"))
+    assert repeated == picture != plain
+    refused = denoise("--seed", "3", "--guidance-interval", "5", "1")
+    assert refused.code == 2
+    assert "guidance_interval is (5.0, 1.0)" in refused.err
 
 
 def test_from_refuses_other_weights(denoise: Denoise, tmp_path: Path, sdrt: CommandLine) -> None:

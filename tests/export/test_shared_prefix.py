@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ Nodes = list[onnx.NodeProto]
 Floats = npt.NDArray[np.float32]
 
 
-def node(operator: str, inputs: Sequence[str], output: str, **attributes: object) -> onnx.NodeProto:
+def node(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(operator, inputs, [output], **attributes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 
 from sdrt.bundle import TensorSpec
 from sdrt.engines.engine_set import EngineComponent
-from sdrt.errors import NumericError
+from sdrt.errors import NumericError, UsageError
 from sdrt.runtime.backends.base import Engine
-from sdrt.runtime.denoise import Conditioning, Latents, denoise
+from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused
 from sdrt.runtime.lms import Schedule
 
 Array = npt.NDArray[Any]
@@ -88,7 +89,8 @@ def reference(plan: Schedule, latents: Latents, asked: Conditioning, formula: Fo
         sigma, timestep = plan.sigmas[i], np.full(len(x), plan.timesteps[i])
         sample = x / np.sqrt(sigma**2 + 1)
         output = formula(sample, timestep, asked.prompt_embeds)
-        if asked.negative_prompt_embeds is not None:
+        low, high = asked.guidance_interval or (0, np.inf)
+        if asked.negative_prompt_embeds is not None and low < sigma <= high:
             unconditional = formula(sample, timestep, asked.negative_prompt_embeds)
             output = unconditional + asked.guidance_scale * (output - unconditional)
         if plan.prediction_type == "epsilon":
@@ -218,3 +220,32 @@ def test_a_callback_may_change_the_latents() -> None:
     denoise(unet, schedule(), noise(), conditioning(), lambda _step, _timestep, latents: np.zeros_like(latents))
     assert (unet.fed[0]["sample"] != 0).any()
     assert all((fed["sample"] == 0).all() for fed in unet.fed[1:])
+
+
+def test_outside_the_guidance_interval_the_prompts_half_runs_alone() -> None:
+    plan, latents, everywhere = schedule(), noise(2), conditioning(2)
+    sigmas = plan.sigmas
+    # Steps 1 to 3: the lower bound is outside, the upper one inside.
+    asked = replace(everywhere, guidance_interval=(float(sigmas[4]), float(sigmas[1])))
+    unet = FormulaUNet(shift)
+    actual = denoise(unet, plan, latents, asked)
+    assert [len(feeds["sample"]) for feeds in unet.fed] == [2, 4, 4, 4, 2, 2]
+    for feeds in (unet.fed[0], unet.fed[4]):
+        np.testing.assert_array_equal(feeds["encoder_hidden_states"], asked.prompt_embeds)
+    assert difference(actual, reference(plan, latents, asked, shift)) < TOLERANCE
+    # Guidance in every step, or in none, is something else.
+    for other in (everywhere, replace(asked, negative_prompt_embeds=None)):
+        assert difference(actual, denoise(FormulaUNet(shift), plan, latents, other)) > 0.01
+
+
+def test_an_interval_around_all_steps_changes_nothing() -> None:
+    plan, latents, asked = schedule(), noise(), conditioning()
+    wide = replace(asked, guidance_interval=(0.0, 100.0))
+    expected = denoise(FormulaUNet(shift), plan, latents, asked)
+    np.testing.assert_array_equal(denoise(FormulaUNet(shift), plan, latents, wide), expected)
+
+
+def test_the_fused_step_takes_no_interval() -> None:
+    asked = replace(conditioning(), guidance_interval=(0.0, 100.0))
+    with pytest.raises(UsageError, match="guidance only"):
+        denoise_fused(FormulaUNet(shift), schedule(), noise(), asked)

@@ -128,6 +128,19 @@ def test_more_pictures_than_go_at_once(pipe: Pipeline, batches: list[tuple[str, 
     assert (last["batch_index"], [seed for _, _, seed in last["batch"]]) == (0, [count - 1])
 
 
+def test_steps_outside_the_guidance_interval_run_one_row(pipe: Pipeline, batches: list[tuple[str, int]]) -> None:
+    whole = draw(pipe)
+    del batches[:]
+    # Of three steps the middle one, at sigma 1.6, is guided.
+    result = draw(pipe, guidance_interval=(0.5, 5))
+    assert [rows for name, rows in batches if name == "unet"] == [1, 2, 1]
+    assert PictureRecord.model_validate(result.records[0]).guidance_interval == (0.5, 5.0)
+    assert difference(result.latents, whole.latents) > 0.01
+    # Pictures beside it do not matter.
+    beside = draw(pipe, ["a red circle", "a blue square"], guidance_interval=(0.5, 5))
+    assert difference(beside.latents[:1], result.latents) < BATCH_TOLERANCE
+
+
 def test_guidance_off_runs_a_single_batch_bitwise(pipe: Pipeline, batches: list[tuple[str, int]]) -> None:
     plain = draw(pipe, guidance_scale=1.0)
     assert {rows for name, rows in batches if name == "unet"} == {1}
@@ -223,6 +236,7 @@ def test_records_say_all_that_repeats_a_picture(pipe: Pipeline) -> None:
             "seed": 4 + index,
             "num_inference_steps": STEPS,
             "guidance_scale": 3.5,
+            "guidance_interval": None,
             "scheduler": "LMS",
             "checkpoint": None,
             "backend": "onnxruntime",

@@ -146,3 +146,16 @@ def test_what_is_refused(arguments: dict[str, Any], named: str) -> None:
     assert named in caught.value.message
     assert len(caught.value.message) < 200
     assert "\n" not in caught.value.message
+
+
+def test_a_guidance_interval_is_two_sigmas() -> None:
+    assert make_request("a cat").guidance_interval is None
+    assert make_request("a cat", guidance_interval=[0, 5]).guidance_interval == (0.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    "sigmas", [(), (1,), (1, 2, 3), (5, 1), (1, 1), (-1, 1), (0, float("inf")), (0, float("nan")), ("0", 5), (0, True)]
+)
+def test_what_is_no_guidance_interval_is_refused(sigmas: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match=r"guidance_interval is .*0 <= low < high"):
+        make_request("a cat", guidance_interval=sigmas)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, Self
 
+from sdrt.errors import UsageError
+from sdrt.runtime.backends import GPU_BACKENDS
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.backends.heap import trim_heap
 
@@ -100,3 +102,15 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_cuda_graphs(backend: str, cuda_graphs: bool | None) -> None:
+    """Hold that a backend has CUDA graphs, where it is said whether to use them.
+
+    Raises:
+        UsageError: It has none.
+    """
+    if cuda_graphs is not None and backend not in GPU_BACKENDS:
+        name = "--cuda-graphs" if cuda_graphs else "--no-cuda-graphs"
+        hint = f"leave {name} out, or choose another --backend"
+        raise UsageError(f"{name} is for {' and '.join(GPU_BACKENDS)}; the backend is {backend}", hint=hint)
