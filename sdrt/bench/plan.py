@@ -13,6 +13,7 @@ from sdrt.bench.schema import Build, ComponentBuild, ContenderResult
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, CheckpointError, SdrtError, UsageError
+from sdrt.graphs.validate import validate_once
 from sdrt.prepare import Source, open_bundle, prepare, resolve_backend
 from sdrt.progress import Progress
 from sdrt.runtime.backends import GPU_BACKENDS
@@ -144,6 +145,8 @@ def make_plan(asked: Asked, folder: Path, progress: Progress) -> Plan:
         for entry in [_ours(asked, backend, precision, shelf, threads, progress)]
     ]
     device = "cuda" if set(backends) & set(GPU_BACKENDS) else "cpu"
+    if asked.peers:
+        validate_once(bundle)  # peers open its graphs by themselves
     checkpoint = _checkpoint(asked.source, bundle) if asked.peers else None
     base = Job("", "fp32", threads, checkpoint=str(checkpoint or ""), bundle=str(bundle.path), device=device)
     peers = [_peer(name, base, folder, progress) for name in asked.peers]
