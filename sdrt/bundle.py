@@ -16,6 +16,8 @@ from sdrt.files import canonical_json, path_inside, sha256_bytes, sha256_file
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT_BYTES = 4 << 20
+#: The largest file of a bundle but its weights: they are hashed on every opening, and read whole.
+FILE_LIMIT_BYTES = 64 << 20
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 ComponentName = Literal["text_encoder", "unet", "denoise_step", "vae_encoder", "vae_decoder"]
@@ -213,6 +215,10 @@ class Bundle:
         data = read_manifest(path, BundleError)
         manifest = parse_manifest(path, data, Manifest, BundleError)
         weights = manifest.weights()
+        for name, record in manifest.files.items():
+            if name not in weights and record.size_bytes > FILE_LIMIT_BYTES:
+                hint = "export the checkpoint again: weights go into a file beside their graph"
+                raise BundleError(f"{path / name} is larger than {FILE_LIMIT_BYTES >> 20} MiB", hint=hint)
         check_files(path, manifest, [name for name in manifest.files if verify or name not in weights], BundleError)
         return cls(path, manifest, sha256_bytes(data))
 
