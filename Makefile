@@ -21,7 +21,7 @@ COMPARE_READY := $(VENV)/.ready-to-compare
 DEV_READY := $(VENV)/.ready-to-develop
 
 .DEFAULT_GOAL := help
-.PHONY: help setup denoise engines compare test test-long test-full test-gpu check docs wheel sd-v1-random demo-checkpoint clean
+.PHONY: help setup denoise engines compare test test-long test-full test-gpu check docs tutorial wheel sd-v1-random demo-checkpoint clean
 
 help: ## List the targets and variables
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -91,6 +91,9 @@ check: $(DEV_READY) ## Lint and type-check (ruff, mypy --strict)
 
 docs: $(DEV_READY) ## Write the reference pages that come from the code
 	$(BIN)/python docs/generate.py
+
+tutorial: $(DEV_READY) ## Make the tutorial's pictures again
+	$(BIN)/python docs/generate_tutorial.py --store '$(STORE)'
 
 wheel: $(DEV_READY) ## Build the wheel, with the demo's bundle in it
 	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
