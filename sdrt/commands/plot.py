@@ -159,12 +159,13 @@ def noising(image: Path | None, steps: int, every: int, **values: Any) -> None:
 
     The VAE encodes it, the scheduler's noise at steps 0, N, 2N ... is added, the VAE decodes each.
     """
-    from sdrt.plots.noising import draw_noising, noise_picture
+    from sdrt.plots.noising import draw_noising, noise_picture, shown_steps
     from sdrt.progress import for_terminal
 
     options = _checked(Common(**values))
     if image is None:
         raise UsageError("--image is missing", hint="name a picture: --image picture.png")
+    shown_steps(steps, every)
     progress = for_terminal()
     picture = _opened(image)
     with options.model(progress) as model:
@@ -200,7 +201,7 @@ def prediction(
     from denoising the prompt up to the step.
     """
     from sdrt.plots.figure import quoted
-    from sdrt.plots.prediction import draw_prediction, predict
+    from sdrt.plots.prediction import check_step, draw_prediction, predict
     from sdrt.progress import for_terminal
 
     options = _checked(Common(**values))
@@ -208,9 +209,7 @@ def prediction(
         raise UsageError(
             "neither --image nor --prompt is given", hint='name a picture, or say what to draw; "" will do'
         )
-    if step >= steps:
-        hint = f"--step counts from 0: give 0 to {steps - 1}, or more --steps"
-        raise UsageError(f"--step {step} is none of the {steps} steps", hint=hint)
+    check_step(step, steps)
     progress = for_terminal()
     picture = None if image is None else _opened(image)
     with options.model(progress) as model:
@@ -252,10 +251,12 @@ def trajectory(
     the estimate.
     """
     from sdrt.plots.figure import quoted
+    from sdrt.plots.noising import shown_steps
     from sdrt.plots.trajectory import check_animation, draw_trajectory, follow, write_animation
     from sdrt.progress import for_terminal
 
     options, text = _checked(Common(**values)), _prompt(prompt)
+    shown_steps(steps, every)
     if animation is not None:
         check_animation(animation)
         check_writable("--animation", animation)

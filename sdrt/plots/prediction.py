@@ -74,6 +74,17 @@ def four(found: Step) -> dict[str, Latents]:
     }
 
 
+def check_step(step: int, num_inference_steps: int) -> None:
+    """Hold that a schedule of so many steps has the step.
+
+    Raises:
+        UsageError: It has not.
+    """
+    if not 0 <= step < num_inference_steps:
+        hint = f"--step counts from 0: give 0 to {num_inference_steps - 1}, or more --steps"
+        raise UsageError(f"--step {step} is none of the {num_inference_steps} steps", hint=hint)
+
+
 def predict(
     model: Model,
     *,
@@ -101,10 +112,8 @@ def predict(
         UsageError: The schedule has no such step.
         NumericError: A component gave NaN or Inf.
     """
+    check_step(step, num_inference_steps)
     schedule = model.schedule(num_inference_steps)
-    if not 0 <= step < num_inference_steps:
-        hint = f"--step counts from 0: give 0 to {num_inference_steps - 1}, or more --steps"
-        raise UsageError(f"--step {step} is none of the {num_inference_steps} steps", hint=hint)
     conditioning, noise = model.conditioning(prompt, guidance_scale), model.noise(seed)
     if sample is None:
         latents = _denoised_to(model, schedule, step, noise, conditioning, progress)
