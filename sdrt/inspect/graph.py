@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.errors import BackendUnavailableError, BundleError
+from sdrt.errors import BackendUnavailableError
 from sdrt.inspect.block import Block, Shape
 
 if TYPE_CHECKING:
@@ -77,22 +77,17 @@ def graph_tree(component: str, graph: onnx.GraphProto) -> Block:
 
 
 def load_graph(path: Path) -> onnx.GraphProto:
-    """The graph of an ONNX file, without its weights.
+    """The graph of an ONNX file that was validated (see `Bundle.graph`), without its weights.
 
     Raises:
-        BundleError: The file is no ONNX model.
-        BackendUnavailableError: onnx is not installed.
+        BackendUnavailableError: onnx, which reads graphs, is not installed.
     """
     try:
         import onnx
-        from google.protobuf.message import DecodeError
     except ImportError as error:
         hint = "pip install 'sdrt[export]'"
         raise BackendUnavailableError("onnx, which reads graphs, is not installed", hint=hint) from error
-    try:
-        return onnx.load(path, load_external_data=False).graph
-    except DecodeError as error:
-        raise BundleError(f"{path} is not an ONNX model", hint="export it again") from error
+    return onnx.load(path, load_external_data=False).graph
 
 
 class _Reader:
@@ -104,7 +99,7 @@ class _Reader:
         self.paths = [_path(component, node) for node in self.nodes]
         self.inputs, self.outputs = [value.name for value in graph.input], {value.name for value in graph.output}
         self.shapes = {value.name: _dims(value) for value in (*graph.value_info, *graph.input, *graph.output)}
-        self.weights = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+        self.weights: dict[str, Shape] = {weight.name: tuple(weight.dims) for weight in graph.initializer}
         self.makers = {name: index for index, node in enumerate(self.nodes) for name in node.output}
         self.users: dict[str, list[int]] = defaultdict(list)
         for index, node in enumerate(self.nodes):
@@ -230,7 +225,8 @@ class _Reader:
         if weight is None:
             return 2 * math.prod(given) * self._shape(node.input[0])[-1] if given else 0
         places = given[1:] if node.op_type == "Conv" else given[:-1]
-        return 2 * math.prod(self.weights[weight]) * math.prod(places)
+        multiply_adds: int = math.prod(self.weights[weight]) * math.prod(places)
+        return 2 * multiply_adds
 
     def _attention_flops(self, node: onnx.NodeProto) -> int:
         """Of both products, from [heads, tokens, head size] or [tokens, width] of queries, keys and values."""

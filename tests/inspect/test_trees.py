@@ -61,7 +61,7 @@ def wrappers(found: Configs) -> dict[str, tuple[torch.nn.Module, dict[str, torch
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(dict(found["vae"]))
         unet = UNet2DConditionModel.from_config(dict(found["unet"]))
-        text = CLIPTextModel(CLIPTextConfig(**found["text_encoder"], attn_implementation="sdpa"))
+        text = CLIPTextModel(CLIPTextConfig(**found["text_encoder"]))
         latents, states = torch.empty(1, 4, 64, 64), torch.empty(1, 77, found["unet"]["cross_attention_dim"])
         ids, time = torch.zeros(1, 77, dtype=torch.int64), torch.empty(1)
         pictures = torch.empty(1, 3, 512, 512)
