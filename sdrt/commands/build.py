@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ def command(
     from sdrt.engines import build as engines_build
     from sdrt.engines.request import BuildRequest
     from sdrt.engines.store import Store
-    from sdrt.prepare import Source, bundle_precision, check_provider, open_bundle, resolve_backend
+    from sdrt.prepare import Source, build_request, bundle_precision, check_provider, choose, open_bundle
     from sdrt.progress import for_terminal
 
     if out is not None:
@@ -88,21 +89,32 @@ def command(
     progress = for_terminal()
     shelf = Store(store) if store else Store.default()
     pictures = parse_batch(batch)
-    name = resolve_backend(backend, progress)
+    named = Source(checkpoint, revision, bundle)
+    choice = choose(
+        named,
+        backend=backend,
+        precision=precision,  # type: ignore[arg-type]
+        provider=provider,  # type: ignore[arg-type]
+        store=store,
+        progress=progress,
+    )
+    name = choice.backend
     check_provider(name, provider)  # type: ignore[arg-type]
     how = parse_recipe(name, recipe, settings)
     request = BuildRequest(
         name,
-        precision,  # type: ignore[arg-type]
+        choice.precision,
         components or None,  # type: ignore[arg-type]
         threads,
-        pictures,
+        pictures or choice.batch,
         how,
         provider or "cpu",  # type: ignore[arg-type]
     )
     engines_build.check_buildable(request)
-    exported = bundle_precision(name, precision)  # type: ignore[arg-type]
-    source = open_bundle(Source(checkpoint, revision, bundle), shelf, precision=exported, progress=progress)
+    exported = bundle_precision(name, choice.precision)
+    source = open_bundle(named, shelf, precision=exported, progress=progress)
+    if not components:
+        request = replace(request, components=build_request(choice, source).components)
     if out is None:
         engines = engines_build.build(source, request, shelf, progress)
     else:

@@ -11,10 +11,9 @@ from sdrt.bundle import Bundle, CheckpointRecord, ComponentName, Precision, read
 from sdrt.checkpoint import open_checkpoint
 from sdrt.compare.runners import Candidate, candidate
 from sdrt.engines import build as engines_build
-from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import Store
 from sdrt.errors import ArtefactError, BackendUnavailableError, CheckpointError, UsageError
-from sdrt.prepare import Source, bundle_precision, open_bundle, prepare, resolve_backend
+from sdrt.prepare import Source, build_request, bundle_precision, choose, open_bundle, prepare
 from sdrt.progress import Progress
 from sdrt.runtime.backends import available
 
@@ -127,8 +126,9 @@ def _holds_engines(asked: Asked) -> bool:
 
 def _from_bundle(asked: Asked, source: Source, progress: Progress, threads: int | None) -> Subject:
     shelf = Store(asked.store) if asked.store else Store.default()
-    backend = resolve_backend(asked.backend, progress)
-    exported = bundle_precision(backend, asked.precision)
+    choice = choose(source, backend=asked.backend, precision=asked.precision, store=asked.store, progress=progress)
+    backend = choice.backend
+    exported = bundle_precision(backend, choice.precision)
     bundle = open_bundle(source, shelf, precision=exported, progress=progress)
     record = bundle.manifest.checkpoint
     checkpoint = open_reference(asked, record)
@@ -140,7 +140,7 @@ def _from_bundle(asked: Asked, source: Source, progress: Progress, threads: int 
         progress.note(f"{backend} cannot be verified here: {error.message}")
         made = replace(candidate(bundle, threads=threads), backend=backend)
         return Subject(made, None, None, bundle, record, checkpoint, bundle.digest)
-    request = BuildRequest(backend, asked.precision)
+    request = build_request(choice, bundle)
     engines = engines_build.build(bundle, request, shelf, progress)
     step = None
     if "denoise_step" in bundle.manifest.components and "denoise_step" not in engines.manifest.components:
