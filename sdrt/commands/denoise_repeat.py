@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from sdrt.progress import Progress
     from sdrt.runtime.pipeline import Pipeline
 
+#: Options whose values a record holds.
+DECIDED = (
+    "prompt",
+    "negative_prompt",
+    "steps",
+    "guidance_scale",
+    "guidance_interval",
+    "seed",
+    "num_images",
+    "strength",
+    "start_step",
+    "lms_start",
+)
+
 
 def record_of(options: Options) -> dict[str, Any] | None:
     """How the picture of --from was made.
@@ -27,9 +41,7 @@ def record_of(options: Options) -> dict[str, Any] | None:
         return None
     from sdrt.runtime.images import read_record
 
-    given = ("prompt", "negative_prompt", "steps", "guidance_scale", "seed", "num_images")
-    given += ("guidance_interval", "strength", "start_step", "lms_start")
-    for name in (name for name in given if getattr(options, name) is not None):
+    for name in (name for name in DECIDED if getattr(options, name) is not None):
         raise UsageError(f"--{name.replace('_', '-')} and --from exclude each other", hint="--from sets it")
     if not options.repeat.is_file():
         raise UsageError(f"--from: there is no file {options.repeat}", hint="name a PNG that sdrt wrote")

@@ -134,9 +134,14 @@ def test_a_terminal_shows_what_is_drawn(
 def test_a_terminal_is_not_drawn_too_often(
     denoise: Denoise, terminal: Callable[[], Terminal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr("sdrt.commands.live_preview.time.monotonic", lambda: 100.0)
     shown: list[Any] = []
-    monkeypatch.setattr(module, "HalfBlocks", lambda pictures: shown.append(pictures) or "")
+
+    def keep(pictures: Any) -> str:
+        shown.append(pictures)
+        return "a picture"
+
+    monkeypatch.setattr(module, "HalfBlocks", keep)
     terminal()
     assert denoise("--preview").code == 0
     assert len(shown) == 1
