@@ -1,6 +1,8 @@
 """Train the demo's UNet: its inner levels on 32x32 latents first, then all of it on 64x64.
 
 The text encoder stays as it is: it has learned the pictures already, and the UNet learns to read them off its states.
+So that its inner levels learn that first, and not only through the prediction of the noise, the clean latents are read
+off what they hand on, by convolutions that are thrown away.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import argparse
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, LMSDiscreteScheduler, UNet2DConditionModel
@@ -29,8 +32,10 @@ GUIDANCE_SCALE = 7.5
 #: Without it the noisy latents' local means give the colours away in training, so that colour words are not needed and
 #: errors of the first steps of sampling are never put right.
 OFFSET_NOISE, GRID_NOISE = 0.5, 0.4
-#: Share of samples with two objects.
-PAIRS = 0.5
+#: Share of samples with two objects, and the difference of scaled latents from the background's that makes an object.
+PAIRS, OBJECT_DIFFERENCE = 0.5, 0.3
+#: What reading the clean latents off the inner levels counts beside the noise's error.
+READS_WEIGHT = 0.3
 #: The sides of latents: the inner levels see 64x64 latents averaged over 2x2.
 INNER, FULL = 32, 64
 #: Channels of the levels. The first two are equal, so that the inner levels fit into the whole as they are.
@@ -186,15 +191,47 @@ def _noise(like: torch.Tensor) -> torch.Tensor:
     return torch.randn_like(like) * (side / FULL) + torch.rand(count, 1, 1, 1) * (offset + grid)
 
 
+class Reads(torch.nn.Module):
+    """Readings of clean latents of 32x32 off what the three innermost up blocks hand on, at 8x8, 16x16 and 32x32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = torch.nn.ModuleList(
+            torch.nn.Conv2d(channels, 4 * (INNER // side) ** 2, 1) for channels, side in ((128, 8), (128, 16), (64, 32))
+        )
+
+    def loss(self, handed_on: list[torch.Tensor], clean: torch.Tensor) -> torch.Tensor:
+        """Squared error of the readings, objects counting more, summed over the levels."""
+        target = torch.nn.functional.adaptive_avg_pool2d(clean, INNER)
+        weight = object_weights(target, OBJECT_DIFFERENCE)
+        losses = []
+        for read, hidden in zip(self.read, handed_on, strict=True):
+            seen = torch.nn.functional.pixel_shuffle(read(hidden), INNER // hidden.shape[-1])
+            losses.append(((seen.float() - target).square() * weight).mean())
+        return torch.stack(losses).sum()
+
+
+@dataclass
+class Batch:
+    """Scaled latents [n,4,side,side] clean and noisy, timesteps [n], noise, token ids [n,77], weights of the loss."""
+
+    clean: torch.Tensor
+    noisy: torch.Tensor
+    timesteps: torch.Tensor
+    noise: torch.Tensor
+    ids: torch.Tensor
+    weight: torch.Tensor
+
+
 class Batches:
-    """Training batches from encoded scenes: noisy latents, timesteps, noise, token ids, weights of the loss."""
+    """Draws training batches from encoded scenes."""
 
     def __init__(self, latents: Latents, scale: float, tokenizer: CLIPTokenizer, rng: random.Random) -> None:
         self.latents, self.scale, self.tokenizer, self.rng = latents, scale, tokenizer, rng
         self.alphas = new_scheduler().alphas_cumprod.float()
         self.of_count = {n: [k for k, s in enumerate(latents.scenes) if len(s.things) == n] for n in (1, 2)}
 
-    def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def draw(self, count: int) -> Batch:
         """Draw a batch.
 
         Each error counts (1 + sigma^2)^0.75: between equal errors of the noise (0) and of v (1, arXiv 2202.00512 D.1),
@@ -208,8 +245,9 @@ class Batches:
         timesteps = torch.where(torch.rand(count) < 0.7, 300 + 700 * u, 1000 * u).long()
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noise = _noise(clean)
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        return noisy, timesteps, noise, token_ids(self.tokenizer, words), alpha**-0.75 * object_weights(clean, 0.3)
+        noisy = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        weight = alpha**-0.75 * object_weights(clean, OBJECT_DIFFERENCE)
+        return Batch(clean, noisy, timesteps, noise, token_ids(self.tokenizer, words), weight)
 
 
 def outer_level(unet: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -220,43 +258,47 @@ def outer_level(unet: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 def train(run: Run, text_encoder: CLIPTextModel, batches: Batches, stage: Stage) -> None:
     """Train until the run's budget is spent."""
-    unet = run.modules["unet"]
+    unet, reads = run.modules["unet"], cast("Reads", run.modules["reads"])
+    handed_on: list[torch.Tensor] = []
+    for block in cast("torch.nn.ModuleList", unet.up_blocks)[:3]:
+        block.register_forward_hook(lambda module, inputs, output: handed_on.append(output))
     outer = {id(parameter) for parameter in outer_level(unet)}
     empty = token_ids(batches.tokenizer, [""])
     for spent in run.steps():
         for parameter in run.optimized:
             parameter.requires_grad_(run.step >= stage.outer_alone or id(parameter) in outer)
-        noisy, timesteps, noise, ids, weight = batches.draw(stage.batch)
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        batch = batches.draw(stage.batch)
         rise = 1.0 if run.step >= stage.rise else run.step / stage.rise
         guidance_scale = 1 + (stage.guidance_scale - 1) * rise
+        handed_on.clear()
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                states = text_encoder(ids).last_hidden_state
-            predicted = unet(noisy, timesteps, states).sample.float()
+                states = text_encoder(batch.ids).last_hidden_state
+            predicted = unet(batch.noisy, batch.timesteps, states).sample.float()
+            read_loss = reads.loss(handed_on, batch.clean)
             if guidance_scale != 1:
                 with torch.no_grad():
                     states = text_encoder(empty).last_hidden_state.expand(stage.batch, -1, -1)
-                    unprompted = unet(noisy, timesteps, states).sample.float()
+                    unprompted = unet(batch.noisy, batch.timesteps, states).sample.float()
                 predicted = unprompted + guidance_scale * (predicted - unprompted)
         # the inner levels predict their noise at unit deviation
-        error = predicted - noise * (FULL / stage.side)
-        run.descend((error.square() * weight).mean() / guidance_scale, spent)
+        error = predicted - batch.noise * (FULL / stage.side)
+        run.descend((error.square() * batch.weight).mean() / guidance_scale + READS_WEIGHT * read_loss, spent)
 
 
-def start(out: Path, stage: Stage) -> UNet2DConditionModel:
-    """The UNet as the stage before left it: its averages, a warm start, or untrained."""
-    if not stage.before:
-        unet = new_inner_unet()
-    elif (before := state_file(out, stage.before)).exists():
-        unet = new_inner_unet()
-        unet.load_state_dict(torch.load(before, weights_only=False)["average"]["unet"])
+def start(out: Path, stage: Stage) -> dict[str, torch.nn.Module]:
+    """UNet and readings as the stage before left them: its averages, a warm start, or untrained."""
+    unet, reads = new_inner_unet(), Reads()
+    if stage.before and (before := state_file(out, stage.before)).exists():
+        average = torch.load(before, weights_only=False)["average"]
+        unet.load_state_dict(average["unet"])
+        reads.load_state_dict(average["reads"])
         unet = grown(unet) if stage.side == FULL else unet
-    else:
+    elif stage.before:
         unet = UNet2DConditionModel.from_pretrained(out / "unet")
     # torch's fused attention is slow backwards on a CPU
     unet.set_attn_processor(AttnProcessor())
-    return unet.to(memory_format=torch.channels_last).train()
+    return {"unet": unet.to(memory_format=torch.channels_last).train(), "reads": reads}
 
 
 def main(out: Path, budget_s: float, name: str, count: int, threads: int) -> None:
@@ -270,8 +312,7 @@ def main(out: Path, budget_s: float, name: str, count: int, threads: int) -> Non
         latents.values = torch.nn.functional.avg_pool2d(latents.values.float(), 2).bfloat16()
     text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32).train(False)
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    parts: dict[str, torch.nn.Module] = {"unet": start(out, stage)}
-    run = Run(state_file(out, name), budget_s, parts, stage.learning_rate, stage.muon_rate)
+    run = Run(state_file(out, name), budget_s, start(out, stage), stage.learning_rate, stage.muon_rate)
     if not (stage.before and state_file(out, stage.before).exists()):
         # a warm start has nothing untrained to bring up to the rest
         stage = replace(stage, outer_alone=0)

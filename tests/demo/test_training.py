@@ -84,13 +84,13 @@ def test_scenes_for_training_are_not_held_out(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
 def test_a_warm_start_takes_the_committed_weights_in_fp32(tmp_path: Path) -> None:
     make.warm_start(tmp_path, CHECKPOINT)
-    unet = train_unet.start(tmp_path, train_unet.STAGES["full"])
-    assert {p.dtype for p in unet.parameters()} == {torch.float32}
-    started = unet.state_dict()
+    parts = train_unet.start(tmp_path, train_unet.STAGES["full"])
+    assert {p.dtype for part in parts.values() for p in part.parameters()} == {torch.float32}
+    started = parts["unet"].state_dict()
     committed = load_file(CHECKPOINT / "unet" / "diffusion_pytorch_model.safetensors")
     assert started.keys() == committed.keys()
     assert all(torch.equal(started[name], value.float()) for name, value in committed.items())
-    Run(train_unet.state_file(tmp_path, "full"), 0, {"unet": unet}, 1e-3).save()
+    Run(train_unet.state_file(tmp_path, "full"), 0, parts, 1e-3).save()
     pipeline = averaged(tmp_path)
     assert all(torch.equal(pipeline.unet.state_dict()[name], value.float()) for name, value in committed.items())
 
