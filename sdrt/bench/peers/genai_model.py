@@ -42,7 +42,7 @@ def convert(checkpoint: Path, bundle: Path, folder: Path) -> None:
     scheduler |= {"_class_name": SCHEDULER, "timestep_spacing": "linspace"}
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0"}
-    index |= {name: ["optimum", "OVModel"] for name in ("unet", "vae_decoder")}
+    index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
     index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
     index["scheduler"] = ["diffusers", SCHEDULER]
     (folder / "model_index.json").write_text(json.dumps(index))
