@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,10 +14,9 @@ import click
 from sdrt import __version__
 from sdrt.errors import SdrtError
 from sdrt.interruption import EXIT_INTERRUPTED, interruptible
+from sdrt.terminal import printable
 
 EXIT_RESOURCE = 6
-#: Line breaks, and what a terminal takes for commands.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 #: Command -> what ``sdrt --help`` says of it. Its function is sdrt.commands.<command>.command.
 COMMANDS = {
@@ -108,5 +107,4 @@ def _run(words: list[str]) -> int:
 
 def _complain(message: str, hint: str) -> None:
     """Say an error in one line, whatever a file's name or a library's message holds."""
-    text = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", f"sdrt: {message} ({hint})")
-    click.echo(text, err=True)
+    click.echo(printable(f"sdrt: {message} ({hint})"), err=True)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
+from sdrt.terminal import printable
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -50,7 +52,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Say one line on stderr."""
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 class Bars:
@@ -100,7 +102,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Say one line above the bars."""
-        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._bars.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 silent = Silent()

@@ -25,6 +25,7 @@ from sdrt.commands.options import (
 )
 from sdrt.errors import BackendUnavailableError, NumericError, UsageError
 from sdrt.runtime.request import MAX_STEPS
+from sdrt.terminal import printable
 
 if TYPE_CHECKING:
     from sdrt.bundle import Precision
@@ -130,7 +131,7 @@ def run(options: Options) -> None:
         print_json(comparison.model_dump(mode="json"))
     else:
         for line in table(comparison):
-            click.echo(line)
+            click.echo(printable(line))
         if report is not None:
             click.echo(f"report: {report}")
     _end(comparison)

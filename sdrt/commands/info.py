@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sdrt.commands.options import json_option, print_json
+from sdrt.terminal import printable
 
 
 @click.command("info")
@@ -23,4 +24,4 @@ def command(picture: Path, as_json: bool) -> None:
     for name, value in record.items():
         text = " ".join(map(str, value.values())) if isinstance(value, dict) else value
         if name not in ("batch", "batch_index"):
-            click.echo(f"{name:22}{text}")
+            click.echo(printable(f"{name:22}{text}"))

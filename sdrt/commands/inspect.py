@@ -10,6 +10,7 @@ import click
 from sdrt.bundle import ComponentName
 from sdrt.commands.options import file_option, json_option, print_json, revision_option
 from sdrt.errors import UsageError
+from sdrt.terminal import printable
 
 COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "denoise_step", "vae_encoder", "vae_decoder")
 DEFAULT_DEPTH = 2
@@ -59,7 +60,7 @@ def command(
         print_json({**plain(found, depth), "wrote": [str(path) for path in wrote]})
         return
     for line in lines(found, DEFAULT_DEPTH if depth is None else depth):
-        click.echo(line)
+        click.echo(printable(line))
     for path in wrote:
         click.echo(f"wrote {path}", err=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+#: C1 controls and DEL, which JSON leaves as they are; it escapes all others itself.
+CONTROLS_OF_JSON = re.compile("[\x7f-\x9f]")
 BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
@@ -67,8 +70,13 @@ def precision_option(names: tuple[str, ...]) -> Callable[[Command], Command]:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on stdout, in UTF-8; bytes of a path that are not UTF-8 come as JSON's own escapes."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace"))
+    """Print one JSON document on stdout, in UTF-8; bytes of a path that are not UTF-8 come as JSON's own escapes.
+
+    So do characters that JSON allows in text and terminals take for commands.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    text = CONTROLS_OF_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    click.echo(text.encode(errors="backslashreplace"))
 
 
 def size_text(size_bytes: int) -> str:

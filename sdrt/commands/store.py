@@ -10,6 +10,7 @@ import click
 from sdrt.commands.build import facts
 from sdrt.commands.options import json_option, print_json, size_text, store_option
 from sdrt.errors import TrustError
+from sdrt.terminal import printable
 
 DAY_S = 86400
 
@@ -33,7 +34,8 @@ def list_entries(store: Path | None, as_json: bool) -> None:
     for entry in entries:
         days = (time.time() - entry.last_used_s) / DAY_S
         kind = " ".join(filter(None, (entry.kind, entry.backend, entry.precision, entry.checkpoint)))
-        click.echo(f"{kind:44} {size_text(entry.size_bytes):>10}  used {days:.0f} days ago  {entry.path}")
+        size = size_text(entry.size_bytes)
+        click.echo(printable(f"{kind:44} {size:>10}  used {days:.0f} days ago  {entry.path}"))
 
 
 @command.command("verify")
@@ -49,7 +51,7 @@ def verify(store: Path | None, as_json: bool) -> None:
         print_json({str(path): error.message if error else None for path, error in problems.items()})
     else:
         for path, error in problems.items():
-            click.echo(f"{'ok' if error is None else error.message}  {path}")
+            click.echo(printable(f"{'ok' if error is None else error.message}  {path}"))
     if broken:
         hint = "the next build moves it to quarantine and builds it again"
         raise TrustError(f"{len(broken)} of {len(problems)} stored artefacts are not whole", hint=hint)
