@@ -303,11 +303,13 @@ def attention(prompt: str | None, steps: int, guidance_scale: float, **values: A
     from sdrt.engines.store import Store
     from sdrt.plots.attention import attend, draw_attention
     from sdrt.plots.figure import quoted
+    from sdrt.plots.marked_graph import check_markable
     from sdrt.prepare import open_bundle
     from sdrt.progress import for_terminal
     from sdrt.runtime.backends.cpu import usable_cpus
 
     options, text = _checked(Common(**values)), _prompt(prompt)
+    check_markable()
     progress = for_terminal()
     with options.model(progress) as model:
         bundle = open_bundle(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +38,18 @@ class CrossAttention:
     queries: str
     keys: str
     scale: float | None
+
+
+def check_markable() -> None:
+    """Hold that what marks and runs a graph is installed.
+
+    Raises:
+        BackendUnavailableError: onnx or ONNX Runtime is not.
+    """
+    for name in ("onnx", "onnxruntime"):
+        if find_spec(name) is None:
+            hint = "pip install 'sdrt[cpu,plot]'"
+            raise BackendUnavailableError(f"{name} is needed to see attention and is not installed", hint=hint)
 
 
 def mark(model: onnx.ModelProto) -> list[CrossAttention]:
@@ -76,7 +89,7 @@ def _comes_from_text(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
 
 
 def _place(node: onnx.NodeProto) -> str:
-    """The module that a node comes from, as ``down_blocks.1.attentions.0``; its own name where it does not say."""
+    """The module that a node comes from, as ``mid_block.attentions.0.transformer_blocks.0``; its own name where it does not say."""
     for entry in node.metadata_props:
         names = [name for name in entry.value.split("'") if ".transformer_blocks." in name]
         if entry.key == SCOPES and names:
@@ -137,14 +150,12 @@ class MarkedUnet(Engine):
             options={},
         )
         super().__init__("unet", spec)
-        try:
-            import onnx
-            import onnxruntime
+        check_markable()
+        import onnx
+        import onnxruntime
 
-            from sdrt.runtime.backends.onnxruntime import ERRORS
-        except ModuleNotFoundError as error:
-            hint = "pip install 'sdrt[cpu,plot]'"
-            raise BackendUnavailableError(f"{error.name} is needed for this and is not installed", hint=hint) from error
+        from sdrt.runtime.backends.onnxruntime import ERRORS
+
         model = onnx.load(path, load_external_data=False)
         self.attentions = mark(model)
         options = onnxruntime.SessionOptions()

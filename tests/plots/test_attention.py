@@ -15,7 +15,8 @@ from PIL import Image
 
 from sdrt.bundle import Bundle
 from sdrt.checkpoint import open_checkpoint
-from sdrt.errors import BundleError, UsageError
+from sdrt.errors import BackendUnavailableError, BundleError, UsageError
+from sdrt.plots import marked_graph
 from sdrt.plots.attention import Attention, Sums, WordMap, attend, draw_attention, overlaid, word_maps
 from sdrt.plots.marked_graph import MarkedUnet, attention_weights, mark
 from sdrt.plots.model import Model
@@ -87,7 +88,7 @@ def test_the_weights_are_those_of_diffusers(unet: MarkedUnet, seen: dict[int, li
     given = feeds(2)
     unet.run(**given)
     expected = torch_weights(tiny_path, given)
-    assert [f"{each.name}.transformer_blocks.0.attn2" for each in unet.attentions] == list(expected)
+    assert [f"{each.name}.attn2" for each in unet.attentions] == list(expected)
     assert len(expected) > 3
     for index, wanted in enumerate(expected.values()):
         (found,) = seen[index]
@@ -124,6 +125,15 @@ def test_a_graph_without_whole_attention_is_refused(tiny_bundle: Bundle) -> None
     with pytest.raises(BundleError, match=r"opset 23") as caught:
         mark(model)
     assert "--opset" in caught.value.hint
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
+def test_without_what_marks_a_graph_the_extra_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked_graph.check_markable()
+    monkeypatch.setattr(marked_graph, "find_spec", lambda name: None if name == missing else name)
+    with pytest.raises(BackendUnavailableError, match=f"^{missing} is needed") as caught:
+        marked_graph.check_markable()
+    assert "sdrt[cpu,plot]" in caught.value.hint
 
 
 def test_weights_are_shares_whatever_the_scores() -> None:
