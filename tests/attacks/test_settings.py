@@ -56,7 +56,8 @@ def test_row_85_no_variable_of_the_environment_steers_sdrt() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             called = isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.getenv", "os.environ.get")
             indexed = isinstance(node, ast.Subscript) and ast.unparse(node.value) == "os.environ"
-            if called or (indexed and isinstance(node.ctx, ast.Load)):
+            set_here = indexed and isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)
+            if (called or indexed) and not set_here:
                 read.add(ast.unparse(node))
     assert read == set()
     assert "SDRT_PORT" not in os.environ

@@ -55,7 +55,8 @@ def write(folder: Path, change: Change | None = None) -> Path:
 
 def far(model: onnx.ModelProto) -> onnx.TensorProto:
     """The tensor that lies beside the graph."""
-    return model.graph.initializer[1]
+    tensor: onnx.TensorProto = model.graph.initializer[1]
+    return tensor
 
 
 def external(**values: str | None) -> Change:
