@@ -21,7 +21,7 @@ COMPARE_READY := $(VENV)/.ready-to-compare
 DEV_READY := $(VENV)/.ready-to-develop
 
 .DEFAULT_GOAL := help
-.PHONY: help setup denoise engines compare test test-long test-full test-gpu check docs tutorial wheel sd-v1-random demo-checkpoint clean
+.PHONY: help setup denoise engines compare test test-long test-full test-gpu check audit constraints docs tutorial wheel sd-v1-random demo-checkpoint clean
 
 help: ## List the targets and variables
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -84,13 +84,21 @@ test-full: $(DEV_READY) sd-v1-random ## Run the tests on the full-size model (85
 test-gpu: $(DEV_READY) ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m 'gpu'
 
-check: $(DEV_READY) ## Lint and type-check (ruff, mypy --strict)
+check: $(DEV_READY) ## Lint and type-check (ruff, mypy --strict), and audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(BIN)/python -m tools.audit
+
+audit: $(DEV_READY) ## Ask for known vulnerabilities of the pinned packages, where that can be asked
+	@$(BIN)/python -m tools.audit
+
+constraints: $(DEV_READY) ## Pin the newest versions that fit into constraints.txt; installs nothing
+	$(BIN)/python -m tools.constraints
 
 docs: $(DEV_READY) ## Write the reference pages that come from the code
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m tools.licences
 
 tutorial: $(DEV_READY) ## Make the tutorial's pictures again
 	$(BIN)/python docs/generate_tutorial.py --store '$(STORE)'

@@ -1,0 +1,1 @@
+"""What keeps the project's supply chain in order; not installed."""

@@ -1,0 +1,91 @@
+"""Write docs/licences.md: every package that sdrt installs, its licence, and what brings it. ``make docs`` runs it."""
+
+from __future__ import annotations
+
+from email.message import Message
+from typing import cast
+
+from packaging.utils import canonicalize_name
+
+from tools.requirements import ROOT, closure, pinned, wanted
+
+PAGE = ROOT / "docs" / "licences.md"
+HEAD = """# Licences
+
+Written by `make docs` from what the installed packages say of themselves; edit `tools/licences.py`, not this page.
+
+sdrt is Apache-2.0. So are the demo checkpoint's weights, which sdrt's own training made. CLIP's vocabulary and the
+configs of Stable Diffusion v1 in `sdrt/assets/sd-v1` have a licence page beside them. Weights that you bring have
+their own licence: that of Stable Diffusion v1 is CreativeML Open RAIL-M, and what it forbids is yours to heed.
+
+sdrt redistributes none of the packages below. `runtime` is always installed, the others are extras (`sdrt[cpu]`);
+`build` makes the package.
+"""
+PROPRIETARY = "proprietary"
+UNKNOWN = "unknown"
+#: What torch brings for GPUs, where it does: its own licence page names them.
+GPU_PARTS = ("nvidia-", "triton")
+#: How licences are called by packages that do not use SPDX's names.
+SPDX = {
+    "MIT License": "MIT",
+    "BSD License": "BSD-3-Clause",
+    "BSD": "BSD-3-Clause",
+    "3-Clause BSD License": "BSD-3-Clause",
+    "Apache Software License": "Apache-2.0",
+    "Apache 2.0": "Apache-2.0",
+    "Apache 2.0 License": "Apache-2.0",
+    "Python Software Foundation License": "PSF-2.0",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "ISC License (ISCL)": "ISC",
+    "Other/Proprietary License": PROPRIETARY,
+}
+#: A licence's name is shorter than its text.
+NAME_LENGTH = 60
+
+
+def licence(metadata: Message) -> str:
+    """What a package says its licence is: its SPDX expression, its classifier, or a name in the free field."""
+    expression = metadata.get("License-Expression")
+    if expression:
+        return str(expression)
+    classifiers = [str(text) for text in metadata.get_all("Classifier") or [] if str(text).startswith("License ::")]
+    names = [text.split(" :: ")[-1] for text in classifiers if text.count(" :: ") > 1 or "Proprietary" in text]
+    free = str(metadata.get("License") or "").strip()
+    if free and "\n" not in free and len(free) <= NAME_LENGTH and free in SPDX.values():
+        return free
+    if names:
+        return " AND ".join(SPDX.get(name, name) for name in names)
+    short = free if free and "\n" not in free and len(free) <= NAME_LENGTH else UNKNOWN
+    return SPDX.get(short, short)
+
+
+def page() -> str:
+    """The whole page."""
+    brought: dict[str, list[str]] = {}
+    licences: dict[str, str] = {}
+    absent: dict[str, list[str]] = {}
+    for group, requirements in wanted().items():
+        found = closure(requirements)
+        for name, installed in found.items():
+            if name.startswith(GPU_PARTS):
+                continue
+            if "runtime" not in brought.setdefault(name, []):
+                brought[name].append(group)
+            licences[name] = licence(cast(Message, installed.metadata))
+        for requirement in requirements:
+            if canonicalize_name(requirement.name) not in found:
+                absent.setdefault(requirement.name, []).append(group)
+    versions = pinned()
+    rows = [
+        f"| {name} | {versions.get(name, '')} | {licences[name]} | {', '.join(brought[name])} |"
+        for name in sorted(brought)
+    ]
+    table = "\n".join(["| package | version | licence | comes with |", "|---|---|---|---|", *rows])
+    others = ", ".join(f"{name} (`{', '.join(groups)}`)" for name, groups in sorted(absent.items()))
+    last = f"\nNot in the environment that `make setup` makes, so not read here: {others}.\n" if others else ""
+    return f"{HEAD}\n{table}\n{last}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
