@@ -107,4 +107,6 @@ def _run(words: list[str]) -> int:
 
 def _complain(message: str, hint: str) -> None:
     """Say an error in one line, whatever a file's name or a library's message holds."""
-    click.echo(printable(f"sdrt: {message} ({hint})"), err=True)
+    # The exit code says it, too, where stderr is on the disk that is full.
+    with contextlib.suppress(OSError):
+        click.echo(printable(f"sdrt: {message} ({hint})"), err=True)

@@ -321,8 +321,6 @@ def _stored_or_exported(
     if path.exists():
         with contextlib.suppress(BundleError, TrustError):
             return store.open_bundle(path)
-    from sdrt.export import export_bundle
-
     with store.locked(path, progress):
         if path.exists():
             # Another process has made it meanwhile, or it is what was not sound.
@@ -330,6 +328,9 @@ def _stored_or_exported(
                 return store.open_bundle(path)
             except (BundleError, TrustError) as error:
                 store.quarantine(path, error, progress)
+        # Only by whom it is exported: it imports torch.
+        from sdrt.export import export_bundle
+
         with store.staged(path) as folder:
             export_bundle(checkpoint, folder, precision=precision, progress=progress)
     return store.open_bundle(path)

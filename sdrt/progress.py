@@ -51,8 +51,9 @@ class Lines:
         self.note(f"{name}: {time.monotonic() - start:.1f} s")
 
     def note(self, text: str) -> None:
-        """Say one line on stderr."""
-        print(printable(text), file=sys.stderr, flush=True)
+        """Say one line on stderr; what nobody can hear, since a pipe is closed or a disk full, stops no work."""
+        with contextlib.suppress(OSError):
+            print(printable(text), file=sys.stderr, flush=True)
 
 
 class Bars:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 import pytest
@@ -41,6 +42,16 @@ def test_lines_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2].startswith("inner: ")
     assert lines[4].startswith("outer: ")
     assert lines[4].endswith(" s")
+
+
+def test_a_closed_stderr_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed:  # noqa: PTH123  # a descriptor
+        monkeypatch.setattr(sys, "stderr", closed)
+        work(Lines())
+        # What was kept back must not be tried again as the file is closed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)
 
 
 def test_bars_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,15 @@
-"""What is killed half-way: each of the ways in which sdrt puts something on the disk, by itself."""
+"""What tests do in forks: each of the ways in which sdrt puts something on the disk, and commands under adversity."""
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import os
+import resource
 from pathlib import Path
 
 from sdrt.bundle import MANIFEST
+from sdrt.cli import main
 from sdrt.engines.sealed import SealedFile
 from sdrt.engines.store import Store
 from sdrt.errors import EngineError, TrustError
@@ -13,6 +18,7 @@ from sdrt.progress import silent
 from tests.engines.sets import KEY, make_set
 
 BACKEND = "openvino"
+CAPABILITY_VERSION_3 = 0x20080522
 
 
 def write(path: str) -> None:
@@ -73,3 +79,64 @@ def collect(root: str) -> None:
 def spoil(root: Path) -> None:
     """Break the set of a store, so that it is found out."""
     (Store(root).engines_path(BACKEND, KEY) / MANIFEST).write_text("{}")
+
+
+def at_once(count: int, words: list[str], *, locks: bool = True) -> None:
+    """Run the command line in so many processes that start together, in one file of what each said; fail if one does.
+
+    Args:
+        count: So many.
+        words: Of each.
+        locks: Whether locks lock, or always succeed, as on some network file systems.
+    """
+    if not locks:
+        fcntl.flock = lambda *_: None  # type: ignore[assignment]
+    waiting, starting = os.pipe()
+    children = []
+    for number in range(count):
+        child = os.fork()
+        if child == 0:
+            os.close(starting)
+            os.read(waiting, 1)
+            _one_of_many(words, f"said-{number}")
+        children.append(child)
+    os.close(starting)
+    raise SystemExit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+
+
+def _one_of_many(words: list[str], log: str) -> None:
+    said = os.open(log, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(said, stream)
+    code: object = 1
+    try:
+        main(words)
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def limited(size_bytes: int, words: list[str]) -> None:
+    """Run the command line where no file can grow larger: the system's answer is that of a full disk, almost."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, resource.RLIM_INFINITY))
+    main(words)
+
+
+def unprivileged(words: list[str]) -> None:
+    """Run the command line without root's right to write everywhere, where the tests run as root."""
+    drop_privileges()
+    main(words)
+
+
+def drop_privileges() -> None:
+    """Give up this process's capabilities (capset(2)), so that permissions count for root too."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    if libc.capset(header, (ctypes.c_uint32 * 6)()) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def at_once_without_locks(count: int, words: list[str]) -> None:
+    """As `at_once`, on a file system whose locks always succeed."""
+    at_once(count, words, locks=False)

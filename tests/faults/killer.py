@@ -6,6 +6,7 @@ The kill is SIGKILL: nothing of the process runs afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib
 import json
@@ -16,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,11 +53,9 @@ class Killer:
 
     Args:
         modules: What the server imports first.
-        place: A folder for what the calls print.
     """
 
-    def __init__(self, modules: Sequence[str], place: Path) -> None:
-        self._log = place / "log"
+    def __init__(self, modules: Sequence[str]) -> None:
         paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tests.faults.killer", *modules],
@@ -98,7 +96,7 @@ class Killer:
         """
         (folder / "tmp").mkdir(exist_ok=True)
         limits = {"operation": operation, "note": note, "seconds": seconds}
-        request = {"call": call, "arguments": arguments, "folder": str(folder), "log": str(self._log), **limits}
+        request = {"call": call, "arguments": arguments, "folder": str(folder), **limits}
         self._requests.write(json.dumps(request, default=str) + "\n")
         self._requests.flush()
         return Ended(**json.loads(self._answers.readline()))
@@ -120,45 +118,56 @@ def serve(modules: Sequence[str]) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        with _report() as (reading, writing):
-            start = time.monotonic()
+        start = time.monotonic()
+        with _pipe() as report, _pipe() as log:
             child = os.fork()
             if child == 0:
-                os.close(reading)
-                _call(request, writing)
-            os.close(writing)
-            answer = _reap(child, reading, request["seconds"])
-        answer["seconds"] = time.monotonic() - start
-        answer["err"] = Path(request["log"]).read_text(errors="replace")
+                _call(request, report.writing, log.writing)
+            code = _reap(child, request["seconds"])
+            answer = {"operations": [], "notes": [], **json.loads(report.read() or "{}")}
+            answer |= {"code": code, "seconds": time.monotonic() - start, "err": log.read()}
         print(json.dumps(answer), flush=True)
 
 
-@contextmanager
-def _report() -> Iterator[tuple[int, int]]:
-    """A pipe by which a call says what it did; its writing end is closed by the block."""
-    reading, writing = os.pipe()
-    fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 1 << 20)
-    yield reading, writing
-    os.close(reading)
+@dataclass(frozen=True)
+class _Pipe:
+    """A pipe that holds what a call says: no limit on files, and no full disk, counts for it."""
+
+    reading: int
+    writing: int
+
+    def read(self) -> str:
+        """What was written, some of it perhaps by children that a killed call left."""
+        os.set_blocking(self.reading, False)
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            while more := os.read(self.reading, 1 << 16):
+                data += more
+        return data.decode(errors="replace")
 
 
-def _reap(child: int, reading: int, seconds: float | None) -> dict[str, Any]:
+@contextlib.contextmanager
+def _pipe() -> Iterator[_Pipe]:
+    pipe = _Pipe(*os.pipe())
+    fcntl.fcntl(pipe.reading, fcntl.F_SETPIPE_SZ, 1 << 20)
+    yield pipe
+    os.close(pipe.reading)
+    os.close(pipe.writing)
+
+
+def _reap(child: int, seconds: float | None) -> int:
     """How the child ended, killed after ``seconds`` if it has not by then."""
     handle = os.pidfd_open(child)
     if not select.select([handle], [], [], seconds)[0]:
         os.kill(child, signal.SIGKILL)
     os.close(handle)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    with open(os.dup(reading)) as report:  # noqa: PTH123  # a descriptor
-        said = report.read()
-    return {"operations": [], "notes": [], **json.loads(said or "{}"), "code": code}
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _call(request: dict[str, Any], writing: int) -> None:
+def _call(request: dict[str, Any], writing: int, log: int) -> None:
     """In the child: do what is asked, say what was done, and end."""
     os.chdir(request["folder"])
     os.environ["TMPDIR"] = os.path.join(request["folder"], "tmp")  # noqa: PTH118  # no object that could be audited
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
     null = os.open(os.devnull, os.O_RDONLY)

@@ -6,11 +6,10 @@ picture, are run by ``make test-long``.
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,7 @@ from sdrt.bundle import Bundle
 from sdrt.engines.store import Store
 from tests.faults.killer import Ended, Killer, tree
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
-from tests.runtime.backends.cuda_double.plans import word_tokenizer
 
-SD_V1 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-RUNTIME = (
-    "sdrt.cli",
-    "sdrt.commands.build",
-    "sdrt.commands.denoise",
-    "sdrt.engines.build",
-    "sdrt.prepare",
-    "sdrt.runtime.pipeline",
-    "sdrt.runtime.backends.onnxruntime",
-)
 POINTS = 50
 #: Of these, so many at file operations; the rest after random times.
 AT_OPERATIONS = 25
@@ -122,25 +110,6 @@ def kill_at(
     return early, whole
 
 
-@pytest.fixture(scope="module")
-def killer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
-    with Killer(RUNTIME, tmp_path_factory.mktemp("killer")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
-    with Killer([*RUNTIME, "sdrt.export"], tmp_path_factory.mktemp("exporter")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle of graphs written by hand that makes pictures; not to be changed."""
-    folder = tmp_path_factory.mktemp("hand-made") / "bundle"
-    return hand_made_bundle(folder, tokenizer=word_tokenizer(), scheduler=json.dumps(SD_V1))
-
-
 def all_sound(store: Store) -> None:
     """Everything that the store shows is whole."""
     assert set(store.verify().values()) <= {None}
@@ -169,11 +138,13 @@ def pixels(path: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def denoising(bundle: Bundle, killer: Killer, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def denoising(bundle: Bundle, ready: Path, killer: Killer, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     """Two pictures and their latents over a store that holds the engines; one picture is there already."""
     place = tmp_path_factory.mktemp("denoising")
-    words = ("denoise", "--bundle", bundle.path, "--backend", "onnxruntime", "--store", place / "store", "--json")
+    shutil.copytree(ready, place / "store")
+    words: tuple[str | Path | int, ...] = ("denoise", "--bundle", bundle.path, "--backend", "onnxruntime", "--json")
     words += ("--prompt", "a red circle", "--steps", 8, "--out", "p.png", "--save-latents", "p.npy", "--num-images", 2)
+    words += ("--store", place / "store")
     assert killer.sdrt(*words, "--seed", 1, folder=place).code == 0
     made = {name: (place / name).read_bytes() for name in ("p-0001.png", "p-0002.png", "p.npy")}
 

@@ -7,7 +7,7 @@ what an undisturbed call leaves: not a file more.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,6 @@ from tests.faults import actions
 from tests.faults.killer import Ended, Killer, tree
 
 Check = Callable[[Path], None]
-
-
-@pytest.fixture(scope="module")
-def killer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
-    with Killer(["tests.faults.actions"], tmp_path_factory.mktemp("killer")) as server:
-        yield server
 
 
 def kill_everywhere(

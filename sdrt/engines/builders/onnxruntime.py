@@ -21,6 +21,8 @@ GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 # Above this many bytes an initializer goes to the weights file, which is mapped rather than read.
 EXTERNAL_BYTES = 1024
+# The least that a file on a disk grows by.
+BLOCK_BYTES = 4096
 
 
 class OnnxRuntimeBuilder(Builder):
@@ -88,6 +90,10 @@ def _copied(job: ComponentJob, folder: Path) -> Compiled:
 
 
 def _check_room(folder: Path, size_bytes: int) -> None:
-    """Hold that a file of this size can be written: disk, quota and limits allow it."""
-    with disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, size_bytes)
+    """Hold that what is in a folder can grow, and that a file of this size has room beside it: by disk and limits."""
+    with disk_errors(folder):
+        for path in folder.iterdir():
+            with path.open("ab") as written:
+                os.posix_fallocate(written.fileno(), path.stat().st_size, BLOCK_BYTES)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)

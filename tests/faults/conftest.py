@@ -1,0 +1,57 @@
+"""What the tests of faults share: a server of forks, and a bundle that makes pictures in no time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sdrt.bundle import Bundle
+from tests.faults.killer import Killer
+from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
+from tests.runtime.backends.cuda_double.plans import word_tokenizer
+
+SD_V1 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+RUNTIME = (
+    "sdrt.cli",
+    "sdrt.commands.build",
+    "sdrt.commands.denoise",
+    "sdrt.commands.store",
+    "sdrt.engines.build",
+    "sdrt.prepare",
+    "sdrt.runtime.pipeline",
+    "sdrt.runtime.backends.onnxruntime",
+    "tests.faults.actions",
+)
+
+
+@pytest.fixture(scope="session")
+def killer() -> Iterator[Killer]:
+    """Runs commands in forks of a process that has the runtime in memory."""
+    with Killer(RUNTIME) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def exporter() -> Iterator[Killer]:
+    """Runs commands in forks of a process that has the exporter in memory, too."""
+    with Killer([*RUNTIME, "sdrt.export"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of graphs written by hand that makes pictures of 16x16; not to be changed."""
+    folder = tmp_path_factory.mktemp("hand-made") / "bundle"
+    return hand_made_bundle(folder, tokenizer=word_tokenizer(), scheduler=json.dumps(SD_V1))
+
+
+@pytest.fixture(scope="session")
+def ready(bundle: Bundle, killer: Killer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that holds the bundle's engines for ONNX Runtime; to be copied, not changed."""
+    place = tmp_path_factory.mktemp("ready")
+    built = killer.sdrt("build", bundle.path, "--backend", "onnxruntime", "--store", "store", folder=place)
+    assert built.code == 0, built.err
+    return place / "store"
