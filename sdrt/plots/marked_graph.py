@@ -89,7 +89,7 @@ def _comes_from_text(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
 
 
 def _place(node: onnx.NodeProto) -> str:
-    """The module that a node comes from, as ``mid_block.attentions.0.transformer_blocks.0``; its own name where it does not say."""
+    """The module that a node comes from, as ``mid_block.attentions.0.transformer_blocks.0``; else its own name."""
     for entry in node.metadata_props:
         names = [name for name in entry.value.split("'") if ".transformer_blocks." in name]
         if entry.key == SCOPES and names:
@@ -113,7 +113,8 @@ def attention_weights(queries: Array, keys: Array, scale: float | None) -> Weigh
         [heads, q, k]; each row sums to 1.
     """
     factor = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
-    scores: Weights = (queries.astype(np.float32) * np.float32(factor)) @ keys.astype(np.float32).transpose(0, 2, 1)
+    scaled = queries.astype(np.float32) * np.float32(factor)
+    scores: Weights = np.matmul(scaled, keys.astype(np.float32).transpose(0, 2, 1), dtype=np.float32)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)

@@ -45,6 +45,11 @@ class FormulaUnet(Engine):
         rows = (-1, 1, 1, 1)
         return cls(lambda x, t, h: 0.5 * x + (t / 1000).reshape(rows) + h.mean(axis=(1, 2)).reshape(rows))
 
+    @classmethod
+    def always(cls, output: Array) -> FormulaUnet:
+        """Gives one output, whatever it is fed."""
+        return cls(lambda x, _t, _h: np.broadcast_to(output, x.shape))
+
     def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
         """Compute the formula."""
         self.fed.append(feeds)

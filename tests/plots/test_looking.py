@@ -31,11 +31,11 @@ SEED = 7
 ROUNDING = 1e-5
 
 
-def pixels(image: Image.Image) -> np.ndarray:  # type: ignore[type-arg]
+def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image, np.int16)
 
 
-def sample_of(picture: Image.Image) -> np.ndarray:  # type: ignore[type-arg]
+def sample_of(picture: Image.Image) -> np.ndarray:
     return InitImage.of(picture, 512).sample()
 
 
