@@ -19,7 +19,7 @@ def told() -> dict[int, set[str]]:
     return {int(row): set(FILE.findall(files)) for row, files in TABLE_ROW.findall(section)}
 
 
-def tested(folder: str) -> dict[int, set[str]]:
+def held(folder: str) -> dict[int, set[str]]:
     """Files by row, as the tests are called."""
     found = defaultdict(set)
     for path in (ROOT / "tests" / folder).glob("test_*.py"):
@@ -29,15 +29,15 @@ def tested(folder: str) -> dict[int, set[str]]:
 
 
 def test_every_row_of_attacks_is_told_and_tested() -> None:
-    rows, attacks = told(), tested("attacks")
+    rows, attacks = told(), held("attacks")
     assert attacks.keys() == ATTACKS
     for row in ATTACKS:
         assert rows.get(row) == attacks[row], f"row {row}"
 
 
 def test_what_the_table_names_is_there() -> None:
-    found = tested("attacks")
-    for row, files in tested("faults").items():
+    found = held("attacks")
+    for row, files in held("faults").items():
         found[row] |= files
     for row, files in told().items():
         assert files <= found[row], f"row {row}"
