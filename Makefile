@@ -9,6 +9,7 @@ STEPS ?= 50
 SEED ?=
 STORE ?= build/store
 BACKEND ?= auto
+FUZZ_S ?= 60
 REPORT ?= build/compare
 
 VENV := .venv
@@ -18,10 +19,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 RUN_READY := $(VENV)/.ready-to-run
 RTX_READY := $(VENV)/.ready-to-build
 COMPARE_READY := $(VENV)/.ready-to-compare
+FUZZ_READY := $(VENV)/.ready-to-fuzz
 DEV_READY := $(VENV)/.ready-to-develop
 
 .DEFAULT_GOAL := help
-.PHONY: help setup denoise engines compare test test-long test-full test-gpu check audit constraints docs tutorial wheel sd-v1-random demo-checkpoint clean
+.PHONY: help setup denoise engines compare test test-long test-full test-gpu fuzz check audit constraints docs tutorial wheel sd-v1-random demo-checkpoint clean
 
 help: ## List the targets and variables
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -52,6 +54,10 @@ $(DEV_READY): $(RTX_READY)
 	$(PIP) --no-build-isolation --editable '.[cpu,export,compare,plot,rtx,dev]'
 	@touch $@
 
+$(FUZZ_READY): $(DEV_READY)
+	$(PIP) --no-build-isolation --editable '.[cpu,export,dev,fuzz]'
+	@touch $@
+
 setup: $(DEV_READY) ## Make .venv with everything a developer needs
 
 denoise: $(RUN_READY) ## Make a picture of PROMPT into OUT; exports and builds what is missing
@@ -80,6 +86,9 @@ test-long: $(DEV_READY) ## Run the slow tests: kills, wheels, large builds
 
 test-full: $(DEV_READY) sd-v1-random ## Run the tests on the full-size model (859.5 M parameters)
 	$(BIN)/python -m pytest -m 'full' -s
+
+fuzz: $(FUZZ_READY) ## Fuzz every reader of files from elsewhere, FUZZ_S seconds each, by coverage (Atheris)
+	$(BIN)/python -m tests.fuzz.run --seconds '$(FUZZ_S)' --corpus build/fuzz
 
 test-gpu: $(DEV_READY) ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m 'gpu'
