@@ -1,0 +1,100 @@
+"""The schemas that docs/stability.md promises, flattened: ``python -m tests.docs.promised`` writes them anew.
+
+That is for a schema with a new number, or with more fields than were promised; test_stability.py says when.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from sdrt.bench.schema import Bench
+from sdrt.bundle import Manifest
+from sdrt.compare.schema import Comparison
+from sdrt.engines.engine_set import EngineManifest
+from sdrt.runtime.metadata import PictureRecord
+
+GOLDEN = Path(__file__).with_name("promised_schemas.json")
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "sdrt.bundle.Manifest": Manifest,
+    "sdrt.engines.engine_set.EngineManifest": EngineManifest,
+    "sdrt.compare.schema.Comparison": Comparison,
+    "sdrt.bench.schema.Bench": Bench,
+    "sdrt.runtime.metadata.PictureRecord": PictureRecord,
+}
+#: What of a field's schema is not its type: words, limits, and what stands in for an absent field.
+NOT_TYPE = (
+    "title",
+    "description",
+    "default",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "minItems",
+    "maxItems",
+    "pattern",
+)
+
+
+def fields(schema: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """Path -> type, and whether a file must have it: ``components.*.inputs[].name``."""
+    whole = schema.model_json_schema()
+    found: dict[str, dict[str, Any]] = {}
+    _collect(whole, "", True, whole.get("$defs", {}), found)
+    return found
+
+
+def _collect(
+    part: dict[str, Any], path: str, required: bool, defined: dict[str, Any], found: dict[str, dict[str, Any]]
+) -> None:
+    """Put a part of a schema, and what lies below it, into ``found``."""
+    if "$ref" in part:
+        part = defined[part["$ref"].rpartition("/")[2]]
+    choices = [choice for choice in part.get("anyOf", []) if choice.get("type") != "null"]
+    if len(choices) == 1:
+        nullable = len(part["anyOf"]) > 1
+        _collect(choices[0], path, required, defined, found)
+        if path in found:
+            found[path]["nullable"] = nullable
+        return
+    if path:
+        found[path] = {"type": _type(part), "required": required}
+    for name, below in part.get("properties", {}).items():
+        _collect(below, f"{path}.{name}".lstrip("."), name in part.get("required", []), defined, found)
+    below = part.get("additionalProperties")
+    if isinstance(below, dict):
+        _collect(below, f"{path}.*", True, defined, found)
+    below = part.get("items") if isinstance(part.get("items"), dict) else None
+    if below:
+        _collect(below, f"{path}[]", True, defined, found)
+
+
+def _type(part: dict[str, Any]) -> Any:
+    """A field's own type: its name, or the values that it can have."""
+    if "properties" in part:
+        return "object"
+    kept = {
+        key: value
+        for key, value in part.items()
+        if key not in NOT_TYPE and key not in ("items", "additionalProperties")
+    }
+    return kept.get("enum") or kept.get("const") or kept.get("type") or sorted(map(str, kept))
+
+
+def golden() -> dict[str, dict[str, dict[str, Any]]]:
+    """What is promised."""
+    promised: dict[str, dict[str, dict[str, Any]]] = json.loads(GOLDEN.read_text())
+    return promised
+
+
+if __name__ == "__main__":
+    blocks = []
+    for name, schema in SCHEMAS.items():
+        lines = [f"  {json.dumps(path)}: {json.dumps(kind)}" for path, kind in sorted(fields(schema).items())]
+        blocks.append(f" {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n }")
+    text = "{\n" + ",\n".join(blocks) + "\n}\n"
+    GOLDEN.write_text(text)
+    print(GOLDEN)
