@@ -1,0 +1,90 @@
+"""Fuzz the targets by coverage, with Atheris, each in a process of its own and for a bounded time: `make fuzz`.
+
+What is found is written below the corpus as NAME/found-..., and repeats by giving the file in place of the time:
+``python -m tests.fuzz.run NAME --repeat FILE``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+MEMORY_MB = 2048
+#: One input may take so long; a reader that needs more hangs.
+INPUT_S = 20
+MAX_BYTES = 1 << 16
+
+
+def main() -> int:
+    """Fuzz the targets named, one after the other; 1 where something was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="[default: all]")
+    parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument("--corpus", type=Path, default=Path("build/fuzz"), help="where inputs that reach more are kept")
+    parser.add_argument("--repeat", type=Path, help="read this file once, without fuzzing")
+    parser.add_argument("--fuzz", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.repeat or options.fuzz:
+        return _one(options)
+    from tests.fuzz.targets import TARGETS
+
+    if unknown := set(options.targets) - TARGETS.keys():
+        parser.error(f"there is no target {min(unknown)}; choose from {', '.join(TARGETS)}")
+    failed = [name for name in options.targets or TARGETS if not _fuzzed(name, options)]
+    print(f"found something in {', '.join(failed)}" if failed else "nothing was found")
+    return 1 if failed else 0
+
+
+def _fuzzed(name: str, options: argparse.Namespace) -> bool:
+    """Fuzz one target in a process of its own; whether nothing was found."""
+    corpus = options.corpus / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", __spec__.name, name, "--fuzz"]
+    words += ["--seconds", str(options.seconds), "--corpus", str(options.corpus)]
+    ended = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
+    lines = ended.stderr.splitlines()
+    runs = next((line.split()[1] for line in reversed(lines) if line.startswith("stat::number_of_executed_units")), "?")
+    print(f"{name}: {runs} inputs, {len(list(corpus.iterdir()))} kept", flush=True)
+    if ended.returncode:
+        print("\n".join(lines[-60:]), flush=True)
+    return ended.returncode == 0
+
+
+def _one(options: argparse.Namespace) -> int:
+    """Fuzz one target, or repeat one input; Atheris ends the process itself."""
+    import atheris
+
+    with atheris.instrument_imports(include=["sdrt"]):
+        from tests.fuzz.targets import TARGETS
+    (name,) = options.targets
+    target = TARGETS[name]
+    folder = Path(tempfile.mkdtemp(prefix="sdrt-fuzz-"))
+    seeds = target.prepare(folder)
+    if options.repeat:
+        print("taken" if target.run(folder, options.repeat.read_bytes()) else "refused")
+        return 0
+    corpus = options.corpus / name
+    for number, sound in enumerate(seeds):
+        (corpus / f"sound-{number}").write_bytes(sound)
+
+    def read(data: bytes) -> None:
+        target.run(folder, data)
+
+    flags = {
+        "max_total_time": options.seconds,
+        "rss_limit_mb": MEMORY_MB,
+        "timeout": INPUT_S,
+        "max_len": MAX_BYTES,
+        "print_final_stats": 1,
+        "artifact_prefix": f"{corpus}/found-",
+    }
+    atheris.Setup([sys.argv[0], *(f"-{flag}={value}" for flag, value in flags.items()), str(corpus)], read)
+    atheris.Fuzz()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Quick fuzzing of every target: sound input damaged in a few bytes, or in a value of its JSON. `make fuzz` goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sdrt.errors import UsageError
+from tests.fuzz.targets import TARGETS, Finding, Target
+
+EXAMPLES = 120
+#: Values that stand where others should.
+ODD = [None, True, -1, 0, 1e308, -0.5, 2**63, 10**400, "", "\0", "../x", "x" * 3000, "\ud800", [], {}, [[]], {"": {}}]
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def prepared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Target, Path, list[bytes]]:
+    """A target, its folder and its sound inputs."""
+    target = TARGETS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    return target, folder, target.prepare(folder)
+
+
+def damaged(data: st.DataObject, sound: bytes) -> bytes:
+    """The input with bytes changed, taken out, doubled or cut off; or with a value of its JSON exchanged."""
+    kind = data.draw(st.sampled_from(("bytes", "cut", "double", "json", "noise")))
+    if kind == "json":
+        return exchanged(data, sound)
+    if kind == "noise":
+        return data.draw(st.binary(max_size=200))
+    changed = bytearray(sound)
+    position = data.draw(st.integers(0, len(changed)))
+    length = data.draw(st.integers(0, 40))
+    if kind == "cut":
+        del changed[position : data.draw(st.sampled_from((position + length, len(changed))))]
+    elif kind == "double":
+        changed[position:position] = changed[position : position + length] * data.draw(st.integers(1, 50))
+    elif changed:
+        for place in data.draw(st.lists(st.integers(0, len(changed) - 1), min_size=1, max_size=5)):
+            changed[place] = data.draw(st.integers(0, 255))
+    return bytes(changed)
+
+
+def exchanged(data: st.DataObject, sound: bytes) -> bytes:
+    """The input with one value of the first JSON in it exchanged for an odd one; as it is where it holds none."""
+    start = sound.find(b"{")
+    try:
+        value, length = json.JSONDecoder().raw_decode(sound[start:].decode("latin-1"))
+    except ValueError:
+        return sound
+    parent, key = {"whole": value}, "whole"
+    places: list[tuple[Any, Any]] = [(parent, key)]
+    for holder, name in places:
+        inner = holder[name]
+        if isinstance(inner, dict):
+            places += [(inner, each) for each in inner]
+        elif isinstance(inner, list):
+            places += [(inner, each) for each in range(len(inner))]
+    holder, name = data.draw(st.sampled_from(places))
+    holder[name] = data.draw(st.sampled_from(ODD))
+    text = json.dumps(parent["whole"])
+    return sound[:start] + text.encode() + sound[start + length :]
+
+
+def test_sound_input_is_taken(prepared: tuple[Target, Path, list[bytes]]) -> None:
+    target, folder, seeds = prepared
+    assert seeds
+    for sound in seeds:
+        assert target.run(folder, sound), sound[:200]
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_damage_is_refused_in_one_line_or_taken(
+    prepared: tuple[Target, Path, list[bytes]], data: st.DataObject
+) -> None:
+    target, folder, seeds = prepared
+    target.run(folder, damaged(data, data.draw(st.sampled_from(seeds))))
+
+
+@pytest.mark.parametrize(
+    "error", [UsageError("two\nlines", hint="x"), UsageError("x" * 5000, hint="x"), UsageError("no hint", hint="")]
+)
+def test_refusals_that_are_none_are_found(error: UsageError, tmp_path: Path) -> None:
+    def read(_: Path, __: bytes) -> None:
+        raise error
+
+    with pytest.raises(Finding):
+        Target(lambda _: [], read).run(tmp_path, b"")
+
+
+def test_what_is_not_ours_is_found(tmp_path: Path) -> None:
+    def read(_: Path, data: bytes) -> int:
+        return data[0]
+
+    with pytest.raises(IndexError):
+        Target(lambda _: [], read).run(tmp_path, b"")
