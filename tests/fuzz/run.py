@@ -26,9 +26,13 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, default=Path("build/fuzz"), help="where inputs that reach more are kept")
     parser.add_argument("--repeat", type=Path, help="read this file once, without fuzzing")
     parser.add_argument("--fuzz", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.repeat or options.fuzz:
-        return _one(options)
+    if options.fuzz:
+        return _one(options, options.folder)
+    if options.repeat:
+        with tempfile.TemporaryDirectory(prefix="sdrt-fuzz-") as folder:
+            return _one(options, Path(folder))
     from tests.fuzz.targets import TARGETS
 
     if unknown := set(options.targets) - TARGETS.keys():
@@ -44,7 +48,8 @@ def _fuzzed(name: str, options: argparse.Namespace) -> bool:
     corpus.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", __spec__.name, name, "--fuzz"]
     words += ["--seconds", str(options.seconds), "--corpus", str(options.corpus)]
-    ended = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
+    with tempfile.TemporaryDirectory(prefix="sdrt-fuzz-") as folder:
+        ended = subprocess.run([*words, "--folder", folder], stderr=subprocess.PIPE, text=True, check=False)
     lines = ended.stderr.splitlines()
     runs = next((line.split()[1] for line in reversed(lines) if line.startswith("stat::number_of_executed_units")), "?")
     print(f"{name}: {runs} inputs, {len(list(corpus.iterdir()))} kept", flush=True)
@@ -53,15 +58,14 @@ def _fuzzed(name: str, options: argparse.Namespace) -> bool:
     return ended.returncode == 0
 
 
-def _one(options: argparse.Namespace) -> int:
-    """Fuzz one target, or repeat one input; Atheris ends the process itself."""
+def _one(options: argparse.Namespace, folder: Path) -> int:
+    """Fuzz one target in an empty folder, or repeat one input; Atheris ends the process itself."""
     import atheris
 
     with atheris.instrument_imports(include=["sdrt"]):
         from tests.fuzz.targets import TARGETS
     (name,) = options.targets
     target = TARGETS[name]
-    folder = Path(tempfile.mkdtemp(prefix="sdrt-fuzz-"))
     seeds = target.prepare(folder)
     if options.repeat:
         print("taken" if target.run(folder, options.repeat.read_bytes()) else "refused")

@@ -13,15 +13,33 @@ from hypothesis import strategies as st
 from sdrt.errors import UsageError
 from tests.fuzz.targets import TARGETS, Finding, Target
 
+Prepared = tuple[Target, Path, list[bytes]]
+
 EXAMPLES = 120
 #: Values that stand where others should.
-ODD = [None, True, -1, 0, 1e308, -0.5, 2**63, 10**400, "", "\0", "../x", "x" * 3000, "\ud800", [], {}, [[]], {"": {}}]
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    -0.5,
+    2**63,
+    10**400,
+    "",
+    "\0",
+    "../x",
+    "x" * 3000,
+    "\ud800",
+    [],
+    {},
+    [[]],
+    {"": {}},
+]
 
 
 @pytest.fixture(scope="module", params=TARGETS)
-def prepared(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Target, Path, list[bytes]]:
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """A target, its folder and its sound inputs."""
     target = TARGETS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
@@ -69,7 +87,7 @@ def exchanged(data: st.DataObject, sound: bytes) -> bytes:
     return sound[:start] + text.encode() + sound[start + length :]
 
 
-def test_sound_input_is_taken(prepared: tuple[Target, Path, list[bytes]]) -> None:
+def test_sound_input_is_taken(prepared: Prepared) -> None:
     target, folder, seeds = prepared
     assert seeds
     for sound in seeds:
@@ -78,9 +96,7 @@ def test_sound_input_is_taken(prepared: tuple[Target, Path, list[bytes]]) -> Non
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_damage_is_refused_in_one_line_or_taken(
-    prepared: tuple[Target, Path, list[bytes]], data: st.DataObject
-) -> None:
+def test_damage_is_refused_in_one_line_or_taken(prepared: Prepared, data: st.DataObject) -> None:
     target, folder, seeds = prepared
     target.run(folder, damaged(data, data.draw(st.sampled_from(seeds))))
 
