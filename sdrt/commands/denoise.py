@@ -194,7 +194,7 @@ def run(options: Options) -> None:
     noise, image = _noise(options, request), init_image(options)
     with load(options, progress) as pipeline:
         check_repeats(record, pipeline, image, progress)
-        preview = _preview(options, pipeline, request, progress)
+        preview = _preview(options, request, progress)
         result = pipeline.run(request, image=image, latents=noise, callback_on_step_end=preview, progress=progress)
         _warn(result, progress)
         written = _write(options, result, record)
@@ -320,13 +320,13 @@ def init_image(options: Options) -> Image.Image | None:
     return open_picture(options.init_image)
 
 
-def _preview(options: Options, pipeline: Pipeline, request: Request, progress: Progress) -> LivePreview | None:
+def _preview(options: Options, request: Request, progress: Progress) -> LivePreview | None:
     """What is called after each step, where previews are asked for and can be shown."""
     if not options.preview and options.preview_dir is None:
         return None
     from sdrt.commands.live_preview import live_preview
 
-    return live_preview(pipeline, len(request.pictures), options.preview, options.preview_dir, progress)
+    return live_preview(len(request.pictures), options.preview, options.preview_dir, progress)
 
 
 def _noise(options: Options, request: Request) -> Any:

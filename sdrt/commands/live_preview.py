@@ -13,7 +13,7 @@ from PIL import Image
 
 from sdrt.files import disk_errors, write_atomically
 from sdrt.progress import Bars, Progress
-from sdrt.runtime.preview import Preview, Projection
+from sdrt.runtime.preview import Preview
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -54,7 +54,6 @@ class LivePreview:
     """A callback_on_step_end that shows and writes previews.
 
     Args:
-        projection: From latents to pictures.
         count: Pictures of the whole request.
         bars: Where they are shown; None shows none.
         folder: Where they are written; None writes none.
@@ -63,9 +62,9 @@ class LivePreview:
         written: The files, in order.
     """
 
-    def __init__(self, projection: Projection, count: int, bars: Bars | None, folder: Path | None) -> None:
+    def __init__(self, count: int, bars: Bars | None, folder: Path | None) -> None:
         self.written: list[Path] = []
-        self._preview = Preview(projection, self._show)
+        self._preview = Preview(self._show)
         self._count = count
         self._bars = bars
         self._folder = folder
@@ -99,13 +98,10 @@ class LivePreview:
         self.written.append(path)
 
 
-def live_preview(
-    pipeline: Pipeline, count: int, in_terminal: bool, folder: Path | None, progress: Progress
-) -> LivePreview | None:
+def live_preview(count: int, in_terminal: bool, folder: Path | None, progress: Progress) -> LivePreview | None:
     """What shows and writes previews of a request; None where there is nowhere to, which is said.
 
     Args:
-        pipeline: What will run; its decoder is run once here.
         count: Pictures of the request.
         in_terminal: Whether to show them.
         folder: Where to write them; made when absent. None writes none.
@@ -122,4 +118,4 @@ def live_preview(
             folder.mkdir(exist_ok=True)
     elif bars is None:
         return None
-    return LivePreview(Projection.fit(pipeline), count, bars if in_terminal else None, folder)
+    return LivePreview(count, bars if in_terminal else None, folder)

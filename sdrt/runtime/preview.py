@@ -15,31 +15,21 @@ from sdrt.runtime.denoise import Latents
 if TYPE_CHECKING:
     from sdrt.runtime.pipeline import Pipeline
 
-#: The latents that the map is fitted on are flat in squares of this many latent pixels: pictures are smooth.
-PATCH = 8
-
 Show = Callable[[int, Sequence[Image.Image]], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """RGB from latents, pixel by pixel: ``weights`` [channels + 1, 3], the last row for what black latents give."""
+    """RGB from latents, pixel by pixel: ``weights`` [channels + 1, 3], the last row for what zero latents give."""
 
     weights: npt.NDArray[np.float32]
 
     @classmethod
-    def fit(cls, pipeline: Pipeline) -> Projection:
-        """The map that comes closest, by least squares, to what the pipeline's own decoder makes of smooth latents.
-
-        It costs the decoding of one picture.
-        """
-        model = pipeline.model
-        squares = np.random.default_rng(0).standard_normal((model.latent_channels, *[model.latent_size // PATCH] * 2))
-        latents = np.kron(squares, np.ones((PATCH, PATCH))).astype(np.float32)
-        (picture,) = pipeline.decode(latents[np.newaxis])
-        pipeline.done_with("vae_decoder")
-        seen = np.asarray(picture.resize((model.latent_size, model.latent_size), Image.Resampling.BOX), np.float32)
-        weights, *_ = np.linalg.lstsq(_columns(latents[np.newaxis]), seen.reshape(-1, 3), rcond=None)
+    def fit(cls, latents: Latents, pictures: Sequence[Image.Image]) -> Projection:
+        """The map that comes closest, by least squares, to what a decoder made of latents [n,channels,h,w]."""
+        size = latents.shape[:1:-1]
+        small = [np.asarray(picture.resize(size, Image.Resampling.BOX), np.float32) for picture in pictures]
+        weights, *_ = np.linalg.lstsq(_columns(latents), np.stack(small).reshape(-1, 3), rcond=None)
         return cls(weights.astype(np.float32))
 
     def pictures(self, latents: Latents) -> list[Image.Image]:
@@ -55,31 +45,44 @@ class Preview:
     Latents on their way are mostly noise. What is shown is the estimate of the noiseless latents, taken from two steps:
     the derivative between them, followed to sigma 0. So the first step shows nothing, unless it is the last.
 
+    The map from latents to pictures is fitted to what the pipeline's decoder makes of the estimate itself, when the
+    first is shown and once more halfway (docs/decisions/0061).
+
     Args:
-        projection: From latents to pictures.
         show: Called with the number of steps done and the pictures that are being denoised.
     """
 
-    def __init__(self, projection: Projection, show: Show) -> None:
-        self._projection = projection
+    def __init__(self, show: Show) -> None:
         self._show = show
         self._before: Latents | None = None
+        self._projection: Projection | None = None
 
     def __call__(self, pipeline: Pipeline, step: int, _timestep: float, values: dict[str, Any]) -> None:
         """Show the latents after a step."""
+        if step == 0:
+            # Other pictures begin.
+            self._before, self._projection = None, None
         latents: Latents = values["latents"]
-        if pipeline.schedule is None:
-            return
-        start, end = (float(sigma) for sigma in pipeline.schedule.sigmas[step : step + 2])
-        before = None if step == 0 else self._before
+        estimate = self._estimate(pipeline, step, latents)
         self._before = latents.copy()
-        if end == 0:
-            estimate = latents
-        elif before is None:
+        if estimate is None or pipeline.schedule is None:
             return
-        else:
-            estimate = latents - np.float32(end / (end - start)) * (latents - before)
+        halfway = step == pipeline.schedule.num_inference_steps // 2
+        if self._projection is None or halfway:
+            self._projection = Projection.fit(estimate, pipeline.decode(estimate))
+            pipeline.done_with("vae_decoder")
         self._show(step + 1, self._projection.pictures(estimate))
+
+    def _estimate(self, pipeline: Pipeline, step: int, latents: Latents) -> Latents | None:
+        """The noiseless latents that the last step leads to; None where nothing says."""
+        if pipeline.schedule is None:
+            return None
+        start, end = (float(sigma) for sigma in pipeline.schedule.sigmas[step : step + 2])
+        if end == 0:
+            return latents
+        if self._before is None:
+            return None
+        return latents - np.float32(end / (end - start)) * (latents - self._before)
 
 
 def _columns(latents: Latents) -> npt.NDArray[np.float32]:

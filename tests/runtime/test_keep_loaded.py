@@ -15,7 +15,7 @@ from sdrt.bundle import COMPONENTS
 from sdrt.engines.engine_set import EngineSet
 from sdrt.errors import EngineError
 from sdrt.runtime.backends.base import Engine
-from sdrt.runtime.preview import Projection
+from sdrt.runtime.preview import Preview
 
 Array = npt.NDArray[Any]
 Sets = Callable[..., EngineSet]
@@ -97,9 +97,10 @@ def test_a_missing_component_is_found_before_anything_runs(hand_sets: Sets) -> N
 
 def test_a_preview_lets_go_of_the_decoder(hand_sets: Sets, open_now: list[set[str]]) -> None:
     with Pipeline(hand_sets(), keep_loaded=False) as pipe:
-        Projection.fit(pipe)
-        pipe("a red circle", **SETTINGS | {"image": None})
-    assert open_now == [{"vae_decoder"}, {"text_encoder"}, {"unet"}, {"vae_decoder"}]
+        settings = SETTINGS | {"image": None, "num_images_per_prompt": 1, "num_inference_steps": 6}
+        pipe("a red circle", callback_on_step_end=Preview(lambda *_: None), **settings)
+    both = {"unet", "vae_decoder"}
+    assert open_now == [{"text_encoder"}, {"unet"}, both, {"unet"}, both, {"unet"}, {"vae_decoder"}]
 
 
 def test_decoding_opens_the_decoder_again(hand_sets: Sets) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from sdrt.bundle import Bundle
+from sdrt.bundle import Bundle, ComponentName
 from sdrt.engines.engine_set import EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, NumericError, ResourceError, SdrtError
 from sdrt.runtime.backends.tensorrt import STEP_INPUTS, TensorRtEngine
@@ -366,3 +367,43 @@ def test_the_whole_denoise_on_the_doubles_is_the_cpus(
         assert json.dumps(device.device_bytes)
         assert device.device_bytes["total"] > 0
         assert cpu.device_bytes == {}
+
+
+ALL: tuple[ComponentName, ...] = ("text_encoder", "denoise_step", "unet", "vae_encoder", "vae_decoder")
+
+
+@pytest.mark.parametrize(("rtx", "cuda_graphs"), WAYS)
+@pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
+def test_a_picture_started_from_and_a_run_that_is_stopped_are_the_cpus(
+    make_plans: MakePlans,
+    pipelines: Callable[..., tuple[Pipeline, Pipeline]],
+    rtx: bool,
+    cuda_graphs: bool,
+    guidance_scale: float,
+) -> None:
+    def stop(pipe: Pipeline, step: int, _timestep: float, values: dict[str, Any]) -> dict[str, Any] | None:
+        if step < 2:
+            return None
+        pipe.stop()
+        return {"latents": values["latents"] * np.float32(0.5)}
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    settings: dict[str, Any] = {"num_inference_steps": 8, "guidance_scale": guidance_scale, "seed": 3, "image": picture}
+    device, cpu = pipelines(make_plans(components=ALL), rtx=rtx, cuda_graphs=cuda_graphs)
+    with device, cpu:
+        for more in ({}, {"start_step": 5}, {"callback_on_step_end": stop}):
+            one, two = (pipe(["a red circle"] * 2, **settings, **more) for pipe in (device, cpu))
+            assert np.array_equal(one.latents, two.latents)
+            assert (one.stopped_after, len(one.timings.steps)) == (two.stopped_after, len(two.timings.steps))
+        assert one.stopped_after == 3
+
+
+def test_engines_on_a_device_stay(make_plans: MakePlans, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = make_plans()
+    rig = Rig(engines)
+    monkeypatch.setattr("sdrt.runtime.pipeline.open_session", lambda *_, **__: rig.session)
+    with Pipeline(engines, keep_loaded=False) as pipe:
+        first = pipe("a red circle", num_inference_steps=3, seed=3)
+        assert set(rig.session._opened) == {"text_encoder", "denoise_step", "vae_decoder"}
+        again = pipe("a red circle", num_inference_steps=3, seed=3)
+    assert np.array_equal(first.latents, again.latents)
