@@ -46,12 +46,12 @@ def bench(
     """
     with tempfile.TemporaryDirectory(prefix="sdrt-bench-") as name:
         folder = Path(name)
-        plan = make_plan(asked, folder, progress)
+        plan = make_plan(asked, settings.threads, folder, progress)
         facts = machine()
         if build_times:
             plan = _with_build_times(plan, asked, folder, progress)
         jobs = {entry.result.name: entry.job for entry in plan.entries if entry.job is not None}
-        precisions = tuple(dict.fromkeys(job.precision for job in jobs.values()))
+        precisions = _precisions(plan)
         measured = measure(jobs, settings, precisions, plan.device, folder, progress)
         results = [entry.result for entry in plan.entries]
         if results[0].name in measured.problems:
@@ -184,6 +184,15 @@ def _figures(result: ContenderResult) -> dict[tuple[Figure, int], Sample]:
         if result.cold.first_step is not None:
             figures["cold_first_step", 1] = result.cold.first_step
     return figures
+
+
+def _precisions(plan: Plan) -> tuple[Precision, ...]:
+    """Everything that any component computes in."""
+    found: dict[Precision, None] = {}
+    for result in (entry.result for entry in plan.entries if entry.job is not None):
+        parts = result.build.components if result.build is not None else ()
+        found |= dict.fromkeys([result.precision, *(part.precision for part in parts)])
+    return tuple(found)
 
 
 def _ceilings(measured: Measured, precisions: Sequence[Precision]) -> tuple[Ceiling, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEGEND = 960, 460, 76, 44, 56, 270
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEGEND = 960, 480, 76, 44, 56, 290
 #: Colours that stay apart for colour-blind readers (Okabe and Ito 2008), as far as they are legible on white and black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8a63d2", "#7f7f7f")
 STYLE = """
@@ -26,11 +26,17 @@ text { font: 13px system-ui, sans-serif; fill: #1a1a1a; }
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one name. ``dots`` are not joined; a ``limit`` is a dashed line."""
+    """Points of one name. ``dots`` are not joined; a ``limit`` is a dashed line.
+
+    ``colour`` and ``mark`` are numbers that series which belong together share; each series has its own colour unless
+    told otherwise, and marks of another shape where colours come round again.
+    """
 
     name: str
     points: tuple[tuple[float, float], ...]
     kind: Literal["line", "dots", "limit"] = "line"
+    colour: int | None = None
+    mark: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,9 @@ def draw(chart: Chart) -> str:
     ]
     parts += _grid(across, upwards, chart)
     for number, series in enumerate(chart.series):
-        parts += _series(number, series, across, upwards)
-        parts += _legend(number, series)
+        pen = _Pen.of(number, series)
+        parts += _series(pen, series, across, upwards)
+        parts += _legend(number, min(21.0, (HEIGHT - TOP - 20) / len(chart.series)), pen, series)
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -119,35 +126,51 @@ def _grid(across: _Axis, upwards: _Axis, chart: Chart) -> list[str]:
     return parts
 
 
-def _series(number: int, series: Series, across: _Axis, upwards: _Axis) -> list[str]:
-    colour = COLOURS[number % len(COLOURS)]
+@dataclass(frozen=True)
+class _Pen:
+    """What a series is drawn with."""
+
+    colour: str
+    mark: int
+
+    @classmethod
+    def of(cls, number: int, series: Series) -> _Pen:
+        """The pen of a series, by its place among the others where it does not say."""
+        colour = number if series.colour is None else series.colour
+        mark = colour // len(COLOURS) if series.mark is None else series.mark
+        return cls(COLOURS[colour % len(COLOURS)], mark % 3)
+
+    def dot(self, x: float, y: float, title: str = "") -> str:
+        """A circle, a square or a triangle."""
+        fill = f'fill="{self.colour}"'
+        if self.mark == 0:
+            return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" {fill}>{title}</circle>'
+        if self.mark == 1:
+            return f'<rect x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9" {fill}>{title}</rect>'
+        corners = f"M{x:.1f} {y - 6:.1f}l6 10.5h-12z"
+        return f'<path d="{corners}" {fill}>{title}</path>'
+
+    def line(self, path: str, kind: str) -> str:
+        """A line; a limit's is dashed."""
+        dash = ' stroke-dasharray="7 5"' if kind == "limit" else ""
+        return f'<path d="{path}" fill="none" stroke="{self.colour}" stroke-width="2"{dash}/>'
+
+
+def _series(pen: _Pen, series: Series, across: _Axis, upwards: _Axis) -> list[str]:
     places = [(across.place(x), upwards.place(y)) for x, y in series.points]
     parts = []
     if series.kind != "dots":
-        dash = ' stroke-dasharray="7 5"' if series.kind == "limit" else ""
-        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
+        parts.append(pen.line("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places), series.kind))
     if series.kind != "limit":
         for (x, y), (value_x, value_y) in zip(places, series.points, strict=True):
             title = f"<title>{escape(series.name)}: {value_x:.4g}, {value_y:.4g}</title>"
-            parts.append(_mark(number, x, y, colour, title))
+            parts.append(pen.dot(x, y, title))
     return parts
 
 
-def _mark(number: int, x: float, y: float, colour: str, title: str) -> str:
-    """A dot; of another shape where colours come round again."""
-    if number < len(COLOURS):
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}">{title}</circle>'
-    return f'<rect x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9" fill="{colour}">{title}</rect>'
-
-
-def _legend(number: int, series: Series) -> list[str]:
-    colour = COLOURS[number % len(COLOURS)]
-    x, y = WIDTH - LEGEND + 18, TOP + 10 + 21 * number
-    dash = ' stroke-dasharray="7 5"' if series.kind == "limit" else ""
-    swatch = f'<path d="M{x} {y}H{x + 24}" stroke="{colour}" stroke-width="2"{dash}/>'
-    if series.kind == "dots":
-        swatch = _mark(number, x + 12, y, colour, "")
-    elif series.kind == "line":
-        swatch += _mark(number, x + 12, y, colour, "")
-    return [swatch, f'<text x="{x + 32}" y="{y + 4}">{escape(series.name)}</text>']
+def _legend(number: int, pitch: float, pen: _Pen, series: Series) -> list[str]:
+    x, y = WIDTH - LEGEND + 18, round(TOP + 10 + pitch * number)
+    parts = [] if series.kind == "dots" else [pen.line(f"M{x} {y}H{x + 24}", series.kind)]
+    if series.kind != "limit":
+        parts.append(pen.dot(x + 12, y))
+    return [*parts, f'<text x="{x + 32}" y="{y + 4}">{escape(series.name)}</text>']

@@ -17,10 +17,11 @@ from sdrt.graphs.validate import validate_once
 from sdrt.prepare import Source, open_bundle, prepare, resolve_backend
 from sdrt.progress import Progress
 from sdrt.runtime.backends import GPU_BACKENDS
-from sdrt.runtime.backends.cpu import supports_bf16, usable_cpus
+from sdrt.runtime.backends.cpu import supports_bf16
 
 if TYPE_CHECKING:
     from sdrt.bundle import Bundle, Precision
+    from sdrt.checkpoint import Checkpoint
     from sdrt.engines.engine_set import EngineSet
 
 
@@ -33,7 +34,6 @@ class Asked:
     precisions: tuple[Precision, ...] = ()
     peers: tuple[str, ...] = ()
     store: Path | None = None
-    threads: int | None = None
     loop: str = "auto"
 
 
@@ -119,11 +119,12 @@ class Plan:
     threads: int
 
 
-def make_plan(asked: Asked, folder: Path, progress: Progress) -> Plan:
+def make_plan(asked: Asked, threads: int, folder: Path, progress: Progress) -> Plan:
     """Export and build what is missing of sdrt's own, and see which peers can be had.
 
     Args:
         asked: What to run.
+        threads: With so many, each.
         folder: For what is converted for peers; it has to last as long as they run.
         progress: Told of exports and builds.
 
@@ -135,7 +136,6 @@ def make_plan(asked: Asked, folder: Path, progress: Progress) -> Plan:
     if unknown:
         raise UsageError(f"there is no peer {unknown[0][:40]!r}", hint=f"choose from {', '.join(PEERS)}")
     shelf = Store(asked.store) if asked.store else Store.default()
-    threads = asked.threads or usable_cpus()
     bundle = open_bundle(asked.source, shelf, progress=progress)
     backends = tuple(dict.fromkeys(resolve_backend(name, progress) for name in asked.backends))
     ours = [
@@ -147,7 +147,7 @@ def make_plan(asked: Asked, folder: Path, progress: Progress) -> Plan:
     device = "cuda" if set(backends) & set(GPU_BACKENDS) else "cpu"
     if asked.peers:
         validate_once(bundle)  # peers open its graphs by themselves
-    checkpoint = _checkpoint(asked.source, bundle) if asked.peers else None
+    checkpoint = _checkpoint_folder(asked.source, bundle) if asked.peers else None
     base = Job("", "fp32", threads, checkpoint=str(checkpoint or ""), bundle=str(bundle.path), device=device)
     peers = [_peer(name, base, folder, progress) for name in asked.peers]
     return Plan(bundle, tuple(ours + peers), device, threads)
@@ -171,7 +171,11 @@ def _ours(
     job = Job("sdrt", manifest.precision, threads, engines=str(engines.path), store=str(shelf.root), loop=asked.loop)
     parts = tuple(
         ComponentBuild(
-            component=name, seconds=part.seconds, size_bytes=part.size_bytes, peak_memory_bytes=part.peak_memory_bytes
+            component=name,
+            precision=part.precision,
+            seconds=part.seconds,
+            size_bytes=part.size_bytes,
+            peak_memory_bytes=part.peak_memory_bytes,
         )
         for name, part in manifest.components.items()
     )
@@ -193,16 +197,27 @@ def _described(backend: str, precision: Precision, threads: int, loop: str, erro
     )
 
 
-def _checkpoint(source: Source, bundle: Bundle) -> Path | None:
+def _checkpoint_folder(source: Source, bundle: Bundle) -> Path | None:
     """The folder of the checkpoint in diffusers' layout; None where it is not here."""
-    record = bundle.manifest.checkpoint
-    name, revision = record.name, record.revision
-    if source.checkpoint:
-        name, revision = source.checkpoint, source.revision
     try:
-        return open_checkpoint(name, revision=revision).path
+        return find_checkpoint(source, bundle).path
     except CheckpointError:
         return None
+
+
+def find_checkpoint(source: Source, bundle: Bundle) -> Checkpoint:
+    """The checkpoint that was named, or the one that the bundle was made from.
+
+    Raises:
+        CheckpointError: It is not here.
+    """
+    if source.checkpoint:
+        return open_checkpoint(source.checkpoint, revision=source.revision)
+    record = bundle.manifest.checkpoint
+    if record.name != "demo" and "/" not in record.name and not Path(record.name).exists():
+        hint = "name its place with --checkpoint, in place of the bundle"
+        raise CheckpointError(f"the checkpoint {record.name!r}, of which the bundle was made, is not here", hint=hint)
+    return open_checkpoint(record.name, revision=record.revision)
 
 
 def _peer(name: str, base: Job, folder: Path, progress: Progress) -> Entry:

@@ -10,6 +10,8 @@ from sdrt.bench.schema import AgainstResult, Bench, ContenderResult, Point, Rati
 from sdrt.files import canonical_json, disk_errors, write_atomically
 
 JSON, MARKDOWN, ROOFLINE = "bench.json", "bench.md", "roofline.svg"
+#: Components on the roofline: the name, and the shape of the dot.
+SHORT = {"unet": ("UNet", 0), "vae_decoder": ("VAE", 1), "text_encoder": ("text", 2)}
 FIGURES = {
     "total": "whole request, warm",
     "unet_step": "UNet step, warm",
@@ -205,15 +207,18 @@ def roofline(bench: Bench) -> str:
         slope = [(first, peak * first / knee)] if bandwidth is not None and first < knee else []
         last = max(*intensities, knee) * 2
         series.append(chart.Series(f"limit, {ceiling.precision}", (*slope, (knee, peak), (last, peak)), "limit"))
-    names = dict.fromkeys((point.contender, point.component) for point in bench.points)
-    for contender, component in names:
+    contenders = list(dict.fromkeys(point.contender for point in bench.points))
+    for contender, component in dict.fromkeys((point.contender, point.component) for point in bench.points):
         places = tuple(
             (point.flops / point.least_bytes, point.gflops)
             for point in bench.points
             if (point.contender, point.component) == (contender, component)
         )
-        series.append(chart.Series(f"{contender}, {component.removesuffix('_decoder')}", places, "dots"))
-    title = f"Roofline of {Path(bench.checkpoint).name} on {bench.settings.threads} threads"
+        name, mark = SHORT[component]
+        colour = len(bench.ceilings) + contenders.index(contender)
+        series.append(chart.Series(f"{contender}, {name}", places, "dots", colour, mark))
+    threads = bench.settings.threads
+    title = f"Roofline of {Path(bench.checkpoint).name} on {threads} thread{'s' if threads > 1 else ''}"
     labels = ("FLOP a byte that has to move at least", "GFLOP/s")
     return chart.draw(chart.Chart(title, *labels, tuple(series), log_x=True, log_y=True))
 

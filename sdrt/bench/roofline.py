@@ -60,8 +60,8 @@ def _point(
     rows: int,
     limits: Sequence[Mapping[str, Any]],
 ) -> Point:
-    flops = rows * part.flops
-    ceilings = [row["products"].get(contender.precision, {}).get("gflops") for row in limits]
+    flops, precision = rows * part.flops, component_precision(contender, component)
+    ceilings = [row["products"].get(precision, {}).get("gflops") for row in limits]
     share = None
     if len(ceilings) == len(seconds.values) and all(ceilings):
         share = paired([flops / value / 1e9 for value in seconds.values], ceilings)
@@ -69,12 +69,18 @@ def _point(
         contender=contender.name,
         component=component,
         batch=batch,
-        precision=contender.precision,
+        precision=precision,
         flops=flops,
-        least_bytes=least_bytes(part, contender.precision, rows),
+        least_bytes=least_bytes(part, precision, rows),
         gflops=flops / seconds.p50 / 1e9,
         share=share,
     )
+
+
+def component_precision(contender: ContenderResult, component: ComponentName) -> Precision:
+    """How a component computes: as its engine was built, or as the contender does as a whole."""
+    parts = contender.build.components if contender.build is not None else ()
+    return next((part.precision for part in parts if part.component == component), contender.precision)
 
 
 def least_bytes(part: Component, precision: Precision, rows: int) -> int:

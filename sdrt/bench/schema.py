@@ -25,6 +25,7 @@ class ComponentBuild(Record):
     """How one component was built."""
 
     component: ComponentName
+    precision: Precision
     seconds: float
     size_bytes: int
     peak_memory_bytes: int | None

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from sdrt import __version__
 from sdrt.bench.accuracy import GUIDANCE_SCALE, Judge
 from sdrt.bench.contender import Job, Work
+from sdrt.bench.plan import find_checkpoint
 from sdrt.bench.process import Process
 from sdrt.bench.statistics import paired
-from sdrt.checkpoint import open_checkpoint
 from sdrt.engines import build as engines_build
 from sdrt.engines.builders import builder
 from sdrt.engines.engine_set import BatchRange
@@ -100,11 +100,7 @@ class _Tuner:
         self._source, self._bundle, self._store = source, bundle, store
         self._settings, self._progress = settings, progress
         self._threads = settings.threads or usable_cpus()
-        record = bundle.manifest.checkpoint
-        name, revision = record.name, record.revision
-        if source.checkpoint:
-            name, revision = source.checkpoint, source.revision
-        self._judge = Judge(open_checkpoint(name, revision=revision), progress)
+        self._judge = Judge(find_checkpoint(source, bundle), progress)
         self._trials: list[Trial] = []
 
     def run(self) -> tuple[Trial, ...]:

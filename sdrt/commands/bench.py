@@ -146,7 +146,6 @@ def _asked(options: Options) -> Asked:
         names("--precision", options.precision, PRECISIONS) if options.precision else (),  # type: ignore[arg-type]
         names_of(names("--peers", options.peers, ("all", *PEERS))) if options.peers else (),
         options.store,
-        options.threads,
         options.loop,
     )
 

@@ -15,7 +15,9 @@ OURS = contender(
     build=Build(
         export_s=20.0,
         build_s=5.0,
-        components=(ComponentBuild(component="unet", seconds=3.0, size_bytes=5 << 20, peak_memory_bytes=None),),
+        components=(
+            ComponentBuild(component="unet", precision="bf16", seconds=3.0, size_bytes=5 << 20, peak_memory_bytes=None),
+        ),
     ),
 )
 PEER = contender("diffusers-bf16", [2.0, 2.2, 2.4], psnr_db=51.23)
@@ -24,7 +26,11 @@ ABSENT = contender("openvino-genai", [1.0], problem="it is not installed", remed
 
 def whole() -> Bench:
     return bench(
-        OURS, PEER, ABSENT, ratios=(ratio(OURS, PEER),), points=(point(OURS.name, 300, 10**7), point(PEER.name, 100, 10**8))
+        OURS,
+        PEER,
+        ABSENT,
+        ratios=(ratio(OURS, PEER),),
+        points=(point(OURS.name, 300, 10**7), point(PEER.name, 100, 10**8)),
     )
 
 
@@ -61,7 +67,7 @@ def test_the_terminal_says_who_was_not_measured_and_what_got_slower() -> None:
 def test_the_roofline_has_a_limit_and_every_component() -> None:
     root = ElementTree.fromstring(roofline(whole()))
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"limit, bf16", "sdrt openvino bf16, unet", "diffusers-bf16, unet", "Roofline of demo on 2 threads"} <= texts
+    assert {"limit, bf16", "sdrt openvino bf16, UNet", "diffusers-bf16, UNet", "Roofline of demo on 2 threads"} <= texts
 
 
 def test_a_report_is_three_files(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from sdrt.bench.roofline import least_bytes, points
+from sdrt.bench.schema import Build, ComponentBuild
 from sdrt.bundle import Bundle
 from tests.bench.results import contender
 from tests.models.tiny_bundle import tiny_bundle
@@ -41,6 +42,19 @@ def test_a_guided_step_is_two_rows_and_shares_are_taken_round_by_round(bundle: B
 def test_without_a_ceiling_of_its_precision_a_share_is_unknown(bundle: Bundle) -> None:
     ours = contender("sdrt onnxruntime fp32", [1.0, 1.0, 1.0], precision="fp32")
     assert [point.share for point in points([ours], bundle, limits(1, 1, 1))] == [None, None]
+
+
+def test_a_component_stands_under_the_ceiling_of_its_own_precision(bundle: Bundle) -> None:
+    parts = tuple(
+        ComponentBuild(component=name, precision=precision, seconds=1, size_bytes=1, peak_memory_bytes=None)
+        for name, precision in (("unet", "bf16"), ("vae_decoder", "fp32"))
+    )
+    ours = contender("sdrt openvino bf16", [1.0], build=Build(components=parts))
+    products = {"bf16": {"gflops": 100.0}, "fp32": {"gflops": 50.0}}
+    unet, decoder = points([ours], bundle, {1: [{"products": products}]})
+    assert (unet.precision, decoder.precision) == ("bf16", "fp32")
+    assert decoder.share is not None
+    assert decoder.share.p50 == pytest.approx(2 / 0.2 / 50)
 
 
 def test_components_without_flops_are_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""A bundle of graphs written by hand, which is benchmarked in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sdrt.bundle import COMPONENTS, Bundle, ComponentName, seal
+from sdrt.engines import lanes
+from sdrt.engines.builders import builder
+from tests.models.tiny_bundle import tiny_bundle as write_bundle
+from tests.runtime.backends.cuda_double.plans import word_tokenizer
+
+SD_V1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+GFLOP = 10**9
+
+
+def _claiming(folder: Path, components: tuple[ComponentName, ...]) -> Bundle:
+    """A bundle that makes pictures of 16x16, and claims a GFLOP for every component."""
+    made = write_bundle(folder, components=components, tokenizer=word_tokenizer(), scheduler=json.dumps(SD_V1))
+    parts = {name: part.model_copy(update={"flops": GFLOP}) for name, part in made.manifest.components.items()}
+    seal(folder, made.manifest.model_copy(update={"components": parts}))
+    return Bundle.open(folder)
+
+
+@pytest.fixture(scope="session")
+def hand_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """One without denoise_step."""
+    return _claiming(tmp_path_factory.mktemp("bench") / "bundle", COMPONENTS)
+
+
+@pytest.fixture(scope="session")
+def step_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """One with denoise_step."""
+    return _claiming(tmp_path_factory.mktemp("bench") / "bundle", (*COMPONENTS, "denoise_step"))
+
+
+@pytest.fixture(scope="session")
+def hand_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a store for what is built from it."""
+    return tmp_path_factory.mktemp("bench") / "store"
+
+
+@pytest.fixture(scope="module")
+def built_here() -> Iterator[None]:
+    """Engines are compiled in this process: one more process a component would take longer than all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "build_all", lambda jobs, *_: {j.component: builder(j.backend).build(j) for j in jobs})
+        yield
