@@ -72,14 +72,14 @@ class CheckpointRecord(Record):
 
 
 class ModelRecord(Record):
-    """The numbers of the checkpoint's configs that the runtime needs."""
+    """The numbers of the checkpoint's configs that the runtime needs; within what can be allocated from them."""
 
-    latent_channels: int = Field(gt=0)
-    latent_size: int = Field(gt=0)
-    image_size: int = Field(gt=0)
+    latent_channels: int = Field(gt=0, le=64)
+    latent_size: int = Field(gt=0, le=512)
+    image_size: int = Field(gt=0, le=4096)
     scaling_factor: float = Field(gt=0)
-    max_tokens: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
+    max_tokens: int = Field(gt=0, le=4096)
+    hidden_size: int = Field(gt=0, le=16384)
 
 
 class SealedManifest(Record):

@@ -34,6 +34,11 @@ OTHER_CONDITIONING = (
     "num_class_embeds",
     "time_cond_proj_dim",
 )
+#: How many parts a config may ask for, by field, and how large any of its numbers and lists may be. v1's has 2 layers a
+#: block, 12 in the text encoder and a vocabulary of 49,408; millions of layers would be built until memory is full.
+MOST_PARTS = {"layers_per_block": 16, "transformer_layers_per_block": 16, "num_hidden_layers": 128}
+MOST_OF_ANY = 1_000_000
+LONGEST_LIST = 64
 LATENT_STATISTICS = ("latents_mean", "latents_std", "shift_factor")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 V1_HINT = "give a Stable Diffusion v1 checkpoint (v1.1 to v1.5 or a fine-tune of one)"
@@ -91,7 +96,7 @@ def read_text_encoder(folder: Path) -> dict[str, Any]:
         CheckpointError: It is malformed or another model's.
     """
     path = folder / "text_encoder" / "config.json"
-    config = read_json(path)
+    config = _network(path)
     _one_of(path, "model_type", config.get("model_type", "clip_text_model"), ("clip_text_model",))
     config.setdefault("max_position_embeddings", 77)
     for field in ("hidden_size", "max_position_embeddings", "vocab_size"):
@@ -110,7 +115,7 @@ def read_unet(folder: Path, hidden_size: int) -> dict[str, Any]:
         CheckpointError: It is malformed, or the UNet takes other inputs than Stable Diffusion v1's.
     """
     path = folder / "unet" / "config.json"
-    config = read_json(path)
+    config = _network(path)
     _one_of(path, "_class_name", config.get("_class_name"), CLASSES["unet"])
     in_channels = config.get("in_channels", LATENT_CHANNELS)
     if in_channels in (8, 9):
@@ -136,7 +141,7 @@ def read_vae(folder: Path) -> dict[str, Any]:
         CheckpointError: It is malformed or another autoencoder's.
     """
     path = folder / "vae" / "config.json"
-    config = read_json(path)
+    config = _network(path)
     _one_of(path, "_class_name", config.get("_class_name"), CLASSES["vae"])
     _one_of(path, "latent_channels", config.get("latent_channels", LATENT_CHANNELS), (LATENT_CHANNELS,))
     for field in ("in_channels", "out_channels"):
@@ -165,6 +170,34 @@ def read_scheduler(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     _one_of(path, "prediction_type", config.setdefault("prediction_type", "epsilon"), PREDICTION_TYPES)
     return config
+
+
+def _network(path: Path) -> dict[str, Any]:
+    """The config of a network that can be built in memory and time.
+
+    Raises:
+        CheckpointError: It is no JSON object, or a number or list in it is beyond what a network of v1's kind has.
+    """
+    config = read_json(path)
+    for field, value in config.items():
+        most = MOST_PARTS.get(field, MOST_OF_ANY)
+        if _largest(value) > most:
+            name = field if field.isidentifier() and len(field) < 60 else shorten(field)
+            message = f"{path}: {name} is {shorten(value)[:80]}; expected {most} at most, in short lists"
+            raise CheckpointError(message, hint=V1_HINT)
+    return config
+
+
+def _largest(value: Any) -> float:
+    """The largest number in a value of JSON; infinite for lists that are too long, or lists in lists in lists."""
+    values = [value]
+    for _ in range(3):
+        if len(values) > LONGEST_LIST:
+            return math.inf
+        values = [inner for one in values for inner in (one if isinstance(one, list) else [one])]
+    if any(isinstance(one, list) for one in values):
+        return math.inf
+    return max((abs(one) for one in values if isinstance(one, int | float)), default=0)
 
 
 def _one_of(path: Path, field: str, found: Any, expected: Iterable[Any]) -> None:

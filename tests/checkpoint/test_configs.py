@@ -172,3 +172,27 @@ def test_fields_that_older_files_leave_out_are_v1s(copy: Path, cache: Path) -> N
     assert checkpoint.vae["scaling_factor"] == 0.18215
     assert checkpoint.text_encoder["max_position_embeddings"] == 77
     assert checkpoint.scheduler["prediction_type"] == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "named"),
+    [
+        ("unet/config.json", {"layers_per_block": 1_000_000}, "layers_per_block"),
+        ("unet/config.json", {"layers_per_block": [2, 2, 2, 1000]}, "layers_per_block"),
+        ("unet/config.json", {"transformer_layers_per_block": [[1, 10_000]]}, "transformer_layers_per_block"),
+        ("unet/config.json", {"down_block_types": ["DownBlock2D"] * 10_000}, "down_block_types"),
+        ("unet/config.json", {"norm_num_groups": 10**400}, "norm_num_groups"),
+        ("unet/config.json", {"anything": [[[[1]]]]}, "anything"),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ("text_encoder/config.json", {"vocab_size": 10**9}, "vocab_size"),
+        ("vae/config.json", {"layers_per_block": -(10**9)}, "layers_per_block"),
+    ],
+    ids=lambda value: "",
+)
+def test_row_7_networks_that_would_be_built_until_memory_is_full(
+    copy: Path, cache: Path, edit: Edit, name: str, values: dict[str, Any], named: str
+) -> None:
+    edit(name, values)
+    with pytest.raises(CheckpointError, match=named) as caught:
+        open_checkpoint(str(copy), cache=cache)
+    assert len(caught.value.message) < 400
