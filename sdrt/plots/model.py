@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,23 +29,30 @@ if TYPE_CHECKING:
 class Model:
     """The engines of one checkpoint, each opened when it is first needed. Not to be shared between threads."""
 
-    def __init__(self, engines: EngineSet, progress: Progress = silent) -> None:
+    def __init__(self, engines: EngineSet, progress: Progress = silent, *, threads: int | None = None) -> None:
         self.engines = engines
         self.record = engines.manifest.model
         self.tokenizer = Tokenizer.open(engines.tokenizer, self.record.max_tokens)
         self._scheduler: dict[str, Any] = json.loads(engines.scheduler.read_bytes())
-        self._session = open_session(engines, progress=progress)
+        self._session = open_session(engines, threads=threads, progress=progress)
 
     @classmethod
     def load(cls, source: Source, *, backend: str, store: Path | None, progress: Progress = silent) -> Model:
         """Open a source's engines; what is missing is exported and built first.
 
+        A record of ``sdrt tune`` decides backend, precision and threads; its batch is that of many pictures, and its
+        loop may be the fused one, which shows nothing of a step.
+
         Raises:
             SdrtError: Of the kind that fits: see sdrt.errors.
         """
-        from sdrt.prepare import prepare
+        from sdrt.prepare import choose, prepare
 
-        return cls(prepare(source, backend=backend, store=store, progress=progress), progress)
+        choice = choose(source, backend=backend, store=store, progress=progress)
+        alone = replace(choice, batch=None, loop="plain", step=False)
+        return cls(
+            prepare(source, store=store, choice=alone, progress=progress), progress=progress, threads=choice.threads
+        )
 
     def __enter__(self) -> Self:
         return self
