@@ -41,7 +41,8 @@ def test_a_slower_machine_is_taken_out() -> None:
     slow = [2 * value for value in BEFORE]
     after = bench(contender("sdrt openvino bf16", slow), gflops=250)
     (move, *_) = against(before, after).moves
-    assert (move.factor, move.adjusted, move.verdict) == (pytest.approx(2), pytest.approx(1), "same")
+    assert (move.factor, move.adjusted) == pytest.approx((2, 1))
+    assert move.verdict == "same"
     # The control: on a machine that is as fast as it was, it is the code that got slower.
     assert set(verdicts(before, bench(contender("sdrt openvino bf16", slow), gflops=500)).values()) == {"slower"}
 

@@ -13,9 +13,10 @@ from sdrt.bench import tune as module
 from sdrt.bench.contender import Job, Ran, Work
 from sdrt.bench.tune import LEAST_SAVING, Settings, tune
 from sdrt.bundle import Bundle
+from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, UsageError
 from sdrt.prepare import Source, build_request, choose, prepare
-from sdrt.runtime.backends.tuned import Trial, find_record
+from sdrt.runtime.backends.tuned import Trial, find_record, record_path
 from tests.command_line import CommandLine
 from tests.engines.notes import Notes
 
@@ -74,7 +75,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(module, "Judge", lambda *_: Judge)
     monkeypatch.setattr(module, "find_checkpoint", lambda *_: None)
     monkeypatch.setattr(module, "available", lambda _: None)
-    monkeypatch.setattr(module.engines_build, "build", made.build)
+    monkeypatch.setattr("sdrt.engines.build.build", made.build)
     monkeypatch.setattr("sdrt.engines.builders.openvino.supports_bf16", lambda: True)
     return made
 
@@ -161,7 +162,7 @@ def test_auto_follows_the_record_and_says_so(world: World, step_bundle: Bundle, 
     choice = choose(source, store=store, progress=notes)
     assert (choice.backend, choice.precision, choice.threads, choice.step) == ("onnxruntime", "fp32", 2, True)
     assert "denoise_step" in (build_request(choice, step_bundle).components or ())
-    (first, second) = notes.lines
+    (first, second) = notes.notes
     assert first.startswith("backend onnxruntime: tuned here on 20")
     assert second == "as tuned: onnxruntime fp32, fused loop, any batch, 2 threads"
     # What the user says stands; a precision that was not found best goes by the machine.
@@ -200,7 +201,7 @@ def test_without_a_backend_nothing_can_be_tuned(
     notes = Notes()
     with pytest.raises(BackendUnavailableError, match="no backend can run here"):
         tune(Source(bundle=hand_bundle.path), SETTINGS, tmp_path / "store", notes)
-    assert notes.lines == [
+    assert notes.notes == [
         "openvino is left out: openvino is not installed",
         "onnxruntime is left out: onnxruntime is not installed",
     ]
@@ -226,3 +227,18 @@ def test_the_command_fails_where_nothing_is_accurate(
     ended = sdrt("tune", hand_bundle.path, "--backend", "onnxruntime", "--store", tmp_path / "store")
     assert ended.code == 5
     assert "nothing that was tried is accurate" in ended.complaint
+
+
+@pytest.mark.long
+def test_tuning_a_checkpoint_with_pytorch_as_the_judge(tiny_path: Path, store: Store, sdrt: CommandLine) -> None:
+    """The whole command, nothing made up: two loops, a fixed batch, and the record in use."""
+    words = ("--checkpoint", tiny_path, "--store", store.root)
+    tuned = sdrt("tune", *words, "--backend", "onnxruntime", "--rounds", 2, "--steps", 2, "--threads", 1, "--json")
+    assert tuned.code == 0, tuned.err
+    trials = tuned.json["trials"]
+    assert [(trial["loop"], trial["batch"]) for trial in trials][:2] == [("plain", None), ("fused", None)]
+    assert all(trial["accurate"] for trial in trials)
+    drawn = sdrt("denoise", *words, "--prompt", "a circle", "--steps", 2, "--out", store.root.parent / "tuned.png")
+    assert drawn.code == 0, drawn.err
+    assert "backend onnxruntime: tuned here on" in drawn.err
+    record_path(store.root, tuned.json["bundle_digest"]).unlink()
