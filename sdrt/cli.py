@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import sys
 import traceback
@@ -100,7 +101,9 @@ def _run(words: list[str]) -> int:
             raise
         click.echo("sdrt: interrupted", err=True)
         return EXIT_INTERRUPTED
-    except MemoryError:
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
         _complain("out of memory", "ask for fewer pictures at once, or give the process more memory")
         return EXIT_RESOURCE
 

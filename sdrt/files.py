@@ -61,6 +61,7 @@ def disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
             errno.EISDIR: "a folder stands where the file should be",
             errno.ENAMETOOLONG: "the name is too long for the file system",
             errno.EMFILE: "too many open files",
+            errno.ENOMEM: "out of memory",
         }
         if error.errno not in reasons:
             raise

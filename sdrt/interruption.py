@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
@@ -39,7 +39,9 @@ def interruptible() -> Iterator[None]:
     os.set_blocking(writing, False)
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     watch = threading.Thread(target=_watch, args=(reading,), name="sdrt-interruption", daemon=True)
-    watch.start()
+    # Where there is no room for a thread, there is none for the work either, whose error says more.
+    with suppress(RuntimeError):
+        watch.start()
     try:
         for number in before:
             signal.signal(number, ask)
@@ -49,7 +51,8 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
         os.close(writing)
-        watch.join()
+        if watch.is_alive():
+            watch.join()
         os.close(reading)
 
 

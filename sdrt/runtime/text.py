@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from sdrt.errors import ArtefactError
+from sdrt.errors import ArtefactError, ResourceError
 from sdrt.runtime.request import check_text
 
 TOKENIZER_LIMIT_BYTES = 64 << 20
+#: CLIP's vocabulary of 49,408 tokens takes two thirds of this while it is read.
+MEMORY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +57,10 @@ class Tokenizer:
 
         Raises:
             ArtefactError: The file cannot be read, is not a tokenizer, or names no padding token.
+            ResourceError: There is no memory for it.
         """
         hint = "make the bundle or engine set again; its tokenizer/tokenizer.json is damaged"
+        _check_memory()
         try:
             if path.stat().st_size > TOKENIZER_LIMIT_BYTES:
                 raise ArtefactError(f"{path} is larger than {TOKENIZER_LIMIT_BYTES >> 20} MiB", hint=hint)
@@ -106,3 +111,15 @@ class Tokenizer:
             Word(prompt[encoding.offsets[places[0]][0] : encoding.offsets[places[-1]][1]], tuple(places))
             for places in positions.values()
         )
+
+
+def _check_memory() -> None:
+    """Hold that there is memory for a tokenizer: the library ends the process where it finds none.
+
+    Raises:
+        ResourceError: There is not.
+    """
+    try:
+        mmap.mmap(-1, MEMORY_BYTES).close()
+    except OSError as error:
+        raise ResourceError("there is no memory for the tokenizer", hint="free memory") from error

@@ -140,3 +140,10 @@ def drop_privileges() -> None:
 def at_once_without_locks(count: int, words: list[str]) -> None:
     """As `at_once`, on a file system whose locks always succeed."""
     at_once(count, words, locks=False)
+
+
+def starved(spare_bytes: int, words: list[str]) -> None:
+    """Run the command line with so much address space beyond what this process has (RLIMIT_AS)."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + spare_bytes, resource.RLIM_INFINITY))
+    main(words)

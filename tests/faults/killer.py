@@ -83,6 +83,7 @@ class Killer:
         operation: int | None = None,
         note: int | None = None,
         seconds: float | None = None,
+        number: int = signal.SIGKILL,
     ) -> Ended:
         """Call "module:function" in a fork, in a folder that is its current and, below "tmp", its temporary one.
 
@@ -93,9 +94,10 @@ class Killer:
             operation: Kill it before this file operation, counted from 0.
             note: Kill it as it says this line of its progress, counted from 0.
             seconds: Kill it after this time.
+            number: The signal that it gets there, at an operation or a note, in place of SIGKILL.
         """
         (folder / "tmp").mkdir(exist_ok=True)
-        limits = {"operation": operation, "note": note, "seconds": seconds}
+        limits = {"operation": operation, "note": note, "seconds": seconds, "number": number}
         request = {"call": call, "arguments": arguments, "folder": str(folder), **limits}
         self._requests.write(json.dumps(request, default=str) + "\n")
         self._requests.flush()
@@ -174,8 +176,10 @@ def _call(request: dict[str, Any], writing: int, log: int) -> None:
     os.dup2(null, 0)
     module, _, name = request["call"].partition(":")
     function = getattr(importlib.import_module(module), name)
-    operations = _killed_at_operation(request["operation"])
-    notes = _killed_at_note(request["note"])
+    # Jobs that a shell without job control runs in the background ignore it, and so would the call.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    operations = _killed_at_operation(request["operation"], request["number"])
+    notes = _killed_at_note(request["note"], request["number"])
     code = 0
     try:
         function(*request["arguments"])
@@ -186,7 +190,7 @@ def _call(request: dict[str, Any], writing: int, log: int) -> None:
     os._exit(code)
 
 
-def _killed_at_operation(number: int | None) -> list[str]:
+def _killed_at_operation(place: int | None, number: int) -> list[str]:
     """Watch file operations; gives the list into which they go."""
     seen: list[str] = []
 
@@ -194,15 +198,15 @@ def _killed_at_operation(number: int | None) -> list[str]:
         if event == "open" and not int(arguments[2]) & WRITING:
             return
         if event == "open" or event in OPERATIONS or event in OTHERS:
-            if len(seen) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
             seen.append(f"{event} {arguments[0] if arguments else ''}")
+            if len(seen) - 1 == place:
+                os.kill(os.getpid(), number)
 
     sys.addaudithook(watch)
     return seen
 
 
-def _killed_at_note(number: int | None) -> list[str]:
+def _killed_at_note(place: int | None, number: int) -> list[str]:
     """Watch what progress says; gives the list into which it goes."""
     from sdrt.progress import Lines
 
@@ -211,9 +215,9 @@ def _killed_at_note(number: int | None) -> list[str]:
 
     def watch(lines: Lines, text: str) -> None:
         say(lines, text)
-        if len(said) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
         said.append(text)
+        if len(said) - 1 == place:
+            os.kill(os.getpid(), number)
 
     Lines.note = watch  # type: ignore[method-assign]
     return said

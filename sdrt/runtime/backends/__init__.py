@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sdrt.errors import BackendUnavailableError, EngineError, UsageError
+from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError, UsageError
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends.cpu import unsuited, usable_cpus
 from sdrt.runtime.backends.packages import installed_version
@@ -110,11 +110,9 @@ def open_engine(engines: EngineSet, component: ComponentName, *, threads: int | 
         if entry.needs_gpu:
             alone: Engine = module.open_alone(engines, component, *module.libraries(backend))
             return alone
-        engine_class = getattr(module, entry.engine)
+        engine: Engine = getattr(module, entry.engine)(component, spec, engines.path, threads or usable_cpus())
     except ImportError as error:
-        hint = f"reinstall {backend}"
-        raise BackendUnavailableError(f"{backend} is installed but does not import: {error}", hint=hint) from error
-    engine: Engine = engine_class(component, spec, engines.path, threads or usable_cpus())
+        raise _import_error(backend, error) from error
     return engine
 
 
@@ -150,9 +148,18 @@ def open_session(
         libraries = module.libraries(backend)
         session: Session = module.TensorRtSession(engines, *libraries, cuda_graphs=cuda_graphs, progress=progress)
     except ImportError as error:
-        hint = f"reinstall {backend}"
-        raise BackendUnavailableError(f"{backend} is installed but does not import: {error}", hint=hint) from error
+        raise _import_error(backend, error) from error
     return session
+
+
+def _import_error(backend: str, error: ImportError) -> SdrtError:
+    """What an installed library that does not import comes to."""
+    from sdrt.runtime.backends.base import is_out_of_memory
+
+    if is_out_of_memory(error):
+        return ResourceError(f"{backend} cannot be loaded: out of memory", hint="free memory")
+    hint = f"reinstall {backend}"
+    return BackendUnavailableError(f"{backend} is installed but does not import: {error}", hint=hint)
 
 
 def check_host(manifest: EngineManifest) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sdrt.engines.engine_set import EngineComponent
 
 Array = np.ndarray[Any, np.dtype[Any]]
+#: How C++'s standard library, the C library, the loader of shared libraries and threads say that memory ran out.
+OUT_OF_MEMORY = ("bad_alloc", "allocate memory", "failed to map segment", "Resource temporarily unavailable")
 
 
 class Engine(ABC):
@@ -47,11 +49,16 @@ class Engine(ABC):
 
         Raises:
             UsageError: A name, dtype or shape is not the spec's, or the batch is outside the engine's range.
+            ResourceError: The backend gave arrays without values, as OpenVINO does where it finds no memory for them.
+            EngineError: An output has another shape than the spec's.
         """
-        checked = self._checked(feeds)
+        axes: dict[str, int] = {}
+        checked = self._checked(feeds, axes)
         start = time.perf_counter()
         outputs = self.execute(checked)
         self.seconds.append(time.perf_counter() - start)
+        for spec in self.spec.outputs:
+            self._check_output(spec, outputs[spec.name], axes)
         return outputs
 
     @abstractmethod
@@ -72,12 +79,12 @@ class Engine(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _checked(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _checked(self, feeds: Mapping[str, Array], axes: dict[str, int]) -> dict[str, Array]:
+        """The feeds, held against the specs; ``axes`` collects the lengths of the named axes."""
         wanted = [spec.name for spec in self.spec.inputs]
         if feeds.keys() != set(wanted):
             given = ", ".join(sorted(feeds)) or "nothing"
             raise UsageError(f"{self.name} takes {', '.join(wanted)}; got {given}", hint="feed exactly these inputs")
-        axes: dict[str, int] = {}
         for spec in self.spec.inputs:
             self._check(spec, feeds[spec.name], axes)
         self._check_batch(axes.get("batch"))
@@ -95,6 +102,17 @@ class Engine(ABC):
         if not fits:
             shape = ", ".join(f"{axis}={axes[axis]}" if axis in axes else str(axis) for axis in spec.shape)
             raise UsageError(f"{where} has shape {array.shape}; it must be ({shape})", hint="give it that shape")
+
+    def _check_output(self, spec: TensorSpec, array: Array, axes: Mapping[str, int]) -> None:
+        """Hold what came out against its spec and the lengths of what went in."""
+        wanted = tuple(axes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape)
+        if array.shape == wanted:
+            return
+        if array.size == 0:
+            hint = "ask for fewer pictures at once, or free memory"
+            raise ResourceError(f"{self.name} gave {spec.name} without values: out of memory", hint=hint)
+        message = f"{self.name} gave {spec.name} of shape {array.shape}; it must be {wanted}"
+        raise EngineError(message, hint="build the engines again; if it fails again, report it")
 
     def _check_batch(self, batch: int | None) -> None:
         limits = self.spec.batch
@@ -141,6 +159,11 @@ def library_error(what: str, error: Exception) -> SdrtError:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1] if lines else type(error).__name__
-    if isinstance(error, MemoryError) or "bad_alloc" in reason or "allocate memory" in reason:
+    if is_out_of_memory(error):
         return ResourceError(f"{what}: out of memory", hint="ask for fewer pictures at once, or free memory")
     return EngineError(f"{what}: {reason}", hint="build the engines again; if it fails again, report it")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a library's exception is for want of memory; those of C++ and of the loader say so in words only."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

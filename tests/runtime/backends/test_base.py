@@ -7,7 +7,7 @@ import pytest
 
 from sdrt.bundle import TensorSpec
 from sdrt.engines.engine_set import BatchRange, EngineComponent
-from sdrt.errors import EngineError, NumericError, ResourceError, UsageError
+from sdrt.errors import EngineError, NumericError, ResourceError, SdrtError, UsageError
 from sdrt.runtime.backends.base import Array, Engine, check_finite, library_error
 
 
@@ -118,3 +118,34 @@ def test_a_library_is_quoted_by_its_last_line() -> None:
     assert isinstance(found, EngineError)
     assert found.message == "unet failed: bad shape"
     assert library_error("unet failed", RuntimeError()).message == "unet failed: RuntimeError"
+
+
+@pytest.mark.parametrize(
+    ("total", "kind", "message"),
+    [
+        (np.zeros((0, 4), np.float32), ResourceError, "unet gave total without values: out of memory"),
+        (np.zeros((3, 4), np.float32), EngineError, r"unet gave total of shape \(3, 4\); it must be \(2, 4\)"),
+        (np.zeros((2, 1), np.float32), EngineError, r"must be \(2, 4\)"),
+        (np.zeros(4, np.float32), EngineError, r"must be \(2, 4\)"),
+    ],
+)
+def test_outputs_have_the_shape_of_the_inputs(
+    engine: Sum, monkeypatch: pytest.MonkeyPatch, total: Array, kind: type[SdrtError], message: str
+) -> None:
+    monkeypatch.setattr(engine, "execute", lambda feeds: {"total": total})
+    with pytest.raises(kind, match=message):
+        engine.run(**pair())
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "std::bad_alloc",
+        "Cannot allocate memory",
+        "libx.so: failed to map segment from shared object\nsee the log",
+        "Resource temporarily unavailable",
+    ],
+)
+def test_want_of_memory_is_known_by_its_words(reason: str) -> None:
+    assert isinstance(library_error("it failed", RuntimeError(reason)), ResourceError)
+    assert isinstance(library_error("it failed", RuntimeError("no such operator")), EngineError)
