@@ -62,7 +62,7 @@ class Common:
         return Model.load(self.source(), backend=self.backend, store=self.store, progress=progress)
 
 
-def common_options(name: str, backend_note: str = "") -> Callable[[Command], Command]:
+def common_options(name: str) -> Callable[[Command], Command]:
     """The options that every plot takes; ``name`` is its file's."""
     out = click.Path(path_type=Path)
     options: Sequence[Callable[[Command], Command]] = (

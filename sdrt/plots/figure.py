@@ -167,7 +167,8 @@ def picture_grid(
     rows = -(-len(panels) // columns)
     width = max(MIN_WIDTH, columns * (CELL + GAP) + GAP + beside)
     heading, footing = _wrapped(title, width, TITLE_SIZE), _wrapped(caption, width, CAPTION_SIZE)
-    head, foot = _height(heading, TITLE_LINE), _height(footing, CAPTION_LINE)
+    head = _lines(heading) * TITLE_LINE + 2 * GAP
+    foot = _lines(footing) * CAPTION_LINE + 2 * GAP
     height = head + rows * (CELL + CELL_TITLE + GAP) + below + foot
     figure = Figure(figsize=(width, height))
 
@@ -180,7 +181,8 @@ def picture_grid(
     start = (width - beside - columns * (CELL + GAP) + GAP) / 2
     for index, panel in enumerate(panels):
         row, column = divmod(index, columns)
-        axes = place(start + column * (CELL + GAP), height - head - (row + 1) * (CELL + CELL_TITLE + GAP), CELL, CELL)
+        top = height - head - row * (CELL + CELL_TITLE + GAP) - CELL_TITLE
+        axes = place(start + column * (CELL + GAP), top - CELL, CELL, CELL)
         axes.imshow(np.asarray(panel.picture))
         axes.set_title(panel.title)
         axes.set_axis_off()
@@ -193,9 +195,9 @@ def picture_grid(
     return Grid(figure, lower, right)
 
 
-def _height(text: str, line: float) -> float:
-    """Inches of some lines, and of the space around them."""
-    return (text.count("\n") + 1) * line + 2 * GAP
+def _lines(text: str) -> int:
+    """How many lines a text has."""
+    return text.count("\n") + 1
 
 
 def write_figure(figure: Figure, path: Path) -> None:
