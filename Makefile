@@ -11,6 +11,7 @@ STORE ?= build/store
 BACKEND ?= auto
 FUZZ_S ?= 60
 REPORT ?= build/compare
+BENCH ?= build/bench
 
 VENV := .venv
 ALL_BACKENDS := onnxruntime openvino tensorrt-rtx tensorrt
@@ -23,13 +24,13 @@ FUZZ_READY := $(VENV)/.ready-to-fuzz
 DEV_READY := $(VENV)/.ready-to-develop
 
 .DEFAULT_GOAL := help
-.PHONY: help setup denoise engines compare test test-long test-full test-gpu fuzz check audit constraints docs tutorial wheel sd-v1-random demo-checkpoint clean
+.PHONY: help setup denoise engines compare bench test test-long test-full test-gpu fuzz check audit constraints docs tutorial wheel sd-v1-random demo-checkpoint clean
 
 help: ## List the targets and variables
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 	@echo
 	@echo 'Variables: CHECKPOINT=$(CHECKPOINT) BACKENDS="$(BACKENDS)" PROMPT="$(PROMPT)" OUT=$(OUT) STEPS=$(STEPS)'
-	@echo '           SEED=$(SEED) (empty: drawn) STORE=$(STORE) BACKEND=$(BACKEND) REPORT=$(REPORT) PYTHON=$(PYTHON)'
+	@echo '           SEED=$(SEED) (empty: drawn) STORE=$(STORE) BACKEND=$(BACKEND) REPORT=$(REPORT) BENCH=$(BENCH) PYTHON=$(PYTHON)'
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -77,6 +78,10 @@ engines: $(RTX_READY) ## Export CHECKPOINT and build its engines for BACKENDS (d
 
 compare: $(COMPARE_READY) ## Compare CHECKPOINT's engines for BACKEND with PyTorch; writes a report into REPORT
 	@$(BIN)/sdrt compare --checkpoint '$(CHECKPOINT)' --backend '$(BACKEND)' --store '$(STORE)' --report '$(REPORT)'
+
+bench: $(COMPARE_READY) ## Measure CHECKPOINT's engines for BACKEND beside every peer that is here; report into BENCH
+	@$(BIN)/sdrt bench --checkpoint '$(CHECKPOINT)' --backend '$(BACKEND)' --peers all --build-times \
+		--store '$(STORE)' --report '$(BENCH)'
 
 test: $(DEV_READY) ## Run the quick tests (under 10 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -44,10 +44,11 @@ def markdown(bench: Bench) -> str:
     """Everything as tables."""
     settings = bench.settings
     parts = [
-        f"# Benchmark of {bench.checkpoint}",
+        f"# Benchmark of {Path(bench.checkpoint).name}",
         f"{bench.created}, sdrt {bench.sdrt}. {settings.steps} steps, guidance {settings.guidance_scale:g}, "
         f"{settings.threads} threads, {settings.rounds} rounds in turn after one that warms up, {settings.cold_rounds} "
         f"cold starts. Seconds are the median, with the least and the 90th percentile in brackets.",
+        f"    {bench.command}" if bench.command else "",
         _machine(bench),
         "## Warm",
         _table(warm_rows(bench.contenders)),

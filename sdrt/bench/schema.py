@@ -173,11 +173,12 @@ class Settings(Record):
 
 
 class Bench(Record):
-    """A whole benchmark."""
+    """A whole benchmark. ``command`` repeats it; "" where it was not run by one."""
 
     schema_version: Literal[1]
     sdrt: str
     created: str
+    command: str = ""
     checkpoint: str
     checkpoint_digest: Digest
     bundle_digest: Digest

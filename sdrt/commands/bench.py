@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,7 @@ def run(options: Options) -> None:
     asked, settings = _asked(options), _settings(options)
     earlier = read_bench(options.against) if options.against else None
     found = bench(asked, settings, for_terminal(), build_times=options.build_times)
+    found = found.model_copy(update={"command": command_line(options)})
     if earlier is not None:
         found = found.model_copy(update={"against": against(earlier, found)})
     written = write_report(options.report, found) if options.report is not None else ()
@@ -134,6 +136,19 @@ def run(options: Options) -> None:
         click.echo(line)
     for path in written:
         click.echo(f"written: {path}")
+
+
+def command_line(options: Options) -> str:
+    """The command that asks for the same; where things lie is left out."""
+    words = ["sdrt", "bench"]
+    left_out = ("store", "report", "against", "as_json")
+    for field in (each.name for each in fields(options) if each.name not in left_out):
+        value, option = getattr(options, field), f"--{field.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [option] if value else []
+        elif value not in (None, ""):
+            words += [option, str(value)]
+    return shlex.join(words)
 
 
 def _asked(options: Options) -> Asked:

@@ -10,6 +10,7 @@ from sdrt.bench.bench import bench
 from sdrt.bench.plan import PEERS, Asked, Peer
 from sdrt.bench.schema import Bench, Settings
 from sdrt.bundle import Bundle
+from sdrt.commands.bench import Options, command_line
 from sdrt.errors import EngineError, UsageError
 from sdrt.prepare import Source
 from tests.command_line import CommandLine
@@ -129,6 +130,18 @@ def test_what_cannot_be_measured_is_refused_at_once(sdrt: CommandLine, words: li
     ended = sdrt("bench", *words)
     assert ended.code == 2
     assert complaint in ended.complaint
+
+
+def test_a_result_names_the_command_that_repeats_it() -> None:
+    options = Options(
+        checkpoint=None, revision=None, bundle=None, backend="auto", precision="fp32,bf16", steps=5, guidance_scale=7.5,
+        batch="1,2", rounds=3, cold_rounds=0, peers="", prompt="a circle", loop="auto", build_times=True, against=None,
+        report=Path("report"), store=Path("store"), threads=2, as_json=False,
+    )  # fmt: skip
+    assert command_line(options) == (
+        "sdrt bench --backend auto --precision fp32,bf16 --steps 5 --guidance-scale 7.5 --batch 1,2 --rounds 3 "
+        "--cold-rounds 0 --prompt 'a circle' --loop auto --build-times --threads 2"
+    )
 
 
 def test_an_earlier_benchmark_is_read_before_anything_is_measured(sdrt: CommandLine, tmp_path: Path) -> None:
