@@ -171,7 +171,9 @@ def markdown(found: dict[str, Any]) -> str:
     """The numbers as a table."""
     facts = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
     text = [
-        f"{found['checkpoint']} on {found['backend']} {found['precision']}; guidance {GUIDANCE_SCALE}; machine: {facts}.",
+        f"{found['checkpoint']} on {found['backend']} {found['precision']}; guidance {GUIDANCE_SCALE}.",
+        "",
+        f"Machine: {facts}.",
         "",
         f"    {found['command']}",
         "",
