@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ import click
 from sdrt.commands.denoise import Options, check_writable, init_image, load, settings, stages
 from sdrt.commands.options import print_json
 from sdrt.errors import NumericError
+from sdrt.runtime.request import DRAWN_SEEDS
 
 if TYPE_CHECKING:
+    from sdrt.progress import Progress
     from sdrt.runtime.pipeline import Pipeline
     from sdrt.runtime.prompt_file import Line
     from sdrt.runtime.queue import Finished, Slot
@@ -33,20 +36,22 @@ def run_prompts(options: Options) -> None:
 
     if options.prompts is None:
         raise TypeError("prompts")
-    lines = read_prompt_file(options.prompts, settings(options))
+    asked = settings(options)
+    if asked["seed"] is None:
+        asked["seed"] = secrets.randbelow(DRAWN_SEEDS)
+    lines = read_prompt_file(options.prompts, asked)
     paths = _paths(options.out, lines)
     for path in paths.values():
         check_writable("--out", path)
     image, progress, timings = init_image(options), for_terminal(), Timings()
+    if options.seed is None:
+        progress.note(f"seed {asked['seed']} and on, where lines name none")
     done: list[Finished] = []
     with load(options, progress) as pipeline:
         for finished in run_queue(pipeline, lines, timings, image=image, progress=progress):
             done.append(finished)
             _write(finished, paths, options.as_json)
-            if finished.error is not None:
-                progress.note(f"line {finished.slot.line}, seed {finished.slot.picture.seed}: {finished.error.message}")
-            elif finished.truncated:
-                progress.note(f"warning: line {finished.slot.line} is cut off at {finished.truncated!r}")
+            _warn(finished, progress)
         if options.as_json:
             print_json(_facts(pipeline, done, paths, timings, with_encoder=image is not None))
     _check_all_made(done)
@@ -77,6 +82,19 @@ def _write(finished: Finished, paths: dict[tuple[int, int], Path], as_json: bool
     write_png(finished.image, path, finished.record)
     if not as_json:
         click.echo(bytes(path))
+
+
+def _warn(finished: Finished, progress: Progress) -> None:
+    """Say what the user may not expect of a picture, and its seed with it."""
+    from sdrt.runtime.images import is_degenerate
+
+    where = f"line {finished.slot.line}, seed {finished.slot.picture.seed}"
+    if finished.error is not None:
+        progress.note(f"{where}: {finished.error.message}")
+    if finished.truncated:
+        progress.note(f"warning: {where}: the prompt is cut off; lost: {finished.truncated!r}")
+    if finished.image is not None and is_degenerate(finished.image):
+        progress.note(f"warning: degenerate_image: {where}: the picture is all of one colour")
 
 
 def _facts(

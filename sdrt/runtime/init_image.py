@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sdrt.errors import ArtefactError
+from sdrt.errors import ArtefactError, UsageError
 from sdrt.runtime.backends.base import Engine, check_finite
 
 Floats = npt.NDArray[np.float32]
@@ -48,8 +48,12 @@ class InitImage:
             size: Width and height that the model takes.
 
         Raises:
+            UsageError: It is no picture of Pillow's.
             ArtefactError: Its pixels are 32-bit numbers, which have no white.
         """
+        if not isinstance(picture, Image.Image):
+            hint = "open it first: PIL.Image.open(path)"
+            raise UsageError(f"image is a {type(picture).__name__}; it must be a PIL.Image.Image", hint=hint)
         upright = to_rgb(picture)
         side = min(upright.size)
         left, top = (upright.width - side) // 2, (upright.height - side) // 2

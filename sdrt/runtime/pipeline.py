@@ -144,30 +144,13 @@ class Pipeline:
         from sdrt.prepare import Source, choose, prepare
 
         source, choice = Source(checkpoint, revision, bundle, engines, trust), None
+        asked: dict[str, Any] = {"backend": backend, "precision": precision, "provider": provider}
         if not engines:
-            choice = choose(
-                source,
-                backend=backend,
-                precision=precision,
-                threads=threads,
-                loop=loop,
-                provider=provider,
-                store=store,
-                progress=progress,
-            )
+            choice = choose(source, threads=threads, loop=loop, store=store, progress=progress, **asked)
             # Before anything is exported or built for a backend that has none.
             check_cuda_graphs(choice.backend, cuda_graphs)
             threads, loop = choice.threads, choice.loop
-        opened = prepare(
-            source,
-            backend=backend,
-            precision=precision,
-            store=store,
-            build=build,
-            provider=provider,
-            choice=choice,
-            progress=progress,
-        )
+        opened = prepare(source, store=store, build=build, choice=choice, progress=progress, **asked)
         return cls(
             opened, threads=threads, loop=loop, cuda_graphs=cuda_graphs, keep_loaded=keep_loaded, progress=progress
         )

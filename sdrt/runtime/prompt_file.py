@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import secrets
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from sdrt.errors import UsageError
-from sdrt.runtime.request import DRAWN_SEEDS, Request, make_request
+from sdrt.runtime.request import Request, make_request
 
 LIMIT_BYTES = 64 << 20
-#: Pictures of one file. Beyond, split the file: names of pictures are numbered with four digits.
+#: Pictures of one file: their names are numbered with four digits.
 MAX_QUEUED = 9999
 #: What a line may say, named as the arguments of the pipeline are, and what kind of value each is.
 FIELDS: dict[str, tuple[type, ...]] = {
@@ -40,8 +39,8 @@ def read_prompt_file(path: Path, settings: dict[str, Any]) -> tuple[Line, ...]:
 
     Args:
         path: JSON Lines in UTF-8; blank lines are passed over.
-        settings: Arguments of `make_request` for what a line leaves out. A line's pictures have their own "seed" and
-            the ones after it; without, the file's pictures are counted on from the settings' seed, or from a drawn one.
+        settings: Arguments of `make_request` for what a line leaves out, a seed among them: a line's pictures have the
+            line's own and those after it, or else the settings' plus the number of pictures before them in the file.
 
     Raises:
         UsageError: The file cannot be read or is empty; or names the first line that is wrong, what is wrong with it,
@@ -51,20 +50,18 @@ def read_prompt_file(path: Path, settings: dict[str, Any]) -> tuple[Line, ...]:
     try:
         if path.stat().st_size > LIMIT_BYTES:
             raise UsageError(f"{path} is larger than {LIMIT_BYTES >> 20} MiB", hint="split the file")
-        rows = path.read_bytes().split(b"\n")
+        rows = {number: row for number, row in enumerate(path.read_bytes().split(b"\n"), start=1) if row.strip()}
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a usable path"
         raise UsageError(f"cannot read {str(path)[:80]}: {reason}", hint=hint) from error
-    seed = settings.get("seed")
-    base = secrets.randbelow(DRAWN_SEEDS) if seed is None else seed
+    if not 1 <= len(rows) <= MAX_QUEUED:
+        raise UsageError(f"{path} has {len(rows)} lines; 1 to {MAX_QUEUED} can be drawn at once", hint=hint)
     lines: list[Line] = []
     wrong: dict[int, UsageError] = {}
     count = 0
-    for number, row in enumerate(rows, start=1):
-        if not row.strip():
-            continue
+    for number, row in rows.items():
         try:
-            lines.append(Line(number, _request(row, {**settings, "seed": base + count})))
+            lines.append(Line(number, _request(row, {**settings, "seed": settings["seed"] + count})))
             count += len(lines[-1].request.pictures)
         except UsageError as error:
             wrong[number] = error
@@ -73,8 +70,8 @@ def read_prompt_file(path: Path, settings: dict[str, Any]) -> tuple[Line, ...]:
         also = f"; {len(others)} more are wrong: {', '.join(map(str, others[:10]))}" if others else ""
         also += ", ..." if len(others) > 10 else ""
         raise UsageError(f"{path}, line {first}: {wrong[first].message}{also}", hint=wrong[first].hint)
-    if not 1 <= count <= MAX_QUEUED:
-        raise UsageError(f"{path} asks for {count} pictures; 1 to {MAX_QUEUED} can be asked for", hint=hint)
+    if count > MAX_QUEUED:
+        raise UsageError(f"{path} asks for {count} pictures; {MAX_QUEUED} can be drawn at once", hint="split the file")
     return tuple(lines)
 
 

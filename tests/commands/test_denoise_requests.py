@@ -191,6 +191,34 @@ def test_json_maps_pictures_to_lines(denoise: Denoise) -> None:
     assert facts["timings_s"]["total"] >= facts["timings_s"]["unet"] > 0
 
 
+def test_a_seed_is_drawn_for_the_file_and_said(denoise: Denoise) -> None:
+    write_lines({"prompt": "a"}, {"prompt": "b", "seed": 3}, {"prompt": "c"})
+    drawn = set()
+    for _ in range(3):
+        ended = denoise("--prompts", "prompts.jsonl", "--steps", 1)
+        seeds = [read_record(Path(f"picture-000{line}.png"))["seed"] for line in (1, 2, 3)]
+        assert seeds == [seeds[0], 3, seeds[0] + 2]
+        assert f"seed {seeds[0]} and on, where lines name none" in ended.err
+        drawn.add(seeds[0])
+    assert len(drawn) > 1
+
+
+def test_what_the_user_may_not_expect_is_said_by_line(denoise: Denoise, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines({"prompt": "circle " * 20}, {"prompt": "a", "seed": 3})
+    assert (
+        "warning: line 1, seed 7: the prompt is cut off; lost: 'circle"
+        in denoise("--prompts", "prompts.jsonl", "--steps", 1, "--seed", 7).err
+    )
+    run = Engine.run
+
+    def grey(engine: Engine, **feeds: Array) -> dict[str, Array]:
+        return {name: array * 0 for name, array in run(engine, **feeds).items()}
+
+    monkeypatch.setattr(Engine, "run", grey)
+    said = denoise("--prompts", "prompts.jsonl", "--steps", 1).err
+    assert "warning: degenerate_image: line 2, seed 3: the picture is all of one colour" in said
+
+
 def test_a_picture_of_a_file_is_repeated_bit_for_bit(denoise: Denoise) -> None:
     write_lines({"prompt": "a"}, {"prompt": "b", "negative_prompt": "c"})
     assert denoise("--prompts", "prompts.jsonl", "--steps", 2).code == 0

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrt.errors import ArtefactError
+from sdrt.errors import ArtefactError, UsageError
+from sdrt.runtime import init_image
 from sdrt.runtime.init_image import MAX_PIXELS, InitImage, draw_latents, open_picture, to_rgb
 
 SIZE = 16
@@ -159,10 +160,17 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(size: tuple[int
     assert peak_bytes < 4 << 20
 
 
-def test_the_largest_that_is_taken_is_taken(tmp_path: Path) -> None:
-    # The control of the bombs: one pixel fewer is a picture. Of one bit a pixel, so that it is quick to make.
-    path = saved(tmp_path, Image.new("1", (MAX_PIXELS // 64, 64)), "large.png")
-    assert open_picture(path).size == (MAX_PIXELS // 64, 64)
+def test_the_largest_that_is_taken_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(init_image, "MAX_PIXELS", 100)
+    assert open_picture(saved(tmp_path, noisy(10, 10), "large.png")).size == (10, 10)
+    with pytest.raises(ArtefactError, match="has 101x1 pixels: too many"):
+        open_picture(saved(tmp_path, noisy(101, 1), "larger.png"))
+
+
+@pytest.mark.parametrize("image", ["sketch.jpg", Path("sketch.jpg"), np.zeros((4, 4, 3), np.uint8)])
+def test_what_pillow_has_not_opened_is_refused(image: Any) -> None:
+    with pytest.raises(UsageError, match=r"must be a PIL\.Image\.Image"):
+        InitImage.of(image, SIZE)
 
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:

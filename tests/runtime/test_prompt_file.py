@@ -45,13 +45,6 @@ def test_a_line_is_a_request(tmp_path: Path) -> None:
     assert lines[2].request == make_request("", "dark", seed=103, num_inference_steps=20)
 
 
-def test_without_a_seed_one_is_drawn_for_the_file(tmp_path: Path) -> None:
-    text = '{"prompt": "a"}\n' * 3
-    drawn = [[line.request.pictures[0].seed for line in read(tmp_path, text, seed=None)] for _ in range(4)]
-    assert all(seeds == list(range(seeds[0], seeds[0] + 3)) for seeds in drawn)
-    assert len({seeds[0] for seeds in drawn}) > 1
-
-
 @pytest.mark.parametrize(
     ("row", "said"),
     [
@@ -108,13 +101,14 @@ def test_settings_that_hold_for_no_line_are_said_by_line(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", ["", "\n\n", " \n\t\n"])
 def test_an_empty_file_is_refused(text: str, tmp_path: Path) -> None:
-    assert "asks for 0 pictures" in complaint(tmp_path, text)
+    assert "has 0 lines" in complaint(tmp_path, text)
 
 
 def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_file, "MAX_QUEUED", 3)
     assert len(read(tmp_path, '{"prompt": "a"}\n' * 3)) == 3
-    assert "asks for 4 pictures; 1 to 3" in complaint(tmp_path, '{"prompt": "a"}\n' * 4)
+    assert "has 4 lines; 1 to 3" in complaint(tmp_path, '{"prompt": "a"}\n' * 4)
+    assert "asks for 4 pictures; 3 can" in complaint(tmp_path, '{"prompt": "a", "num_images_per_prompt": 2}\n' * 2)
     monkeypatch.setattr(prompt_file, "LIMIT_BYTES", 20)
     assert "is larger than" in complaint(tmp_path, '{"prompt": "a"}\n' * 2)
 
