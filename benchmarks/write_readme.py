@@ -1,0 +1,56 @@
+"""Write benchmarks/README.md from the results beside it, so that its tables are what was measured.
+
+Run: python benchmarks/write_readme.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sdrt.bench.against import read_bench
+from sdrt.bench.report import markdown
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+HEAD = """# Benchmarks
+
+Written by `python benchmarks/write_readme.py` from `benchmarks/results/`; measure again rather than edit this page.
+
+Everything is measured in turn, in processes of their own, in the same minutes. Where a machine's speed moves by a factor
+of two it is the ratios that say something ([0050](../docs/decisions/0050-a-benchmark-is-processes-in-turn.md),
+[0051](../docs/decisions/0051-the-ceiling-is-what-any-library-reaches.md),
+[0053](../docs/decisions/0053-peers-by-their-own-fast-path.md)).
+
+| to measure | run |
+|---|---|
+| engines beside every peer that is here | `make bench`, or `sdrt bench` with your own choice |
+| what got slower since | `sdrt bench --against benchmarks/results/demo/bench.json` |
+| batches, steps, threads, a queue of prompts | `python benchmarks/scaling.py` |
+| the loop's own time a step | `python benchmarks/host_overhead.py` |
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [HEAD]
+    for folder in sorted(path.parent for path in RESULTS.glob("*/bench.json")):
+        text = (
+            markdown(read_bench(folder / "bench.json"))
+            .replace("\n## ", "\n### ")
+            .replace("# Benchmark", "## Benchmark", 1)
+        )
+        plot = f"\n![Roofline](results/{folder.name}/roofline.svg)\n" if (folder / "roofline.svg").exists() else ""
+        parts.append(text + plot)
+    for page in sorted(RESULTS.glob("*/scaling.md")):
+        name = page.parent.name
+        plots = f"\n![Pictures a minute](results/{name}/batch.svg)\n\n![Seconds by steps](results/{name}/steps.svg)\n"
+        parts.append(f"## Cost as work grows\n\n{page.read_text()}{plots}")
+    notes = [page for page in sorted(HERE.glob("*.md")) if page.name != "README.md"]
+    if notes:
+        lines = [f"- [{page.read_text().splitlines()[0].lstrip('# ')}]({page.name})" for page in notes]
+        parts.append("## Notes\n\n" + "\n".join(lines) + "\n")
+    (HERE / "README.md").write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
