@@ -26,6 +26,9 @@ DEFAULT_DEPTH = 2
     help=f"Levels of blocks to show.  [default: {DEFAULT_DEPTH}; all in --json]",
 )
 @revision_option
+@click.option(
+    "--measure", type=click.IntRange(1, 1000), metavar="N", help="Run a BUNDLE N times and time each block, on the CPU."
+)
 @file_option("--benchmark", "JSON of sdrt bench, to show each component's share of the time.")
 @file_option("--html", "Write all of it to one page.")
 @file_option("--drawing", "Draw the UNet as a U with its skips, as SVG.")
@@ -35,6 +38,7 @@ def command(
     component: str | None,
     depth: int | None,
     revision: str | None,
+    measure: int | None,
     benchmark: Path | None,
     html: Path | None,
     drawing: Path | None,
@@ -45,9 +49,9 @@ def command(
     A checkpoint's blocks come from its configs and are held against its files; a bundle's come from its graphs, with
     the operators that these have. FLOPs are those of one sample: two for each multiply-add. Of engines, layers,
     attentions and profiles are shown where the build stored a list of them, since a plan cannot be read without a GPU.
-    Nothing is opened to be run.
+    Nothing is run but what --measure runs.
     """
-    from sdrt.inspect.examine import examine, plain
+    from sdrt.inspect.examine import add_measured, examine, plain
     from sdrt.inspect.listing import lines
 
     found = examine(named, revision=revision, component=component)
@@ -55,6 +59,10 @@ def command(
         from sdrt.inspect.times import add_times
 
         add_times(found, benchmark)
+    if measure is not None:
+        from sdrt.progress import for_terminal
+
+        add_measured(found, measure, for_terminal())
     wrote = _write(found, html, drawing)
     if as_json:
         print_json({**plain(found, depth), "wrote": [str(path) for path in wrote]})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 #: Of one sample: [channels, height, width], [tokens, width] or [width]; [tokens] of ids. The batch is left out.
@@ -28,6 +28,7 @@ class Block:
         output: Shape of what it puts out last.
         joined: Channels that were concatenated to give its input: the path's, then the skip's; () where none were.
         children: In the order in which they run.
+        seconds: How long it takes for one sample, children included, where that was measured.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Block:
     output: Shape
     joined: tuple[int, ...] = ()
     children: tuple[Block, ...] = ()
+    seconds: float | None = None
 
     @property
     def label(self) -> str:
@@ -66,8 +68,26 @@ class Block:
             "input": list(self.input),
             "joined": list(self.joined),
             "output": list(self.output),
+            "seconds": self.seconds,
             "children": [child.plain(below) for child in self.children] if depth != 0 else [],
         }
+
+
+def timed(tree: Block, seconds: Mapping[str, float]) -> Block:
+    """The tree with seconds, from those of modules by path; a module that is no block counts for the one it lies in."""
+    names = {block.name for _, block in tree.walk()}
+    own: dict[str, float] = dict.fromkeys(names, 0.0)
+    for path, taken in seconds.items():
+        while path not in names:
+            path = path.rpartition(".")[0]
+        own[path] += taken
+    return _with_seconds(tree, own)
+
+
+def _with_seconds(block: Block, own: Mapping[str, float]) -> Block:
+    children = tuple(_with_seconds(child, own) for child in block.children)
+    total = own[block.name] + sum(child.seconds or 0.0 for child in children)
+    return replace(block, children=children, seconds=total)
 
 
 def holding(

@@ -7,8 +7,9 @@ from typing import Any
 
 from sdrt.bundle import MANIFEST
 from sdrt.errors import UsageError
-from sdrt.inspect.block import Block
+from sdrt.inspect.block import Block, timed
 from sdrt.inspect.layers import examine as examine_folder
+from sdrt.progress import Progress
 
 
 def examine(named: str, *, revision: str | None = None, component: str | None = None) -> dict[str, Any]:
@@ -40,6 +41,30 @@ def examine(named: str, *, revision: str | None = None, component: str | None = 
             raise UsageError(f"--component: {named} has no {component}", hint=hint)
         found["components"] = {component: found["components"][component]}
     return found
+
+
+def add_measured(found: dict[str, Any], runs: int, progress: Progress) -> None:
+    """Run each component of a bundle that has a tree, and put seconds into its blocks.
+
+    Args:
+        found: What `examine` gave.
+        runs: How often each is run.
+        progress: Told of the runs.
+
+    Raises:
+        UsageError: It is no bundle.
+        SdrtError: The bundle cannot be run: see `sdrt.inspect.measure.measure`.
+    """
+    if found["kind"] != "bundle":
+        hint = "give a bundle; for engines: sdrt bench, then --benchmark"
+        raise UsageError(f"--measure: {found['path']} is no bundle", hint=hint)
+    from sdrt.bundle import Bundle
+    from sdrt.inspect.measure import measure
+
+    bundle = Bundle.open(Path(found["path"]))
+    for name, facts in found["components"].items():
+        if facts["tree"] is not None:
+            facts["tree"] = timed(facts["tree"], measure(bundle, name, runs, progress))
 
 
 def plain(found: dict[str, Any], depth: int | None = None) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class _Reader:
     def __init__(self, component: str, graph: onnx.GraphProto) -> None:
         self.component = component
         self.nodes = list(graph.node)
-        self.paths = [_path(component, node) for node in self.nodes]
+        self.paths = [module_path(component, node) for node in self.nodes]
         self.inputs, self.outputs = [value.name for value in graph.input], {value.name for value in graph.output}
         self.shapes = {value.name: _dims(value) for value in (*graph.value_info, *graph.input, *graph.output)}
         self.weights: dict[str, Shape] = {weight.name: tuple(weight.dims) for weight in graph.initializer}
@@ -237,7 +237,7 @@ class _Reader:
         return 2 * heads * queries[-2] * keys[-2] * (queries[-1] + values[-1])
 
 
-def _path(component: str, node: onnx.NodeProto) -> str:
+def module_path(component: str, node: onnx.NodeProto) -> str:
     """The path of the innermost module that a node lies in; "" for the component itself, or where it is not said."""
     text = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
     scopes = QUOTED.findall(text)

@@ -7,6 +7,8 @@ from typing import Any
 from sdrt.commands.options import size_text
 from sdrt.inspect.block import Block, shape_text
 
+#: Columns of words; those after them are of numbers.
+NAMES = 4
 #: What 32-bit floats take.
 FP32_BYTES = 4
 
@@ -51,7 +53,9 @@ def share_text(part: float, whole: float) -> str:
 
 def table(tree: Block, depth: int | None) -> list[str]:
     """A line a block: what it is, what it takes in and puts out, its parameters, its work and its share of that."""
-    rows = [("block", "kind", "takes", "gives", "parameters", "GFLOP", "of all")]
+    rows: list[tuple[str, ...]] = [("block", "kind", "takes", "gives", "parameters", "GFLOP", "of all")]
+    if tree.seconds is not None:
+        rows[0] += ("ms", "of time")
     for level, block in tree.walk(depth):
         if level:
             rows.append(
@@ -63,11 +67,19 @@ def table(tree: Block, depth: int | None) -> list[str]:
                     count_text(block.parameters),
                     f"{block.flops / 1e9:.3f}",
                     share_text(block.flops, tree.flops),
+                    *_times(block, tree),
                 )
             )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    left = (True, True, True, True, False, False, False)
+    left = [at < NAMES for at in range(len(widths))]
     return ["  " + "  ".join(_cell(*each) for each in zip(row, widths, left, strict=True)).rstrip() for row in rows]
+
+
+def _times(block: Block, tree: Block) -> tuple[str, ...]:
+    """Milliseconds and share of the time, where they were measured."""
+    if block.seconds is None or tree.seconds is None:
+        return ()
+    return f"{1e3 * block.seconds:.2f}", share_text(block.seconds, tree.seconds)
 
 
 def _cell(text: str, width: int, left: bool) -> str:
@@ -113,6 +125,8 @@ def _title(name: str, facts: dict[str, Any]) -> str:
         count = facts["parameters"]
         parts += [f"{count_text(count)} parameters ({size_text(FP32_BYTES * count)} in fp32)"]
         parts += [f"{facts['flops'] / 1e9:.3f} GFLOP a sample"]
+    if tree is not None and tree.seconds is not None:
+        parts.append(f"{1e3 * tree.seconds:.4g} ms by ONNX Runtime")
     if "time" in facts:
         parts.append(f"{facts['time']['seconds']:.3g} s, {100 * facts['time']['share']:.1f}% of the time")
     return f"{name}: {', '.join(parts)}"

@@ -12,7 +12,7 @@ from sdrt.inspect.drawing import drawing
 from sdrt.inspect.listing import component_lines, count_text, head, share_text, taken_text
 
 TEMPLATE = Path(__file__).with_name("page.html")
-HEADS = ("block", "kind", "takes", "gives", "parameters", "GFLOP", "share of the work")
+HEADS = ("block", "kind", "takes", "gives", "parameters", "GFLOP", "share of the work", "share of the time")
 #: Levels that are unfolded at first.
 OPEN = 1
 
@@ -36,10 +36,12 @@ def _component(name: str, facts: dict[str, Any]) -> str:
     parts = [f"<h2>{escape(heading)}</h2>", *(f'<p class="soft">{escape(line.strip())}</p>' for line in rest)]
     tree = facts.get("tree")
     if tree is not None and tree.children:
-        cells = "".join(f"<span{_number(at)}>{text}</span>" for at, text in enumerate(HEADS))
+        heads = HEADS if tree.seconds is not None else HEADS[:-1]
+        cells = "".join(f"<span{_number(at)}>{text}</span>" for at, text in enumerate(heads))
+        wide = "" if tree.seconds is None else " timed"
         rows = "".join(_row(child, tree, 1) for child in tree.children)
         parts.append(
-            f'<div class="scroll"><div class="tree"><div class="row head leaf">{cells}</div>{rows}</div></div>'
+            f'<div class="scroll"><div class="tree{wide}"><div class="row head leaf">{cells}</div>{rows}</div></div>'
         )
     return "".join(parts)
 
@@ -54,15 +56,21 @@ def _row(block: Block, tree: Block, level: int) -> str:
         count_text(block.parameters),
         f"{block.flops / 1e9:.3f}",
     )
-    share = share_text(block.flops, tree.flops)
-    width = 100 * block.flops / tree.flops if tree.flops else 0
     line = "".join(f"<span{_number(at)}>{cell}</span>" for at, cell in enumerate(cells))
-    line += f'<span class="share">{share}<span class="bar" style="width:{width:.2f}%"></span></span>'
+    line += _bar(block.flops, tree.flops)
+    if block.seconds is not None and tree.seconds is not None:
+        line += _bar(block.seconds, tree.seconds)
     if not block.children:
         return f'<div class="row leaf">{line}</div>'
     below = "".join(_row(child, tree, level + 1) for child in block.children)
     opened = " open" if level <= OPEN else ""
     return f'<details{opened}><summary><div class="row">{line}</div></summary><div class="leaf">{below}</div></details>'
+
+
+def _bar(part: float, whole: float) -> str:
+    """A share as a number and a bar."""
+    width = 100 * part / whole if whole else 0
+    return f'<span class="share">{share_text(part, whole)}<span class="bar" style="width:{width:.2f}%"></span></span>'
 
 
 def _number(column: int) -> str:

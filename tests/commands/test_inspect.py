@@ -14,6 +14,7 @@ from sdrt.checkpoint import open_checkpoint
 from sdrt.engines.engine_set import EngineManifest
 from tests.command_line import CommandLine
 from tests.engines.sets import make_set
+from tests.models.tiny_bundle import tiny_bundle
 
 
 def steady(seconds: float) -> Sample:
@@ -188,3 +189,18 @@ def test_a_checkpoint_of_pickles_is_not_opened(tiny_path: Path, tmp_path: Path, 
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     assert sdrt("inspect", folder).code == 8
+
+
+def test_a_bundle_is_measured(tmp_path: Path, sdrt: CommandLine) -> None:
+    tiny_bundle(tmp_path / "bundle")
+    words = ("inspect", tmp_path / "bundle", "--component", "vae_decoder", "--measure", 2)
+    found = sdrt(*words, "--json").json
+    assert found["components"]["vae_decoder"]["tree"]["seconds"] > 0
+    assert "ms by ONNX Runtime" in sdrt(*words).out
+    assert "by ONNX Runtime" not in sdrt(*words[:-2]).out
+
+
+def test_a_checkpoint_is_not_measured(tiny_path: Path, sdrt: CommandLine) -> None:
+    ended = sdrt("inspect", tiny_path, "--measure", 1)
+    assert ended.code == 2
+    assert "--measure" in ended.complaint

@@ -1,0 +1,132 @@
+"""How long each block of a bundle takes: ONNX Runtime's profile of its optimised graph, by the module of each node."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdrt.bundle import Bundle, Component, ComponentName
+from sdrt.errors import BackendUnavailableError
+from sdrt.files import disk_errors
+from sdrt.inspect.graph import load_graph, module_path
+from sdrt.progress import Progress
+from sdrt.runtime.backends.cpu import usable_cpus
+
+if TYPE_CHECKING:
+    import onnx
+
+#: What ONNX Runtime adds to the name of a tensor whose layout it changes.
+LAYOUT = "_nchwc"
+KERNEL = "_kernel_time"
+#: Weights from this size on stay out of the optimised graph's file, which ends at 2 GiB.
+OUTSIDE_FROM_BYTES = "1024"
+MIDDLE_TIMESTEP = 500
+
+
+def measure(bundle: Bundle, name: ComponentName, runs: int, progress: Progress) -> dict[str, float]:
+    """Seconds that one component takes for one sample, by the module that each operator belongs to.
+
+    What ONNX Runtime fused counts where its result is put out, and what it put in between counts where it leads to. The
+    first of ``runs`` + 1 runs warms up; of the others each operator's shortest counts, which other processes disturbed
+    least. The optimised graph and its weights are written to a temporary folder meanwhile.
+
+    Args:
+        bundle: Its weights are held against their digests before they are run.
+        name: The component.
+        runs: How often it is measured.
+        progress: Told of the runs.
+
+    Raises:
+        BackendUnavailableError: onnxruntime or onnx is not installed, or ran other operators than it wrote.
+        BundleError, TrustError: The bundle does not hold the component, or not as sealed.
+        ResourceError: The temporary folder is full.
+    """
+    path = bundle.graph(name)
+    bundle.verify_weights()
+    with tempfile.TemporaryDirectory(prefix="sdrt-inspect-") as folder, disk_errors(Path(folder)):
+        events = _profile(
+            path, bundle.manifest.components[name], Path(folder), runs, progress.stage(f"run {name}", runs)
+        )
+        optimised = load_graph(Path(folder, "optimised.onnx"))
+    size = len(optimised.node)
+    rows = [events[start : start + size] for start in range(size, len(events), size)]
+    operators = [node.op_type for node in optimised.node]
+    if len(events) != size * (runs + 1) or any(
+        [event["args"]["op_name"] for event in row] != operators for row in rows
+    ):
+        hint = "leave out --measure; report this with the version"
+        raise BackendUnavailableError("ONNX Runtime ran other operators than it wrote", hint=hint)
+    seconds: dict[str, float] = defaultdict(float)
+    for module, *timed in zip(modules(name, load_graph(path), optimised), *rows, strict=True):
+        seconds[module] += min(event["dur"] for event in timed) / 1e6
+    return dict(seconds)
+
+
+def modules(name: str, original: onnx.GraphProto, optimised: onnx.GraphProto) -> list[str]:
+    """The module that each node of an optimised graph belongs to, by the names that both graphs have.
+
+    A node that has the name of one in the original, or of its result, belongs where that does; so does one that puts
+    out a tensor of the original. Any other belongs to the module that uses its result first; "" where none does.
+    """
+    paths = [module_path(name, node) for node in original.node]
+    known: dict[str, str] = {}
+    for node, path in zip(original.node, paths, strict=True):
+        known |= dict.fromkeys((*node.output, node.name), path)
+    users: dict[str, int] = {}
+    for index in reversed(range(len(optimised.node))):
+        users |= dict.fromkeys(optimised.node[index].input, index)
+    found = [""] * len(optimised.node)
+    for index in reversed(range(len(optimised.node))):
+        node = optimised.node[index]
+        names = [each.removesuffix(LAYOUT) for each in (node.name, *node.output) if each]
+        used = [found[users[output]] for output in node.output if output in users]
+        found[index] = next((known[each] for each in names if each in known), (used or [""])[0])
+    return found
+
+
+def _profile(path: Path, component: Component, folder: Path, runs: int, stage: Any) -> list[dict[str, Any]]:
+    """The events of every operator of ``runs`` + 1 runs, in order; writes the optimised graph into the folder."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        hint = "pip install 'sdrt[cpu]'"
+        raise BackendUnavailableError("onnxruntime, which measures, is not installed", hint=hint) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that the optimised graph is for this machine, where it stays
+    options.intra_op_num_threads = usable_cpus()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    prefix = "session.optimized_model_external_initializers"
+    options.add_session_config_entry(f"{prefix}_file_name", "optimised.data")
+    options.add_session_config_entry(f"{prefix}_min_size_in_bytes", OUTSIDE_FROM_BYTES)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feeds = _example(component)
+    with stage as advance:
+        session.run(None, feeds)
+        for _ in range(runs):
+            session.run(None, feeds)
+            advance(1)
+    events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith(KERNEL)]
+
+
+def _example(component: Component) -> dict[str, Any]:
+    """Inputs for one sample, as it meets them: normal numbers, a timestep in the middle, token ids."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    feeds: dict[str, Any] = {}
+    for spec in component.inputs:
+        shape: Sequence[int] = [size if isinstance(size, int) else 1 for size in spec.shape]
+        if spec.dtype == "int64":
+            feeds[spec.name] = generator.integers(0, 1000, shape)
+        elif spec.name == "timestep":
+            feeds[spec.name] = np.full(shape, MIDDLE_TIMESTEP, spec.dtype)
+        else:
+            feeds[spec.name] = generator.standard_normal(shape).astype(spec.dtype)
+    return feeds
