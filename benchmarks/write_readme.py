@@ -16,8 +16,9 @@ HEAD = """# Benchmarks
 
 Written by `python benchmarks/write_readme.py` from `benchmarks/results/`; measure again rather than edit this page.
 
-Everything is measured in turn, in processes of their own, in the same minutes. Where a machine's speed moves by a factor
-of two it is the ratios that say something ([0050](../docs/decisions/0050-a-benchmark-is-processes-in-turn.md),
+Everything is measured in turn, in processes of their own, in the same minutes. Where a machine's speed moves by a
+factor of two it is the ratios that say something
+([0050](../docs/decisions/0050-a-benchmark-is-processes-in-turn.md),
 [0051](../docs/decisions/0051-the-ceiling-is-what-any-library-reaches.md),
 [0053](../docs/decisions/0053-peers-by-their-own-fast-path.md)).
 
