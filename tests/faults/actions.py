@@ -90,7 +90,7 @@ def at_once(count: int, words: list[str], *, locks: bool = True) -> None:
         locks: Whether locks lock, or always succeed, as on some network file systems.
     """
     if not locks:
-        fcntl.flock = lambda *_: None  # type: ignore[assignment]
+        fcntl.flock = lambda *_: None
     waiting, starting = os.pipe()
     children = []
     for number in range(count):

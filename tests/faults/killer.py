@@ -219,7 +219,7 @@ def _killed_at_note(place: int | None, number: int) -> list[str]:
         if len(said) - 1 == place:
             os.kill(os.getpid(), number)
 
-    Lines.note = watch  # type: ignore[method-assign]
+    setattr(Lines, say.__name__, watch)
     return said
 
 

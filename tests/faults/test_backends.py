@@ -210,8 +210,8 @@ def test_row_70_a_compiler_that_dies_is_missed_and_the_next_build_is_right(
 def test_row_71_a_signal_at_any_file_operation_of_a_denoise(
     killer: Killer, bundle: Bundle, ready: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    words = ("denoise", "--bundle", bundle.path, "--backend", "onnxruntime", "--store", ready, "--no-build")
-    words += ("--prompt", "a", "--steps", 2, "--seed", 1, "--out", "p.png", "--save-latents", "p.npy")
+    words: list[str | Path] = ["denoise", "--bundle", bundle.path, "--backend", "onnxruntime", "--store", ready]
+    words += ["--no-build", "--prompt", "a", "--steps", "2", "--seed", "1", "--out", "p.png", "--save-latents", "p.npy"]
     whole = killer.sdrt(*words, folder=tmp_path)
     assert whole.code == 0, whole.err
     made = {name: (tmp_path / name).read_bytes() for name in ("p.png", "p.npy")}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sdrt.bundle import Bundle
-from sdrt.engines import store as store_module
+from sdrt.engines import locks
 from sdrt.engines.build import build, build_key
 from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import PARTS, Store
@@ -240,8 +240,10 @@ def test_row_37_a_lock_that_never_frees_names_its_holder(
     holder.stdin.write(f"{target}\n")
     holder.stdin.flush()
     assert holder.stdout.readline() == "held\n"
-    real = store_module.exclusive
-    monkeypatch.setattr(store_module, "exclusive", lambda path, what, _, progress: real(path, what, 0.05, progress))
+    real = locks.exclusive
+    monkeypatch.setattr(
+        "sdrt.engines.store.exclusive", lambda path, what, _, progress: real(path, what, 0.05, progress)
+    )
     words: list[str | Path] = ["build", bundle.path, *DECODER[:-1], tmp_path / "store"]
     ended = sdrt(*words)
     assert ended.code == 7
