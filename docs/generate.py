@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands' own help, so that the two cannot differ. ``make docs`` runs it."""
+"""Write docs/cli.md from the commands' own help, and draw v1's UNet from its config. ``make docs`` runs it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from pathlib import Path
 
 import click
 
+from sdrt.checkpoint.clip_vocabulary import SD_V1
+from sdrt.checkpoint.configs import read_text_encoder, read_unet
 from sdrt.cli import COMMANDS, cli
+from sdrt.inspect.drawing import drawing
+from sdrt.inspect.unet import unet_tree
 
 PAGE = Path(__file__).parent / "cli.md"
+DRAWING = Path(__file__).parent / "images" / "sd-v1-unet.svg"
 HEAD = """# The command line
 
 Written by `make docs` from the commands' help; edit that, not this page.
@@ -34,6 +39,15 @@ def page() -> str:
     return "\n".join([HEAD, *sections(cli, "sdrt")])
 
 
+def unet() -> str:
+    """The UNet of Stable Diffusion v1 as a U."""
+    text_encoder = read_text_encoder(SD_V1)
+    config = read_unet(SD_V1, text_encoder["hidden_size"])
+    return drawing(unet_tree(config, text_encoder["max_position_embeddings"]), "Stable Diffusion v1")
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     print(PAGE)
+    DRAWING.write_text(unet(), encoding="utf-8")
+    print(DRAWING)

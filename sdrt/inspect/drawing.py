@@ -35,7 +35,7 @@ STYLE = """
 """
 LEGEND = (
     ("resnet", "ResNet block; takes the time embedding, {time} wide"),
-    ("attending", "the same, then a transformer; takes the prompt, {states}"),
+    ("attending", "with a transformer; takes the prompt too, {states}"),
     ("sampler", "down- or upsampler"),
     ("conv", "convolution"),
 )

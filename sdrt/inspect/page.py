@@ -33,7 +33,8 @@ def page(found: dict[str, Any]) -> str:
 def _component(name: str, facts: dict[str, Any]) -> str:
     """A component's totals, tensors, layers and tree."""
     heading, *rest = component_lines(name, facts)
-    parts = [f"<h2>{escape(heading)}</h2>", *(f'<p class="soft">{escape(line.strip())}</p>' for line in rest)]
+    said = "".join(f"<p>{escape(line.strip())}</p>" for line in rest)
+    parts = [f"<h2>{escape(heading)}</h2>", f'<div class="soft facts">{said}</div>']
     tree = facts.get("tree")
     if tree is not None and tree.children:
         heads = HEADS if tree.seconds is not None else HEADS[:-1]
