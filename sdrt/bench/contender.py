@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,13 +128,3 @@ def noise(work: Work, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     from sdrt.runtime.latents import unit_noise
 
     return unit_noise(work.seeds, shape)
-
-
-def timed(watch: Stopwatch, stage: str, function: Any) -> Any:
-    """A function whose calls add to a stage."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with watch.stage(stage):
-            return function(*args, **kwargs)
-
-    return call
