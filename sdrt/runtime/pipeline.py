@@ -249,10 +249,15 @@ class Pipeline:
         facts = self.way(request) | {
             "init_image": None if init is None else init.digest,
             "latents_given": latents is not None,
-            "stopped_after": stopped_after,
         }
+        # Only the last group can have been stopped, and is whole if that was at the last step.
+        cut = stopped_after if stopped_after != schedule.num_inference_steps else None
         records = [
-            picture_record(self.engines, request, group, index, facts) for group in made for index in range(len(group))
+            picture_record(
+                self.engines, request, group, index, facts | {"stopped_after": cut if group is made[-1] else None}
+            )
+            for group in made
+            for index in range(len(group))
         ]
         lost = tuple(texts[picture.prompt].lost for group in made for picture in group)
         return Result(pictures, request, records, np.concatenate(finals), timings, lost, stopped_after)

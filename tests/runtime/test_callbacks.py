@@ -70,6 +70,22 @@ def test_pictures_that_were_not_begun_are_missing(pipe: Pipeline) -> None:
     assert len(result.request.pictures) == count + 1
 
 
+def test_pictures_that_were_whole_say_nothing_of_the_stop(pipe: Pipeline) -> None:
+    steps: list[int] = []
+
+    def stop_in_the_second_group(given: Pipeline, step: int, _timestep: float, _values: Any) -> None:
+        steps.append(step)
+        if len(steps) == 2 + 1:
+            given.stop()
+
+    arguments: dict[str, Any] = {"seed": 0, "num_inference_steps": 2, "num_images_per_prompt": 6}
+    result = pipe("a red circle", callback_on_step_end=stop_in_the_second_group, **arguments)
+    assert [record["stopped_after"] for record in result.records] == [None] * 4 + [1] * 2
+    at_the_last = pipe("a red circle", seed=0, num_inference_steps=2, callback_on_step_end=stop_after(2))
+    assert at_the_last.stopped_after == 2
+    assert at_the_last.records[0]["stopped_after"] is None
+
+
 def test_the_next_run_is_whole_again(pipe: Pipeline) -> None:
     pipe("a red circle", seed=0, num_inference_steps=STEPS, callback_on_step_end=stop_after(1))
     again = pipe("a red circle", seed=0, num_inference_steps=STEPS)
