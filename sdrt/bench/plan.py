@@ -144,6 +144,8 @@ def make_plan(asked: Asked, threads: int, folder: Path, progress: Progress) -> P
         for precision in asked.precisions or (None,)
         for entry in [_ours(asked, backend, precision, shelf, threads, progress)]
     ]
+    if all(entry.job is None for entry in ours):
+        raise BackendUnavailableError(ours[0].result.problem, hint=ours[0].result.remedy)
     device = "cuda" if set(backends) & set(GPU_BACKENDS) else "cpu"
     if asked.peers:
         validate_once(bundle)  # peers open its graphs by themselves

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdrt.bench import plan
+from sdrt.bench.contender import Job
+from sdrt.bench.peers.preparation import prepare_peer
+from sdrt.bench.plan import PEERS, Asked, find_checkpoint, make_plan, names_of
+from sdrt.bench.worker import KINDS
+from sdrt.bundle import Bundle
+from sdrt.errors import BackendUnavailableError, CheckpointError
+from sdrt.prepare import Source
+from sdrt.progress import silent
+
+
+def asked(bundle: Bundle, store: Path, **changes: Any) -> Asked:
+    return Asked(Source(bundle=bundle.path), ("onnxruntime",), store=store, **changes)
+
+
+@pytest.fixture
+def everything_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every peer's packages, a processor with bf16 and the checkpoint seem to be here."""
+    monkeypatch.setattr(plan, "_installed", lambda _: True)
+    monkeypatch.setattr(plan, "supports_bf16", lambda: True)
+    monkeypatch.setattr(plan, "_checkpoint_folder", lambda *_: tmp_path)
+    monkeypatch.setattr("sdrt.bench.peers.preparation.prepare_peer", lambda job, *_: (job, None))
+
+
+def test_peers_have_processes_that_serve_them() -> None:
+    assert {peer.kind for peer in PEERS.values()} == KINDS.keys() - {"sdrt"}
+
+
+def test_all_is_every_peer_and_names_stand_once() -> None:
+    assert names_of(("all",)) == tuple(PEERS)
+    assert names_of(("onnxruntime", "onnxruntime")) == ("onnxruntime",)
+
+
+def test_every_peer_gets_what_it_needs(
+    hand_bundle: Bundle, hand_store: Path, built_here: None, everything_installed: None, tmp_path: Path
+) -> None:
+    found = make_plan(asked(hand_bundle, hand_store, peers=tuple(PEERS)), 3, tmp_path, silent)
+    ours, *peers = found.entries
+    assert ours.result.build is not None
+    assert {part.component for part in ours.result.build.components} >= {"text_encoder", "unet", "vae_decoder"}
+    assert [entry.result.problem for entry in peers] == [""] * len(PEERS)
+    for entry in peers:
+        assert entry.job is not None
+        assert (entry.job.checkpoint, entry.job.bundle) == (str(tmp_path), str(hand_bundle.path))
+        assert (entry.job.threads, entry.job.device) == (3, "cpu")
+    precisions = {entry.result.name: entry.result.precision for entry in peers}
+    assert (precisions["torch-compile"], precisions["openvino-genai"], precisions["diffusers-fp32"]) == (
+        "bf16",
+        "bf16",
+        "fp32",
+    )
+
+
+def test_without_bf16_of_its_own_a_processor_is_not_asked_for_it(
+    hand_bundle: Bundle,
+    hand_store: Path,
+    built_here: None,
+    everything_installed: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan, "supports_bf16", lambda: False)
+    found = make_plan(asked(hand_bundle, hand_store, peers=tuple(PEERS)), 1, tmp_path, silent)
+    results = {entry.result.name: entry.result for entry in found.entries}
+    assert results["diffusers-bf16"].problem == "this processor has no bf16 of its own"
+    assert results["torch-compile"].precision == "fp32"
+
+
+def test_who_is_missing_is_named_with_the_line_that_brings_it(
+    hand_bundle: Bundle, hand_store: Path, built_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_installed", lambda package: package != "openvino-genai")
+    found = make_plan(asked(hand_bundle, hand_store, peers=("openvino-genai", "diffusers-fp32")), 1, tmp_path, silent)
+    _, genai, diffusers = (entry.result for entry in found.entries)
+    assert (genai.problem, genai.remedy) == ("openvino-genai is not installed", "pip install openvino-genai")
+    # The bundle was made of a checkpoint that is nowhere here.
+    assert diffusers.problem == "the checkpoint is not here"
+    assert [entry.job for entry in found.entries[1:]] == [None, None]
+
+
+def test_a_precision_that_a_backend_lacks_is_an_entry_beside_others_and_an_error_alone(
+    hand_bundle: Bundle, hand_store: Path, built_here: None, tmp_path: Path
+) -> None:
+    found = make_plan(asked(hand_bundle, hand_store, precisions=("fp32", "bf16")), 1, tmp_path, silent)
+    assert [bool(entry.result.problem) for entry in found.entries] == [False, True]
+    with pytest.raises(BackendUnavailableError, match="bf16"):
+        make_plan(asked(hand_bundle, hand_store, precisions=("bf16",)), 1, tmp_path, silent)
+    with pytest.raises(BackendUnavailableError, match="bf16"):
+        make_plan(asked(hand_bundle, hand_store, precisions=("bf16", "fp16")), 1, tmp_path, silent)
+
+
+def test_a_bundle_whose_checkpoint_is_gone_says_so(hand_bundle: Bundle) -> None:
+    with pytest.raises(CheckpointError, match="'tiny', of which the bundle was made, is not here"):
+        find_checkpoint(Source(bundle=hand_bundle.path), hand_bundle)
+
+
+@pytest.mark.parametrize(("channels", "fits"), [([320, 640, 1280, 1280], True), ([32, 64], False)])
+def test_stable_diffusion_cpp_takes_the_full_size_only(tmp_path: Path, channels: list[int], fits: bool) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/config.json").write_text(json.dumps({"block_out_channels": channels}))
+    job = Job("stable-diffusion-cpp", "fp16", 1, checkpoint=str(tmp_path))
+    if fits:
+        assert prepare_peer(job, tmp_path, silent) == (job, None)
+    else:
+        with pytest.raises(BackendUnavailableError, match=r"this one has \[32, 64\]"):
+            prepare_peer(job, tmp_path, silent)
