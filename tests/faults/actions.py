@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import os
 import resource
+import sys
 from pathlib import Path
 
 from sdrt.bundle import MANIFEST
@@ -146,4 +147,13 @@ def starved(spare_bytes: int, words: list[str]) -> None:
     """Run the command line with so much address space beyond what this process has (RLIMIT_AS)."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + spare_bytes, resource.RLIM_INFINITY))
+    main(words)
+
+
+def hung(words: list[str]) -> None:
+    """Run the command line where compilers hang: what they import never returns."""
+    shadow = Path("shadow")
+    shadow.mkdir()
+    (shadow / "onnxruntime.py").write_text("import time\nprint('hangs', flush=True)\ntime.sleep(3600)\n")
+    sys.path.insert(0, str(shadow.absolute()))
     main(words)

@@ -113,6 +113,23 @@ def tree(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
+def no_children(folder: Path) -> bool:
+    """Whether no process works below the folder; the system takes a moment to end those of a killed one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if not any(str(folder) in _files_of(process) for process in Path("/proc").glob("[0-9]*")):
+            return True
+    return False
+
+
+def _files_of(process: Path) -> str:
+    """What a process has as its current folder and its open files; nothing of one that has gone."""
+    try:
+        return "\n".join(str(link.readlink()) for link in (process / "cwd", *(process / "fd").iterdir()))
+    except OSError:
+        return ""
+
+
 def serve(modules: Sequence[str]) -> None:
     """Answer requests until stdin ends."""
     for module in modules:

@@ -27,7 +27,7 @@ from sdrt.progress import silent
 from sdrt.runtime import backends
 from sdrt.runtime.backends import open_engine
 from tests.command_line import CommandLine, Ended
-from tests.faults.killer import Killer, tree
+from tests.faults.killer import Killer, no_children, tree
 from tests.models.tiny_bundle import LATENTS, feeds
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
 from tests.runtime.backends.cuda_double.plans import double_set
@@ -190,10 +190,21 @@ def test_row_68_out_of_gpu_memory_is_an_error_and_a_smaller_batch_runs(tmp_path:
         assert rig.session.engine("unet").run(**feeds("unet", 1))["out_sample"].shape == (1, *LATENTS)
 
 
+def test_row_69_a_compiler_that_hangs_ends_with_its_build(killer: Killer, bundle: Bundle, tmp_path: Path) -> None:
+    """There is no deadline: a build may take as long as it takes. Ctrl-C ends it, whatever its compiler does."""
+    words = ["build", str(bundle.path), "--backend", "onnxruntime", "--components", "vae_decoder", "--store", "store"]
+    ended = killer("tests.faults.actions:hung", words, folder=tmp_path, note=2, number=signal.SIGINT)
+    assert (ended.code, ended.err.splitlines()[-1]) == (130, "sdrt: interrupted")
+    assert "onnxruntime vae_decoder fp32 ..." in ended.err
+    assert no_children(tmp_path)
+    assert Store(tmp_path / "store").entries() == ()
+    assert list((tmp_path / "store" / "staging").iterdir()) == []
+
+
 def test_row_70_a_compiler_that_dies_is_missed_and_the_next_build_is_right(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The only worker that there is without a server. Of what hangs, Ctrl-C: a build may take as long as it takes."""
+    """The only worker that there is without a server."""
     store, request = Store(tmp_path / "store"), BuildRequest("onnxruntime", components=("vae_decoder",))
     (tmp_path / "shadow").mkdir()
     (tmp_path / "shadow" / "onnxruntime.py").write_text("import os; os.kill(os.getpid(), 9)")

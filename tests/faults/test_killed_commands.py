@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 
 from sdrt.bundle import Bundle
 from sdrt.engines.store import Store
-from tests.faults.killer import Ended, Killer, tree
+from tests.faults.killer import Ended, Killer, no_children, tree
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
 
 POINTS = 50
@@ -57,23 +56,6 @@ def kill_and_run(killer: Killer, scene: Scene, place: Path, whole: Ended, expect
     assert tree(folder) == expected, kill
     shutil.rmtree(folder)
     return ended.killed
-
-
-def no_children(folder: Path) -> bool:
-    """Whether no process works below the folder; the system takes a moment to end those of a killed one."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if not any(str(folder) in _files_of(process) for process in Path("/proc").glob("[0-9]*")):
-            return True
-    return False
-
-
-def _files_of(process: Path) -> str:
-    """What a process has as its current folder and its open files; nothing of one that has gone."""
-    try:
-        return "\n".join(str(link.readlink()) for link in (process / "cwd", *(process / "fd").iterdir()))
-    except OSError:
-        return ""
 
 
 def kill_at(
