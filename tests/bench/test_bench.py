@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from sdrt.bench.plan import PEERS, Asked, Peer
 from sdrt.bench.schema import Bench, Settings
 from sdrt.bundle import Bundle
 from sdrt.commands.bench import Options, command_line
+from sdrt.engines.store import Store
 from sdrt.errors import EngineError, UsageError
 from sdrt.prepare import Source
 from tests.command_line import CommandLine
@@ -148,3 +150,22 @@ def test_an_earlier_benchmark_is_read_before_anything_is_measured(sdrt: CommandL
     ended = sdrt("bench", "--against", tmp_path / "old.json")
     assert ended.code == 3
     assert "cannot read" in ended.complaint
+
+
+@pytest.mark.long
+def test_diffusers_draws_the_same_picture(tiny_path: Path, tiny_engines: Callable[..., object], store: Store) -> None:
+    tiny_engines("onnxruntime")
+    settings = SETTINGS.model_copy(update={"batches": (2,), "rounds": 1, "cold_rounds": 1})
+    asked = Asked(Source(str(tiny_path)), ("onnxruntime",), peers=("diffusers-fp32",), store=store.root)
+    ours, peer = bench(asked, settings).contenders
+    assert (peer.problem, peer.precision, peer.scheduler) == ("", ours.precision, "LMS")
+    # Two implementations in fp32 from the same noise: rounding shows in single levels.
+    assert peer.equal_picture or (peer.psnr_db or 0) > 45
+    (warm,) = peer.warm
+    assert warm.text_encoder is not None
+    assert warm.vae_decoder is not None
+    assert warm.unet is not None
+    # What is left is noise and packing, which no stage counts.
+    assert 0 < warm.text_encoder.p50 + warm.unet.p50 + warm.vae_decoder.p50 <= warm.total.p50
+    assert peer.cold is not None
+    assert peer.cold.first_step is not None

@@ -1,0 +1,34 @@
+"""The UNet that openvino-genai is given: one timestep for the batch, and otherwise the model that it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sdrt.bench.peers.genai_model import _take_one_timestep
+from sdrt.bundle import Bundle
+from sdrt.runtime.backends.openvino import cpu_config, load_library
+from tests.models.tiny_bundle import feeds
+
+
+def outputs(model: Any, inputs: dict[str, Any]) -> Any:
+    compiled = load_library().Core().compile_model(model, "CPU", cpu_config("fp32", 1))
+    return compiled(inputs)["out_sample"]
+
+
+def test_one_timestep_serves_the_whole_batch(hand_bundle: Bundle) -> None:
+    library = load_library()
+    graph = hand_bundle.graph("unet")
+    inputs = feeds("unet", 3) | {"timestep": np.full(3, 7, np.float32)}
+    expected = outputs(library.Core().read_model(graph), inputs)
+    model = library.Core().read_model(graph)
+    _take_one_timestep(library, model)
+    timestep = model.input("timestep")
+    assert timestep.get_element_type() == library.Type.i64
+    assert timestep.get_partial_shape().rank.get_length() == 1
+    actual = outputs(model, inputs | {"timestep": np.array([7])})
+    # The same arithmetic on the same numbers, which 7 is in either type.
+    np.testing.assert_array_equal(actual, expected)
+    # The control: another timestep gives another answer.
+    assert np.abs(outputs(model, inputs | {"timestep": np.array([500])}) - expected).max() > 0.1
