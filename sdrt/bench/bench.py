@@ -117,6 +117,7 @@ def _cold(values: ColdValues) -> Cold:
         loaded=sample(values.loaded),
         first_step=sample(values.first_step) if values.first_step else None,
         picture=sample(values.picture),
+        peak_memory_bytes=max(values.peak_memory_bytes, default=None),
     )
 
 

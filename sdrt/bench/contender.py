@@ -35,6 +35,7 @@ class Job:
         loop: How sdrt runs a guided step.
         prepared: Folder with what was converted for the contender.
         device: cpu or cuda.
+        keep_loaded: Whether sdrt keeps its engines from request to request.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Job:
     loop: str = "auto"
     prepared: str = ""
     device: str = "cpu"
+    keep_loaded: bool = True
 
 
 @dataclass(frozen=True)

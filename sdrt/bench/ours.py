@@ -21,7 +21,12 @@ class Ours(Contender):
         """Open the engines, without building anything."""
         job = self.job
         self._pipeline = Pipeline.load(
-            engines=Path(job.engines), store=Path(job.store), build=False, threads=job.threads, loop=job.loop
+            engines=Path(job.engines),
+            store=Path(job.store),
+            build=False,
+            threads=job.threads,
+            loop=job.loop,
+            keep_loaded=job.keep_loaded,
         )
 
     def run(self, work: Work, watch: Stopwatch) -> Sequence[Image.Image]:

@@ -132,12 +132,13 @@ def ratio_rows(ratios: Sequence[Ratio]) -> list[list[str]]:
 
 def cold_rows(contenders: Sequence[ContenderResult]) -> list[list[str]]:
     """Seconds from a process's start."""
-    rows = [["", "imported s", "loaded s", "first step s", "picture s"]]
+    rows = [["", "imported s", "loaded s", "first step s", "picture s", "peak memory"]]
     for each in contenders:
         if each.cold is not None:
             cold = each.cold
             first = seconds(cold.first_step) if cold.first_step is not None else "not told"
-            rows.append([each.name, seconds(cold.imported), seconds(cold.loaded), first, seconds(cold.picture)])
+            held = _mebibytes(cold.peak_memory_bytes) if cold.peak_memory_bytes is not None else "unknown"
+            rows.append([each.name, seconds(cold.imported), seconds(cold.loaded), first, seconds(cold.picture), held])
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sdrt.bench.contender import Job, Ran, Work
@@ -26,6 +26,7 @@ class ColdValues:
     loaded: list[float] = field(default_factory=list)
     first_step: list[float] = field(default_factory=list)
     picture: list[float] = field(default_factory=list)
+    peak_memory_bytes: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -111,7 +112,7 @@ def _measure_cold(name: str, job: Job, settings: Settings, cache: str, folder: P
     if name in measured.problems:
         return
     try:
-        with Process(job, cache) as process:
+        with Process(replace(job, keep_loaded=False), cache) as process:
             ran = process.run(_work(settings, 1, _png(folder, name), watch=True))
     except EngineError as error:
         measured.problems[name] = error
@@ -120,6 +121,8 @@ def _measure_cold(name: str, job: Job, settings: Settings, cache: str, folder: P
     values.imported.append(process.loaded["imported_at"] - process.started_at)
     values.loaded.append(process.loaded["loaded_at"] - process.started_at)
     values.picture.append(ran.picture_at - process.started_at)
+    if ran.peak_memory_bytes is not None:
+        values.peak_memory_bytes.append(ran.peak_memory_bytes)
     if ran.first_step_at is not None:
         values.first_step.append(ran.first_step_at - process.started_at)
 

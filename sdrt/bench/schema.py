@@ -47,13 +47,15 @@ class Cold(Record):
     """A process of its own for each value, in seconds from its start.
 
     Until libraries are imported, everything is loaded, the first step has ended, and the picture is written. Files come
-    from the system's cache, not from the disk.
+    from the system's cache, not from the disk. sdrt opens each engine when its turn comes and lets go of it when its
+    work is done, as ``sdrt denoise`` does. ``peak_memory_bytes`` is the most that the process held over a request.
     """
 
     imported: Sample
     loaded: Sample
     first_step: Sample | None
     picture: Sample
+    peak_memory_bytes: int | None = None
 
 
 class Warm(Record):
