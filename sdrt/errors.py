@@ -17,20 +17,26 @@ Each carries a hint: what the user can do next. Interruption (Ctrl-C, SIGTERM) i
 
 from __future__ import annotations
 
+from sdrt.terminal import printable
+
+#: Characters of a message; what a stranger's file holds is quoted in it, however long it is.
+MESSAGE_LIMIT = 1500
+
 
 class SdrtError(Exception):
     """Base of the tree.
 
     Args:
-        message: What is wrong, in one line, naming the file, field or component.
+        message: What is wrong, naming the file, field or component; it is made one line of bounded length.
         hint: What to do next, in one line.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str) -> None:
-        super().__init__(message)
-        self.message = message
+        line = printable(message)
+        self.message = line if len(line) <= MESSAGE_LIMIT else f"{line[: MESSAGE_LIMIT - 4]} ..."
+        super().__init__(self.message)
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-#: Line breaks, and what a terminal takes for commands.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+#: Line breaks, what a terminal takes for commands, and halves of UTF-16 pairs, which cannot be written.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def printable(text: str) -> str:

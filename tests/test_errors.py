@@ -99,3 +99,11 @@ def test_no_broad_excepts_and_no_asserts_in_the_source() -> None:
             if isinstance(node, ast.ExceptHandler):
                 broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception")
                 assert not broad, f"{path}:{node.lineno}: broad except"
+
+
+def test_a_message_is_one_line_of_bounded_length_whatever_it_quotes() -> None:
+    error = errors.UsageError("the name 'a\n\x1b[2Jb' is wrong", hint="choose another")
+    assert error.message == str(error) == r"the name 'a\x0a\x1b[2Jb' is wrong"
+    long = errors.UsageError("x" * 10_000, hint="shorten it")
+    assert len(long.message) == errors.MESSAGE_LIMIT
+    assert long.message.endswith("x ...")

@@ -30,7 +30,8 @@ def main() -> None:
     limit(job["memory_bytes"], job["cpu_s"])
     for graph in job["graphs"]:
         answer = answer_for(Path(graph["path"]), graph["expected"])
-        print(json.dumps(answer), file=answers, flush=True)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
         if answer is not None:
             break
 

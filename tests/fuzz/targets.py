@@ -222,7 +222,7 @@ def _prompt_file(_: Path) -> list[bytes]:
 
 def _read_prompt_file(folder: Path, data: bytes) -> None:
     (folder / "prompts.jsonl").write_bytes(data)
-    read_prompt_file(folder / "prompts.jsonl", {})
+    read_prompt_file(folder / "prompts.jsonl", {"seed": 0})
 
 
 def _latents(_: Path) -> list[bytes]:

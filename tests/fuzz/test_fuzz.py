@@ -16,25 +16,12 @@ from tests.fuzz.targets import TARGETS, Finding, Target
 Prepared = tuple[Target, Path, list[bytes]]
 
 EXAMPLES = 120
-#: Values that stand where others should.
+#: Names and values that stand where others should.
+ODD_NAMES = ["", ".", "../x", "a\nb", "\x1b[2J", "x" * 3000, "\ud800", "schema_version"]
 ODD: list[Any] = [
-    None,
-    True,
-    -1,
-    0,
-    1e308,
-    -0.5,
-    2**63,
-    10**400,
-    "",
-    "\0",
-    "../x",
-    "x" * 3000,
-    "\ud800",
-    [],
-    {},
-    [[]],
-    {"": {}},
+    *(None, True, -1, 0, 1e308, -0.5, 2**63, 10**400),
+    *("", "\0", "../x", "x" * 3000, "\ud800", "a\nb"),
+    *([], {}, [[]], {"": {}}),
 ]
 
 
@@ -82,8 +69,11 @@ def exchanged(data: st.DataObject, sound: bytes) -> bytes:
         elif isinstance(inner, list):
             places += [(inner, each) for each in range(len(inner))]
     holder, name = data.draw(st.sampled_from(places))
-    holder[name] = data.draw(st.sampled_from(ODD))
-    text = json.dumps(parent["whole"])
+    if isinstance(name, str) and data.draw(st.booleans()):
+        holder[data.draw(st.sampled_from(ODD_NAMES))] = holder.pop(name)
+    else:
+        holder[name] = data.draw(st.sampled_from(ODD))
+    text = json.dumps(next(iter(parent.values())))
     return sound[:start] + text.encode() + sound[start + length :]
 
 
