@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sdrt.errors import UsageError
+from sdrt.errors import BundleError, SdrtError, UsageError
+from sdrt.graphs.structure import check_structure
+from sdrt.graphs.validate import validate_graph
 from tests.fuzz.targets import TARGETS, Finding, Target
+from tests.graphs import models
 
 Prepared = tuple[Target, Path, list[bytes]]
 
@@ -108,3 +113,23 @@ def test_what_is_not_ours_is_found(tmp_path: Path) -> None:
 
     with pytest.raises(IndexError):
         Target(lambda _: [], read).run(tmp_path, b"")
+
+
+@pytest.mark.long
+def test_damaged_graphs_that_our_reader_takes_do_no_harm_to_onnxs_checker_or_only_to_it(tmp_path: Path) -> None:
+    """Fault-matrix row 10: what reaches the C++ of ONNX does so in the child, whatever becomes of it there."""
+    source, path = random.Random(10), models.write(tmp_path)
+    sound = path.read_bytes()
+    taken = 0
+    while taken < 40:
+        damaged = bytearray(sound)
+        for _ in range(source.randint(1, 4)):
+            damaged[source.randrange(len(damaged))] = source.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            check_structure(path)
+        except SdrtError:
+            continue
+        taken += 1
+        with contextlib.suppress(BundleError):
+            validate_graph(path)
