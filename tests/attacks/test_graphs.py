@@ -39,6 +39,7 @@ READERS = {
     "export/check.py": "written by this process a moment ago",
     "export/denoise_step.py": "written by this process a moment ago",
     "export/onnx_export.py": "written by this process a moment ago",
+    "export/quantise.py": "the job's graph comes from Bundle.graph",
     "graphs/child.py": "this is the child",
     "inspect/graph.py": "the path comes from Bundle.graph",
     "plots/marked_graph.py": "the path comes from Bundle.graph",
