@@ -12,7 +12,17 @@ import sdrt
 
 SOURCE = Path(sdrt.__file__).parent
 #: What a deployment does not install: see the extras in pyproject.toml.
-ABSENT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub")
+ABSENT = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnx_ir",
+    "safetensors",
+    "huggingface_hub",
+    "matplotlib",
+)
 #: Modules that are there for those who have it.
 NEED_TORCH = (
     "sdrt.export",
