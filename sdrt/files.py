@@ -62,6 +62,8 @@ def disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
             errno.ENAMETOOLONG: "the name is too long for the file system",
             errno.EMFILE: "too many open files",
             errno.ENOMEM: "out of memory",
+            errno.ENOLCK: "the file system has no locks",
+            errno.ENOTSUP: "the file system cannot do that",
         }
         if error.errno not in reasons:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -66,6 +67,20 @@ def test_row_31_eight_at_once_build_once(killer: Killer, bundle: Bundle, tmp_pat
 def test_row_38_locks_that_always_succeed_do_no_harm(killer: Killer, bundle: Bundle, tmp_path: Path) -> None:
     """All may compile then; nobody sees a part, and one set is there in the end."""
     assert built_at_once(killer, bundle, tmp_path, "at_once_without_locks", 3) >= 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP])
+def test_row_38_a_file_system_without_locks_is_named(
+    sdrt: CommandLine, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    ended = sdrt("build", bundle.path, *DECODER)
+    assert (ended.code, "the file system " in ended.complaint, "--store" in ended.complaint) == (6, True, True)
+    assert Store(tmp_path / "store").entries() == ()
 
 
 @pytest.mark.long

@@ -28,7 +28,7 @@ def test_row_40_a_timing_cache_that_is_none_is_made_anew(tmp_path: Path, damage:
     whole = cache.path.read_bytes()
     if damage == "foreign":
         # Sealed by us, and refused by TensorRT, as what another version measured is.
-        refusing = Refusing(config)
+        refusing: Any = Refusing(config)
         cache.give(refusing)
         assert refusing.given == [whole[64:], b""]
         assert notes == [f"{cache.path} is of another TensorRT or device; it is made anew"]
