@@ -286,7 +286,7 @@ def _request(options: Options, record: dict[str, Any] | None) -> Request:
             record["guidance_scale"],
             record["start_step"],
             record["lms_start"] or "diffusers",
-            record["guidance_interval"],
+            tuple(record["guidance_interval"]) if record["guidance_interval"] else None,
         )
     if options.prompt is None:
         raise UsageError("--prompt is missing", hint='say what to draw: --prompt "a red circle"')
