@@ -67,7 +67,7 @@ def markdown(bench: Bench) -> str:
     if absent:
         parts += ["## Not measured", "\n".join(absent)]
     if bench.against is not None:
-        parts += ["## Since the earlier benchmark", against_text(bench.against)]
+        parts += ["## Since the earlier benchmark", *_against_said(bench.against), _table(move_rows(bench.against))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -83,7 +83,8 @@ def lines(bench: Bench) -> Iterable[str]:
         if each.problem:
             yield f"{each.name} was not measured: {each.problem} ({each.remedy})"
     if bench.against is not None:
-        yield from against_text(bench.against).splitlines()
+        yield from _against_said(bench.against)
+        yield from _aligned(move_rows(bench.against))
 
 
 def warm_rows(contenders: Sequence[ContenderResult]) -> list[list[str]]:
@@ -184,8 +185,8 @@ def limits_text(bench: Bench) -> str:
     return "Limit of the machine in the same rounds: " + "; ".join(parts) if parts else ""
 
 
-def against_text(against: AgainstResult) -> str:
-    """What moved."""
+def move_rows(against: AgainstResult) -> list[list[str]]:
+    """What moved since the earlier benchmark."""
     rows = [["", "batch", "figure", "before s", "after s", "factor", "less the machine's", "spread", ""]]
     for move in against.moves:
         verdict = {"slower": "SLOWER", "faster": "faster", "same": ""}[move.verdict]
@@ -193,8 +194,11 @@ def against_text(against: AgainstResult) -> str:
             f"{value:.2f}" for value in (move.factor, move.adjusted)
         ]
         rows.append([move.contender, str(move.batch), FIGURES[move.figure], *numbers, f"{move.spread:.0%}", verdict])
-    said = [f"Earlier: {against.created}.", *(f"Remark: {remark}." for remark in against.remarks)]
-    return "\n".join([*said, "", _table(rows)])
+    return rows
+
+
+def _against_said(against: AgainstResult) -> list[str]:
+    return [f"Earlier: {against.created}.", *(f"Remark: {remark}." for remark in against.remarks)]
 
 
 def roofline(bench: Bench) -> str:
