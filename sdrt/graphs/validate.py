@@ -11,11 +11,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
+
+from pydantic import ValidationError
 
 from sdrt import errors
-from sdrt.bundle import Bundle, ComponentName
-from sdrt.errors import BundleError, SdrtError
+from sdrt.bundle import Bundle, ComponentName, Record
+from sdrt.errors import BundleError, TrustError
 from sdrt.files import path_inside
 from sdrt.graphs.contract import contract, specs
 from sdrt.graphs.structure import HINT, differing
@@ -40,6 +42,14 @@ class Limits:
 
 
 LIMITS = Limits()
+
+
+class Refusal(Record):
+    """What the child says of a graph that it refuses."""
+
+    kind: Literal["BundleError", "TrustError"]
+    message: str
+    hint: str
 
 
 def validate_graph(path: Path, limits: Limits = LIMITS) -> None:
@@ -122,12 +132,25 @@ def _run(graphs: Sequence[dict[str, Any]], limits: Limits) -> None:
         code = _spawn(json.dumps(job).encode(), answers, log, limits.wall_s)
         answers.seek(0)
         lines = answers.read().splitlines()
-        for failure in filter(None, map(json.loads, lines)):
-            kind: type[SdrtError] = getattr(errors, failure["kind"])
-            raise kind(failure["message"], hint=failure["hint"])
+        for line in lines:
+            _raise_refusal(line)
         if code != 0 or len(lines) != len(graphs):
             path = graphs[min(len(lines), len(graphs) - 1)]["path"]
             raise BundleError(f"{path} cannot be validated: {_ended(code, log, limits)}", hint=HINT)
+
+
+def _raise_refusal(line: bytes) -> None:
+    """Raise what the child's answer says; an answer that is none is a refusal too."""
+    if line == b"null":
+        return
+    try:
+        refusal = Refusal.model_validate_json(line)
+    except ValidationError as error:
+        raise BundleError(
+            "a graph cannot be validated: the process that read it answers nonsense", hint=HINT
+        ) from error
+    kinds = {"BundleError": BundleError, "TrustError": TrustError}
+    raise kinds[refusal.kind](refusal.message, hint=refusal.hint)
 
 
 def _spawn(job: bytes, answers: IO[bytes], log: IO[bytes], wall_s: float) -> int | None:

@@ -27,6 +27,7 @@ ENDS = {
     "while True: pass": "it took more than 1 s of processor time",
     "bytearray(1 << 30)": "it needs more than 256 MiB of memory",
     "pass": "ended with code 0",
+    "print('null', flush=True); raise SystemExit(3)": "ended with code 3",
     "import time; time.sleep(600)": "it took more than 0.5 s",
 }
 STAND_IN = """
@@ -57,6 +58,15 @@ def test_however_it_ends_the_graph_is_refused(
     assert told in caught.value.message
     assert str(path) in caught.value.message
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("answer", ["{}", "nonsense", "[1]", '{"kind": "SdrtError", "message": "", "hint": ""}'])
+def test_an_answer_that_is_none_is_a_refusal(answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stand_in.py").write_text(f"print({answer!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(validate, "MODULE", "stand_in")
+    with pytest.raises(BundleError, match="answers nonsense"):
+        validate_graph(write(tmp_path / "graph"))
 
 
 def test_sound_graphs_pass_and_what_the_child_finds_comes_back(tmp_path: Path) -> None:
