@@ -14,7 +14,7 @@ from sdrt.checkpoint import open_checkpoint
 from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, CheckpointError, SdrtError, UsageError
 from sdrt.graphs.validate import validate_once
-from sdrt.prepare import Source, open_bundle, prepare, resolve_backend
+from sdrt.prepare import Choice, Source, open_bundle, prepare, resolve_backend
 from sdrt.progress import Progress
 from sdrt.runtime.backends import GPU_BACKENDS
 from sdrt.runtime.backends.cpu import supports_bf16
@@ -27,14 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a benchmark is asked to run. Empty ``precisions`` are the backend's own choice."""
+    """What a benchmark is asked to run, every backend in every precision by every loop.
+
+    Empty ``precisions`` are the backend's own choice. The loop "fused" is denoise_step, "plain" is the UNet, "auto"
+    what the backend's own engines hold.
+    """
 
     source: Source
     backends: tuple[str, ...] = ("auto",)
     precisions: tuple[Precision, ...] = ()
     peers: tuple[str, ...] = ()
     store: Path | None = None
-    loop: str = "auto"
+    loops: tuple[str, ...] = ("auto",)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,8 @@ def make_plan(asked: Asked, threads: int, folder: Path, progress: Progress) -> P
         entry
         for backend in backends
         for precision in asked.precisions or (None,)
-        for entry in [_ours(asked, backend, precision, shelf, threads, progress)]
+        for loop in asked.loops
+        for entry in [_ours(asked, Choice(backend, precision, threads, loop, step=loop == "fused"), shelf, progress)]
     ]
     if all(entry.job is None for entry in ours):
         raise BackendUnavailableError(ours[0].result.problem, hint=ours[0].result.remedy)
@@ -155,22 +160,22 @@ def make_plan(asked: Asked, threads: int, folder: Path, progress: Progress) -> P
     return Plan(bundle, tuple(ours + peers), device, threads)
 
 
-def _ours(
-    asked: Asked, backend: str, precision: Precision | None, shelf: Store, threads: int, progress: Progress
-) -> Entry:
+def _ours(asked: Asked, choice: Choice, shelf: Store, progress: Progress) -> Entry:
     """One of sdrt's own engine sets.
 
     Raises:
         SdrtError: It cannot be had; but one of several that cannot run here is an entry with its reason.
     """
+    threads = choice.threads or 1
     try:
-        engines = prepare(asked.source, backend=backend, precision=precision, store=asked.store, progress=progress)
+        engines = prepare(asked.source, store=asked.store, choice=choice, progress=progress)
     except BackendUnavailableError as error:
         if len(asked.backends) * max(1, len(asked.precisions)) == 1:
             raise
-        return Entry(_described(backend, precision or "fp32", threads, asked.loop, error), None)
+        return Entry(_described(choice, choice.precision or "fp32", threads, error), None)
     manifest = engines.manifest
-    job = Job("sdrt", manifest.precision, threads, engines=str(engines.path), store=str(shelf.root), loop=asked.loop)
+    loop = "plain" if choice.loop == "plain" else "auto"
+    job = Job("sdrt", manifest.precision, threads, engines=str(engines.path), store=str(shelf.root), loop=loop)
     parts = tuple(
         ComponentBuild(
             component=name,
@@ -181,15 +186,15 @@ def _ours(
         )
         for name, part in manifest.components.items()
     )
-    result = _described(backend, manifest.precision, threads, asked.loop, None)
+    result = _described(choice, manifest.precision, threads, None)
     return Entry(result.model_copy(update={"build": Build(components=parts)}), job, engines)
 
 
-def _described(backend: str, precision: Precision, threads: int, loop: str, error: SdrtError | None) -> ContenderResult:
+def _described(choice: Choice, precision: Precision, threads: int, error: SdrtError | None) -> ContenderResult:
     return ContenderResult(
-        name=f"sdrt {backend} {precision}" + (" plain loop" if loop == "plain" else ""),
+        name=f"sdrt {choice.backend} {precision}" + ("" if choice.loop == "auto" else f" {choice.loop} loop"),
         ours=True,
-        backend=backend,
+        backend=choice.backend,
         precision=precision,
         threads=threads,
         scheduler="LMS",

@@ -97,7 +97,13 @@ class Options:
     "stable-diffusion-cpp.",
 )
 @click.option("--prompt", metavar="TEXT", help="What is drawn.  [default: one that suits the checkpoint]")
-@click.option("--loop", type=click.Choice(("auto", "plain")), default="auto", show_default=True, help="As in denoise.")
+@click.option(
+    "--loop",
+    default="auto",
+    show_default=True,
+    metavar="NAMES",
+    help="auto, or among plain (the UNet) and fused (denoise_step, built where a backend's own engines lack it).",
+)
 @click.option("--build-times", is_flag=True, help="Export and build once more from nothing, and time that.")
 @file_option("--against", "An earlier bench.json: mark what got slower by more than its spread.")
 @folder_option("--report", "Write bench.json, bench.md and roofline.svg here.")
@@ -161,7 +167,7 @@ def _asked(options: Options) -> Asked:
         names("--precision", options.precision, PRECISIONS) if options.precision else (),  # type: ignore[arg-type]
         names_of(names("--peers", options.peers, ("all", *PEERS))) if options.peers else (),
         options.store,
-        options.loop,
+        names("--loop", options.loop, ("auto", "plain", "fused")),
     )
 
 

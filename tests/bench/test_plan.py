@@ -112,3 +112,19 @@ def test_stable_diffusion_cpp_takes_the_full_size_only(tmp_path: Path, channels:
     else:
         with pytest.raises(BackendUnavailableError, match=r"this one has \[32, 64\]"):
             prepare_peer(job, tmp_path, silent)
+
+
+def test_loops_are_contenders_and_the_fused_one_has_its_step_built(
+    step_bundle: Bundle, hand_store: Path, built_here: None, tmp_path: Path
+) -> None:
+    found = make_plan(asked(step_bundle, hand_store, loops=("plain", "fused")), 1, tmp_path, silent)
+    assert [entry.result.name for entry in found.entries] == [
+        "sdrt onnxruntime fp32 plain loop",
+        "sdrt onnxruntime fp32 fused loop",
+    ]
+    plain, fused = (entry.engines for entry in found.entries)
+    assert plain is not None
+    assert fused is not None
+    assert "denoise_step" not in plain.manifest.components
+    assert "denoise_step" in fused.manifest.components
+    assert [entry.job.loop for entry in found.entries if entry.job] == ["plain", "auto"]
