@@ -69,7 +69,7 @@ def test_row_62_in_any_batch_and_at_any_place_of_it(tiny_engines: Engines, backe
     """Merged with other prompts, seeds and negative prompts: what is beside a picture does not show in it."""
     with Pipeline(tiny_engines(backend, precision), threads=1) as pipe:
         alone = bytes_of(draw(pipe, FIRST))
-        for pictures in ((FIRST, OTHER), (OTHER, OTHER, FIRST), (OTHER, FIRST, OTHER, OTHER)):
+        for pictures in ((FIRST, OTHER), (OTHER, OTHER, FIRST)):
             assert len(pictures) <= PICTURES_AT_ONCE
             together = draw(pipe, *pictures)
             assert bytes_of(together, pictures.index(FIRST)) == alone, len(pictures)
@@ -81,13 +81,13 @@ def test_row_62_in_any_batch_and_at_any_place_of_it(tiny_engines: Engines, backe
 def test_row_62_with_another_number_of_threads(tiny_engines: Engines, backend: str, precision: Precision) -> None:
     engines = tiny_engines(backend, precision)
     drawn = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2):
         with Pipeline(engines, threads=threads) as pipe:
             drawn.append(draw(pipe, FIRST).latents)
-            control = draw(pipe, OTHER).latents
-    for latents in drawn[1:]:
-        assert difference(latents, drawn[0]) <= THREADS_TOLERANCE[backend, precision]
-    assert difference(control, drawn[0]) > 1
+    one, two = drawn
+    assert difference(two, one) <= THREADS_TOLERANCE[backend, precision]
+    with Pipeline(engines, threads=1) as pipe:
+        assert difference(draw(pipe, OTHER).latents, one) > 1
 
 
 def difference(actual: Latents, expected: Latents) -> float:
