@@ -107,10 +107,13 @@ def _finished(torch: Any, device: str, function: Product) -> Product:
 def _torch(precision: str, threads: int, device: str) -> Product | None:
     torch = import_module("torch")
     types = {"fp32": torch.float32, "bf16": torch.bfloat16} | ({"fp16": torch.float16} if device == "cuda" else {})
-    if precision not in types:
-        return None
     torch.set_num_threads(threads)
     side = GPU_SIDE if device == "cuda" else SIDE
+    if precision == "int8":
+        first, second = (torch.randint(-8, 8, (side, side), dtype=torch.int8, device=device) for _ in range(2))
+        return _finished(torch, device, lambda: torch._int_mm(first, second))
+    if precision not in types:
+        return None
     left = torch.randn(side, side, device=device).to(types[precision])
     right = torch.randn(side, side, device=device).to(types[precision])
     return _finished(torch, device, lambda: left @ right)
