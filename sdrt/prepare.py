@@ -22,8 +22,9 @@ from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import choose_backend
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sdrt.bundle import ComponentName
-    from sdrt.checkpoint import Checkpoint
     from sdrt.engines.engine_set import BackendName, EngineSet
     from sdrt.runtime.backends.tuned import TuneRecord
 
@@ -35,6 +36,7 @@ STEP: ComponentName = "denoise_step"
 #: Where a store keeps what was tuned, as sdrt.runtime.backends.tuned names it.
 TUNED = "tuned"
 EXPORTED_WITH = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
+QUANTISED_WITH = ("onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -256,11 +258,11 @@ def bundle_precision(backend: BackendName, precision: Precision | None) -> Preci
     """What a checkpoint's bundle has to be exported in for a backend.
 
     TensorRT's networks are strongly typed: they compute as the graph says, in fp16 unless fp32 is asked for. The CPU
-    backends take fp32 graphs and choose how to compute themselves.
+    backends take fp32 graphs and choose how to compute themselves, but for OpenVINO's int8, which is in the graph.
     """
     if backend in ("tensorrt", "tensorrt-rtx"):
         return "fp32" if precision == "fp32" else "fp16"
-    return "fp32"
+    return "int8" if precision == "int8" and backend == "openvino" else "fp32"
 
 
 def open_bundle(
@@ -269,9 +271,9 @@ def open_bundle(
     """Open the bundle of a source; a checkpoint's is exported into the store unless it is there.
 
     Args:
-        source: A bundle is opened as it is, whatever its precision.
-        store: Where exported bundles are kept.
-        precision: fp32 or fp16, of a checkpoint's graphs; see ``bundle_precision``.
+        source: A bundle is opened as it is, whatever its precision; in int8 it is quantised unless it is so already.
+        store: Where exported and quantised bundles are kept.
+        precision: fp32, fp16 or int8, of the graphs; see ``bundle_precision``.
         build: Whether to export what is missing.
         progress: Told of exports.
 
@@ -279,6 +281,9 @@ def open_bundle(
         BackendUnavailableError: torch is needed to export, and is not installed.
         ArtefactError: The bundle is missing and ``build`` is False, or something is malformed.
     """
+    if precision == "int8":
+        exported = open_bundle(source, store, build=build, progress=progress)
+        return exported if exported.manifest.precision == "int8" else _quantised(exported, store, build, progress)
     if source.bundle:
         return Bundle.open(source.bundle)
     name = source.checkpoint or "demo"
@@ -287,7 +292,14 @@ def open_bundle(
     checkpoint = open_checkpoint(name, revision=source.revision)
     path = store.bundle_path(f"{checkpoint.digest[:16]}-{precision}-{_exporter_key()[:16]}")
     if build:
-        return _stored_or_exported(checkpoint, precision, path, store, progress)
+
+        def export(folder: Path) -> None:
+            # Only by whom it is exported: it imports torch.
+            from sdrt.export import export_bundle
+
+            export_bundle(checkpoint, folder, precision=precision, progress=progress)
+
+        return _stored_or_made(path, export, store, progress)
     if not path.exists():
         asked = None if precision == "fp32" else precision
         command = _command("build", checkpoint=name, revision=source.revision, precision=asked, store=_named(store))
@@ -311,10 +323,37 @@ def _exporter_key() -> str:
     return sha256_bytes(canonical_json({"exporter": EXPORTER, **versions}))
 
 
-def _stored_or_exported(
-    checkpoint: Checkpoint, precision: Precision, path: Path, store: Store, progress: Progress
-) -> Bundle:
-    """The stored bundle, if it is sound; else exported into the store, once, however many processes want it.
+def _quantised(exported: Bundle, store: Store, build: bool, progress: Progress) -> Bundle:
+    """A bundle's int8 form, quantised into the store unless it is there.
+
+    Raises:
+        BackendUnavailableError: A library that quantises is not installed.
+        ArtefactError: It is missing and ``build`` is False.
+    """
+    from sdrt.export.quantised_bundle import QUANTISER, quantise_bundle
+
+    try:
+        versions = {name: version(name) for name in QUANTISED_WITH}
+    except PackageNotFoundError as error:
+        hint = "pip install 'sdrt[cpu,export]'"
+        message = f"{error.name} is needed to quantise a bundle and is not installed"
+        raise BackendUnavailableError(message, hint=hint) from error
+    made_by = sha256_bytes(canonical_json({"quantiser": QUANTISER, "exporter": EXPORTER, **versions}))
+    path = store.bundle_path(f"{exported.digest[:16]}-int8-{made_by[:16]}")
+    if build:
+
+        def quantise(folder: Path) -> None:
+            quantise_bundle(exported, folder, progress=progress)
+
+        return _stored_or_made(path, quantise, store, progress)
+    if not path.exists():
+        hint = "run: " + _command("build", str(exported.path), precision="int8", store=_named(store))
+        raise ArtefactError(f"{exported.path} is not quantised yet", hint=hint)
+    return store.open_bundle(path)
+
+
+def _stored_or_made(path: Path, make: Callable[[Path], object], store: Store, progress: Progress) -> Bundle:
+    """The stored bundle, if it is sound; else made into the store, once, however many processes want it.
 
     A bundle that is not sound goes to the store's quarantine.
     """
@@ -328,9 +367,6 @@ def _stored_or_exported(
                 return store.open_bundle(path)
             except (BundleError, TrustError) as error:
                 store.quarantine(path, error, progress)
-        # Only by whom it is exported: it imports torch.
-        from sdrt.export import export_bundle
-
         with store.staged(path) as folder:
-            export_bundle(checkpoint, folder, precision=precision, progress=progress)
+            make(folder)
     return store.open_bundle(path)

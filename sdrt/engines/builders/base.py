@@ -146,12 +146,16 @@ class Builder(ABC):
 
         Raises:
             BackendUnavailableError: The backend cannot compute in the one asked for, at all or on this machine.
+            UsageError: The bundle is quantised and something else is asked for, or the other way round.
         """
         if asked is None:
-            return self.default_precision()
+            asked = "int8" if exported == "int8" else self.default_precision()
         if asked not in self.precisions:
             can = " and ".join(self.precisions)
             raise BackendUnavailableError(f"{self.backend} computes in {can}, not in {asked}", hint=f"ask for {can}")
+        if (asked == "int8") != (exported == "int8"):
+            hint = "sdrt export --precision int8 writes quantised bundles, --precision fp32 plain ones"
+            raise UsageError(f"the bundle is in {exported}: engines in {asked} cannot be built from it", hint=hint)
         return asked
 
     def component_precision(

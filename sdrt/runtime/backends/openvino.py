@@ -12,6 +12,7 @@ import numpy as np
 
 from sdrt.errors import BackendUnavailableError, EngineError
 from sdrt.runtime.backends.base import Array, Engine, library_error
+from sdrt.runtime.backends.cpu import supports_bf16
 
 if TYPE_CHECKING:
     from openvino import InferRequest
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
     from sdrt.engines.engine_set import EngineComponent
 
 INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16"}
+
+
+def inference_precision(precision: Precision) -> str:
+    """What OpenVINO computes in, by its own name.
+
+    In int8 the products are the graph's own business; all else is computed in bf16 where the processor does, or in f32.
+    """
+    if precision == "int8":
+        return INFERENCE_PRECISION["bf16" if supports_bf16() else "fp32"]
+    return INFERENCE_PRECISION[precision]
 
 
 def load_library() -> ModuleType:
@@ -45,7 +56,7 @@ def cpu_config(precision: Precision, threads: int) -> dict[str, Any]:
     a pinned thread waits for whatever else runs on its core (docs/decisions/0011).
     """
     return {
-        "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[precision],
+        "INFERENCE_PRECISION_HINT": inference_precision(precision),
         "EXECUTION_MODE_HINT": "ACCURACY" if precision == "fp32" else "PERFORMANCE",
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -83,8 +94,9 @@ class OpenVinoEngine(Engine):
         except (RuntimeError, MemoryError) as error:
             raise library_error(f"openvino cannot open {path}", error) from error
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        if precision != INFERENCE_PRECISION[spec.precision]:
-            message = f"openvino would run {name} in {precision}, not {INFERENCE_PRECISION[spec.precision]}"
+        wanted = inference_precision(spec.precision)
+        if precision != wanted:
+            message = f"openvino would run {name} in {precision}, not {wanted}"
             raise BackendUnavailableError(message, hint="build it again here")
         self._request = compiled.create_infer_request()
         self._outputs = [output.name for output in spec.outputs]

@@ -1,0 +1,153 @@
+"""Speed against fidelity: what each opt-in that trades one for the other brings, picture by picture.
+
+Each prompt is drawn by every setting in turn, in the same minutes, and held against the picture of fp32. Speed is the
+processor time of a picture's UNet steps, which others who use the machine change little; ratios to bf16, pair by pair.
+
+Run: python benchmarks/frontier.py [--checkpoint C] [--steps N] [--threads N] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sdrt import Pipeline
+from sdrt.bench.chart import Chart, Series, draw
+from sdrt.bench.machine import machine, versions
+from sdrt.compare.images import psnr_db, ssim
+from sdrt.compare.pictures import scene_verdict
+from sdrt.compare.prompts import PromptSeed, default_prompts
+from sdrt.progress import for_terminal
+from sdrt.runtime.backends.base import Engine
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sdrt.bundle import Precision
+
+
+class Setting(NamedTuple):
+    """A way to run: the UNet's precision, and the sigmas between which guidance is on."""
+
+    name: str
+    precision: Precision
+    guidance_interval: tuple[float, float] | None = None
+
+
+class Drawn(NamedTuple):
+    """One picture and the processor seconds that its UNet took."""
+
+    picture: Image.Image
+    unet_cpu_s: float
+
+
+REFERENCE = Setting("fp32", "fp32")
+BASE = Setting("bf16", "bf16")
+SETTINGS = (
+    REFERENCE,
+    BASE,
+    Setting("int8", "int8"),
+    Setting("bf16, guided at 0.3 to 5", "bf16", (0.3, 5.0)),
+    Setting("bf16, guided above 0.3", "bf16", (0.3, 100.0)),
+    Setting("bf16, guided above 1", "bf16", (1.0, 100.0)),
+    Setting("int8, guided above 0.3", "int8", (0.3, 100.0)),
+)
+#: PSNR of equal pictures, to draw it.
+EQUAL_DB = 80.0
+
+
+def main() -> None:
+    """Measure, print a table, and write frontier.json and frontier.svg."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", default="demo")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--store", type=Path, default=Path("build/store"))
+    parser.add_argument("--out", type=Path, default=Path("build/frontier"))
+    asked = parser.parse_args()
+    prompts = default_prompts(asked.checkpoint)
+    with contextlib.ExitStack() as stack:
+        pipes = {
+            precision: stack.enter_context(
+                Pipeline.load(
+                    asked.checkpoint,
+                    backend="openvino",
+                    precision=precision,
+                    store=asked.store,
+                    threads=asked.threads,
+                    keep_loaded=True,
+                    progress=for_terminal(),
+                )
+            )
+            for precision in dict.fromkeys(setting.precision for setting in SETTINGS)
+        }
+        rounds = [
+            {setting.name: _draw(pipes[setting.precision], setting, prompt, asked.steps) for setting in SETTINGS}
+            for prompt in prompts
+        ]
+    rows = [_row(setting, prompts, rounds) for setting in SETTINGS]
+    for row in rows:
+        print(
+            f"{row['name']:28}{row['speed']:6.2f} of bf16's speed ({row['speed_low']:.2f} to {row['speed_high']:.2f})"
+            f"{row['psnr_db']:8.1f} dB, worst {row['worst_psnr_db']:.1f}; SSIM {row['ssim']:.4f}; "
+            f"{row['right']} of {len(prompts)} right"
+        )
+    asked.out.mkdir(parents=True, exist_ok=True)
+    result = {"steps": asked.steps, "threads": asked.threads, "machine": machine(), "versions": versions()}
+    (asked.out / "frontier.json").write_text(json.dumps({**result, "settings": rows}, indent=1) + "\n")
+    dots = tuple(Series(row["name"], ((row["speed"], row["psnr_db"]),), "dots") for row in rows)
+    title = f"Speed against fidelity: {asked.checkpoint}, {asked.steps} steps"
+    chart = Chart(title, "speed of the UNet's steps, bf16 = 1", "PSNR to fp32, dB (80: equal)", dots)
+    (asked.out / "frontier.svg").write_text(draw(chart))
+
+
+def _draw(pipe: Pipeline, setting: Setting, asked: PromptSeed, steps: int) -> Drawn:
+    """One picture; the UNet's runs are timed by what the process computes."""
+    spent = 0.0
+    run: Callable[..., dict[str, Any]] = Engine.run
+
+    def timed(engine: Engine, **feeds: Any) -> dict[str, Any]:
+        nonlocal spent
+        start = time.process_time()
+        outputs = run(engine, **feeds)
+        spent += time.process_time() - start if engine.name == "unet" else 0.0
+        return outputs
+
+    Engine.run = timed  # type: ignore[method-assign]
+    try:
+        result = pipe(
+            asked.prompt, seed=asked.seed, num_inference_steps=steps, guidance_interval=setting.guidance_interval
+        )
+    finally:
+        Engine.run = run  # type: ignore[method-assign]
+    return Drawn(result.images[0], spent)
+
+
+def _row(setting: Setting, prompts: tuple[PromptSeed, ...], rounds: list[dict[str, Drawn]]) -> dict[str, Any]:
+    """What a setting reached over all prompts."""
+    ratios = sorted(drawn[BASE.name].unet_cpu_s / drawn[setting.name].unet_cpu_s for drawn in rounds)
+    pairs = [(drawn[REFERENCE.name].picture, drawn[setting.name].picture) for drawn in rounds]
+    decibels = [EQUAL_DB if (value := psnr_db(*pair)) is None else value for pair in pairs]
+    verdicts = [scene_verdict(picture, prompt.prompt) for (_, picture), prompt in zip(pairs, prompts, strict=True)]
+    return {
+        "name": setting.name,
+        "precision": setting.precision,
+        "guidance_interval": setting.guidance_interval,
+        "speed": statistics.median(ratios),
+        "speed_low": ratios[0],
+        "speed_high": ratios[-1],
+        "psnr_db": statistics.mean(decibels),
+        "worst_psnr_db": min(decibels),
+        "ssim": statistics.mean(ssim(*pair) for pair in pairs),
+        "right": verdicts.count("right"),
+    }
+
+
+if __name__ == "__main__":
+    main()

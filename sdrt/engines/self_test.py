@@ -1,0 +1,107 @@
+"""What a quantised engine must answer: runs of the UNet in fp32, kept in the bundle beside the quantised graph.
+
+Kernels for int8 have been wrong on some processors (microsoft/onnxruntime#26324) and give pictures of noise without a
+word. An engine is therefore tested where it is built, before it is sealed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sdrt.bundle import ComponentName
+from sdrt.engines.engine_set import BatchRange
+from sdrt.errors import NumericError
+from sdrt.runtime.lms import MAX_ORDER, derivative
+
+Array = npt.NDArray[Any]
+#: A compiled graph: feeds by name to outputs by name.
+Compiled = Callable[[dict[str, Array]], Mapping[str, Array]]
+
+VECTORS = "int8-vectors.npz"
+SCHEDULER = "scheduler/scheduler_config.json"
+#: Steps of the trajectory that are kept: its first, one in the middle, and the last but one.
+KEPT_STEPS = (0, 4, 6)
+#: Relative L2 error that the worst of the kept steps may have. Quantising and bf16 together give up to 0.024 on the
+#: demo's, 0.043 was measured at full size with random weights; a kernel that is wrong gives 1 and more.
+LIMIT = 0.15
+
+
+def write_vectors(graph: Path, runs: Sequence[tuple[Mapping[str, Array], Array]]) -> None:
+    """Keep some of a trajectory's runs beside the graph.
+
+    Args:
+        graph: The quantised UNet's file.
+        runs: Feeds and fp32 output of each step, the unconditional row first.
+    """
+    kept = [runs[step] for step in KEPT_STEPS]
+    arrays = {name: np.stack([feeds[name] for feeds, _ in kept]) for name in kept[0][0]}
+    np.savez(graph.with_name(VECTORS), **arrays, out_sample=np.stack([output for _, output in kept]))
+
+
+def self_test(graph: Path, component: ComponentName, compiled: Compiled, batch: BatchRange | None) -> float:
+    """Hold a compiled UNet or denoising step against the runs that are kept beside its graph.
+
+    Args:
+        graph: The quantised graph's file in its bundle.
+        component: unet or denoise_step.
+        compiled: Runs it.
+        batch: The rows that it takes; None takes any.
+
+    Returns:
+        The largest relative L2 error of a step.
+
+    Raises:
+        NumericError: It is over `LIMIT`, or not a number.
+    """
+    with np.load(graph.with_name(VECTORS), allow_pickle=False) as stored:
+        vectors = {name: stored[name] for name in stored.files}
+    worst = 0.0
+    for step in range(len(vectors["out_sample"])):
+        case = {name: values[step] for name, values in vectors.items()}
+        expected = case.pop("out_sample")
+        if component == "denoise_step":
+            found, expected = _step(graph, compiled, case, expected, batch)
+        else:
+            rows = 1 if batch is None else -(-batch.min // 2)
+            found = compiled({name: np.concatenate([values] * rows) for name, values in case.items()})["out_sample"]
+            found = found[: len(expected)]
+        wanted = expected.astype(np.float64)
+        error = float(np.linalg.norm(found.astype(np.float64) - wanted) / np.linalg.norm(wanted))
+        worst = max(worst, error if np.isfinite(error) else float("inf"))
+    if worst > LIMIT:
+        message = f"{component} computes int8 wrongly here: off by {worst:.2g} (relative L2), {LIMIT} is allowed"
+        raise NumericError(message, hint="use --precision bf16 or fp32 on this machine, and report the processor")
+    return worst
+
+
+def _step(
+    graph: Path, compiled: Compiled, case: Mapping[str, Array], expected: Array, batch: BatchRange | None
+) -> tuple[Array, Array]:
+    """The newest derivative that the step forms of a run, and the one that it must be.
+
+    Guidance 1 leaves the conditional half, and at sigma 1 latents and sample differ by the square root of 2.
+    """
+    count = 1 if batch is None else batch.min
+    uncond, cond = case["encoder_hidden_states"]
+    latents = case["sample"][:1] * np.float32(np.sqrt(2))
+    one = np.ones(1, np.float32)
+    feeds = {
+        "latents": latents,
+        "uncond_states": uncond[np.newaxis],
+        "cond_states": cond[np.newaxis],
+        "timestep": case["timestep"][:1],
+        "sigma": one,
+        "guidance_scale": one,
+        "lms_coefficients": np.zeros((1, MAX_ORDER), np.float32),
+        "history": np.zeros((1, MAX_ORDER, *latents.shape[1:]), np.float32),
+    }
+    outputs = compiled({name: np.concatenate([values] * count) for name, values in feeds.items()})
+    config = json.loads((graph.parent.parent / SCHEDULER).read_bytes())
+    wanted = derivative(latents, expected[1:], 1.0, config.get("prediction_type", "epsilon"))
+    return outputs["next_history"][:1, 0], wanted

@@ -1,0 +1,207 @@
+"""Rewrite a UNet's graph so that its products are computed in int8, over the weights of a file of its own.
+
+Requires: an exported UNet in fp32, and the range of what goes into each of its products.
+Does: gives every convolution and matrix product with constant weights, but for those that are kept, its input through
+QuantizeLinear and DequantizeLinear and its weights as int8 through DequantizeLinear. Libraries fuse such a pair and the
+product between into an int8 kernel; one that does not computes the same in fp32.
+Ensures: inputs, outputs and opset are the same, and what is kept is bit for bit what it was.
+
+Weights are symmetric, one scale an output channel; inputs have one scale a tensor, with a zero point where the values
+are mostly of one sign (after SiLU), as in Jacob et al. 2018 (arXiv:1712.05877, section 2.1) and ONNX's QDQ format.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Parts that stay as they are. The first and the last convolution and the shortcuts see what is not normalised, and
+#: what they get wrong goes straight on to the output; the timestep's layers are nothing in time (docs/decisions/0057).
+KEPT = ("conv_in", "conv_out", "conv_shortcut", "time_embedding", "time_emb_proj")
+#: Blocks that are kept besides, in this order, where a test asks for it: those nearest to the input and the output.
+SENSITIVE = ("up_blocks.3", "down_blocks.0")
+#: Above this ratio of the least to the largest value a symmetric grid serves as well, and needs no zero point.
+ONE_SIDED = 0.4
+#: Where each operator's weights have their output channels.
+OPERATORS = ("Conv", "MatMul", "Gemm")
+ALIGNMENT_BYTES = 64
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+_QUOTED = re.compile(r"'([^']*)'")
+
+
+def products(graph: onnx.GraphProto, kept: Collection[str] = ()) -> list[onnx.NodeProto]:
+    """The nodes that are computed in int8.
+
+    Args:
+        graph: The UNet's.
+        kept: Blocks that stay as they are, besides the parts named in `KEPT`.
+    """
+    weights = {weight.name for weight in graph.initializer}
+    return [
+        node
+        for node in graph.node
+        if node.op_type in OPERATORS and node.input[1] in weights and not _is_kept(module_of(node), kept)
+    ]
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """The path of the module that a node comes from, as "up_blocks.3.resnets.1.conv_shortcut"; "" if it is not said."""
+    text = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
+    scopes = _QUOTED.findall(text)
+    return scopes[-2].removeprefix("unet.") if len(scopes) > 1 else ""
+
+
+def _is_kept(module: str, kept: Collection[str]) -> bool:
+    return not set(KEPT).isdisjoint(module.split(".")) or any(f"{module}.".startswith(f"{block}.") for block in kept)
+
+
+def quantise(source: Path, target: Path, ranges: Mapping[str, tuple[float, float]], kept: Collection[str] = ()) -> int:
+    """Write the quantised graph, and its weights beside it as ``target``.data.
+
+    Args:
+        source: The graph in fp32, its weights beside it.
+        target: The .onnx file to write.
+        ranges: Least and largest value of the first input of each of `products`.
+        kept: Blocks that stay as they are.
+
+    Returns:
+        How many products are computed in int8.
+    """
+    import onnx
+
+    model = onnx.load(str(source), load_external_data=False)
+    graph = model.graph
+    chosen = {node.output[0] for node in products(graph, kept)}
+    with target.with_name(f"{target.name}.data").open("wb") as file:
+        rewriting = _Rewriting(graph, source.parent, file, ranges)
+        nodes: list[onnx.NodeProto] = []
+        for node in graph.node:
+            if node.output[0] in chosen:
+                nodes += rewriting.feeding(node)
+            nodes.append(node)
+        constants = rewriting.constants(nodes)
+    for field, values in ((graph.node, nodes), (graph.initializer, constants)):
+        kept_values = list(values)
+        del field[:]
+        field.extend(kept_values)
+    target.write_bytes(model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(target))
+    return len(chosen)
+
+
+class _Rewriting:
+    """Puts quantising nodes before products, and collects the graph's constants anew."""
+
+    def __init__(
+        self, graph: onnx.GraphProto, folder: Path, file: IO[bytes], ranges: Mapping[str, tuple[float, float]]
+    ) -> None:
+        self._graph, self._folder, self._file, self._ranges = graph, folder, file, ranges
+        self._weights = {weight.name: weight for weight in graph.initializer}
+        self._infos = {value.name: value for value in graph.value_info}
+        self._made: dict[str, str] = {}
+        self._new: dict[str, onnx.TensorProto] = {}
+
+    def feeding(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The nodes that a product is fed by from now on, unless another product had them made; rewires it."""
+        value, weights = node.input[:2]
+        nodes = [] if value in self._made else self._quantised(value)
+        nodes += [] if weights in self._made else self._dequantised(weights, _output_axis(node))
+        node.input[0], node.input[1] = self._made[value], self._made[weights]
+        return nodes
+
+    def constants(self, nodes: Sequence[onnx.NodeProto]) -> list[onnx.TensorProto]:
+        """Every constant that the nodes read; the large ones go to the weights' file."""
+        import onnx
+
+        read = {name for node in nodes for name in node.input}
+        constants = [tensor for name, tensor in self._weights.items() if name in read]
+        for tensor in constants:
+            if onnx.external_data_helper.uses_external_data(tensor):
+                self._store(tensor, self._bytes(tensor))
+        return [*constants, *self._new.values()]
+
+    def _quantised(self, value: str) -> list[onnx.NodeProto]:
+        """A tensor rounded to its grid, and back."""
+        import onnx
+
+        scale, zero = _grid(*self._ranges[value])
+        names = [f"int8.{value}.{part}" for part in ("scale", "zero", "rounded", "back")]
+        self._new[names[0]] = onnx.numpy_helper.from_array(scale, names[0])
+        self._new[names[1]] = onnx.numpy_helper.from_array(zero, names[1])
+        self._made[value] = names[3]
+        if value in self._infos:
+            info = self._graph.value_info.add()
+            info.CopyFrom(self._infos[value])
+            info.name = names[3]
+        return [
+            onnx.helper.make_node("QuantizeLinear", [value, *names[:2]], [names[2]], name=f"{names[2]}.node"),
+            onnx.helper.make_node("DequantizeLinear", [names[2], *names[:2]], [names[3]], name=f"{names[3]}.node"),
+        ]
+
+    def _dequantised(self, name: str, axis: int) -> list[onnx.NodeProto]:
+        """Weights as int8, and back; one scale for each index of ``axis``."""
+        import onnx
+
+        tensor = self._weights[name]
+        weights = np.frombuffer(self._bytes(tensor), np.float32).reshape(tuple(tensor.dims))
+        others = tuple(index for index in range(weights.ndim) if index != axis)
+        # A channel without weights has no scale of its own.
+        scales = np.maximum(np.abs(weights).max(axis=others), np.finfo(np.float32).tiny * 127) / np.float32(127)
+        column = scales.reshape([-1 if index == axis else 1 for index in range(weights.ndim)])
+        levels = np.rint(weights / column).astype(np.int8)
+        stored = onnx.TensorProto(name=f"int8.{name}", data_type=onnx.TensorProto.INT8, dims=levels.shape)
+        self._store(stored, levels.tobytes())
+        self._new[stored.name] = stored
+        self._new[f"int8.{name}.scale"] = onnx.numpy_helper.from_array(scales, f"int8.{name}.scale")
+        self._made[name] = f"int8.{name}.back"
+        inputs = [stored.name, f"int8.{name}.scale"]
+        node = onnx.helper.make_node("DequantizeLinear", inputs, [self._made[name]], f"{stored.name}.node", axis=axis)
+        return [node]
+
+    def _bytes(self, tensor: onnx.TensorProto) -> bytes:
+        """A constant's bytes, wherever they lie."""
+        if not tensor.external_data:
+            return bytes(tensor.raw_data)
+        where: dict[str, Any] = {entry.key: entry.value for entry in tensor.external_data}
+        with (self._folder / where["location"]).open("rb") as file:
+            file.seek(int(where.get("offset", 0)))
+            return file.read(int(where["length"]))
+
+    def _store(self, tensor: onnx.TensorProto, data: bytes) -> None:
+        """Put a constant's bytes into the weights' file."""
+        import onnx
+
+        self._file.write(bytes(-self._file.tell() % ALIGNMENT_BYTES))
+        where = {"location": Path(self._file.name).name, "offset": str(self._file.tell()), "length": str(len(data))}
+        self._file.write(data)
+        del tensor.external_data[:]
+        for key, text in where.items():
+            tensor.external_data.add(key=key, value=text)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+
+
+def _grid(least: float, largest: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+    """Scale and zero point: uint8 where the values are mostly of one sign, else int8 around 0."""
+    least, largest = min(least, 0.0), max(largest, 0.0)
+    bound = max(-least, largest, float(np.finfo(np.float32).tiny) * 255)
+    if -least > ONE_SIDED * largest:
+        return np.asarray(bound / 127, np.float32), np.asarray(0, np.int8)
+    scale = max(largest - least, bound) / 255
+    return np.asarray(scale, np.float32), np.asarray(round(-least / scale), np.uint8)
+
+
+def _output_axis(node: onnx.NodeProto) -> int:
+    """Where a product's weights have its output channels."""
+    if node.op_type == "Conv":
+        return 0
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return 0 if transposed else 1
