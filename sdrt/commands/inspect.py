@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -12,13 +12,12 @@ from sdrt.commands.options import file_option, json_option, print_json, revision
 from sdrt.errors import UsageError
 from sdrt.terminal import printable
 
-COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "denoise_step", "vae_encoder", "vae_decoder")
 DEFAULT_DEPTH = 2
 
 
 @click.command("inspect")
 @click.argument("named", metavar="CHECKPOINT|BUNDLE|ENGINES")
-@click.option("--component", type=click.Choice(COMPONENTS), help="Show this one only.")
+@click.option("--component", type=click.Choice(get_args(ComponentName)), help="Show this one only.")
 @click.option(
     "--depth",
     type=click.IntRange(0, 99),

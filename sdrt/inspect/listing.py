@@ -34,7 +34,7 @@ def component_lines(name: str, facts: dict[str, Any]) -> list[str]:
 
 def count_text(count: int) -> str:
     """A number of parameters as people read it: 859.52 M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.2f} {unit}"
     return str(count)

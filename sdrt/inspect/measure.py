@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrt.bundle import Bundle, Component, ComponentName
-from sdrt.errors import BackendUnavailableError
+from sdrt.errors import BackendUnavailableError, ResourceError
 from sdrt.files import disk_errors
 from sdrt.inspect.graph import load_graph, module_path
 from sdrt.progress import Progress
+from sdrt.runtime.backends.base import library_error
 from sdrt.runtime.backends.cpu import usable_cpus
 
 if TYPE_CHECKING:
     import onnx
+    import onnxruntime
+
+    Stage = AbstractContextManager[Callable[[int], None]]
 
 #: What ONNX Runtime adds to the name of a tensor whose layout it changes.
 LAYOUT = "_nchwc"
 KERNEL = "_kernel_time"
+OPTIMISED = "optimised.onnx"
 #: Weights from this size on stay out of the optimised graph's file, which ends at 2 GiB.
 OUTSIDE_FROM_BYTES = "1024"
 MIDDLE_TIMESTEP = 500
@@ -47,23 +54,32 @@ def measure(bundle: Bundle, name: ComponentName, runs: int, progress: Progress) 
     """
     path = bundle.graph(name)
     bundle.verify_weights()
+    component = bundle.component(name)
+    files = [bundle.manifest.files[file] for file in (component.graph, component.weights) if file is not None]
     with tempfile.TemporaryDirectory(prefix="sdrt-inspect-") as folder, disk_errors(Path(folder)):
-        events = _profile(
-            path, bundle.manifest.components[name], Path(folder), runs, progress.stage(f"run {name}", runs)
-        )
-        optimised = load_graph(Path(folder, "optimised.onnx"))
-    size = len(optimised.node)
-    rows = [events[start : start + size] for start in range(size, len(events), size)]
-    operators = [node.op_type for node in optimised.node]
-    if len(events) != size * (runs + 1) or any(
-        [event["args"]["op_name"] for event in row] != operators for row in rows
-    ):
-        hint = "leave out --measure; report this with the version"
-        raise BackendUnavailableError("ONNX Runtime ran other operators than it wrote", hint=hint)
+        _check_room(Path(folder), sum(file.size_bytes for file in files))
+        events = _profile(path, component, Path(folder), runs, progress.stage(f"run {name}", runs))
+        optimised = load_graph(Path(folder, OPTIMISED))
+    rows = _runs(events, optimised, runs)
     seconds: dict[str, float] = defaultdict(float)
     for module, *timed in zip(modules(name, load_graph(path), optimised), *rows, strict=True):
         seconds[module] += min(event["dur"] for event in timed) / 1e6
     return dict(seconds)
+
+
+def _runs(events: list[dict[str, Any]], optimised: onnx.GraphProto, runs: int) -> list[list[dict[str, Any]]]:
+    """The events of each run but the first, in the order of the graph's nodes.
+
+    Raises:
+        BackendUnavailableError: They are not those of its nodes.
+    """
+    operators = [node.op_type for node in optimised.node]
+    size = len(operators)
+    rows = [events[start : start + size] for start in range(0, len(events), size)]
+    if len(rows) != runs + 1 or any([event["args"]["op_name"] for event in row] != operators for row in rows):
+        hint = "leave out --measure; report this with ONNX Runtime's version"
+        raise BackendUnavailableError("ONNX Runtime ran other operators than it wrote", hint=hint)
+    return rows[1:]
 
 
 def modules(name: str, original: onnx.GraphProto, optimised: onnx.GraphProto) -> list[str]:
@@ -88,31 +104,53 @@ def modules(name: str, original: onnx.GraphProto, optimised: onnx.GraphProto) ->
     return found
 
 
-def _profile(path: Path, component: Component, folder: Path, runs: int, stage: Any) -> list[dict[str, Any]]:
+def _profile(path: Path, component: Component, folder: Path, runs: int, stage: Stage) -> list[dict[str, Any]]:
     """The events of every operator of ``runs`` + 1 runs, in order; writes the optimised graph into the folder."""
     try:
-        import onnxruntime
+        from sdrt.runtime.backends.onnxruntime import ERRORS
     except ImportError as error:
         hint = "pip install 'sdrt[cpu]'"
         raise BackendUnavailableError("onnxruntime, which measures, is not installed", hint=hint) from error
+    feeds = _example(component)
+    try:
+        session = _session(path, folder)
+        with stage as advance:
+            session.run(None, feeds)
+            for _ in range(runs):
+                session.run(None, feeds)
+                advance(1)
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    except ERRORS as error:
+        raise library_error(f"onnxruntime cannot run {path}", error) from error
+    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith(KERNEL)]
+
+
+def _session(path: Path, folder: Path) -> onnxruntime.InferenceSession:
+    """A session that profiles what it runs and writes what it makes of the graph."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns that the optimised graph is for this machine, where it stays
     options.intra_op_num_threads = usable_cpus()
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
-    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.optimized_model_filepath = str(folder / OPTIMISED)
     prefix = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{prefix}_file_name", "optimised.data")
     options.add_session_config_entry(f"{prefix}_min_size_in_bytes", OUTSIDE_FROM_BYTES)
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feeds = _example(component)
-    with stage as advance:
-        session.run(None, feeds)
-        for _ in range(runs):
-            session.run(None, feeds)
-            advance(1)
-    events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
-    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith(KERNEL)]
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _check_room(folder: Path, needed_bytes: int) -> None:
+    """Hold that the optimised graph fits into the folder; ONNX Runtime does not say so where it does not.
+
+    Raises:
+        ResourceError: It does not.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        message = f"{folder.parent} has {free_bytes >> 20} MiB left; to measure takes {needed_bytes >> 20} MiB"
+        raise ResourceError(message, hint="free space, or set TMPDIR to a folder that has more")
 
 
 def _example(component: Component) -> dict[str, Any]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from sdrt.bundle import COMPONENTS, Bundle, ComponentName
+from sdrt.errors import BackendUnavailableError, EngineError, ResourceError
 from sdrt.inspect.block import Block, timed
 from sdrt.inspect.graph import graph_tree, load_graph
 from sdrt.inspect.measure import measure, modules
 from sdrt.progress import silent
 from tests.inspect.test_graph import marked
+from tests.models.tiny_bundle import tiny_bundle as tiny_graphs
 
 FLOAT = TensorProto.FLOAT
 
@@ -65,3 +72,33 @@ def test_every_block_that_computes_takes_time(name: ComponentName, tiny_bundle: 
     idle = [block.name for block in computing if not block.seconds]
     # An operator is timed in whole microseconds: the tiniest products of the tiny checkpoint may take none.
     assert len(idle) <= len(computing) // 4
+
+
+def test_what_does_not_fit_is_refused_before_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tiny_graphs(tmp_path / "bundle")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(ResourceError, match="has 0 MiB left"):
+        measure(made, "vae_decoder", 1, silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_graph_that_does_not_run_is_an_error_of_ours(tmp_path: Path) -> None:
+    made = tiny_graphs(tmp_path / "bundle")
+    decoder = made.manifest.components["vae_decoder"]
+    wrong = tuple(each.model_copy(update={"shape": ("batch", 4, 3)}) for each in decoder.inputs)
+    parts = {**made.manifest.components, "vae_decoder": decoder.model_copy(update={"inputs": wrong})}
+    changed = replace(made, manifest=made.manifest.model_copy(update={"components": parts}))
+    made.graph("vae_decoder")  # validated as it was, before what is said of it changes
+    with pytest.raises(EngineError, match="onnxruntime cannot run"):
+        measure(changed, "vae_decoder", 1, silent)
+
+
+def test_operators_that_are_not_the_graphs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tiny_graphs(tmp_path / "bundle")
+    monkeypatch.setattr(
+        "sdrt.inspect.measure.load_graph", lambda path: ORIGINAL if "optimised" in path.name else load_graph(path)
+    )
+    with pytest.raises(BackendUnavailableError, match="other operators than it wrote"):
+        measure(made, "vae_decoder", 1, silent)
