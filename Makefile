@@ -30,7 +30,7 @@ help: ## List the targets and variables
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 	@echo
 	@echo 'Variables: CHECKPOINT=$(CHECKPOINT) BACKENDS="$(BACKENDS)" PROMPT="$(PROMPT)" OUT=$(OUT) STEPS=$(STEPS)'
-	@echo '           SEED=$(SEED) (empty: drawn) STORE=$(STORE) BACKEND=$(BACKEND) REPORT=$(REPORT) BENCH=$(BENCH) PYTHON=$(PYTHON)'
+	@echo '           SEED=$(SEED) (empty: drawn) STORE=$(STORE) BACKEND=$(BACKEND) REPORT=$(REPORT) BENCH=$(BENCH) PYTHON=$(PYTHON) FUZZ_S=$(FUZZ_S)'
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
