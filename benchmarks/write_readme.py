@@ -31,8 +31,8 @@ factor of two it is the ratios that say something
 """
 
 
-def main() -> None:
-    """Write the page."""
+def page() -> str:
+    """The whole page."""
     parts = [HEAD]
     for folder in sorted(path.parent for path in RESULTS.glob("*/bench.json")):
         text = (
@@ -50,8 +50,8 @@ def main() -> None:
     if notes:
         lines = [f"- [{page.read_text().splitlines()[0].lstrip('# ')}]({page.name})" for page in notes]
         parts.append("## Notes\n\n" + "\n".join(lines) + "\n")
-    (HERE / "README.md").write_text("\n".join(parts))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":
-    main()
+    (HERE / "README.md").write_text(page())

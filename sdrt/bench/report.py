@@ -74,9 +74,14 @@ def markdown(bench: Bench) -> str:
 def lines(bench: Bench) -> Iterable[str]:
     """What a terminal shows: the same tables, aligned."""
     yield from _aligned(warm_rows(bench.contenders))
-    for title, rows in (("ratios (above 1, sdrt is faster)", ratio_rows(bench.ratios)), ("", point_rows(bench.points))):
+    tables = {
+        "cold, a process of its own": cold_rows(bench.contenders),
+        "ratios (above 1, sdrt is faster)": ratio_rows(bench.ratios),
+        "share of the machine's limit": point_rows(bench.points),
+    }
+    for title, rows in tables.items():
         if len(rows) > 1:
-            yield title
+            yield from ("", title)
             yield from _aligned(rows)
     yield limits_text(bench)
     for each in bench.contenders:
