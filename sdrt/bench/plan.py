@@ -232,7 +232,8 @@ def _peer(name: str, base: Job, folder: Path, progress: Progress) -> Entry:
     from sdrt.bench.peers.preparation import prepare_peer
 
     peer = PEERS[name]
-    native = [precision for precision in peer.precisions if precision != "bf16" or supports_bf16()]
+    bf16 = base.device == "cuda" or supports_bf16()
+    native = [precision for precision in peer.precisions if precision != "bf16" or bf16]
     result = ContenderResult(
         name=name,
         ours=False,
