@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from email.message import Message
+from importlib.metadata import Distribution
 from typing import cast
 
 from packaging.utils import canonicalize_name
@@ -39,12 +40,26 @@ SPDX = {
     "ISC License (ISCL)": "ISC",
     "Other/Proprietary License": PROPRIETARY,
 }
+#: Words that stand at the head of a licence's text.
+TEXTS = {"Apache-2.0": ("Apache License", "Version 2.0"), "MIT": ("MIT License", "Permission is hereby granted")}
+HEAD_LENGTH = 600
 #: A licence's name is shorter than its text.
 NAME_LENGTH = 60
 
 
-def licence(metadata: Message) -> str:
-    """What a package says its licence is: its SPDX expression, its classifier, or a name in the free field."""
+def licence(package: Distribution) -> str:
+    """What a package says its licence is: in its metadata, or by the text of its licence file."""
+    said = stated(cast(Message, package.metadata))
+    if said != UNKNOWN:
+        return said
+    files = [file for file in package.files or () if "dist-info" in file.parts[0] and "LICENSE" in file.name.upper()]
+    heads = [str(file.read_text())[:HEAD_LENGTH] for file in files]
+    known = [name for name, words in TEXTS.items() if any(all(word in head for word in words) for head in heads)]
+    return known[0] if known else UNKNOWN
+
+
+def stated(metadata: Message) -> str:
+    """What metadata say: an SPDX expression, a classifier, or a name in the free field."""
     expression = metadata.get("License-Expression")
     if expression:
         return str(expression)
@@ -71,7 +86,7 @@ def page() -> str:
                 continue
             if "runtime" not in brought.setdefault(name, []):
                 brought[name].append(group)
-            licences[name] = licence(cast(Message, installed.metadata))
+            licences[name] = licence(installed)
         for requirement in requirements:
             if canonicalize_name(requirement.name) not in found:
                 absent.setdefault(requirement.name, []).append(group)

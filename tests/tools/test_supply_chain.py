@@ -7,7 +7,6 @@ import sys
 from email.message import Message
 from importlib.metadata import Distribution
 from pathlib import Path
-from typing import cast
 
 import pytest
 from packaging.requirements import Requirement
@@ -37,10 +36,6 @@ def installed() -> dict[str, dict[str, Distribution]]:
         group: {name: each for name, each in packages.items() if not name.startswith(licences.GPU_PARTS)}
         for group, packages in found.items()
     }
-
-
-def said(package: Distribution) -> str:
-    return licences.licence(cast(Message, package.metadata))
 
 
 def test_everything_that_is_installed_is_pinned() -> None:
@@ -78,13 +73,13 @@ def test_the_page_lists_every_package_that_is_installed() -> None:
     for packages in installed().values():
         for name, package in packages.items():
             assert name in listed, "run make docs"
-            assert listed[name][1:3] == [pinned()[name], said(package)], f"{name}: run make docs"
+            assert listed[name][1:3] == [pinned()[name], licences.licence(package)], f"{name}: run make docs"
 
 
 def test_licences_are_permissive_but_for_nvidias() -> None:
     for group, packages in installed().items():
         for name, package in packages.items():
-            licence = said(package)
+            licence = licences.licence(package)
             words = set(licence.replace("(", "").replace(")", "").replace(" WITH ", " AND ").split()) - {"AND", "OR"}
             if name.startswith("tensorrt"):
                 assert (group, licence) == ("rtx", licences.PROPRIETARY)
@@ -110,7 +105,20 @@ def test_what_a_package_says_of_its_licence(fields: dict[str, str], expected: st
     metadata = Message()
     for name, value in fields.items():
         metadata[name] = value
-    assert licences.licence(metadata) == expected
+    assert licences.stated(metadata) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("   Apache License\n   Version 2.0, January 2004\n", "Apache-2.0"), ("All rights reserved", licences.UNKNOWN)],
+)
+def test_what_a_licence_file_says(text: str, expected: str, tmp_path: Path) -> None:
+    folder = tmp_path / "thing-1.0.dist-info"
+    (folder / "licenses").mkdir(parents=True)
+    (folder / "METADATA").write_text("Name: thing\nVersion: 1.0\n")
+    (folder / "RECORD").write_text("thing-1.0.dist-info/licenses/LICENSE,,\n")
+    (folder / "licenses" / "LICENSE").write_text(text)
+    assert licences.licence(Distribution.at(folder)) == expected
 
 
 CLEAN = {"name": "click", "version": "8.5.1", "vulns": []}
