@@ -55,6 +55,8 @@ class Stage:
         before: The stage whose averaged weights it starts from.
         rise: Steps over which guidance rises from 1.
         outer_alone: Steps in which only the outer level learns.
+        teacher: Whether it learns what the stage before predicts, not the noise: the same function by another way,
+            without the noise's chance, which guidance would make larger.
     """
 
     side: int
@@ -65,12 +67,13 @@ class Stage:
     before: str = ""
     rise: int = 0
     outer_alone: int = 0
+    teacher: bool = False
 
 
 #: Guided from the start, the inner levels learn more slowly, and each sample costs a third more.
 STAGES = {
     "inner": Stage(INNER, 1.0, 16, 1e-3, 2e-3),
-    "guided": Stage(INNER, GUIDANCE_SCALE, 16, 5e-4, 1e-3, before="inner", rise=400),
+    "guided": Stage(INNER, GUIDANCE_SCALE, 16, 5e-4, 1e-3, before="inner", rise=400, teacher=True),
     "full": Stage(FULL, GUIDANCE_SCALE, 8, 8e-4, 1.5e-3, before="guided", outer_alone=300),
 }
 
@@ -256,8 +259,10 @@ def outer_level(unet: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for name, parameter in unet.named_parameters() if name.startswith(names)]
 
 
-def train(run: Run, text_encoder: CLIPTextModel, batches: Batches, stage: Stage) -> None:
-    """Train until the run's budget is spent."""
+def train(
+    run: Run, text_encoder: CLIPTextModel, batches: Batches, stage: Stage, teacher: torch.nn.Module | None = None
+) -> None:
+    """Train until the run's budget is spent, on what the teacher predicts if there is one, else on the noise."""
     unet, reads = run.modules["unet"], cast("Reads", run.modules["reads"])
     handed_on: list[torch.Tensor] = []
     for block in cast("torch.nn.ModuleList", unet.up_blocks)[:3]:
@@ -276,14 +281,18 @@ def train(run: Run, text_encoder: CLIPTextModel, batches: Batches, stage: Stage)
                 states = text_encoder(batch.ids).last_hidden_state
             predicted = unet(batch.noisy, batch.timesteps, states).sample.float()
             read_loss = reads.loss(handed_on, batch.clean)
+            # the inner levels predict their noise at unit deviation
+            wanted = batch.noise * (FULL / stage.side)
+            if teacher is not None:
+                with torch.no_grad():
+                    wanted = teacher(batch.noisy, batch.timesteps, states).sample.float()
             if guidance_scale != 1:
                 with torch.no_grad():
                     states = text_encoder(empty).last_hidden_state.expand(stage.batch, -1, -1)
                     unprompted = unet(batch.noisy, batch.timesteps, states).sample.float()
                 predicted = unprompted + guidance_scale * (predicted - unprompted)
-        # the inner levels predict their noise at unit deviation
-        error = predicted - batch.noise * (FULL / stage.side)
-        run.descend((error.square() * batch.weight).mean() / guidance_scale + READS_WEIGHT * read_loss, spent)
+        loss = ((predicted - wanted).square() * batch.weight).mean() / guidance_scale
+        run.descend(loss + READS_WEIGHT * read_loss, spent)
 
 
 def start(out: Path, stage: Stage) -> dict[str, torch.nn.Module]:
@@ -316,7 +325,8 @@ def main(out: Path, budget_s: float, name: str, count: int, threads: int) -> Non
     if not (stage.before and state_file(out, stage.before).exists()):
         # a warm start has nothing untrained to bring up to the rest
         stage = replace(stage, outer_alone=0)
-    train(run, text_encoder, Batches(latents, vae.config.scaling_factor, tokenizer, run.rng), stage)
+    teacher = start(out, stage)["unet"].requires_grad_(False) if stage.teacher else None
+    train(run, text_encoder, Batches(latents, vae.config.scaling_factor, tokenizer, run.rng), stage, teacher)
 
 
 if __name__ == "__main__":
