@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sdrt.bench.contender import Job, Ran, Work
 from sdrt.bench.process import Process
@@ -43,7 +44,7 @@ class Measured:
 
     cold: dict[str, ColdValues] = field(default_factory=dict)
     warm: dict[int, dict[str, list[Ran]]] = field(default_factory=dict)
-    limits: dict[int, list[dict[str, object]]] = field(default_factory=dict)
+    limits: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     problems: dict[str, EngineError] = field(default_factory=dict)
     pictures: dict[str, Path] = field(default_factory=dict)
 

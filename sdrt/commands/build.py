@@ -90,28 +90,20 @@ def command(
     shelf = Store(store) if store else Store.default()
     pictures = parse_batch(batch)
     named = Source(checkpoint, revision, bundle)
-    choice = choose(
-        named,
-        backend=backend,
-        precision=precision,  # type: ignore[arg-type]
-        provider=provider,  # type: ignore[arg-type]
-        store=store,
-        progress=progress,
-    )
-    name = choice.backend
-    check_provider(name, provider)  # type: ignore[arg-type]
-    how = parse_recipe(name, recipe, settings)
+    asked: Any = {"backend": backend, "precision": precision, "provider": provider, "store": store}
+    choice = choose(named, **asked, progress=progress)
+    check_provider(choice.backend, provider)  # type: ignore[arg-type]
     request = BuildRequest(
-        name,
+        choice.backend,
         choice.precision,
         components or None,  # type: ignore[arg-type]
         threads,
         pictures or choice.batch,
-        how,
+        parse_recipe(choice.backend, recipe, settings),
         provider or "cpu",  # type: ignore[arg-type]
     )
     engines_build.check_buildable(request)
-    exported = bundle_precision(name, choice.precision)
+    exported = bundle_precision(choice.backend, choice.precision)
     source = open_bundle(named, shelf, precision=exported, progress=progress)
     if not components:
         request = replace(request, components=build_request(choice, source).components)
