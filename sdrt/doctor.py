@@ -27,7 +27,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "torch": ("export",),
     "diffusers": ("export",),
     "transformers": ("export",),
-    "onnx": ("export", "rtx", "trt"),
+    "onnx": ("export", "plot", "rtx", "trt"),
     "polygraphy": ("compare",),
     "scipy": ("compare", "dev"),
 }
