@@ -15,6 +15,7 @@ from sdrt.bundle import Bundle
 from sdrt.errors import BackendUnavailableError, CheckpointError
 from sdrt.prepare import Source
 from sdrt.progress import silent
+from tests.command_line import CommandLine
 
 
 def asked(bundle: Bundle, store: Path, **changes: Any) -> Asked:
@@ -128,3 +129,8 @@ def test_loops_are_contenders_and_the_fused_one_has_its_step_built(
     assert "denoise_step" not in plain.manifest.components
     assert "denoise_step" in fused.manifest.components
     assert [entry.job.loop for entry in found.entries if entry.job] == ["plain", "auto"]
+
+
+def test_the_help_names_every_peer(sdrt: CommandLine) -> None:
+    said = "".join(sdrt("bench", "--help").out.split())
+    assert [name for name in PEERS if name not in said] == []
