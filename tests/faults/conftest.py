@@ -37,7 +37,7 @@ def killer() -> Iterator[Killer]:
 @pytest.fixture(scope="module")
 def exporter() -> Iterator[Killer]:
     """Runs commands in forks of a process that has the exporter in memory, too."""
-    with Killer([*RUNTIME, "sdrt.export"]) as server:
+    with Killer([*RUNTIME, "sdrt.export.bundle_export"]) as server:
         yield server
 
 

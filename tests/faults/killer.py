@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -186,7 +187,8 @@ def _reap(child: int, seconds: float | None) -> int:
 def _call(request: dict[str, Any], writing: int, log: int) -> None:
     """In the child: do what is asked, say what was done, and end."""
     os.chdir(request["folder"])
-    os.environ["TMPDIR"] = os.path.join(request["folder"], "tmp")  # noqa: PTH118  # no object that could be audited
+    # Python tries a temporary folder by a file of four bytes, which a kill may leave; so it is told that it will do.
+    tempfile.tempdir = os.environ["TMPDIR"] = f"{request['folder']}/tmp"
     for stream in (1, 2):
         os.dup2(log, stream)
     null = os.open(os.devnull, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Rows 56 to 61 and 63 of the fault matrix: numbers that are none, pictures of nothing, comparisons that must fail."""
+"""Rows 56 to 61, 63 and 64 of the fault matrix: numbers that are none, pictures of nothing, failed comparisons."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from sdrt.compare.metrics import judge
 from sdrt.compare.reference import Reference
 from sdrt.compare.schema import ToleranceRecord
 from sdrt.compare.tolerances import load
+from sdrt.engines import self_test as self_test_of_engines
+from sdrt.engines.builders import builder
 from sdrt.engines.engine_set import EngineSet
 from sdrt.errors import ArtefactError, NumericError, UsageError
-from sdrt.export import export_bundle
+from sdrt.export import export_bundle, quantised_bundle
 from sdrt.export.activations import FP16_MAX
+from sdrt.export.quantised_bundle import quantise_bundle
 from sdrt.runtime.backends import open_engine
 from sdrt.runtime.backends.base import Array, Engine
 from sdrt.runtime.lms import Schedule
@@ -33,6 +36,7 @@ from sdrt.runtime.request import make_request
 from tests.command_line import CommandLine, Ended
 from tests.compare.test_components import Canned
 from tests.engines.notes import Notes
+from tests.engines.test_lanes import job
 from tests.models.tiny_bundle import feeds
 
 LOOSE = ToleranceRecord(relative_l2=0.5, peak=0.5, reason="half is allowed")
@@ -212,3 +216,23 @@ def test_row_63_what_a_scheduler_config_asks_for_is_done_or_refused(tmp_path: Pa
             Schedule.from_config({**config, option: value}, 10)
     with pytest.raises(ArtefactError, match="prediction_type"):
         Schedule.from_config({**config, "prediction_type": "sample"}, 10)
+
+
+def test_row_64_int8_that_is_too_far_off_is_refused(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused where it is made and where it is compiled, rather than marked and warned of at every picture."""
+    quantised = quantise_bundle(bundle, tmp_path / "int8")
+    asked = job(quantised, "unet", tmp_path / "engines", backend="openvino", precision="int8")
+    asked.folder.mkdir()
+    assert builder("openvino").build(asked).precision == "int8"
+    shutil.rmtree(asked.folder / "unet")
+    monkeypatch.setattr(self_test_of_engines, "LIMIT", 1e-9)
+    with pytest.raises(NumericError, match="unet computes int8 wrongly here: off by") as compiled:
+        builder("openvino").build(asked)
+    monkeypatch.setattr(quantised_bundle, "ERROR_LIMIT", 1e-9)
+    with pytest.raises(NumericError, match="in int8 a picture's latents are off by") as made:
+        quantise_bundle(bundle, tmp_path / "refused")
+    assert compiled.value.exit_code == made.value.exit_code == 5
+    assert "bf16 or fp32" in made.value.hint
+    assert not (tmp_path / "refused").exists()
