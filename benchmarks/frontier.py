@@ -1,7 +1,7 @@
 """Speed against fidelity: what each opt-in that trades one for the other brings, picture by picture.
 
 Each prompt is drawn by every setting in turn, in the same minutes, and held against the picture of fp32. Speed is the
-processor time of a picture's UNet steps, which others who use the machine change little; ratios to bf16, pair by pair.
+processor time of a picture's steps, which others who use the machine change little; ratios to bf16, pair by pair.
 
 Run: python benchmarks/frontier.py [--checkpoint C] [--steps N] [--threads N] [--out FOLDER]
 """
@@ -13,7 +13,6 @@ import contextlib
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +23,6 @@ from sdrt.compare.images import psnr_db, ssim
 from sdrt.compare.pictures import scene_verdict
 from sdrt.compare.prompts import PromptSeed, default_prompts
 from sdrt.progress import for_terminal
-from sdrt.runtime.backends.base import Engine
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,10 +39,10 @@ class Setting(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """One picture and the processor seconds that its UNet took."""
+    """One picture and the processor seconds of its steps."""
 
     picture: Image.Image
-    unet_cpu_s: float
+    steps_cpu_s: float
 
 
 REFERENCE = Setting("fp32", "fp32")
@@ -103,35 +101,30 @@ def main() -> None:
     (asked.out / "frontier.json").write_text(json.dumps({**result, "settings": rows}, indent=1) + "\n")
     dots = tuple(Series(row["name"], ((row["speed"], row["psnr_db"]),), "dots") for row in rows)
     title = f"Speed against fidelity: {asked.checkpoint}, {asked.steps} steps"
-    chart = Chart(title, "speed of the UNet's steps, bf16 = 1", "PSNR to fp32, dB (80: equal)", dots)
+    chart = Chart(title, "speed of the steps, bf16 = 1", "PSNR to fp32, dB (80: equal)", dots)
     (asked.out / "frontier.svg").write_text(draw(chart))
 
 
 def _draw(pipe: Pipeline, setting: Setting, asked: PromptSeed, steps: int) -> Drawn:
-    """One picture; the UNet's runs are timed by what the process computes."""
-    spent = 0.0
-    run: Callable[..., dict[str, Any]] = Engine.run
+    """One picture; its steps are timed by what the process computes, from the end of the first to that of the last."""
+    ends: list[float] = []
 
-    def timed(engine: Engine, **feeds: Any) -> dict[str, Any]:
-        nonlocal spent
-        start = time.process_time()
-        outputs = run(engine, **feeds)
-        spent += time.process_time() - start if engine.name == "unet" else 0.0
-        return outputs
+    def on_step_end(_pipe: Pipeline, _step: int, _timestep: float, _tensors: dict[str, Any]) -> None:
+        ends.append(time.process_time())
 
-    Engine.run = timed  # type: ignore[method-assign]
-    try:
-        result = pipe(
-            asked.prompt, seed=asked.seed, num_inference_steps=steps, guidance_interval=setting.guidance_interval
-        )
-    finally:
-        Engine.run = run  # type: ignore[method-assign]
-    return Drawn(result.images[0], spent)
+    result = pipe(
+        asked.prompt,
+        seed=asked.seed,
+        num_inference_steps=steps,
+        guidance_interval=setting.guidance_interval,
+        callback_on_step_end=on_step_end,
+    )
+    return Drawn(result.images[0], ends[-1] - ends[0])
 
 
 def _row(setting: Setting, prompts: tuple[PromptSeed, ...], rounds: list[dict[str, Drawn]]) -> dict[str, Any]:
     """What a setting reached over all prompts."""
-    ratios = sorted(drawn[BASE.name].unet_cpu_s / drawn[setting.name].unet_cpu_s for drawn in rounds)
+    ratios = sorted(drawn[BASE.name].steps_cpu_s / drawn[setting.name].steps_cpu_s for drawn in rounds)
     pairs = [(drawn[REFERENCE.name].picture, drawn[setting.name].picture) for drawn in rounds]
     decibels = [EQUAL_DB if (value := psnr_db(*pair)) is None else value for pair in pairs]
     verdicts = [scene_verdict(picture, prompt.prompt) for (_, picture), prompt in zip(pairs, prompts, strict=True)]

@@ -25,7 +25,10 @@ ABSENT = (
 )
 #: Modules that are there for those who have it.
 NEED_TORCH = (
-    "sdrt.export",
+    *(
+        f"sdrt.export.{name}"
+        for name in ("activations", "bundle_export", "check", "components", "flops", "onnx_export")
+    ),
     "sdrt.checkpoint.modules",
     "sdrt.compare.reference",
     "sdrt.compare.compare",

@@ -40,7 +40,7 @@ def write_vectors(graph: Path, runs: Sequence[tuple[Mapping[str, Array], Array]]
         runs: Feeds and fp32 output of each step, the unconditional row first.
     """
     kept = [runs[step] for step in KEPT_STEPS]
-    arrays = {name: np.stack([feeds[name] for feeds, _ in kept]) for name in kept[0][0]}
+    arrays: dict[str, Any] = {name: np.stack([feeds[name] for feeds, _ in kept]) for name in kept[0][0]}
     np.savez(graph.with_name(VECTORS), **arrays, out_sample=np.stack([output for _, output in kept]))
 
 

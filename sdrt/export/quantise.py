@@ -171,9 +171,9 @@ class _Rewriting:
         """A constant's bytes, wherever they lie."""
         if not tensor.external_data:
             return bytes(tensor.raw_data)
-        where: dict[str, Any] = {entry.key: entry.value for entry in tensor.external_data}
+        where: dict[str, str] = {entry.key: entry.value for entry in tensor.external_data}
         with (self._folder / where["location"]).open("rb") as file:
-            file.seek(int(where.get("offset", 0)))
+            file.seek(int(where.get("offset", "0")))
             return file.read(int(where["length"]))
 
     def _store(self, tensor: onnx.TensorProto, data: bytes) -> None:

@@ -51,7 +51,7 @@ def quantise_bundle(bundle: Bundle, out: Path, *, progress: Progress = silent) -
         message = f"{bundle.path} is in {bundle.manifest.precision}; int8 is made from fp32"
         raise UsageError(message, hint="give a bundle that was exported with --precision fp32")
     for name in ("text_encoder", "unet"):
-        bundle.graph(name)  # type: ignore[arg-type]
+        bundle.graph(name)
     bundle.verify_weights()
     source = bundle.graph("unet")
     nodes = products(onnx.load(str(source), load_external_data=False).graph)

@@ -39,6 +39,14 @@ def test_every_row_says_why_and_leaves_room_over_what_was_measured() -> None:
                 assert room > (3 if key[0] == "picture" else 3.5), (key, name)
 
 
+def test_int8_has_the_rows_that_differ_from_bf16s() -> None:
+    table = load()
+    assert table.of("unet", "openvino", "int8")
+    assert table.of("denoise_step", "openvino", "int8")
+    assert table.of("", "openvino", "int8", "trajectory")
+    assert table.of("", "openvino", "int8", "picture")
+
+
 def test_what_is_not_in_the_table_has_no_tolerance() -> None:
     assert load().of("unet", "onnxruntime", "int8") is None
     assert load().of("unet", "abacus", "fp32") is None
