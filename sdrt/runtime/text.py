@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from sdrt.checkpoint.tokenizer import NORMALIZER, PRE_TOKENIZER
 from sdrt.errors import ArtefactError, ResourceError
 from sdrt.runtime.request import check_text
 
@@ -56,7 +59,8 @@ class Tokenizer:
             max_tokens: Length of the text encoder's input, start and end included.
 
         Raises:
-            ArtefactError: The file cannot be read, is not a tokenizer, or names no padding token.
+            ArtefactError: The file cannot be read, is not a tokenizer, names no padding token, or has regular
+                expressions that are not CLIP's.
             ResourceError: There is no memory for it.
         """
         hint = "make the bundle or engine set again; its tokenizer/tokenizer.json is damaged"
@@ -69,6 +73,7 @@ class Tokenizer:
             raise ArtefactError(f"cannot read {path}: {error.strerror}", hint=hint) from error
         except ValueError as error:
             raise ArtefactError(f"{path} is not a tokenizer: {error}", hint=hint) from error
+        _check_pieces(path, tokenizer)
         if tokenizer.padding is None:
             raise ArtefactError(f"{path} names no padding token", hint=hint)
         padding = {name: tokenizer.padding[name] for name in ("pad_id", "pad_token", "direction")}
@@ -123,3 +128,28 @@ def _check_memory() -> None:
         mmap.mmap(-1, MEMORY_BYTES).close()
     except OSError as error:
         raise ResourceError("there is no memory for the tokenizer", hint="free memory") from error
+
+
+def _check_pieces(path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    """Hold that a tokenizer does what CLIP's does: others' regular expressions may take for ever, or end the library.
+
+    Raises:
+        ArtefactError: It has another, or draws its merges at random.
+    """
+    hint = "make the bundle or engine set again from a checkpoint"
+    known = set(_regexes([NORMALIZER, PRE_TOKENIZER]))
+    for piece in filter(None, (tokenizer.normalizer, tokenizer.pre_tokenizer)):
+        for regex in _regexes(json.loads(piece.__getstate__())):
+            if regex not in known:
+                raise ArtefactError(f"{path} has the regular expression {regex[:60]!r}, which CLIP has not", hint=hint)
+    if getattr(tokenizer.model, "dropout", None):
+        raise ArtefactError(f"{path} leaves out merges at random (dropout)", hint=hint)
+
+
+def _regexes(value: Any) -> Iterator[str]:
+    """The regular expressions in a piece of a tokenizer.json."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if isinstance(value, dict) and isinstance(value.get("Regex"), str):
+        yield value["Regex"]
+    for each in inner:
+        yield from _regexes(each)

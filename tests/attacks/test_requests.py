@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import struct
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +19,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdrt.bundle import TensorSpec
+from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
+from sdrt.checkpoint.tokenizer import build_tokenizer_json
 from sdrt.engines.engine_set import BatchRange, EngineComponent
 from sdrt.runtime.backends.base import Array, Engine
 from sdrt.runtime.images import write_png
@@ -133,14 +139,18 @@ ODD_TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
-    from sdrt.checkpoint.tokenizer import build_tokenizer_json
-
+def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """CLIP's tokenizer as it stands in a bundle; not to be changed."""
     folder = tmp_path_factory.mktemp("clip")
-    write_clip_tokenizer(folder / "tokenizer")
-    path = folder / "tokenizer.json"
-    path.write_bytes(build_tokenizer_json(folder / "tokenizer", 77, 49408))
+    write_clip_tokenizer(folder)
+    made: dict[str, Any] = json.loads(build_tokenizer_json(folder, 77, 49408))
+    return made
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_json: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("clip") / "tokenizer.json"
+    path.write_text(json.dumps(tokenizer_json))
     return Tokenizer.open(path, 77)
 
 
@@ -155,6 +165,31 @@ def test_row_47_odd_prompts_are_prompts(prompt: str, tokenizer: Tokenizer) -> No
 def test_row_47_what_does_not_fit_is_told(tokenizer: Tokenizer) -> None:
     fits, over = "cat " * 75, "cat " * 74 + "dog bird"
     assert tokenizer.encode([fits, over]).truncated == ("", "bird")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="(a+)+$"),
+        lambda t: t["normalizer"]["normalizers"][1]["pattern"].update(Regex="(a+)+$"),
+        lambda t: t["normalizer"]["normalizers"].append(
+            {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"Regex": "x*"}, "content": ""}]}
+        ),
+        lambda t: t["model"].update(dropout=0.5),
+    ],
+    ids=["pre-tokenizer", "normalizer", "nested", "dropout"],
+)
+def test_row_47_a_tokenizer_that_hangs_or_gambles(
+    change: Callable[[dict[str, Any]], object], tokenizer_json: dict[str, Any], tmp_path: Path
+) -> None:
+    # The first made the tokenizers library panic on 24 letters, with a trace that no error handler sees.
+    changed = copy.deepcopy(tokenizer_json)
+    change(changed)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(changed))
+    refusal(partial(Tokenizer.open, path, 77), 3, "tokenizer.json")
+    path.write_text(json.dumps(tokenizer_json))
+    Tokenizer.open(path, 77)
 
 
 def test_row_47_what_is_no_text(here: Path, sdrt: CommandLine) -> None:
