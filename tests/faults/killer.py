@@ -82,7 +82,7 @@ class Killer:
         *arguments: Any,
         folder: Path,
         operation: int | None = None,
-        note: int | None = None,
+        note: int | str | None = None,
         seconds: float | None = None,
         number: int = signal.SIGKILL,
     ) -> Ended:
@@ -93,7 +93,7 @@ class Killer:
             arguments: Its arguments, as JSON.
             folder: Where.
             operation: Kill it before this file operation, counted from 0.
-            note: Kill it as it says this line of its progress, counted from 0.
+            note: Kill it as it says this line of its progress, counted from 0, or a line that begins so.
             seconds: Kill it after this time.
             number: The signal that it gets there, at an operation or a note, in place of SIGKILL.
         """
@@ -225,7 +225,7 @@ def _killed_at_operation(place: int | None, number: int) -> list[str]:
     return seen
 
 
-def _killed_at_note(place: int | None, number: int) -> list[str]:
+def _killed_at_note(place: int | str | None, number: int) -> list[str]:
     """Watch what progress says; gives the list into which it goes."""
     from sdrt.progress import Lines
 
@@ -235,7 +235,7 @@ def _killed_at_note(place: int | None, number: int) -> list[str]:
     def watch(lines: Lines, text: str) -> None:
         say(lines, text)
         said.append(text)
-        if len(said) - 1 == place:
+        if len(said) - 1 == place or (isinstance(place, str) and text.startswith(place)):
             os.kill(os.getpid(), number)
 
     setattr(Lines, say.__name__, watch)

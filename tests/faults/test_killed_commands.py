@@ -203,29 +203,38 @@ def test_row_32_fifty_kills_of_an_export(exporter: Killer, exporting: Scene, tmp
 def test_row_32_kills_at_every_stage_from_checkpoint_to_picture(
     exporter: Killer, tiny_path: Path, tmp_path: Path
 ) -> None:
-    pictures: set[bytes] = set()
-
-    def right(folder: Path) -> None:
-        store = Store(folder / "store")
-        assert sorted(entry.kind for entry in store.entries()) == ["bundle", "engines"]
-        pictures.add(pixels(folder / "p.png"))
-
-    words = ("denoise", "--checkpoint", tiny_path, "--backend", "onnxruntime", "--store", "store", "--out", "p.png")
-    scene = Scene(
-        words=(*words, "--prompt", "a red circle", "--steps", 2, "--seed", 1),
-        start=lambda _: None,
-        visible=lambda folder: all_sound(Store(folder / "store")),
-        right=right,
+    """One after the other over one store, each run getting a stage further, with what all those before it left."""
+    words: tuple[str | Path | int, ...] = (
+        "denoise",
+        "--checkpoint",
+        tiny_path,
+        "--backend",
+        "onnxruntime",
+        "--store",
+        "store",
+        "--out",
+        "p.png",
     )
-    early, whole = kill_at(exporter, scene, tmp_path, operations=0, times=0, notes=None)
-    assert early == len(whole.notes)
-    started = [note.removesuffix(" ...") for note in whole.notes if note.endswith(" ...")]
-    assert {"export unet", "compose denoise_step", "checking the bundle", "onnxruntime unet fp32", "denoise"} < {
-        *started
-    }
-    # Each stage is killed as it starts and as it ends.
-    assert all(any(note.startswith(f"{stage}: ") for note in whole.notes) for stage in started)
-    assert len(pictures) == 1
+    words += ("--prompt", "a red circle", "--steps", 2, "--seed", 1)
+    for name in ("undisturbed", "killed"):
+        (tmp_path / name).mkdir()
+    whole = exporter.sdrt(*words, folder=tmp_path / "undisturbed")
+    assert whole.code == 0, whole.err
+    stages = [note.removesuffix(" ...") for note in whole.notes if note.endswith(" ...")]
+    expected = {"export unet", "compose denoise_step", "checking the bundle", "onnxruntime unet fp32", "denoise"}
+    assert expected < {*stages}
+    store = Store(tmp_path / "killed" / "store")
+    for stage in stages:
+        for boundary in (f"{stage} ...", f"{stage}: "):
+            ended = exporter.sdrt(*words, folder=tmp_path / "killed", note=boundary)
+            assert ended.killed, (boundary, ended.err)
+            assert no_children(tmp_path / "killed")
+            all_sound(store)
+            assert not (tmp_path / "killed" / "p.png").exists()
+    assert exporter.sdrt(*words, folder=tmp_path / "killed").code == 0
+    assert tree(tmp_path / "killed") == tree(tmp_path / "undisturbed")
+    assert pixels(tmp_path / "killed" / "p.png") == pixels(tmp_path / "undisturbed" / "p.png")
+    all_sound(store)
 
 
 def test_a_kill_that_leaves_debris_is_found(killer: Killer, denoising: Scene, tmp_path: Path) -> None:
