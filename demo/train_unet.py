@@ -25,9 +25,10 @@ from sdrt.compare.scene_grammar import Scene
 
 #: Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598).
 DROPOUT = 0.1
-#: The guidance that the checkpoint is made for: in the end the loss is taken on the guided prediction. Trained on each
-#: half alone, so small a network overshoots at guidance 7.5: colours and shapes are lost that it gets right without.
-GUIDANCE_SCALE = 7.5
+#: The guidance that the checkpoint is made for, and that of the last stages' loss. Trained on each half alone, so small
+#: and sure a network draws best at guidance 1 to 3 and overshoots at 7.5. With the loss on the prediction at guidance
+#: 2.5, 7.5 is like 3 was. A loss at 7.5 makes the network's own errors, and bfloat16's, 7.5 times larger.
+GUIDANCE_SCALE, LOSS_GUIDANCE = 7.5, 2.5
 #: Low-frequency noise, as shares of the noise's standard deviation: equal over the picture, and over a grid of 4x4.
 #: Without it the noisy latents' local means give the colours away in training, so that colour words are not needed and
 #: errors of the first steps of sampling are never put right.
@@ -73,8 +74,8 @@ class Stage:
 #: Guided from the start, the inner levels learn more slowly, and each sample costs a third more.
 STAGES = {
     "inner": Stage(INNER, 1.0, 16, 1e-3, 2e-3),
-    "guided": Stage(INNER, GUIDANCE_SCALE, 16, 5e-4, 1e-3, before="inner", rise=400, teacher=True),
-    "full": Stage(FULL, GUIDANCE_SCALE, 8, 8e-4, 1.5e-3, before="guided", outer_alone=300),
+    "guided": Stage(INNER, LOSS_GUIDANCE, 16, 5e-4, 1e-3, before="inner", rise=200, teacher=True),
+    "full": Stage(FULL, LOSS_GUIDANCE, 8, 8e-4, 1.5e-3, before="guided", outer_alone=300),
 }
 
 
