@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdrt.errors import ResourceError, TrustError
-from sdrt.parts import ASIDE_PREFIX, PART_PREFIX, owner_name, sweep, try_exclusive
+from sdrt.parts import ASIDE_PREFIX, PART_PREFIX, owner_name, remove, sweep, try_exclusive
 
 # renameat2(2): change two names for each other, and what their file systems answer where they cannot.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -138,7 +138,8 @@ def folder_published_as(path: Path, mode: int = 0o755) -> Iterator[Path]:
             _swap(part, path)
             fsync_path(path.parent)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        # What stood there before, where the two changed names: it may be a link, or a file.
+        remove(part)
 
 
 def _swap(part: Path, path: Path) -> None:

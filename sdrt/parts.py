@@ -84,10 +84,7 @@ def _sweep_one(path: Path) -> None:
             return
         if path.name.startswith(ASIDE_PREFIX):
             _put_back(path)
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _put_back(aside: Path) -> None:
@@ -95,3 +92,11 @@ def _put_back(aside: Path) -> None:
     for held in aside.iterdir():
         if not (aside.parent / held.name).exists():
             held.rename(aside.parent / held.name)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; what cannot be removed of a folder stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -141,6 +141,24 @@ def test_a_published_folder_replaces_the_old_one(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_published_folder_replaces_a_file_and_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, exchange: bool
+) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    out.touch() if kind == "file" else out.symlink_to(elsewhere)
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    with folder_published_as(out) as part:
+        (part / "new").touch()
+    assert names(out) == ["new"]
+    assert names(tmp_path) == ["elsewhere", "out"]
+    assert names(elsewhere) == ["kept"]
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_nothing_is_published_when_the_block_raises(kind: type[BaseException], tmp_path: Path) -> None:
     out = tmp_path / "out"
