@@ -44,6 +44,7 @@ READERS = {
     "export/quantised_bundle.py": "the path comes from Bundle.graph",
     "graphs/child.py": "this is the child",
     "inspect/graph.py": "the path comes from Bundle.graph",
+    "inspect/measure.py": "the path comes from Bundle.graph",
     "plots/marked_graph.py": "the path comes from Bundle.graph",
     "runtime/backends/onnxruntime.py": "an engine, opened by its seal",
 }
