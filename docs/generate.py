@@ -22,7 +22,9 @@ Written by `make docs` from the commands' help; edit that, not this page.
 
 def sections(command: click.Command, path: str) -> list[str]:
     """The command's help and, below it, its subcommands'."""
-    context = click.Context(command, info_name=path, terminal_width=100, max_content_width=100)
+    # A command keeps the names of its help option from the first context it meets.
+    settings = {**cli.context_settings, "max_content_width": 100}
+    context = click.Context(command, info_name=path, terminal_width=100, **settings)
     parts = [f"## {path}\n\n```\n{command.get_help(context)}\n```\n"]
     if isinstance(command, click.Group):
         names = COMMANDS if command is cli else command.commands

@@ -68,7 +68,7 @@ def test_names_are_where_they_are_promised() -> None:
 def found_options(words: list[str]) -> set[str]:
     """The options of a command."""
     command: click.Command = cli
-    context = click.Context(cli)
+    context = click.Context(cli, **cli.context_settings)
     for word in words:
         assert isinstance(command, click.Group)
         found = command.get_command(context, word)
@@ -102,7 +102,7 @@ def test_exit_codes_are_as_promised() -> None:
     ]
     # Success and interruption are no errors of ours; the base of the tree is never raised itself.
     assert promised.keys() - {0, 130} == {each.exit_code for each in classes if each is not errors.SdrtError}
-    said = " ".join(cli.get_help(click.Context(cli)).split())
+    said = " ".join(cli.get_help(click.Context(cli, **cli.context_settings)).split())
     for code, meaning in promised.items():
         assert f"{code} {meaning}" in said
 

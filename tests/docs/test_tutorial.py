@@ -73,7 +73,7 @@ def test_every_command_and_option_exists(
     }
     for words in found:
         command: click.Command = cli
-        context = click.Context(cli, info_name="sdrt")
+        context = click.Context(cli, info_name="sdrt", **cli.context_settings)
         rest = words[1:]
         while isinstance(command, click.Group):
             inner = command.get_command(context, rest[0])
@@ -84,10 +84,10 @@ def test_every_command_and_option_exists(
 
 
 def test_a_wrong_option_would_be_found() -> None:
-    command = cli.get_command(click.Context(cli), "plot")
+    command = cli.get_command(click.Context(cli, **cli.context_settings), "plot")
     assert isinstance(command, click.Group)
     with pytest.raises(click.NoSuchOption):
-        command.commands["sigmas"].make_context("sigmas", ["--step", "3", "--what", "sigmas"])
+        command.commands["sigmas"].make_context("sigmas", ["--step", "3"], **cli.context_settings)
 
 
 @pytest.mark.long
