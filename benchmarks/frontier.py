@@ -3,7 +3,7 @@
 Each prompt is drawn by every setting in turn, in the same minutes, and held against the picture of fp32. Speed is the
 processor time of a picture's steps, which others who use the machine change little; ratios to bf16, pair by pair.
 
-Run: python benchmarks/frontier.py [--checkpoint C] [--steps N] [--threads N] [--out FOLDER]
+Run: python benchmarks/frontier.py [--checkpoint C] [--bundle DIR] [--steps N] [--threads N] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def main() -> None:
     """Measure, print a table, and write frontier.json and frontier.svg."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="demo")
+    parser.add_argument("--bundle", type=Path, help="in place of the checkpoint; prompts are those of --checkpoint")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--store", type=Path, default=Path("build/store"))
@@ -74,7 +75,8 @@ def main() -> None:
         pipes = {
             precision: stack.enter_context(
                 Pipeline.load(
-                    asked.checkpoint,
+                    None if asked.bundle else asked.checkpoint,
+                    bundle=asked.bundle,
                     backend="openvino",
                     precision=precision,
                     store=asked.store,
