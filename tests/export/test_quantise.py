@@ -183,9 +183,10 @@ def test_ranges_are_those_of_whole_pictures(bundle: Bundle) -> None:
     # The steps go from the largest sigma of SD v1 to none.
     assert sum(widths) == pytest.approx(14.6146, rel=1e-4)
     (low, high), (first, last) = found.ranges["normal"], found.ranges["sample"]
-    # Group normalisation gives about 4 standard deviations; unit noise likewise.
+    # Group normalisation gives about 4 standard deviations; the sample begins as unit noise, and this UNet's output is
+    # none, so that it moves away.
     assert -6 < low < -2 < 2 < high < 6
-    assert -8 < first < -2 < 2 < last < 8
+    assert first < -2 < 2 < last
     assert found.error(open_session(str(bundle.graph("unet")))) == 0
 
 
