@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import mmap
 import sys
 import traceback
 from collections.abc import Sequence
@@ -74,9 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
+#: What any command needs at least, asked for and given back as it starts.
+LEAST_MEMORY_BYTES = 64 << 20
+
+
 def _run(words: list[str]) -> int:
     """Run the words; give the exit code and say errors in one line."""
     try:
+        # pydantic and tokenizers, written in Rust, end the process where they find no memory: so it is asked for first.
+        mmap.mmap(-1, LEAST_MEMORY_BYTES).close()
         code = cli.main(words, prog_name="sdrt", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SdrtError as error:

@@ -108,7 +108,8 @@ class Process:
 
     def _say(self, value: Mapping[str, Any]) -> None:
         try:
-            print(json.dumps(value), file=self._pipe_in, flush=True)
+            self._pipe_in.write(json.dumps(value) + "\n")
+            self._pipe_in.flush()
         except BrokenPipeError as error:
             raise self._ended() from error
 

@@ -54,7 +54,8 @@ def _take_stdout() -> TextIO:
 
 
 def _answer(answers: TextIO, value: dict[str, Any]) -> None:
-    print(json.dumps(value), file=answers, flush=True)
+    answers.write(json.dumps(value) + "\n")
+    answers.flush()
 
 
 def _work(line: str) -> Work:

@@ -84,7 +84,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         hint = f"fields are {', '.join(Recipe.model_fields)}"
-        raise UsageError(f"recipe {name[:80]}: {where}: {first['msg']}", hint=hint) from error
+        raise UsageError(f"recipe {path}: {where}: {first['msg']}", hint=hint) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

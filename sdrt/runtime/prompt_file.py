@@ -53,7 +53,7 @@ def read_prompt_file(path: Path, settings: dict[str, Any]) -> tuple[Line, ...]:
         rows = {number: row for number, row in enumerate(path.read_bytes().split(b"\n"), start=1) if row.strip()}
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a usable path"
-        raise UsageError(f"cannot read {str(path)[:80]}: {reason}", hint=hint) from error
+        raise UsageError(f"cannot read {path}: {reason}", hint=hint) from error
     if not 1 <= len(rows) <= MAX_QUEUED:
         raise UsageError(f"{path} has {len(rows)} lines; 1 to {MAX_QUEUED} can be drawn at once", hint=hint)
     lines: list[Line] = []

@@ -189,7 +189,7 @@ def test_folders_that_cannot_be_written(command: str, here: Path, tmp_path: Path
     ("words", "named"),
     [
         (("export",), "--out is missing"),
-        (("export", "--out", "bundle", "--precision", "int8"), "--precision"),
+        (("export", "--out", "bundle", "--precision", "bf16"), "--precision"),
         (("export", "--out", "bundle", "--opset", "19"), "20<=x<=24"),
         (("export", "--out", "bundle", "--components", "safety_checker"), "--components"),
         (("export", "--out", "bundle", "--checkpoint", "absent"), "there is nothing at 'absent'"),
