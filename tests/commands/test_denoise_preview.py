@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,16 @@ from rich.console import Console
 
 from sdrt.commands import live_preview as module
 from sdrt.commands.live_preview import COLUMNS, SIDE_BY_SIDE, HalfBlocks
-from sdrt.engines.engine_set import EngineSet
 from sdrt.progress import Bars
-from tests.command_line import CommandLine, Ended
-from tests.runtime.conftest import hand_sets
-
-__all__ = ["hand_sets"]
+from tests.command_line import Ended
 
 Denoise = Callable[..., Ended]
 
 
 @pytest.fixture
-def denoise(
-    sdrt: CommandLine, hand_sets: Callable[..., EngineSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Denoise:
-    """Runs ``sdrt denoise`` on engines of graphs written by hand, in an empty folder."""
-    engines = hand_sets()
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def run(*words: str | Path | int) -> Ended:
-        given = ("--engines", engines.path, "--trust", engines.digest, "--store", tmp_path / "store")
-        return sdrt("denoise", *given, "--prompt", "a red circle", "--steps", 4, "--seed", 3, *words)
-
-    return run
+def denoise(denoise: Denoise) -> Denoise:
+    """Draws one prompt in four steps."""
+    return partial(denoise, "--prompt", "a red circle", "--steps", 4, "--seed", 3)
 
 
 class Terminal(io.StringIO):

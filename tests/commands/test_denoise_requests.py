@@ -12,34 +12,13 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from sdrt.engines.engine_set import EngineSet
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.images import read_record, write_png
 from sdrt.runtime.pipeline import Pipeline
-from tests.command_line import CommandLine, Ended
-from tests.runtime.conftest import hand_sets
-
-__all__ = ["hand_sets"]
+from tests.command_line import Ended
 
 Array = npt.NDArray[Any]
 Denoise = Callable[..., Ended]
-
-
-@pytest.fixture
-def denoise(
-    sdrt: CommandLine, hand_sets: Callable[..., EngineSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Denoise:
-    """Runs ``sdrt denoise`` on engines of graphs written by hand, in an empty folder."""
-    engines = hand_sets()
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def run(*words: str | Path | int | float) -> Ended:
-        given = ("--engines", engines.path, "--trust", engines.digest, "--store", tmp_path / "store")
-        return sdrt("denoise", *given, *words)
-
-    return run
 
 
 @pytest.fixture

@@ -1,0 +1,31 @@
+"""Fixtures of the commands' tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sdrt.engines.engine_set import EngineSet
+from tests.command_line import CommandLine, Ended
+from tests.runtime.conftest import hand_sets
+
+__all__ = ["hand_sets"]
+
+
+@pytest.fixture
+def denoise(
+    sdrt: CommandLine, hand_sets: Callable[..., EngineSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Ended]:
+    """Runs ``sdrt denoise`` on engines of graphs written by hand, in an empty folder."""
+    engines = hand_sets()
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*words: str | Path | int | float) -> Ended:
+        given = ("--engines", engines.path, "--trust", engines.digest, "--store", tmp_path / "store")
+        return sdrt("denoise", *given, *words)
+
+    return run
