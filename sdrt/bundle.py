@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sdrt.errors import BundleError, SdrtError, TrustError
+from sdrt.errors import ArtefactError, BundleError, SdrtError, TrustError
 from sdrt.files import canonical_json, path_inside, sha256_bytes, sha256_file
 
 SCHEMA_VERSION = 1
@@ -113,6 +113,7 @@ class Manifest(SealedManifest):
 
 
 AnyManifest = TypeVar("AnyManifest", bound=SealedManifest)
+AnyDocument = TypeVar("AnyDocument", bound=BaseModel)
 
 
 def read_manifest(folder: Path, kind: type[SdrtError]) -> bytes:
@@ -155,6 +156,28 @@ def read_versioned(path: Path, kind: type[SdrtError], *, limit_bytes: int, newes
     if isinstance(version, int) and version > newest:
         raise kind(f"{path} has schema version {version}; this sdrt reads up to {newest}", hint="upgrade sdrt")
     return data
+
+
+def read_document(path: Path, schema: type[AnyDocument], *, limit_bytes: int, newest: int, hint: str) -> AnyDocument:
+    """A JSON file that sdrt wrote, as a value of its schema.
+
+    Args:
+        path: The file, whatever it is named.
+        schema: What it holds.
+        limit_bytes: How large it may be.
+        newest: Schema version up to which it can be read.
+        hint: What to do where it is not such a file.
+
+    Raises:
+        ArtefactError: It is missing, malformed or from a newer sdrt; names the first field that is wrong.
+    """
+    data = read_versioned(path, ArtefactError, limit_bytes=limit_bytes, newest=newest, hint=hint)
+    try:
+        return schema.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactError(f"{path}: {where}: {first['msg']}", hint=hint) from error
 
 
 def parse_manifest(folder: Path, data: bytes, schema: type[AnyManifest], kind: type[SdrtError]) -> AnyManifest:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from sdrt.bench.schema import SCHEMA_VERSION, AgainstResult, Bench, ContenderResult, Figure, Move, Sample
 from sdrt.bench.statistics import spread
-from sdrt.bundle import read_versioned
-from sdrt.errors import ArtefactError
+from sdrt.bundle import read_document
 
 LIMIT_BYTES = 16 << 20
 
@@ -23,13 +20,7 @@ def read_bench(path: Path) -> Bench:
         ArtefactError: It is missing or malformed, or from a newer sdrt.
     """
     hint = "give a bench.json that sdrt bench wrote"
-    data = read_versioned(path, ArtefactError, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
-    try:
-        return Bench.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtefactError(f"{path}: {where}: {first['msg']}", hint=hint) from error
+    return read_document(path, Bench, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
 
 
 def against(before: Bench, after: Bench) -> AgainstResult:

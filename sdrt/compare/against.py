@@ -6,11 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from sdrt.bundle import read_versioned
+from sdrt.bundle import read_document
 from sdrt.compare.schema import SCHEMA_VERSION, Against, Comparison, Metrics, Move, PictureResult
-from sdrt.errors import ArtefactError
 
 LIMIT_BYTES = 16 << 20
 #: An error that changed by less than this factor has not moved: another thread count alone can change it so far.
@@ -30,13 +27,7 @@ def read_comparison(path: Path) -> Comparison:
         ArtefactError: It is missing or malformed, or from a newer sdrt.
     """
     hint = "give a comparison.json that sdrt compare wrote"
-    data = read_versioned(path, ArtefactError, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
-    try:
-        return Comparison.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtefactError(f"{path}: {where}: {first['msg']}", hint=hint) from error
+    return read_document(path, Comparison, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
 
 
 def against(before: Comparison, after: Comparison) -> Against:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from sdrt.bench.schema import SCHEMA_VERSION, Bench, ContenderResult
-from sdrt.bundle import read_versioned
-from sdrt.errors import ArtefactError, UsageError
+from sdrt.bundle import read_document
+from sdrt.errors import UsageError
 
 LIMIT_BYTES = 64 << 20
 
@@ -29,11 +27,7 @@ def add_times(found: dict[str, Any], path: Path) -> None:
         UsageError: It is of another checkpoint, or has no such run.
     """
     hint = "give the JSON that sdrt bench wrote"
-    data = read_versioned(path, ArtefactError, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
-    try:
-        bench = Bench.model_validate_json(data)
-    except ValidationError as error:
-        raise ArtefactError(f"{path} is not a benchmark of sdrt", hint=hint) from error
+    bench = read_document(path, Bench, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
     if bench.checkpoint_digest != found["checkpoint_digest"]:
         message = f"--benchmark: {path} is of another checkpoint, {bench.checkpoint}"
         raise UsageError(message, hint="run sdrt bench for this one")

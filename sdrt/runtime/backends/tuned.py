@@ -6,11 +6,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from sdrt.bundle import Digest, Precision, Record, read_versioned
+from sdrt.bundle import Digest, Precision, Record, read_document
 from sdrt.engines.engine_set import BackendName
-from sdrt.errors import ArtefactError, BackendUnavailableError
+from sdrt.errors import BackendUnavailableError
 from sdrt.files import canonical_json, disk_errors, sha256_bytes, write_atomically
 from sdrt.runtime.backends import nvidia
 from sdrt.runtime.backends.cpu import cpu_features, processor_name, usable_cpus
@@ -119,13 +119,7 @@ def find_record(root: Path, bundle_digest: str) -> TuneRecord | None:
     if not path.exists():
         return None
     hint = f"remove {path}, or run sdrt tune again"
-    data = read_versioned(path, ArtefactError, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
-    try:
-        record = TuneRecord.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtefactError(f"{path}: {where}: {first['msg']}", hint=hint) from error
+    record = read_document(path, TuneRecord, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
     # The name holds half of each digest only.
     return record if record.bundle_digest == bundle_digest and record.machine == machine_key() else None
 
