@@ -75,7 +75,7 @@ class Stage:
 STAGES = {
     "inner": Stage(INNER, 1.0, 16, 1e-3, 2e-3),
     "guided": Stage(INNER, LOSS_GUIDANCE, 16, 5e-4, 1e-3, before="inner", rise=200, teacher=True),
-    "full": Stage(FULL, LOSS_GUIDANCE, 8, 8e-4, 1.5e-3, before="guided", outer_alone=300),
+    "full": Stage(FULL, 4.5, 8, 8e-4, 1.5e-3, before="guided", outer_alone=300),
 }
 
 

@@ -121,7 +121,7 @@ def _torch(precision: str, threads: int, device: str) -> Product | None:
 
 def _openvino(precision: str, threads: int, device: str) -> Product | None:
     """A product of a matrix with a constant, as a fully connected layer is: OpenVINO packs the constant beforehand."""
-    from sdrt.runtime.backends.openvino import INFERENCE_PRECISION, cpu_config, load_library
+    from sdrt.runtime.backends.openvino import INFERENCE_PRECISION, core, cpu_config, load_library
 
     if precision not in ("fp32", "bf16") or precision not in INFERENCE_PRECISION:
         return None
@@ -132,7 +132,7 @@ def _openvino(precision: str, threads: int, device: str) -> Product | None:
     parameter = operators.parameter([SIDE, SIDE], np.float32)
     model = openvino.Model([operators.matmul(parameter, operators.constant(right), False, True)], [parameter])
     config = cpu_config("bf16" if precision == "bf16" else "fp32", threads)
-    request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
+    request = core().compile_model(model, "CPU", config).create_infer_request()
     return lambda: request.infer([left], share_inputs=True, share_outputs=True)
 
 

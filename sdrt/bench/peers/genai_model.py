@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrt.runtime.backends.openvino import load_library
+from sdrt.runtime.backends.openvino import core, load_library
 
 if TYPE_CHECKING:
     import openvino
@@ -28,9 +28,8 @@ def convert(checkpoint: Path, bundle: Path, folder: Path) -> None:
         folder: Empty.
     """
     library = load_library()
-    core = library.Core()
     for component, configured in FOLDERS.items():
-        model = core.read_model(bundle / component / "model.onnx")
+        model = core().read_model(bundle / component / "model.onnx")
         if component == "unet":
             _take_one_timestep(library, model)
         (folder / component).mkdir()

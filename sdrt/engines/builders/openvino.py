@@ -14,7 +14,7 @@ from sdrt.errors import BackendUnavailableError
 from sdrt.files import disk_errors
 from sdrt.runtime.backends.base import library_error
 from sdrt.runtime.backends.cpu import cpu_features, supports_bf16
-from sdrt.runtime.backends.openvino import cpu_config, load_library
+from sdrt.runtime.backends.openvino import core, cpu_config
 from sdrt.runtime.backends.packages import installed_version
 
 if TYPE_CHECKING:
@@ -62,13 +62,11 @@ class OpenVinoBuilder(Builder):
 
     def compile(self, job: ComponentJob, folder: Path) -> Compiled:
         """Write the compiled model, weights included, as one blob."""
-        openvino = load_library()
-        core = openvino.Core()
         try:
-            model = core.read_model(job.graph)
+            model = core().read_model(job.graph)
             if job.batch is not None and job.batch.min == job.batch.max:
                 _fix_batch(model, job.batch.min)
-            compiled = core.compile_model(model, "CPU", cpu_config(job.precision, job.threads))
+            compiled = core().compile_model(model, "CPU", cpu_config(job.precision, job.threads))
             if job.precision == "int8":
                 self_test(job.graph, job.component, lambda feeds: _run(compiled, feeds), job.batch)
         except (RuntimeError, MemoryError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from sdrt.runtime.backends.base import Array, Engine, library_error
 from sdrt.runtime.backends.cpu import supports_bf16
 
 if TYPE_CHECKING:
-    from openvino import InferRequest
+    from openvino import Core, InferRequest
 
     from sdrt.bundle import ComponentName, Precision
     from sdrt.engines.engine_set import EngineComponent
@@ -47,6 +48,18 @@ def load_library() -> ModuleType:
         return import_module("openvino")
     finally:
         del sys.modules[name]
+
+
+@cache
+def core() -> Core:
+    """The process's one core, which lives as long as it does.
+
+    Each core's CPU plugin gives the thread that loads it a stack for signal handlers of its own, and puts back the one
+    it found when it goes. Of two cores that do not go in the reverse order of their coming, the second leaves the
+    thread with the first one's freed memory as that stack, and the next signal ends the process by SIGSEGV.
+    """
+    made: Core = load_library().Core()
+    return made
 
 
 def cpu_config(precision: Precision, threads: int) -> dict[str, Any]:
@@ -88,7 +101,7 @@ class OpenVinoEngine(Engine):
         # write, hence copy-on-write, and reads weights from it as long as the request lives without keeping it alive.
         self._blob: Array | None = np.memmap(path, dtype=np.uint8, mode="c")
         try:
-            compiled = openvino.Core().import_model(
+            compiled = core().import_model(
                 openvino.Tensor(self._blob, shared_memory=True), "CPU", cpu_config(spec.precision, threads)
             )
         except (RuntimeError, MemoryError) as error:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -187,6 +188,26 @@ def test_another_precision_than_the_sets_is_refused(
     monkeypatch.setattr(openvino_backend, "cpu_config", lambda *args: real(*args) | other)
     with pytest.raises(BackendUnavailableError, match="openvino would run vae_decoder in"):
         OpenVinoEngine("vae_decoder", built, tmp_path, 1)
+
+
+def test_a_signal_is_heard_after_engines_were_closed(hand_made: Bundle, tmp_path: Path) -> None:
+    """Opened and closed in this order, engines of two cores left the thread a freed stack for its signal handlers."""
+    built = builder("openvino").build(job(hand_made, "vae_decoder", tmp_path, backend="openvino"))
+    code = """
+import pickle, signal, sys
+from pathlib import Path
+from sdrt.runtime.backends.openvino import OpenVinoEngine
+built = pickle.loads(bytes.fromhex(sys.argv[1]))
+signal.signal(signal.SIGTERM, lambda number, frame: print("heard"))
+first, second = (OpenVinoEngine("vae_decoder", built, Path(sys.argv[2]), 1) for _ in range(2))
+first.close()
+second.close()
+signal.raise_signal(signal.SIGTERM)
+"""
+    command = [sys.executable, "-c", code, pickle.dumps(built).hex(), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("heard\n", 0), done.stderr
 
 
 def test_openvino_keeps_to_itself(tmp_path: Path) -> None:
