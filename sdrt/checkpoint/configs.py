@@ -54,11 +54,17 @@ def read_json(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[str, An
     try:
         if path.stat().st_size > limit_bytes:
             raise CheckpointError(f"{path} is larger than {limit_bytes >> 20} MiB", hint=hint)
-        value = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        value = json.loads(raw)
+        if b"\\ud" in raw.lower():
+            # What JSON may hold and UTF-8 may not: it could be neither digested nor written again.
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing", hint=hint) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{path} holds half a character (a lone surrogate)", hint=hint) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON", hint=hint) from error
     if not isinstance(value, dict):

@@ -121,6 +121,7 @@ def test_vocabulary_that_ships_is_clips() -> None:
         ("special_tokens_map.json", b'{"pad_token": 7}', "a special token is neither a string nor a token"),
         ("special_tokens_map.json", b'{"pad_token": "[PAD]"}', "pad_token '[PAD]' is not in the vocabulary"),
         ("added_tokens.json", b'{"<x>": "one"}', "'one' is not a token id"),
+        ("added_tokens.json", b'{"\\ud800": 5}', "holds half a character (a lone surrogate)"),
         ("tokenizer_config.json", b"{", "tokenizer_config.json is not JSON"),
     ],
 )
