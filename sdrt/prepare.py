@@ -70,6 +70,7 @@ class Choice:
         loop: auto or plain, as the pipeline takes it.
         batch: Pictures at once that the engines are built for; None takes any.
         step: Whether the engines must hold denoise_step though the backend's own sets leave it out.
+        tuned: What ``sdrt tune`` found, in a line; "" where its record had no say.
     """
 
     backend: BackendName
@@ -78,6 +79,7 @@ class Choice:
     loop: str = "auto"
     batch: BatchRange | None = None
     step: bool = False
+    tuned: str = ""
 
 
 def choose(
@@ -115,6 +117,7 @@ def choose(
         "plain" if best.loop == "plain" else loop,
         None if best.batch is None else BatchRange(min=best.batch, opt=best.batch, max=best.batch),
         best.loop == "fused" and loop == "auto",
+        best.name,
     )
 
 

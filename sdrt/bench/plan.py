@@ -14,7 +14,7 @@ from sdrt.checkpoint import open_checkpoint
 from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, CheckpointError, SdrtError, UsageError
 from sdrt.graphs.validate import validate_once
-from sdrt.prepare import Choice, Source, open_bundle, prepare, resolve_backend
+from sdrt.prepare import Choice, Source, choose, open_bundle, prepare
 from sdrt.progress import Progress
 from sdrt.runtime.backends import GPU_BACKENDS
 from sdrt.runtime.backends.cpu import supports_bf16
@@ -30,7 +30,7 @@ class Asked:
     """What a benchmark is asked to run, every backend in every precision by every loop.
 
     Empty ``precisions`` are the backend's own choice. The loop "fused" is denoise_step, "plain" is the UNet, "auto"
-    what the backend's own engines hold.
+    what the backend's own engines hold. ``threads`` are those that the user asked for, which a tuned way follows too.
     """
 
     source: Source
@@ -39,6 +39,7 @@ class Asked:
     peers: tuple[str, ...] = ()
     store: Path | None = None
     loops: tuple[str, ...] = ("auto",)
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -141,17 +142,11 @@ def make_plan(asked: Asked, threads: int, folder: Path, progress: Progress) -> P
         raise UsageError(f"there is no peer {unknown[0][:40]!r}", hint=f"choose from {', '.join(PEERS)}")
     shelf = Store(asked.store) if asked.store else Store.default()
     bundle = open_bundle(asked.source, shelf, progress=progress)
-    backends = tuple(dict.fromkeys(resolve_backend(name, progress) for name in asked.backends))
-    ours = [
-        entry
-        for backend in backends
-        for precision in asked.precisions or (None,)
-        for loop in asked.loops
-        for entry in [_ours(asked, Choice(backend, precision, threads, loop, step=loop == "fused"), shelf, progress)]
-    ]
+    choices = _choices(asked, threads, progress)
+    ours = [_ours(asked, choice, shelf, progress) for choice in choices]
     if all(entry.job is None for entry in ours):
         raise BackendUnavailableError(ours[0].result.problem, hint=ours[0].result.remedy)
-    device = "cuda" if set(backends) & set(GPU_BACKENDS) else "cpu"
+    device = "cuda" if {choice.backend for choice in choices} & set(GPU_BACKENDS) else "cpu"
     if asked.peers:
         validate_once(bundle)  # peers open its graphs by themselves
     checkpoint = _checkpoint_folder(asked.source, bundle) if asked.peers else None
@@ -160,18 +155,46 @@ def make_plan(asked: Asked, threads: int, folder: Path, progress: Progress) -> P
     return Plan(bundle, tuple(ours + peers), device, threads)
 
 
+def _choices(asked: Asked, threads: int, progress: Progress) -> tuple[Choice, ...]:
+    """Every way to run sdrt's own engines that is asked for, once; "auto" is what denoise would run.
+
+    A way that was tuned keeps its threads unless the user asks for some, and its loop unless the loop is asked for.
+    """
+    found: dict[Choice, None] = {}
+    for backend in asked.backends:
+        for precision in asked.precisions or (None,):
+            chosen = choose(
+                asked.source,
+                backend=backend,
+                precision=precision,
+                threads=asked.threads,
+                store=asked.store,
+                progress=progress,
+            )
+            chosen = replace(_for_any_batch(chosen, progress), threads=chosen.threads or threads)
+            for loop in asked.loops:
+                found[chosen if loop == "auto" else replace(chosen, loop=loop, step=loop == "fused")] = None
+    return tuple(found)
+
+
+def _for_any_batch(choice: Choice, progress: Progress) -> Choice:
+    """The choice without engines for exactly several pictures, which cannot draw the one of a cold start."""
+    if choice.batch is None or choice.batch.min == 1:
+        return choice
+    progress.note(f"a cold start draws one picture: engines for any number are measured, not for {choice.batch.min}")
+    return replace(choice, batch=None)
+
+
 def _ours(asked: Asked, choice: Choice, shelf: Store, progress: Progress) -> Entry:
     """One of sdrt's own engine sets.
 
     Raises:
-        SdrtError: It cannot be had; but one of several that cannot run here is an entry with its reason.
+        SdrtError: It cannot be had; but one whose backend cannot run here is an entry with its reason.
     """
     threads = choice.threads or 1
     try:
         engines = prepare(asked.source, store=asked.store, choice=choice, progress=progress)
     except BackendUnavailableError as error:
-        if len(asked.backends) * max(1, len(asked.precisions)) == 1:
-            raise
         return Entry(_described(choice, choice.precision or "fp32", threads, error), None)
     manifest = engines.manifest
     loop = "plain" if choice.loop == "plain" else "auto"
@@ -191,14 +214,17 @@ def _ours(asked: Asked, choice: Choice, shelf: Store, progress: Progress) -> Ent
 
 
 def _described(choice: Choice, precision: Precision, threads: int, error: SdrtError | None) -> ContenderResult:
+    words = ["sdrt", choice.backend, precision]
+    words += ["tuned"] if choice.tuned else []
+    words += [] if choice.loop == "auto" else [choice.loop, "loop"]
     return ContenderResult(
-        name=f"sdrt {choice.backend} {precision}" + ("" if choice.loop == "auto" else f" {choice.loop} loop"),
+        name=" ".join(words),
         ours=True,
         backend=choice.backend,
         precision=precision,
         threads=threads,
         scheduler="LMS",
-        how="sdrt.Pipeline on built engines",
+        how="sdrt.Pipeline on built engines" + (f"; sdrt tune found {choice.tuned}" if choice.tuned else ""),
         problem=error.message if error else "",
         remedy=error.hint if error else "",
     )

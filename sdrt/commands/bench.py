@@ -113,8 +113,9 @@ class Options:
 def command(**values: Any) -> None:
     """Measure sdrt's engines, cold and warm, beside peers in the same minutes.
 
-    Every contender has a process of its own, and they run in turn, at equal steps, guidance and threads. Names are
-    separated by commas. A matrix product in the same rounds says how far from the machine's limit each component is.
+    Every contender has a process of its own, and they run in turn, at equal steps, guidance and threads; what sdrt tune
+    found for --backend auto keeps its own threads unless --threads is given. Names are separated by commas. A matrix
+    product in the same rounds says how far from the machine's limit each component is.
     """
     run(Options(**values))
 
@@ -168,6 +169,7 @@ def _asked(options: Options) -> Asked:
         names_of(names("--peers", options.peers, ("all", *PEERS))) if options.peers else (),
         options.store,
         names("--loop", options.loop, ("auto", "plain", "fused")),
+        options.threads,
     )
 
 

@@ -15,11 +15,32 @@ from sdrt.bundle import Bundle
 from sdrt.errors import BackendUnavailableError, CheckpointError
 from sdrt.prepare import Source
 from sdrt.progress import silent
+from sdrt.runtime.backends.tuned import Trial, TuneRecord, machine_key, write_record
 from tests.command_line import CommandLine
+from tests.engines.notes import Notes
 
 
 def asked(bundle: Bundle, store: Path, **changes: Any) -> Asked:
-    return Asked(Source(bundle=bundle.path), ("onnxruntime",), store=store, **changes)
+    fields: dict[str, Any] = {"backends": ("onnxruntime",), "store": store}
+    return Asked(Source(bundle=bundle.path), **(fields | changes))
+
+
+def tune_to(store: Path, bundle: Bundle, **changes: Any) -> None:
+    """Keep a record in a store by which onnxruntime on one thread, without denoise_step, is fastest."""
+    way = {"backend": "onnxruntime", "precision": "fp32", "batch": 1, "threads": 1, "loop": "plain", "kept": True}
+    record = TuneRecord(
+        schema_version=1,
+        sdrt="0",
+        created="2026-11-22T10:00:00+00:00",
+        machine=machine_key(),
+        checkpoint="tiny",
+        bundle_digest=bundle.digest,
+        pictures=1,
+        steps=10,
+        trials=(Trial.model_validate(way | {"why": "1.000 s a request at best"} | changes),),
+    )
+    store.mkdir(mode=0o700, exist_ok=True)
+    write_record(store, record)
 
 
 @pytest.fixture
@@ -129,6 +150,39 @@ def test_loops_are_contenders_and_the_fused_one_has_its_step_built(
     assert "denoise_step" not in plain.manifest.components
     assert "denoise_step" in fused.manifest.components
     assert [entry.job.loop for entry in found.entries if entry.job] == ["plain", "auto"]
+
+
+def test_auto_is_measured_as_tuned_and_says_so(step_bundle: Bundle, built_here: None, tmp_path: Path) -> None:
+    store, notes = tmp_path / "store", Notes()
+    tune_to(store, step_bundle)
+    backends = ("auto", "onnxruntime")
+    found = make_plan(asked(step_bundle, store, backends=backends), 3, tmp_path, notes)
+    assert notes.notes[1] == "as tuned: onnxruntime fp32, plain loop, batch 1, 1 threads"
+    tuned, plain = (entry.result for entry in found.entries)
+    assert (tuned.name, tuned.threads) == ("sdrt onnxruntime fp32 tuned plain loop", 1)
+    assert tuned.how.endswith("; sdrt tune found onnxruntime fp32, plain loop, batch 1, 1 threads")
+    assert (plain.name, plain.threads) == ("sdrt onnxruntime fp32", 3)
+    jobs = [entry.job for entry in found.entries if entry.job is not None]
+    assert [(job.loop, job.threads) for job in jobs] == [("plain", 1), ("auto", 3)]
+    batches = [entry.engines.manifest.components["vae_decoder"].batch for entry in found.entries if entry.engines]
+    assert [batch and batch.max for batch in batches] == [1, None]
+    # What the user says of threads and loop stands.
+    own = asked(step_bundle, store, backends=("auto",), loops=("fused",), threads=2)
+    (entry,) = make_plan(own, 2, tmp_path, silent).entries
+    assert (entry.result.name, entry.result.threads) == ("sdrt onnxruntime fp32 tuned fused loop", 2)
+    assert entry.engines is not None
+    assert "denoise_step" in entry.engines.manifest.components
+
+
+def test_engines_for_exactly_several_pictures_are_not_measured(
+    hand_bundle: Bundle, built_here: None, tmp_path: Path
+) -> None:
+    store, notes = tmp_path / "store", Notes()
+    tune_to(store, hand_bundle, batch=2)
+    (entry,) = make_plan(asked(hand_bundle, store, backends=("auto",)), 1, tmp_path, notes).entries
+    assert "a cold start draws one picture: engines for any number are measured, not for 2" in notes.notes
+    assert entry.engines is not None
+    assert entry.engines.manifest.components["vae_decoder"].batch is None
 
 
 def test_the_help_names_every_peer(sdrt: CommandLine) -> None:
