@@ -20,8 +20,12 @@ MANIFEST_LIMIT_BYTES = 4 << 20
 FILE_LIMIT_BYTES = 64 << 20
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
-ComponentName = Literal["text_encoder", "unet", "denoise_step", "vae_encoder", "vae_decoder"]
+ComponentName = Literal[
+    "text_encoder", "unet", "denoise_step", "deepcache_whole", "deepcache_shallow", "vae_encoder", "vae_decoder"
+]
 COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+#: The UNet's two passes by DeepCache: all of it, and what runs on features that the other gave.
+DEEPCACHE: tuple[ComponentName, ...] = ("deepcache_whole", "deepcache_shallow")
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

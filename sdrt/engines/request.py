@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sdrt.bundle import ComponentName, Precision
+from sdrt.bundle import DEEPCACHE, ComponentName, Precision
 from sdrt.engines.engine_set import BackendName, BatchRange
 
 if TYPE_CHECKING:
@@ -48,12 +48,13 @@ def component_batch(component: ComponentName, pictures: BatchRange | None) -> Ba
 def component_rows(component: ComponentName, pictures: BatchRange, *, beside_step: bool = False) -> BatchRange:
     """The rows a component must take for so many pictures at once.
 
-    The UNet takes one row a picture, or two with guidance; built for one number of pictures alone, it takes guided
-    batches only, unless it stands beside the denoise step, which runs those. The text encoder takes any number of
-    distinct prompts up to two a picture.
+    The UNet, and each of DeepCache's passes, takes one row a picture, or two with guidance; built for one number of
+    pictures alone, it takes guided batches only, unless it stands beside the denoise step, which runs those. The text
+    encoder takes any number of distinct prompts up to two a picture.
     """
     if component in ("denoise_step", "vae_encoder", "vae_decoder"):
         return pictures
-    fixed = component == "unet" and pictures.min == pictures.max and not beside_step
-    least = pictures.min * ROWS_PER_GUIDED_PICTURE if fixed else pictures.min if component == "unet" else 1
+    is_unet = component in ("unet", *DEEPCACHE)
+    fixed = is_unet and pictures.min == pictures.max and not beside_step
+    least = pictures.min * ROWS_PER_GUIDED_PICTURE if fixed else pictures.min if is_unet else 1
     return BatchRange(min=least, opt=pictures.opt * ROWS_PER_GUIDED_PICTURE, max=pictures.max * ROWS_PER_GUIDED_PICTURE)

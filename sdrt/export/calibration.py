@@ -123,7 +123,8 @@ def open_session(model: bytes | str, *, base: str | None = None) -> Any:
         import onnxruntime
     except ModuleNotFoundError as error:
         hint = "pip install 'sdrt[cpu]', or 'sdrt[gpu]'"
-        raise BackendUnavailableError("onnxruntime is needed to quantise and is not installed", hint=hint) from error
+        message = "onnxruntime is needed to run a bundle's graphs and is not installed"
+        raise BackendUnavailableError(message, hint=hint) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if base is not None:

@@ -26,15 +26,20 @@ def contract(name: ComponentName, component: Component, model: ModelRecord) -> t
     picture: tuple[int | str, ...] = ("batch", 3, pixels, pixels)
     states: tuple[int | str, ...] = ("batch", model.max_tokens, model.hidden_size)
     history: tuple[int | str, ...] = ("batch", MAX_ORDER, channels, size, size)
+    unet_inputs: Specs = (
+        ("sample", own, latents),
+        ("timestep", "float32", ("batch",)),
+        ("encoder_hidden_states", own, states),
+    )
+    features: Spec = ("deep_features", own, ("batch", _width(component), size, size))
     laid_down: dict[ComponentName, tuple[Specs, Specs]] = {
         "text_encoder": (
             (("input_ids", "int64", ("batch", model.max_tokens)),),
             (("last_hidden_state", own, states),),
         ),
-        "unet": (
-            (("sample", own, latents), ("timestep", "float32", ("batch",)), ("encoder_hidden_states", own, states)),
-            (("out_sample", own, latents),),
-        ),
+        "unet": (unet_inputs, (("out_sample", own, latents),)),
+        "deepcache_whole": (unet_inputs, (("out_sample", own, latents), features)),
+        "deepcache_shallow": ((*unet_inputs, features), (("out_sample", own, latents),)),
         "denoise_step": (
             (
                 ("latents", "float32", latents),
@@ -53,3 +58,13 @@ def contract(name: ComponentName, component: Component, model: ModelRecord) -> t
         "vae_decoder": ((("latent_sample", own, latents),), (("sample", own, picture),)),
     }
     return laid_down.get(name)
+
+
+def _width(component: Component) -> int:
+    """Channels of the deep features that a component gives or takes, which the design leaves to the UNet; 0 for none.
+
+    A name is no number of channels: the contract asks for one.
+    """
+    shapes = [tensor.shape for tensor in (*component.inputs, *component.outputs) if tensor.name == "deep_features"]
+    widths = [shape[1] for shape in shapes if len(shape) > 1]
+    return next((width for width in widths if isinstance(width, int)), 0)
