@@ -63,7 +63,7 @@ def record_of(options: Options) -> dict[str, Any] | None:
 
 
 def with_record(options: Options, record: dict[str, Any] | None) -> Options:
-    """The options with what the record decides: checkpoint, backend, precision, and how the steps run.
+    """The options with what the record decides: checkpoint, backend, precision, threads, and how the steps run.
 
     Raises:
         CheckpointError: The checkpoint is not where it was, and no other is named.
@@ -79,7 +79,7 @@ def with_record(options: Options, record: dict[str, Any] | None) -> Options:
         if checkpoint != "demo" and not Path(checkpoint).exists():
             raise CheckpointError(f"the checkpoint {checkpoint!r} is not here", hint="name its place with --checkpoint")
     if options.engines:
-        return options
+        return replace(options, threads=options.threads or _threads(record))
     backend = record["backend"] if options.backend in (None, "auto") else options.backend
     options = replace(
         options, checkpoint=checkpoint, backend=backend, precision=options.precision or record["precision"]
@@ -87,13 +87,25 @@ def with_record(options: Options, record: dict[str, Any] | None) -> Options:
     if backend != record["backend"]:
         return options
     graphs = record["cuda_graphs"] if options.cuda_graphs is None else options.cuda_graphs
-    return replace(options, provider=options.provider or record["provider"], cuda_graphs=graphs)
+    return replace(
+        options,
+        provider=options.provider or record["provider"],
+        cuda_graphs=graphs,
+        threads=options.threads or _threads(record),
+    )
+
+
+def _threads(record: dict[str, Any]) -> int | None:
+    """As many threads as made the picture, or as this process may use if that is less; None where it does not say."""
+    from sdrt.runtime.backends.cpu import usable_cpus
+
+    return min(record["threads"], usable_cpus()) if record["threads"] else None
 
 
 def check_repeats(
     record: dict[str, Any] | None, pipeline: Pipeline, image: Image.Image | None, progress: Progress
 ) -> None:
-    """Say where a repeated picture may differ in its last bits, by other engines.
+    """Say where a repeated picture may differ in its last bits, by other engines or threads.
 
     Raises:
         ArtefactError: It was made with other weights, or started from another picture.
@@ -113,4 +125,9 @@ def check_repeats(
     if record["engines"] != pipeline.engines.digest:
         progress.note(
             f"the picture was made by other {record['backend']} engines; this one may differ in its last bits"
+        )
+    elif record["threads"] not in (None, pipeline.threads):
+        progress.note(
+            f"the picture was made by {record['threads']} threads, this one by {pipeline.threads}; "
+            "it may differ in its last bits"
         )

@@ -43,8 +43,9 @@ class PictureRecord(BaseModel):
     """Everything that repeats a picture; further fields are kept as they are.
 
     ``loop`` is "fused" where denoise_step ran the steps and "plain" where the UNet did; ``provider`` is ONNX Runtime's;
-    ``cuda_graphs`` says whether steps were replayed from a CUDA graph. They are None where the backend does not have
-    such a thing, or the picture is of an sdrt that did not say.
+    ``cuda_graphs`` says whether steps were replayed from a CUDA graph; ``threads`` how many of the CPU computed, on
+    which OpenVINO's last bits depend (docs/decisions/0075). They are None where the backend does not have such a thing,
+    or the picture is of an sdrt that did not say.
 
     ``init_image`` is the digest of the picture that it was started from, as the model took it, at ``start_step`` and
     by ``lms_start``; None where it came of noise alone. ``stopped_after`` is the number of steps after which a callback
@@ -69,6 +70,7 @@ class PictureRecord(BaseModel):
     loop: Literal["fused", "plain"] | None = None
     provider: Provider | None = None
     cuda_graphs: bool | None = None
+    threads: int | None = Field(default=None, ge=1)
     init_image: Digest | None = None
     start_step: int | None = Field(default=None, ge=0)
     lms_start: LmsStart | None = None

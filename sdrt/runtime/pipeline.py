@@ -14,8 +14,9 @@ import numpy.typing as npt
 from sdrt.errors import EngineError, UsageError
 from sdrt.progress import Progress, silent
 from sdrt.runtime import images
-from sdrt.runtime.backends import open_session
+from sdrt.runtime.backends import GPU_BACKENDS, open_session
 from sdrt.runtime.backends.base import Engine, check_finite
+from sdrt.runtime.backends.cpu import usable_cpus
 from sdrt.runtime.backends.session import check_cuda_graphs
 from sdrt.runtime.callbacks import Callback, Watch
 from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused
@@ -78,7 +79,10 @@ class Pipeline:
         self.model = engines.manifest.model
         self.tokenizer = Tokenizer.open(engines.tokenizer, self.model.max_tokens)
         self.scheduler_config: dict[str, Any] = json.loads(engines.scheduler.read_bytes())
-        check_cuda_graphs(engines.manifest.backend, cuda_graphs)
+        backend = engines.manifest.backend
+        check_cuda_graphs(backend, cuda_graphs)
+        #: Threads that the engines compute with; None where a GPU does.
+        self.threads = None if backend in GPU_BACKENDS else threads or usable_cpus()
         self._session = open_session(engines, threads=threads, cuda_graphs=cuda_graphs is not False, progress=progress)
         self._holds_step = loop == "auto" and "denoise_step" in engines.manifest.components
         #: Of the run that is under way, or of the last one; for callbacks.
@@ -329,7 +333,7 @@ class Pipeline:
 
         Returns:
             loop, "fused" (by denoise_step) or "plain" (by the UNet); provider, of ONNX Runtime; cuda_graphs, whether
-            steps are replayed from a CUDA graph. What the backend does not have is None.
+            steps are replayed from a CUDA graph; threads, on the CPU. What the backend does not have is None.
         """
         name = self.denoiser(request)
         options = self.engines.component(name).options
@@ -338,6 +342,7 @@ class Pipeline:
             "loop": "fused" if name == "denoise_step" else "plain",
             "provider": options.get("provider", "cpu") if onnxruntime else None,
             "cuda_graphs": self._session.replays(name),
+            "threads": self.threads,
         }
 
     def pictures_at_once(self, request: Request) -> int:

@@ -33,7 +33,7 @@ KEYS = [
 ]
 #: ... and what has been added since.
 ADDED = {"truncated", "guidance_interval", "device_bytes", "loop", "provider", "cuda_graphs", "pictures_at_once"}
-ADDED |= {"start_step", "strength", "previews"}
+ADDED |= {"start_step", "strength", "previews", "threads"}
 TIMINGS = ["load", "text_encoder", "unet", "vae_decoder", "total"]
 
 Denoise = Callable[..., Ended]
@@ -139,6 +139,26 @@ def test_names_of_what_ran_are_the_options(denoise: Denoise, tmp_path: Path, sdr
     again = denoise("--from", "picture.png", "--out", "again.png", "--json", prompt=None, steps=None).json
     assert [again[name] for name in ("loop", "provider", "cuda_graphs")] == ["plain", "cpu", None]
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "picture.png").read_bytes()
+
+
+def test_from_takes_as_many_threads_as_made_the_picture_and_says_where_it_cannot(
+    denoise: Denoise, tmp_path: Path, sdrt: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdrt.runtime.backends.cpu.usable_cpus", lambda: 3)
+    assert denoise("--seed", "3", "--threads", "2", steps=1).code == 0
+    assert sdrt("info", "picture.png", "--json").json["threads"] == 2
+    again: dict[str, Any] = {}
+    for name, words in {"equal": (), "asked": ("--threads", "1")}.items():
+        again[name] = denoise(
+            "--from", "picture.png", "--out", f"{name}.png", "--json", *words, prompt=None, steps=None
+        )
+    assert {name: ended.json["threads"] for name, ended in again.items()} == {"equal": 2, "asked": 1}
+    assert "threads" not in again["equal"].err
+    assert (tmp_path / "equal.png").read_bytes() == (tmp_path / "picture.png").read_bytes()
+    said = "the picture was made by 2 threads, this one by 1; it may differ in its last bits"
+    assert said in again["asked"].err
+    monkeypatch.setattr("sdrt.runtime.backends.cpu.usable_cpus", lambda: 1)
+    assert said in denoise("--from", "picture.png", "--out", "fewer.png", prompt=None, steps=None).err
 
 
 @pytest.mark.parametrize("name", ["--cuda-graphs", "--no-cuda-graphs"])

@@ -22,6 +22,7 @@ def picture_record(prompt: str = "a cat", negative_prompt: str = "", seed: int =
         "loop": "plain",
         "provider": "cpu",
         "cuda_graphs": None,
+        "threads": 2,
         "init_image": None,
         "start_step": None,
         "lms_start": None,

@@ -15,6 +15,7 @@ from sdrt.engines.engine_set import EngineSet
 from sdrt.errors import NumericError, UsageError
 from sdrt.progress import silent
 from sdrt.runtime.backends.base import Engine
+from sdrt.runtime.backends.cpu import usable_cpus
 from sdrt.runtime.latents import unit_noise
 from sdrt.runtime.metadata import PictureRecord, record_json
 from sdrt.runtime.pipeline import PICTURES_AT_ONCE
@@ -245,6 +246,7 @@ def test_records_say_all_that_repeats_a_picture(pipe: Pipeline) -> None:
             "loop": "plain",
             "provider": "cpu",
             "cuda_graphs": None,
+            "threads": usable_cpus(),
             "init_image": None,
             "start_step": None,
             "lms_start": None,
