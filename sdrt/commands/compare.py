@@ -169,9 +169,7 @@ def check_folder(folder: Path) -> None:
         while not place.exists():
             place = place.parent
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--report: {str(folder)[:80]!r} is not a usable path", hint="choose another folder"
-        ) from error
+        raise UsageError(f"--report: {str(folder)!r} is not a usable path", hint="choose another folder") from error
     if not place.is_dir():
         raise UsageError(f"--report: {place} is a file", hint="name a folder")
     if not os.access(place, os.W_OK | os.X_OK):

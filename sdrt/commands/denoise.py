@@ -239,7 +239,7 @@ def check_png(path: Path) -> None:
         UsageError: It is not named .png, or its folder is missing or not writable.
     """
     if path.suffix.lower() != ".png":
-        raise UsageError(f"--out: {str(path)[:80]!r} does not end in .png", hint="pictures are written as PNG")
+        raise UsageError(f"--out: {str(path)!r} does not end in .png", hint="pictures are written as PNG")
     check_writable("--out", path)
 
 
@@ -257,7 +257,7 @@ def check_writable(option: str, path: Path) -> None:
         if path.is_dir():
             raise UsageError(f"{option}: {path} is a folder", hint="name a file")
     except (OSError, ValueError) as error:
-        raise UsageError(f"{option}: {str(path)[:80]!r} is not a usable path", hint="choose another file") from error
+        raise UsageError(f"{option}: {str(path)!r} is not a usable path", hint="choose another file") from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{option}: no permission to write in {path.parent}", hint="choose another folder")
 

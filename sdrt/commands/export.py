@@ -95,4 +95,4 @@ def check_free(out: Path, force: bool) -> None:
         if Path.cwd().is_relative_to(out.resolve()):
             raise UsageError(f"--out: {out} holds the current folder", hint="name another folder")
     except (OSError, ValueError) as error:
-        raise UsageError(f"--out: {str(out)[:80]!r} is not a usable path", hint="choose another folder") from error
+        raise UsageError(f"--out: {str(out)!r} is not a usable path", hint="choose another folder") from error

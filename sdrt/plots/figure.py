@@ -94,7 +94,7 @@ def check_drawable(path: Path) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         hint = "its ending says what is written: name it .png or .svg"
-        raise UsageError(f"--out: {str(path)[:80]!r} ends in neither .png nor .svg", hint=hint)
+        raise UsageError(f"--out: {str(path)!r} ends in neither .png nor .svg", hint=hint)
     if find_spec("matplotlib") is None:
         raise BackendUnavailableError(
             "matplotlib is needed to plot and is not installed", hint="pip install 'sdrt[plot]'"

@@ -147,7 +147,7 @@ def check_animation(path: Path) -> None:
         UsageError: It ends in neither .gif nor .png.
     """
     if path.suffix.lower() not in ANIMATIONS:
-        message = f"--animation: {str(path)[:80]!r} ends in neither .gif nor .png"
+        message = f"--animation: {str(path)!r} ends in neither .gif nor .png"
         raise UsageError(message, hint="its ending says what is written: name it .gif or .png")
 
 

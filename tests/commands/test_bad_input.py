@@ -185,6 +185,25 @@ def test_folders_that_cannot_be_written(command: str, here: Path, tmp_path: Path
     assert (full / "precious").exists()
 
 
+LONG, TOO_LONG = "-".join(["folder"] * 16), "-".join(["folder"] * 64)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("denoise", "--prompt", "a", "--out", f"{LONG}.jpg"),
+        ("denoise", "--prompt", "a", "--out", f"{TOO_LONG}/a.png"),
+        ("plot", "sigmas", "--out", f"{LONG}.jpg"),
+        ("plot", "trajectory", "--prompt", "a", "--out", "a.png", "--animation", f"{LONG}.jpg"),
+        ("export", "--out", TOO_LONG),
+        ("compare", "absent", "--report", TOO_LONG),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_path_is_named_whole(words: tuple[str, ...], here: Path, sdrt: CommandLine) -> None:
+    refused(sdrt(*words), 2, here, words[-1])
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
