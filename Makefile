@@ -22,6 +22,8 @@ RTX_READY := $(VENV)/.ready-to-build
 COMPARE_READY := $(VENV)/.ready-to-compare
 FUZZ_READY := $(VENV)/.ready-to-fuzz
 DEV_READY := $(VENV)/.ready-to-develop
+# A worker that dies ends the run: pytest-xdist would put another in its place, and can wait for ever then.
+TEST_RUN_ENDS := --max-worker-restart=0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup denoise engines compare bench test test-long test-full test-gpu fuzz check audit constraints docs tutorial wheel sd-v1-random demo-checkpoint clean
@@ -84,10 +86,10 @@ bench: $(COMPARE_READY) ## Measure CHECKPOINT's engines for BACKEND beside every
 		--store '$(STORE)' --report '$(BENCH)'
 
 test: $(DEV_READY) ## Run the quick tests (under 10 minutes on two cores)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_RUN_ENDS)
 
 test-long: $(DEV_READY) ## Run the slow tests: kills, wheels, large builds
-	$(BIN)/python -m pytest -m 'long' -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m 'long' -n 2 --dist worksteal $(TEST_RUN_ENDS)
 
 test-full: $(DEV_READY) sd-v1-random ## Run the tests on the full-size model (859.5 M parameters)
 	$(BIN)/python -m pytest -m 'full' -s

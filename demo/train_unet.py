@@ -25,10 +25,10 @@ from sdrt.compare.scene_grammar import Scene
 
 #: Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598).
 DROPOUT = 0.1
-#: The guidance that the checkpoint is made for, and that of the last stages' loss. Trained on each half alone, so small
-#: and sure a network draws best at guidance 1 to 3 and overshoots at 7.5. With the loss on the prediction at guidance
-#: 2.5, 7.5 is like 3 was. A loss at 7.5 makes the network's own errors, and bfloat16's, 7.5 times larger.
-GUIDANCE_SCALE, LOSS_GUIDANCE = 7.5, 2.5
+#: The guidance that the checkpoint is made for. Trained on each half alone, so small and sure a network draws best at
+#: guidance 1 to 3 and overshoots at 7.5. With the last stages' loss on the prediction at guidance 2.5, then 4.5, 7.5 is
+#: like 1.7 was. A loss at 7.5 from the start makes the network's own errors, and bfloat16's, 7.5 times larger.
+GUIDANCE_SCALE = 7.5
 #: Low-frequency noise, as shares of the noise's standard deviation: equal over the picture, and over a grid of 4x4.
 #: Without it the noisy latents' local means give the colours away in training, so that colour words are not needed and
 #: errors of the first steps of sampling are never put right.
@@ -54,7 +54,7 @@ class Stage:
         learning_rate: AdamW's highest.
         muon_rate: Muon's highest.
         before: The stage whose averaged weights it starts from.
-        rise: Steps over which guidance rises from 1.
+        rise: Steps over which guidance rises from that of the stage before.
         outer_alone: Steps in which only the outer level learns.
         teacher: Whether it learns what the stage before predicts, not the noise: the same function by another way,
             without the noise's chance, which guidance would make larger.
@@ -70,12 +70,17 @@ class Stage:
     outer_alone: int = 0
     teacher: bool = False
 
+    def guidance_at(self, step: int) -> float:
+        """The loss's guidance at one of its steps."""
+        low = STAGES[self.before].guidance_scale if self.before else 1.0
+        return low + (self.guidance_scale - low) * (min(1.0, step / self.rise) if self.rise else 1.0)
+
 
 #: Guided from the start, the inner levels learn more slowly, and each sample costs a third more.
 STAGES = {
     "inner": Stage(INNER, 1.0, 16, 1e-3, 2e-3),
-    "guided": Stage(INNER, LOSS_GUIDANCE, 16, 5e-4, 1e-3, before="inner", rise=200, teacher=True),
-    "full": Stage(FULL, 4.5, 8, 8e-4, 1.5e-3, before="guided", outer_alone=300),
+    "guided": Stage(INNER, 2.5, 16, 5e-4, 1e-3, before="inner", rise=200, teacher=True),
+    "full": Stage(FULL, 4.5, 8, 8e-4, 1.5e-3, before="guided", rise=1500, outer_alone=300),
 }
 
 
@@ -274,8 +279,7 @@ def train(
         for parameter in run.optimized:
             parameter.requires_grad_(run.step >= stage.outer_alone or id(parameter) in outer)
         batch = batches.draw(stage.batch)
-        rise = 1.0 if run.step >= stage.rise else run.step / stage.rise
-        guidance_scale = 1 + (stage.guidance_scale - 1) * rise
+        guidance_scale = stage.guidance_at(run.step)
         handed_on.clear()
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
