@@ -13,11 +13,18 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from sdrt.errors import ResourceError, TrustError
 from sdrt.parts import ASIDE_PREFIX, PART_PREFIX, owner_name, remove, sweep, try_exclusive
 
+#: How the names of folders begin in which something lies for a while: what is written there goes by TMPDIR.
+TEMPORARY_PREFIX = "sdrt-temporary-"
+#: What a temporary file has to find room for.
+TEMPORARY_ROOM_BYTES = 1 << 16
+TEMPORARY_HINT = "free space, or set TMPDIR to a folder that has more"
+#: What the system refuses for want of space in a file system.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # renameat2(2): change two names for each other, and what their file systems answer where they cannot.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
@@ -40,11 +47,17 @@ def canonical_json(value: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
+def disk_errors(path: Path, verb: str = "write", *, hint: str | None = None) -> Iterator[None]:
     """Turn the operating system's refusals to write (or ``verb``) at ``path`` into errors of ours.
 
+    Args:
+        path: Where.
+        verb: What was tried.
+        hint: What the user can do; None is to choose another place: by TMPDIR in a temporary folder of ours.
+
     Raises:
-        ResourceError: No space, no permission, a read-only file system, a file where a folder should be.
+        ResourceError: No space (which names the file system), no permission, a read-only file system, a file where a
+            folder should be.
     """
     try:
         yield
@@ -67,8 +80,58 @@ def disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
         }
         if error.errno not in reasons:
             raise
-        hint = "free space, or choose another place with --store or --out"
-        raise ResourceError(f"cannot {verb} {path}: {reasons[error.errno]}", hint=hint) from error
+        reason = reasons[error.errno] + (f", at {_file_system(path)}" if error.errno in FULL else "")
+        if hint is None:
+            temporary = any(part.startswith(TEMPORARY_PREFIX) for part in path.parts)
+            hint = TEMPORARY_HINT if temporary else "free space, or choose another place with --store or --out"
+        raise ResourceError(f"cannot {verb} {path}: {reason}", hint=hint) from error
+
+
+def _file_system(path: Path) -> Path:
+    """Where the file system is mounted that a path lies on, or would lie on."""
+    place = Path(os.path.realpath(path))
+    while not os.path.ismount(place):
+        place = place.parent
+    return place
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give an empty folder that is removed when the block ends.
+
+    Raises:
+        ResourceError: There is no room for it.
+    """
+    with contextlib.ExitStack() as stack:
+        with _temporary_errors():
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX))
+        yield Path(folder)
+
+
+def temporary_file() -> IO[bytes]:
+    """A file without a name, that is gone when it is closed.
+
+    Raises:
+        ResourceError: There is no room for it, or for what is written into it at least.
+    """
+    with _temporary_errors(), contextlib.ExitStack() as stack:
+        file = stack.enter_context(tempfile.TemporaryFile())
+        file.write(bytes(TEMPORARY_ROOM_BYTES))
+        file.flush()
+        file.seek(0)
+        file.truncate()
+        stack.pop_all()
+    return file
+
+
+@contextlib.contextmanager
+def _temporary_errors() -> Iterator[None]:
+    """Turn the operating system's refusals of temporary files into errors of ours."""
+    try:
+        with disk_errors(Path(tempfile.gettempdir()), "write temporary files into", hint=TEMPORARY_HINT):
+            yield
+    except FileNotFoundError as error:
+        raise ResourceError("no folder for temporary files can be written", hint=TEMPORARY_HINT) from error
 
 
 def fsync_path(path: Path) -> None:

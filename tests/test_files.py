@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from sdrt.files import (
     path_inside,
     sha256_bytes,
     sha256_file,
+    temporary_file,
+    temporary_folder,
     write_atomically,
 )
 
@@ -104,6 +107,64 @@ def test_refusals_of_the_system_have_a_reason(code: int, reason: str, tmp_path: 
     with pytest.raises(ResourceError, match=reason) as caught, disk_errors(tmp_path):
         raise OSError(code, os.strerror(code))
     assert str(tmp_path) in caught.value.message
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_what_is_full_is_the_file_system_of_the_path(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk/store").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk/store")
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) in (tmp_path / "disk", Path("/")))
+    path = tmp_path / "link/absent/file"
+    with pytest.raises(ResourceError) as caught, disk_errors(path):
+        raise OSError(code, os.strerror(code))
+    assert caught.value.message.startswith(f"cannot write {path}: the disk ")
+    assert caught.value.message.endswith(f", at {tmp_path / 'disk'}")
+    assert "--store" in caught.value.hint
+    with pytest.raises(ResourceError) as caught, disk_errors(path):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    assert caught.value.message == f"cannot write {path}: no permission"
+
+
+def fill(path: Path) -> None:
+    with disk_errors(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_temporary_folder_is_gone_and_its_hint_is_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_folder() as folder:
+        assert folder.parent == tmp_path
+        with pytest.raises(ResourceError, match="the disk is full, at /") as caught:
+            fill(folder / "copy/graph")
+    assert "TMPDIR" in caught.value.hint
+    assert names(tmp_path) == []
+
+
+def test_a_temporary_file_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_file() as file:
+        assert file.read() == b""
+        file.write(b"answers")
+        file.seek(0)
+        assert file.read() == b"answers"
+    with Path("/dev/full").open("w+b", buffering=0) as full:
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda: full)
+        said = f"cannot write temporary files into {tmp_path}: the disk is full"
+        with pytest.raises(ResourceError, match=said) as caught:
+            temporary_file()
+    assert "TMPDIR" in caught.value.hint
+
+
+def test_without_any_place_for_temporary_files_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with pytest.raises(ResourceError, match="no folder for temporary files") as caught, temporary_folder():
+        pass
+    assert "TMPDIR" in caught.value.hint
 
 
 def test_other_errors_of_the_system_are_not_hidden(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from sdrt.bench.rounds import ColdValues, Measured, measure
 from sdrt.bench.schema import Bench, Build, Ceiling, Cold, ContenderResult, Figure, Ratio, Sample, Settings, Warm
 from sdrt.bench.statistics import paired, sample
 from sdrt.errors import EngineError
+from sdrt.files import temporary_folder
 from sdrt.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def bench(
     Raises:
         SdrtError: sdrt's own engines cannot be had, or do not run. What keeps a peer from running is reported.
     """
-    with tempfile.TemporaryDirectory(prefix="sdrt-bench-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         plan = make_plan(asked, settings.threads, folder, progress)
         facts = machine()
         _warn_of_load(facts, progress)

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import Any, Self
 
 from sdrt.bench.contender import Job, Ran, Work
 from sdrt.errors import EngineError
+from sdrt.files import temporary_file
 
 CLOSE_TIMEOUT_S = 20
 #: What keeps a library from looking on the network, or from taking threads of its own beside those it was given.
@@ -33,11 +33,12 @@ class Process:
 
     Raises:
         EngineError: It does not load; the message is the last line that it said.
+        ResourceError: There is no room for what it says.
     """
 
     def __init__(self, job: Job, cache: str) -> None:
         self.job = job
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close()
+        self._stderr = temporary_file()  # closed in close()
         environment = {
             **os.environ,
             **ENVIRONMENT,

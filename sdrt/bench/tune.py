@@ -7,7 +7,6 @@ the threads. A way becomes the best only where it is accurate and faster, pair b
 from __future__ import annotations
 
 import datetime
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from sdrt.engines.builders import builder
 from sdrt.engines.engine_set import BatchRange
 from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
+from sdrt.files import temporary_folder
 from sdrt.prepare import STEP, Choice, Source, build_request, bundle_precision, open_bundle
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import BACKENDS, available
@@ -199,15 +199,15 @@ class _Tuner:
         """
         settings = self._settings
         seconds: dict[_Way, list[float]] = {way: [] for way in ways}
-        with tempfile.TemporaryDirectory(prefix="sdrt-tune-") as folder, ExitStack() as stack:
+        with temporary_folder() as folder, ExitStack() as stack:
             work = Work(
                 (PROMPT,) * settings.pictures,
                 tuple(range(settings.pictures)),
                 settings.steps,
                 GUIDANCE_SCALE,
-                str(Path(folder) / "picture.png"),
+                str(folder / "picture.png"),
             )
-            live = {way: stack.enter_context(Process(self._job(way), folder)) for way in ways}
+            live = {way: stack.enter_context(Process(self._job(way), str(folder))) for way in ways}
             with self._progress.stage("measure", settings.rounds * len(ways)) as advance:
                 for turn in range(-1, settings.rounds):
                     for way in ways if turn % 2 else reversed(ways):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from sdrt.compare.components import blamed, compare_components
 from sdrt.compare.schema import FaultResult
 from sdrt.compare.tolerances import Tolerances
 from sdrt.errors import BundleError, NumericError, UsageError
-from sdrt.files import disk_errors
+from sdrt.files import disk_errors, temporary_folder
 from sdrt.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -93,8 +92,8 @@ def self_test(
         _check_sound(reference, bundle, inputs, tolerances, make, {fault.component for fault in chosen})
         advance(1)
         for fault in chosen:
-            with tempfile.TemporaryDirectory(prefix="sdrt-fault-") as folder:
-                faulty = plant(bundle, fault, Path(folder) / "bundle")
+            with temporary_folder() as folder:
+                faulty = plant(bundle, fault, folder / "bundle")
                 compared = compare_components(
                     reference, make(faulty) if make else faulty, inputs, tolerances, components=_changed(bundle, faulty)
                 )

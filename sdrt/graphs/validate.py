@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 from sdrt import errors
 from sdrt.bundle import Bundle, ComponentName, Record
 from sdrt.errors import BundleError, TrustError
-from sdrt.files import path_inside
+from sdrt.files import path_inside, temporary_file
 from sdrt.graphs.contract import contract, specs
 from sdrt.graphs.structure import HINT, differing
 
@@ -128,7 +127,7 @@ def _check_is_there(path: Path) -> None:
 def _run(graphs: Sequence[dict[str, Any]], limits: Limits) -> None:
     """Have the graphs checked in order; nothing of them is read in this process."""
     job = {"graphs": graphs, "memory_bytes": limits.memory_bytes, "cpu_s": limits.cpu_s}
-    with tempfile.TemporaryFile() as answers, tempfile.TemporaryFile() as log:
+    with temporary_file() as answers, temporary_file() as log:
         code = _spawn(json.dumps(job).encode(), answers, log, limits.wall_s)
         answers.seek(0)
         lines = answers.read().splitlines()

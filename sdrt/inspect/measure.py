@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdrt.bundle import Bundle, Component, ComponentName
 from sdrt.errors import BackendUnavailableError, ResourceError
-from sdrt.files import disk_errors
+from sdrt.files import TEMPORARY_HINT, disk_errors, temporary_folder
 from sdrt.inspect.graph import load_graph, module_path
 from sdrt.progress import Progress
 from sdrt.runtime.backends.base import library_error
@@ -56,10 +55,10 @@ def measure(bundle: Bundle, name: ComponentName, runs: int, progress: Progress) 
     bundle.verify_weights()
     component = bundle.component(name)
     files = [bundle.manifest.files[file] for file in (component.graph, component.weights) if file is not None]
-    with tempfile.TemporaryDirectory(prefix="sdrt-inspect-") as folder, disk_errors(Path(folder)):
-        _check_room(Path(folder), sum(file.size_bytes for file in files))
-        events = _profile(path, component, Path(folder), runs, progress.stage(f"run {name}", runs))
-        optimised = load_graph(Path(folder, OPTIMISED))
+    with temporary_folder() as folder, disk_errors(folder):
+        _check_room(folder, sum(file.size_bytes for file in files))
+        events = _profile(path, component, folder, runs, progress.stage(f"run {name}", runs))
+        optimised = load_graph(folder / OPTIMISED)
     rows = _runs(events, optimised, runs)
     seconds: dict[str, float] = defaultdict(float)
     for module, *timed in zip(modules(name, load_graph(path), optimised), *rows, strict=True):
@@ -150,7 +149,7 @@ def _check_room(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         message = f"{folder.parent} has {free_bytes >> 20} MiB left; to measure takes {needed_bytes >> 20} MiB"
-        raise ResourceError(message, hint="free space, or set TMPDIR to a folder that has more")
+        raise ResourceError(message, hint=TEMPORARY_HINT)
 
 
 def _example(component: Component) -> dict[str, Any]:

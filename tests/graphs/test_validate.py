@@ -6,12 +6,13 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from sdrt.bundle import Bundle
-from sdrt.errors import BundleError, TrustError
+from sdrt.errors import BundleError, ResourceError, TrustError
 from sdrt.graphs import child, validate
 from sdrt.graphs.structure import HINT
 from sdrt.graphs.validate import Limits, validate_bundle, validate_graph, validate_once
@@ -67,6 +68,17 @@ def test_an_answer_that_is_none_is_a_refusal(answer: str, tmp_path: Path, monkey
     monkeypatch.setattr(validate, "MODULE", "stand_in")
     with pytest.raises(BundleError, match="answers nonsense"):
         validate_graph(write(tmp_path / "graph"))
+
+
+def test_where_nothing_can_be_answered_the_disk_is_blamed_not_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "graph")
+    with Path("/dev/full").open("w+b", buffering=0) as full:
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda: full)
+        with pytest.raises(ResourceError, match="the disk is full") as caught:
+            validate_graph(path)
+    assert "TMPDIR" in caught.value.hint
 
 
 def test_sound_graphs_pass_and_what_the_child_finds_comes_back(tmp_path: Path) -> None:
