@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.bundle import Bundle, Precision
+from sdrt.bundle import DEEPCACHE, Bundle, Precision
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines import build as engines_build
 from sdrt.engines.builders import builder
@@ -19,7 +19,7 @@ from sdrt.engines.store import Store
 from sdrt.errors import ArtefactError, BackendUnavailableError, BundleError, TrustError, UsageError
 from sdrt.files import canonical_json, sha256_bytes
 from sdrt.progress import Progress, silent
-from sdrt.runtime.backends import choose_backend
+from sdrt.runtime.backends import GPU_BACKENDS, choose_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,7 @@ STEP: ComponentName = "denoise_step"
 TUNED = "tuned"
 EXPORTED_WITH = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 QUANTISED_WITH = ("onnx", "onnxruntime")
+CUT_WITH = ("onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Choice:
         batch: Pictures at once that the engines are built for; None takes any.
         step: Whether the engines must hold denoise_step though the backend's own sets leave it out.
         tuned: What ``sdrt tune`` found, in a line; "" where its record had no say.
+        deepcache: Whether the engines must hold DeepCache's passes, in the UNet's place.
     """
 
     backend: BackendName
@@ -80,6 +82,7 @@ class Choice:
     batch: BatchRange | None = None
     step: bool = False
     tuned: str = ""
+    deepcache: bool = False
 
 
 def choose(
@@ -90,18 +93,24 @@ def choose(
     threads: int | None = None,
     loop: str = "auto",
     provider: Provider | None = None,
+    deepcache: bool = False,
     store: Path | None = None,
     progress: Progress = silent,
 ) -> Choice:
     """Choose what the user left open. "auto" is what was tuned for this bundle here, else what suits the machine.
 
-    A record is used where it answers what is asked: not for another precision or provider, and what the user says of
-    threads and loop stands.
+    A record is used where it answers what is asked: not for another precision or provider, or with DeepCache, and what
+    the user says of threads and loop stands.
 
     Raises:
         ArtefactError: The record is malformed.
         BackendUnavailableError: No backend can run here.
+        UsageError: DeepCache does not go with what else is asked.
     """
+    if deepcache:
+        chosen = resolve_backend(backend, progress)
+        check_deepcache(chosen, precision, provider)
+        return Choice(chosen, precision, threads, loop, deepcache=True)
     record = None
     if backend == "auto" and not source.engines and provider in (None, "cpu"):
         record = tune_record(source, Store(store) if store else Store.default())
@@ -168,7 +177,7 @@ def prepare(
         choice = choose(source, backend=backend, precision=precision, provider=provider, store=store, progress=progress)
     check_provider(choice.backend, provider)
     exported = bundle_precision(choice.backend, choice.precision)
-    bundle = open_bundle(source, shelf, precision=exported, build=build, progress=progress)
+    bundle = open_bundle(source, shelf, precision=exported, deepcache=choice.deepcache, build=build, progress=progress)
     request = build_request(choice, bundle, provider)
     if build:
         return engines_build.build(bundle, request, shelf, progress)
@@ -179,6 +188,7 @@ def prepare(
             "precision": choice.precision,
             "provider": provider,
             "batch": choice.batch.opt if choice.batch else None,
+            "deepcache": choice.deepcache or None,
             "store": _named(shelf),
         }
         hint = "run: " + _command("build", str(bundle.path), **options)
@@ -189,9 +199,12 @@ def prepare(
 def build_request(choice: Choice, bundle: Bundle, provider: Provider | None = None) -> BuildRequest:
     """What a choice asks a build for."""
     components = None
+    usual = builder(choice.backend).components(frozenset(bundle.manifest.components))
     if choice.step:
-        held = frozenset(bundle.manifest.components)
-        components = tuple(dict.fromkeys((*builder(choice.backend).components(held), STEP)))
+        components = tuple(dict.fromkeys((*usual, STEP)))
+    elif choice.deepcache:
+        # The whole pass is the UNet, and runs as one where it has to.
+        components = (*(name for name in usual if name != "unet"), *DEEPCACHE)
     return BuildRequest(
         choice.backend, choice.precision, components=components, batch=choice.batch, provider=provider or "cpu"
     )
@@ -214,6 +227,21 @@ def check_provider(backend: str, provider: Provider | None) -> None:
 
     available(backend)
     check_installed(provider)
+
+
+def check_deepcache(backend: str, precision: Precision | None, provider: Provider | None) -> None:
+    """Hold that DeepCache goes with what else is asked, before anything is exported or built for it.
+
+    Raises:
+        UsageError: The backend or the provider computes on a GPU, or the precision is int8.
+    """
+    if backend in GPU_BACKENDS or provider not in (None, "cpu"):
+        where = f"the backend is {backend}" if backend in GPU_BACKENDS else f"the provider is {provider}"
+        hint = "add --backend openvino or onnxruntime, without --provider; or leave --deepcache out"
+        raise UsageError(f"--deepcache runs on the CPU alone; {where}", hint=hint)
+    if precision == "int8":
+        hint = "add --precision bf16 or fp32, or leave --deepcache out"
+        raise UsageError("--deepcache and --precision int8 exclude each other", hint=hint)
 
 
 def _check_asked(engines: EngineSet, backend: str, precision: Precision | None, provider: Provider | None) -> None:
@@ -243,7 +271,7 @@ def _command(name: str, *arguments: str, **options: object) -> str:
     words = ["sdrt", name, *arguments]
     for option, value in options.items():
         if value is not None:
-            words += [f"--{option}", str(value)]
+            words += [f"--{option}", *([] if value is True else [str(value)])]
     return shlex.join(words)
 
 
@@ -269,7 +297,13 @@ def bundle_precision(backend: BackendName, precision: Precision | None) -> Preci
 
 
 def open_bundle(
-    source: Source, store: Store, *, precision: Precision = "fp32", build: bool = True, progress: Progress = silent
+    source: Source,
+    store: Store,
+    *,
+    precision: Precision = "fp32",
+    deepcache: bool = False,
+    build: bool = True,
+    progress: Progress = silent,
 ) -> Bundle:
     """Open the bundle of a source; a checkpoint's is exported into the store unless it is there.
 
@@ -277,6 +311,7 @@ def open_bundle(
         source: A bundle is opened as it is, whatever its precision; in int8 it is quantised unless it is so already.
         store: Where exported and quantised bundles are kept.
         precision: fp32, fp16 or int8, of the graphs; see ``bundle_precision``.
+        deepcache: Whether it must hold DeepCache's passes: they are cut into a copy in the store unless it does.
         build: Whether to export what is missing.
         progress: Told of exports.
 
@@ -284,6 +319,9 @@ def open_bundle(
         BackendUnavailableError: torch is needed to export, and is not installed.
         ArtefactError: The bundle is missing and ``build`` is False, or something is malformed.
     """
+    if deepcache:
+        plain = open_bundle(source, store, precision=precision, build=build, progress=progress)
+        return plain if set(DEEPCACHE) <= plain.manifest.components.keys() else _cut(plain, store, build, progress)
     if precision == "int8":
         exported = open_bundle(source, store, build=build, progress=progress)
         return exported if exported.manifest.precision == "int8" else _quantised(exported, store, build, progress)
@@ -352,6 +390,35 @@ def _quantised(exported: Bundle, store: Store, build: bool, progress: Progress) 
     if not path.exists():
         hint = "run: " + _command("build", str(exported.path), precision="int8", store=_named(store))
         raise ArtefactError(f"{exported.path} is not quantised yet", hint=hint)
+    return store.open_bundle(path)
+
+
+def _cut(plain: Bundle, store: Store, build: bool, progress: Progress) -> Bundle:
+    """A bundle's copy with DeepCache's passes, made into the store unless it is there.
+
+    Raises:
+        BackendUnavailableError: A library that cuts and checks them is not installed.
+        ArtefactError: It is missing and ``build`` is False.
+    """
+    from sdrt.export.deepcache import CUTTER, add_deepcache
+
+    try:
+        versions = {name: version(name) for name in CUT_WITH}
+    except PackageNotFoundError as error:
+        hint = "pip install 'sdrt[cpu,export]'"
+        message = f"{error.name} is needed to cut the UNet for DeepCache and is not installed"
+        raise BackendUnavailableError(message, hint=hint) from error
+    made_by = sha256_bytes(canonical_json({"cutter": CUTTER, **versions}))
+    path = store.bundle_path(f"{plain.digest[:16]}-deepcache-{made_by[:16]}")
+    if build:
+
+        def cut(folder: Path) -> None:
+            add_deepcache(plain, folder, progress=progress)
+
+        return _stored_or_made(path, cut, store, progress)
+    if not path.exists():
+        hint = "run: " + _command("build", str(plain.path), deepcache=True, store=_named(store))
+        raise ArtefactError(f"{plain.path} does not hold DeepCache's passes yet", hint=hint)
     return store.open_bundle(path)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sdrt.bundle import DEEPCACHE
 from sdrt.commands.export import COMPONENTS, check_free
 from sdrt.commands.options import (
     BACKENDS,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--components",
     multiple=True,
-    type=click.Choice((*COMPONENTS, "denoise_step")),
+    type=click.Choice((*COMPONENTS, "denoise_step", *DEEPCACHE)),
     metavar="NAME",
     help="Build only these (repeatable).",
 )
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change the recipe: targets=sm86,sm89 (repeatable)."
 )
 @threads_option
+@click.option("--deepcache", is_flag=True, help="With what sdrt denoise --deepcache runs, in the UNet's place.")
 @store_option
 @folder_option("--out", "Write a portable engine set here instead of into the store.")
 @click.option("--force", is_flag=True, help="Replace --out when it is a folder that is not empty.")
@@ -67,6 +69,7 @@ def command(
     recipe: str | None,
     settings: tuple[str, ...],
     threads: int | None,
+    deepcache: bool,
     store: Path | None,
     out: Path | None,
     force: bool,
@@ -91,7 +94,7 @@ def command(
     pictures = parse_batch(batch)
     named = Source(checkpoint, revision, bundle)
     asked: Any = {"backend": backend, "precision": precision, "provider": provider, "store": store}
-    choice = choose(named, **asked, progress=progress)
+    choice = choose(named, **asked, deepcache=deepcache, progress=progress)
     check_provider(choice.backend, provider)  # type: ignore[arg-type]
     request = BuildRequest(
         choice.backend,
@@ -104,7 +107,7 @@ def command(
     )
     engines_build.check_buildable(request)
     exported = bundle_precision(choice.backend, choice.precision)
-    source = open_bundle(named, shelf, precision=exported, progress=progress)
+    source = open_bundle(named, shelf, precision=exported, deepcache=deepcache, progress=progress)
     if not components:
         request = replace(request, components=build_request(choice, source).components)
     if out is None:

@@ -22,6 +22,7 @@ DECIDED = (
     "steps",
     "guidance_scale",
     "guidance_interval",
+    "deepcache",
     "seed",
     "num_images",
     "strength",
@@ -70,6 +71,7 @@ def with_record(options: Options, record: dict[str, Any] | None) -> Options:
     """
     if record is None:
         return options
+    options = replace(options, deepcache=record["deepcache"])
     if record["loop"] == "plain":
         # The fused loop is what runs anyway wherever the engines hold it.
         options = replace(options, loop="plain")

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sdrt.bundle import (
+    DEEPCACHE,
     ComponentName,
     Digest,
     Precision,
@@ -161,7 +162,10 @@ class EngineSet:
         """
         if name not in self.manifest.components:
             held = ", ".join(self.manifest.components)
-            raise EngineError(f"{self.path} holds no {name}, only {held}", hint="build again with this component")
+            hint = "build again with this component"
+            if name in DEEPCACHE:
+                hint = "build engines for DeepCache: sdrt build --deepcache, or Pipeline.load(..., deepcache=True)"
+            raise EngineError(f"{self.path} holds no {name}, only {held}", hint=hint)
         return self.manifest.components[name]
 
     @property

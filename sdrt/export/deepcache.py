@@ -21,7 +21,7 @@ import numpy.typing as npt
 from sdrt.bundle import DEEPCACHE, Bundle, Component, ComponentName, Manifest, TensorSpec, file_records, seal
 from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.export.calibration import open_session
-from sdrt.export.shared_prefix import count_flops
+from sdrt.export.shared_prefix import PRODUCTS, count_flops
 from sdrt.files import disk_errors, folder_published_as
 from sdrt.progress import Progress, silent
 
@@ -163,6 +163,10 @@ def find_cut(graph: onnx.GraphProto) -> Cut:
     batch, channels, *size = shapes.get(deep, ("",) * 4)
     if batch != "batch" or not isinstance(channels, int) or tuple(size) != shapes[SAMPLE][2:]:
         raise BundleError(f"the UNet's deep features have the shape {shapes.get(deep)}", hint=hint)
+    told = {*shapes, *(weight.name for weight in graph.initializer), OUTPUT, ""}
+    products = (node for node in shallow if node.op_type in PRODUCTS)
+    if untold := [name for node in products for name in (*node.input, *node.output) if name not in told]:
+        raise BundleError(f"the UNet's graph states no shape of {untold[0]}", hint=hint)
     return Cut(deep, channels, shallow)
 
 

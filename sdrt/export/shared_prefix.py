@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: What asks for the length of an axis must see the batch that its readers compute on.
 ASKS_LENGTHS = ("Shape", "Size")
+#: Whose multiply-adds are counted.
+PRODUCTS = ("Conv", "Gemm", "MatMul", "Attention")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _lengths(value: onnx.ValueInfoProto) -> tuple[int, ...]:
 
 
 def _node_flops(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    if node.op_type not in ("Conv", "Gemm", "MatMul", "Attention"):
+    if node.op_type not in PRODUCTS:
         return 0
     if node.op_type == "Attention":
         queries, keys, values = (shapes[name] for name in node.input[:3])

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,23 @@ from sdrt.runtime import lms
 from sdrt.runtime.backends.base import Array, Engine, check_finite
 from sdrt.runtime.lms import Schedule
 
+if TYPE_CHECKING:
+    from sdrt.engines.engine_set import EngineComponent
+
 Latents = npt.NDArray[np.float32]
 #: Called after each step with (step, timestep, latents); gives the latents to go on with, or None to stop.
 OnStep = Callable[[int, float, Latents], "Latents | None"]
+
+
+class Unet(Protocol):
+    """What computes the UNet's output: an engine of it, or sdrt.runtime.deepcache's in its place."""
+
+    @property
+    def spec(self) -> EngineComponent:
+        """Says the types of sample, timestep and encoder_hidden_states."""
+
+    def run(self, **feeds: Array) -> dict[str, Array]:
+        """Run once; gives out_sample."""
 
 
 def keep(_step: int, _timestep: float, latents: Latents) -> Latents:
@@ -63,12 +78,12 @@ class Conditioning:
 
 
 def denoise(
-    unet: Engine, schedule: Schedule, latents: Latents, conditioning: Conditioning, on_step: OnStep = keep
+    unet: Unet, schedule: Schedule, latents: Latents, conditioning: Conditioning, on_step: OnStep = keep
 ) -> Latents:
     """Run every step of the schedule.
 
     Args:
-        unet: An engine with inputs sample, timestep and encoder_hidden_states.
+        unet: Has the inputs sample, timestep and encoder_hidden_states.
         schedule: Timesteps, sigmas and coefficients.
         latents: [n,4,64,64] noise at the first sigma.
         conditioning: What to draw, and how strongly.

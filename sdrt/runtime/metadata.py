@@ -20,7 +20,7 @@ from sdrt import __version__
 from sdrt.bundle import CheckpointRecord, Digest, Precision
 from sdrt.engines.request import Provider
 from sdrt.errors import ArtefactError
-from sdrt.runtime.request import MAX_PICTURES, MAX_SEED, LmsStart
+from sdrt.runtime.request import MAX_PICTURES, MAX_SEED, MIN_DEEPCACHE, LmsStart
 
 RECORD_KEYWORD = "sdrt"
 PARAMETERS_KEYWORD = "parameters"
@@ -63,6 +63,7 @@ class PictureRecord(BaseModel):
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float
     guidance_interval: tuple[float, float] | None = None
+    deepcache: int | None = Field(default=None, ge=MIN_DEEPCACHE)
     checkpoint: CheckpointRecord
     backend: str
     precision: Precision

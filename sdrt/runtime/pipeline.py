@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.errors import EngineError, UsageError
+from sdrt.bundle import DEEPCACHE
+from sdrt.errors import UsageError
 from sdrt.progress import Progress, silent
 from sdrt.runtime import images
 from sdrt.runtime.backends import GPU_BACKENDS, open_session
 from sdrt.runtime.backends.base import Engine, check_finite
 from sdrt.runtime.backends.cpu import usable_cpus
 from sdrt.runtime.backends.session import check_cuda_graphs
+from sdrt.runtime.batches import pictures_at_once
 from sdrt.runtime.callbacks import Callback, Watch
+from sdrt.runtime.deepcache import CachedUnet
 from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused
 from sdrt.runtime.init_image import InitImage, draw_latents, encode_picture
 from sdrt.runtime.latents import check_latents, posterior_noise, unit_noise
@@ -27,7 +30,7 @@ from sdrt.runtime.records import picture_record
 from sdrt.runtime.request import DEFAULT_STRENGTH, LmsStart, Picture, Request, make_request
 from sdrt.runtime.result import Result, Timings
 from sdrt.runtime.text import Tokenizer
-from sdrt.runtime.text_states import EncodedText, encode_texts
+from sdrt.runtime.text_states import EncodedText, conditioning_of, encode_texts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,9 +40,6 @@ if TYPE_CHECKING:
     from sdrt.engines.request import Provider
     from sdrt.runtime.backends.session import DeviceLoop
 
-#: Pictures denoised together, unless the engine was made fastest for more. More gain little on a CPU and cost memory
-#: in proportion.
-PICTURES_AT_ONCE = 4
 #: How a guided step runs: by denoise_step where the engines hold it, or always by the plain UNet.
 LOOPS = ("auto", "plain")
 
@@ -84,11 +84,15 @@ class Pipeline:
         #: Threads that the engines compute with; None where a GPU does.
         self.threads = None if backend in GPU_BACKENDS else threads or usable_cpus()
         self._session = open_session(engines, threads=threads, cuda_graphs=cuda_graphs is not False, progress=progress)
-        self._holds_step = loop == "auto" and "denoise_step" in engines.manifest.components
+        held = engines.manifest.components
+        self._holds_step = loop == "auto" and "denoise_step" in held
+        # DeepCache's whole pass stands for the UNet where the set was built for it.
+        self._unet: ComponentName = "unet" if "unet" in held or DEEPCACHE[0] not in held else DEEPCACHE[0]
         #: Of the run that is under way, or of the last one; for callbacks.
         self.schedule: Schedule | None = None
         self._stop = False
-        needed: tuple[ComponentName, ...] = ("text_encoder", *(() if self._holds_step else ("unet",)), "vae_decoder")
+        unet: tuple[ComponentName, ...] = () if self._holds_step else (self._unet,)
+        needed: tuple[ComponentName, ...] = ("text_encoder", *unet, "vae_decoder")
         try:
             for name in needed:
                 if keep_loaded:
@@ -118,6 +122,7 @@ class Pipeline:
         cuda_graphs: bool | None = None,
         keep_loaded: bool = True,
         provider: Provider | None = None,
+        deepcache: bool = False,
         progress: Progress = silent,
     ) -> Pipeline:
         """Open a checkpoint's engines; what is missing on the way there is exported and built first.
@@ -140,6 +145,7 @@ class Pipeline:
             keep_loaded: Whether engines stay open from request to request. Without, the memory of each is given back
                 when its work is done, and the next request opens it again; on a GPU they stay in any case.
             provider: What ONNX Runtime computes with: cpu (None is the same), cuda or tensorrt.
+            deepcache: Whether to build engines that calls with ``deepcache`` need; ``engines`` hold them or not.
             progress: Told of exports and builds.
 
         Raises:
@@ -150,7 +156,9 @@ class Pipeline:
         source, choice = Source(checkpoint, revision, bundle, engines, trust), None
         asked: dict[str, Any] = {"backend": backend, "precision": precision, "provider": provider}
         if not engines:
-            choice = choose(source, threads=threads, loop=loop, store=store, progress=progress, **asked)
+            choice = choose(
+                source, threads=threads, loop=loop, deepcache=deepcache, store=store, progress=progress, **asked
+            )
             # Before anything is exported or built for a backend that has none.
             check_cuda_graphs(choice.backend, cuda_graphs)
             threads, loop = choice.threads, choice.loop
@@ -171,6 +179,7 @@ class Pipeline:
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         guidance_interval: Sequence[float] | None = None,
+        deepcache: int | None = None,
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
         latents: npt.NDArray[np.floating[Any]] | None = None,
@@ -188,6 +197,7 @@ class Pipeline:
             num_inference_steps: 1 to the scheduler's number of trained timesteps.
             guidance_scale: How strongly to follow the prompt; 1 and below turn guidance off and halve the work.
             guidance_interval: (low, high): only steps whose sigma is above low and up to high are guided.
+            deepcache: N: only every N-th step computes the whole UNet; the engines must be loaded with ``deepcache``.
             num_images_per_prompt: Pictures of each prompt.
             seed: Picture i has ``seed`` + i; a list gives each picture's; None draws one.
             latents: Unit noise [n,4,64,64] in place of the seeds'.
@@ -211,6 +221,7 @@ class Pipeline:
             start_step=start_step,
             lms_start=lms_start,
             guidance_interval=guidance_interval,
+            deepcache=deepcache,
         )
         return self.run(request, image=image, latents=latents, callback_on_step_end=callback_on_step_end)
 
@@ -224,6 +235,8 @@ class Pipeline:
         progress: Progress = silent,
     ) -> Result:
         """Make the pictures of a checked request, a few at a time. See ``__call__``."""
+        for name in self._denoisers(request):
+            self.engines.component(name)
         init = self._init_image(request, image)
         schedule = Schedule.from_config(self.scheduler_config, request.num_inference_steps)
         if request.start_step is not None:
@@ -324,9 +337,15 @@ class Pipeline:
         return engine
 
     def denoiser(self, request: Request) -> ComponentName:
-        """The component that runs the request's steps: denoise_step where it is held and guides them all, or unet."""
+        """What runs the request's first step: denoise_step where it is held and guides all, or a UNet."""
+        return self._denoisers(request)[0]
+
+    def _denoisers(self, request: Request) -> tuple[ComponentName, ...]:
+        """All components that run the request's steps."""
+        if request.deepcache is not None:
+            return DEEPCACHE
         always = request.guided and request.guidance_interval is None
-        return "denoise_step" if always and self._holds_step else "unet"
+        return ("denoise_step" if always and self._holds_step else self._unet,)
 
     def way(self, request: Request) -> dict[str, Any]:
         """How the request's steps run, as records and --json name it.
@@ -346,34 +365,21 @@ class Pipeline:
         }
 
     def pictures_at_once(self, request: Request) -> int:
-        """How many of the request's pictures are denoised together.
-
-        `PICTURES_AT_ONCE`, or as many as the engine was made fastest for if that is more; never more than it takes.
+        """How many of the request's pictures are denoised together; see sdrt.runtime.batches.
 
         Raises:
             EngineError: The engine takes not even one.
         """
         name = self.denoiser(request)
-        limits = self.engines.component(name).batch
-        if limits is None:
-            return PICTURES_AT_ONCE
-        rows = 2 if name == "unet" and request.guided else 1
-        size = min(max(PICTURES_AT_ONCE, limits.opt // rows, -(-limits.min // rows)), limits.max // rows)
-        if size < 1:
-            hint = "build engines with another --batch"
-            raise EngineError(f"the UNet takes batches of {limits} rows; a guided picture needs 2", hint=hint)
-        if request.guidance_interval is not None and limits.min > 1:
-            hint = "leave guidance_interval out, or build engines without --batch"
-            raise EngineError(f"the UNet takes {limits.min} rows at least; a step without guidance has 1", hint=hint)
-        return size
+        return pictures_at_once(request, self.engines.component(name).batch, fused=name == "denoise_step")
 
     def _open_denoiser(self, request: Request) -> DeviceLoop | None:
         """Open what the request's steps need, unless it is; the time is the load's, not the steps'."""
         start = time.perf_counter()
         device = self._session.device_loop() if self.denoiser(request) == "denoise_step" else None
         self.load_s += time.perf_counter() - start
-        if device is None:
-            self._open(self.denoiser(request))
+        for name in self._denoisers(request) if device is None else ():
+            self._open(name)
         return device
 
     def _denoise_groups(
@@ -393,7 +399,7 @@ class Pipeline:
         device = self._open_denoiser(request)
         made, finals, stopped_after = [], [], None
         for index, group in self._groups(request):
-            conditioning = self._conditioning(group, request, texts)
+            conditioning = conditioning_of(group, request, texts)
             part, watch = first[index : index + len(group)], Watch(self, callback)
             with timings.measure("unet"), progress.stage("denoise", schedule.num_inference_steps) as advance:
                 final, seconds = self._denoise(request, schedule, part, conditioning, watch, advance, device)
@@ -403,7 +409,8 @@ class Pipeline:
             if self._stop:
                 stopped_after = watch.steps
                 break
-        self.done_with(self.denoiser(request))
+        for name in self._denoisers(request):
+            self.done_with(name)
         return made, finals, stopped_after
 
     def _denoise(
@@ -427,6 +434,9 @@ class Pipeline:
             advance(1)
             return watch(step, timestep, latents)
 
+        if request.deepcache is not None:
+            cached = CachedUnet(engine, self._open(DEEPCACHE[1]), request.deepcache)
+            return denoise(cached, schedule, latents, conditioning, on_step), cached.seconds
         run = denoise_fused if self.denoiser(request) == "denoise_step" else denoise
         return run(engine, schedule, latents, conditioning, on_step), engine.seconds[before:]
 
@@ -474,15 +484,3 @@ class Pipeline:
             encoded = encode_texts(encoder, self.tokenizer, texts)
         self.done_with("text_encoder")
         return encoded
-
-    def _conditioning(
-        self, group: Sequence[Picture], request: Request, texts: Mapping[str, EncodedText]
-    ) -> Conditioning:
-        """What a group of pictures is drawn by."""
-        negatives = [texts[picture.negative_prompt].states for picture in group] if request.guided else []
-        return Conditioning(
-            np.stack([texts[picture.prompt].states for picture in group]),
-            np.stack(negatives) if negatives else None,
-            request.guidance_scale,
-            request.guidance_interval,
-        )

@@ -30,6 +30,7 @@ def picture_record(
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
         "guidance_interval": request.guidance_interval,
+        "deepcache": request.deepcache,
         "scheduler": "LMS",
         "checkpoint": manifest.checkpoint.model_dump(mode="json"),
         "backend": manifest.backend,

@@ -16,6 +16,8 @@ MAX_SEED = 2**64 - 1
 MAX_PICTURES = 256
 MAX_STEPS = 1000
 MAX_GUIDANCE_SCALE = 1000.0
+#: At 1 every step would compute the whole UNet, as it does without.
+MIN_DEEPCACHE = 2
 #: No schedule's noise comes near.
 MAX_SIGMA = 1e6
 #: Seeds that sdrt draws itself stay below this, so that they are short enough to type.
@@ -51,6 +53,9 @@ class Request:
 
     With a ``guidance_interval`` (low, high) only the steps whose sigma is above low and up to high are guided; the
     others run the prompt's half alone, which halves their work (Kynkäänniemi et al. 2024, arXiv:2404.07724, section 3).
+
+    With ``deepcache`` N only every N-th step that runs computes the whole UNet, the first among them; see
+    sdrt.runtime.deepcache.
     """
 
     pictures: tuple[Picture, ...]
@@ -59,6 +64,7 @@ class Request:
     start_step: int | None = None
     lms_start: LmsStart = "diffusers"
     guidance_interval: tuple[float, float] | None = None
+    deepcache: int | None = None
 
     @property
     def guided(self) -> bool:
@@ -83,6 +89,7 @@ def make_request(
     start_step: int | None = None,
     lms_start: LmsStart = "diffusers",
     guidance_interval: Sequence[float] | None = None,
+    deepcache: int | None = None,
 ) -> Request:
     """Check the arguments of a call and lay them out picture by picture, in diffusers' order: all of the first prompt.
 
@@ -97,6 +104,7 @@ def make_request(
         start_step: The same said by the first step that runs, counted from 0.
         lms_start: One of `LMS_STARTS`; for an initial picture.
         guidance_interval: Two sigmas, the lower first: steps above the one and up to the other are guided.
+        deepcache: 2 to 1000: every so many steps the whole UNet is computed; None is every step.
 
     Raises:
         UsageError: Names the argument and its valid range.
@@ -126,7 +134,9 @@ def make_request(
     if lms_start not in LMS_STARTS:
         raise UsageError(f"lms_start is {str(lms_start)[:40]!r}", hint=f"choose among {', '.join(LMS_STARTS)}")
     interval = _interval(guidance_interval)
-    return Request(tuple(pictures), num_inference_steps, float(guidance_scale), start, lms_start, interval)
+    if deepcache is not None:
+        _whole("deepcache", deepcache, MIN_DEEPCACHE, MAX_STEPS)
+    return Request(tuple(pictures), num_inference_steps, float(guidance_scale), start, lms_start, interval, deepcache)
 
 
 def _interval(sigmas: Sequence[float] | None) -> tuple[float, float] | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from sdrt.runtime.backends.base import Engine, check_finite
+from sdrt.runtime.denoise import Conditioning
+from sdrt.runtime.request import Picture, Request
 from sdrt.runtime.text import Tokenizer
 
 
@@ -35,3 +37,20 @@ def encode_texts(encoder: Engine, tokenizer: Tokenizer, texts: Iterable[str]) ->
         check_finite(states, "text_encoder")
         encoded[text] = EncodedText(states[0], lost)
     return encoded
+
+
+def conditioning_of(group: Sequence[Picture], request: Request, texts: Mapping[str, EncodedText]) -> Conditioning:
+    """What a group of pictures is drawn by.
+
+    Args:
+        group: Pictures that are denoised together.
+        request: What is asked of them.
+        texts: Every prompt and, with guidance, negative prompt of theirs, encoded.
+    """
+    negatives = [texts[picture.negative_prompt].states for picture in group] if request.guided else []
+    return Conditioning(
+        np.stack([texts[picture.prompt].states for picture in group]),
+        np.stack(negatives) if negatives else None,
+        request.guidance_scale,
+        request.guidance_interval,
+    )

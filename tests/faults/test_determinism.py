@@ -18,7 +18,7 @@ from sdrt import Pipeline, Result
 from sdrt.bundle import Precision
 from sdrt.engines.engine_set import EngineSet
 from sdrt.runtime.backends.cpu import supports_bf16
-from sdrt.runtime.pipeline import PICTURES_AT_ONCE
+from sdrt.runtime.batches import PICTURES_AT_ONCE
 from sdrt.runtime.request import Picture, Request
 
 Engines = Callable[..., EngineSet]

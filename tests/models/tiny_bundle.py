@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sdrt.bundle import (
+    DEEPCACHE,
     Bundle,
     CheckpointRecord,
     Component,
@@ -56,17 +57,22 @@ def tiny_bundle(
     Args:
         folder: Where; made when absent.
         seed: Of the weights.
-        components: Which to write; the four of a checkpoint when empty. denoise_step comes after unet.
+        components: Which to write; the four of a checkpoint when empty. denoise_step and DeepCache's
+            passes, for which the UNet has a depth, come after unet.
         precision: fp32 or fp16, of the graphs.
         tokenizer: Text of tokenizer.json.
         scheduler: Text of scheduler_config.json.
     """
     rng = np.random.default_rng(seed)
-    graphs = {"text_encoder": _text_encoder, "unet": _unet, "vae_encoder": _vae_encoder, "vae_decoder": _vae_decoder}
+    unet = _deep_unet if not set(DEEPCACHE).isdisjoint(components) else _unet
+    graphs = {"text_encoder": _text_encoder, "unet": unet, "vae_encoder": _vae_encoder, "vae_decoder": _vae_decoder}
     records: dict[ComponentName, Component] = {}
     for name in components or ("text_encoder", "unet", "vae_encoder", "vae_decoder"):
         if name == "denoise_step":
             records[name] = _write_step(folder, records["unet"], scheduler)
+            continue
+        if name in DEEPCACHE:
+            records |= _write_passes(folder, records["unet"])
             continue
         graph = graphs[name](rng)
         if precision == "fp16":
@@ -98,6 +104,8 @@ def feeds(component: ComponentName, batch: int, seed: int = 0) -> dict[str, Arra
         "text_encoder": {"input_ids": rng.integers(0, VOCABULARY, (batch, MAX_TOKENS))},
         "unet": {"sample": noise, "timestep": np.full(batch, 978.612, np.float32), "encoder_hidden_states": states},
         "denoise_step": {},
+        "deepcache_whole": {},
+        "deepcache_shallow": {},
         "vae_encoder": {"sample": rng.uniform(-1, 1, (batch, *PICTURE)).astype(np.float32)},
         "vae_decoder": {"latent_sample": noise},
     }
@@ -112,9 +120,16 @@ def _write_step(folder: Path, unet: Component, scheduler: str) -> Component:
     return describe(unet, write_denoise_step(folder / unet.graph, prediction_type))
 
 
+def _write_passes(folder: Path, unet: Component) -> dict[ComponentName, Component]:
+    # Imported here, as above.
+    from sdrt.export.deepcache import write_passes
+
+    return write_passes(folder / unet.graph, unet)
+
+
 def _halve(graph: onnx.GraphProto) -> None:
     """Make a graph fp16, in place; the timestep and what it is multiplied by stay fp32 up to the sine."""
-    for value in (*graph.input, *graph.output):
+    for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name != "timestep":
             value.type.tensor_type.elem_type = TensorProto.FLOAT16
     for weight in graph.initializer:
@@ -197,6 +212,41 @@ def _unet(rng: np.random.Generator) -> Any:
         thousandth=np.array(1e-3, np.float32),
         axes=np.array([1, 2]),
     )
+
+
+def _deep_unet(rng: np.random.Generator) -> Any:
+    """A U of two levels: the lower one sees timestep and states, the upper one the timestep, and joins the two."""
+    nodes = [
+        helper.make_node("Conv", ["sample", "entry_kernel"], ["entry"], pads=[1, 1, 1, 1]),
+        helper.make_node("Reshape", ["timestep", "column"], ["time"]),
+        helper.make_node("Mul", ["time", "thousandth"], ["scaled"]),
+        helper.make_node("Sin", ["scaled"], ["wave"]),
+        helper.make_node("ReduceMean", ["encoder_hidden_states", "axes"], ["mean"], keepdims=1),
+        helper.make_node("Reshape", ["mean", "column"], ["context"]),
+        helper.make_node("AveragePool", ["entry"], ["low"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Add", ["low", "wave"], ["timed"]),
+        helper.make_node("Add", ["timed", "context"], ["told"]),
+        helper.make_node("ConvTranspose", ["told", "deep_kernel"], ["deep"], strides=[2, 2]),
+        helper.make_node("Concat", ["deep", "entry"], ["joined"], axis=1),
+        helper.make_node("Conv", ["joined", "kernel"], ["left"], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["left", "wave"], ["out_sample"]),
+    ]
+    graph = _graph(
+        nodes,
+        {"sample": LATENTS, "timestep": (), "encoder_hidden_states": (MAX_TOKENS, HIDDEN_SIZE)},
+        "out_sample",
+        LATENTS,
+        entry_kernel=rng.standard_normal((3, 4, 3, 3), np.float32) / 6,
+        deep_kernel=rng.standard_normal((3, 6, 2, 2), np.float32),
+        kernel=rng.standard_normal((4, 9, 3, 3), np.float32) / 9,
+        column=np.array([-1, 1, 1, 1]),
+        thousandth=np.array(1e-3, np.float32),
+        axes=np.array([1, 2]),
+    )
+    for name, channels in (("entry", 3), ("deep", 6), ("joined", 9), ("left", 4)):
+        shape = ("batch", channels, *LATENTS[1:])
+        graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    return graph
 
 
 def _vae_decoder(rng: np.random.Generator) -> Any:

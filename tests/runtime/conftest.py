@@ -35,10 +35,10 @@ def hand_sets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., EngineS
         key = repr((backend, precision, prediction_type, components, batch))
         if key not in made:
             folder = tmp_path_factory.mktemp("set")
-            step: tuple[ComponentName, ...] = ("denoise_step",) if "denoise_step" in components else ()
+            more = tuple(name for name in components if name not in COMPONENTS)
             bundle = write_bundle(
                 folder / "bundle",
-                components=(*COMPONENTS, *step),
+                components=(*COMPONENTS, *more),
                 precision=precision,
                 tokenizer=word_tokenizer(),
                 scheduler=json.dumps({**SD_V1, "prediction_type": prediction_type}),

@@ -14,6 +14,7 @@ def picture_record(prompt: str = "a cat", negative_prompt: str = "", seed: int =
         "num_inference_steps": 25,
         "guidance_scale": 7.5,
         "guidance_interval": None,
+        "deepcache": None,
         "scheduler": "LMS",
         "checkpoint": {"name": "demo", "digest": "ab" * 32, "revision": None},
         "backend": "onnxruntime",

@@ -209,6 +209,7 @@ def without(field: str) -> dict[str, Any]:
         (picture_record(provider="gpu"), "provider"),
         (picture_record(cuda_graphs="yes"), "cuda_graphs"),
         (picture_record(threads=0), "threads"),
+        (picture_record(deepcache=1), "deepcache"),
         (picture_record(batch=[]), "batch"),
         (picture_record(batch=[["a", "b"]]), "batch.0"),
         (picture_record(batch=[["a", "b", 1]] * 1000), "batch"),
@@ -223,7 +224,7 @@ def test_a_record_with_a_wrong_field_is_refused_by_name(record: dict[str, Any], 
 
 
 def test_what_an_older_sdrt_did_not_say_is_none(tmp_path: Path) -> None:
-    said_since = ("loop", "provider", "cuda_graphs", "threads")
+    said_since = ("loop", "provider", "cuda_graphs", "threads", "deepcache")
     path = tmp_path / "picture.png"
     path.write_bytes(carrying({name: value for name, value in picture_record().items() if name not in said_since}))
     assert read_record(path) == {**picture_record(), **dict.fromkeys(said_since)}

@@ -16,9 +16,9 @@ from sdrt.errors import NumericError, UsageError
 from sdrt.progress import silent
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.backends.cpu import usable_cpus
+from sdrt.runtime.batches import PICTURES_AT_ONCE
 from sdrt.runtime.latents import unit_noise
 from sdrt.runtime.metadata import PictureRecord, record_json
-from sdrt.runtime.pipeline import PICTURES_AT_ONCE
 from sdrt.runtime.result import Timings
 
 Array = npt.NDArray[Any]
@@ -238,6 +238,7 @@ def test_records_say_all_that_repeats_a_picture(pipe: Pipeline) -> None:
             "num_inference_steps": STEPS,
             "guidance_scale": 3.5,
             "guidance_interval": None,
+            "deepcache": None,
             "scheduler": "LMS",
             "checkpoint": None,
             "backend": "onnxruntime",

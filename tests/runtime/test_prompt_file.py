@@ -144,5 +144,6 @@ def test_settings_are_equal_where_pictures_may_be_denoised_together() -> None:
         {"guidance_scale": 3.0},
         {"start_step": 2},
         {"guidance_interval": (0.3, 5.0)},
+        {"deepcache": 3},
     ):
         assert settings_of(make_request("a", seed=1, **changes)) != settings_of(one)

@@ -13,8 +13,8 @@ from PIL import Image
 from sdrt import Pipeline
 from sdrt.engines.engine_set import EngineSet
 from sdrt.runtime.backends.base import Engine
+from sdrt.runtime.batches import PICTURES_AT_ONCE
 from sdrt.runtime.latents import unit_noise
-from sdrt.runtime.pipeline import PICTURES_AT_ONCE
 from sdrt.runtime.prompt_file import Line
 from sdrt.runtime.queue import GROUPS_A_RUN, Finished, plan_runs, run_queue
 from sdrt.runtime.request import make_request
