@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sdrt.errors import ArtefactError, BundleError, SdrtError, TrustError
+from sdrt.errors import ArtefactError, BundleError, SdrtError, TrustError, UsageError
 from sdrt.files import canonical_json, path_inside, sha256_bytes, sha256_file
 
 SCHEMA_VERSION = 1
@@ -27,6 +27,9 @@ COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_encoder", 
 #: The UNet's two passes by DeepCache: all of it, and what runs on features that the other gave.
 DEEPCACHE: tuple[ComponentName, ...] = ("deepcache_whole", "deepcache_shallow")
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: Of each 2x2 tokens one takes in the others, so no more can be merged.
+MAX_TOKEN_MERGING = 0.75
+TokenMerging = Annotated[float, Field(gt=0, le=MAX_TOKEN_MERGING)]
 
 
 class Record(BaseModel):
@@ -87,7 +90,11 @@ class ModelRecord(Record):
 
 
 class SealedManifest(Record):
-    """What every ``manifest.json`` says: a bundle's, and an engine set's. ``files`` are all others in its folder."""
+    """What every ``manifest.json`` says: a bundle's, and an engine set's. ``files`` are all others in its folder.
+
+    ``token_merging`` is the share of tokens that the UNet merges (see sdrt.export.token_merging). Where it merges none
+    the field is not written: the manifest is what it was before there was such a thing.
+    """
 
     schema_version: Literal[1]
     checkpoint: CheckpointRecord
@@ -95,6 +102,7 @@ class SealedManifest(Record):
     model: ModelRecord
     files: dict[str, FileRecord]
     versions: dict[str, str]
+    token_merging: TokenMerging | None = Field(default=None, exclude_if=lambda ratio: ratio is None)
 
     def named_files(self) -> set[str]:
         """Files that the manifest counts on, each of which must be in ``files``."""
@@ -118,6 +126,17 @@ class Manifest(SealedManifest):
 
 AnyManifest = TypeVar("AnyManifest", bound=SealedManifest)
 AnyDocument = TypeVar("AnyDocument", bound=BaseModel)
+
+
+def check_token_merging(ratio: float | None) -> None:
+    """Hold that a share of tokens can be merged; None merges none.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if ratio is not None and not 0 < ratio <= MAX_TOKEN_MERGING:
+        hint = "0.5 merges half of the tokens; leave it out to merge none"
+        raise UsageError(f"token_merging is {ratio}; it must be above 0 and up to {MAX_TOKEN_MERGING}", hint=hint)
 
 
 def read_manifest(folder: Path, kind: type[SdrtError]) -> bytes:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdrt.commands.options import checkpoint_option, folder_option, json_option, print_json, revision_option, size_text
+from sdrt.bundle import MAX_TOKEN_MERGING, check_token_merging
+from sdrt.commands.options import (
+    Number,
+    checkpoint_option,
+    folder_option,
+    json_option,
+    print_json,
+    revision_option,
+    size_text,
+)
 from sdrt.errors import UsageError
 from sdrt.files import disk_errors
 
@@ -33,6 +42,12 @@ COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_encoder", 
     "--components", multiple=True, type=click.Choice(COMPONENTS), metavar="NAME", help="Export only these (repeatable)."
 )
 @click.option("--opset", type=click.IntRange(20, 24), default=23, show_default=True, help="ONNX opset.")
+@click.option(
+    "--token-merging",
+    type=Number(float, 0, MAX_TOKEN_MERGING),
+    metavar="RATIO",
+    help="Share of tokens that the UNet merges before its largest self-attention, up to 0.75: faster, less exact.",
+)
 @click.option("--force", is_flag=True, help="Replace --out when it is a folder that is not empty.")
 @json_option
 def command(
@@ -42,6 +57,7 @@ def command(
     precision: Precision,
     components: tuple[ComponentName, ...],
     opset: int,
+    token_merging: float | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -51,6 +67,7 @@ def command(
     """
     if out is None:
         raise UsageError("--out is missing", hint="name the folder of the bundle: --out BUNDLE")
+    check_token_merging(token_merging)
     check_free(out, force)
     from sdrt.checkpoint import open_checkpoint
     from sdrt.errors import BackendUnavailableError
@@ -62,15 +79,21 @@ def command(
     except ModuleNotFoundError as error:
         hint = "pip install 'sdrt[export]'"
         raise BackendUnavailableError(f"{error.name} is needed to export and is not installed", hint=hint) from error
-    progress, parts = for_terminal(), tuple(components) or COMPONENTS
+    progress = for_terminal()
+    asked: Any = {
+        "components": components or COMPONENTS,
+        "opset": opset,
+        "token_merging": token_merging,
+        "progress": progress,
+    }
     if precision == "int8":
         from sdrt.export.quantised_bundle import quantise_bundle
 
         with disk_errors(out), tempfile.TemporaryDirectory(prefix=".sdrt-", dir=out.absolute().parent) as scratch:
-            plain = export_bundle(opened, Path(scratch, "fp32"), components=parts, opset=opset, progress=progress)
+            plain = export_bundle(opened, Path(scratch, "fp32"), **asked)
             bundle = quantise_bundle(plain, out, progress=progress)
     else:
-        bundle = export_bundle(opened, out, precision=precision, components=parts, opset=opset, progress=progress)
+        bundle = export_bundle(opened, out, precision=precision, **asked)
     if as_json:
         manifest = bundle.manifest.model_dump(mode="json")
         print_json({"path": str(out), "digest": bundle.digest, "size_bytes": bundle.size_bytes, "manifest": manifest})

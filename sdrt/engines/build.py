@@ -180,6 +180,7 @@ def _compile(
         files=file_records(folder),
         versions=key.versions,
         host=key.host,
+        token_merging=bundle.manifest.token_merging,
     )
     with disk_errors(folder):
         seal(folder, manifest)

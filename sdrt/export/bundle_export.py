@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sdrt.bundle import (
     ComponentName,
     Manifest,
     Precision,
+    check_token_merging,
     file_records,
     seal,
 )
@@ -24,7 +26,7 @@ from sdrt.checkpoint import Checkpoint, tokenizer_json
 from sdrt.errors import UsageError
 from sdrt.export.activations import FP16_MAX, measure_activations
 from sdrt.export.check import check_denoise_step, check_graph
-from sdrt.export.components import load_source, model_record
+from sdrt.export.components import Source, load_source, model_record
 from sdrt.export.denoise_step import describe, write_denoise_step
 from sdrt.export.flops import count_flops
 from sdrt.export.onnx_export import export_graph, quiet, tensor_specs
@@ -49,6 +51,7 @@ def export_bundle(
     precision: Precision = "fp32",
     components: Sequence[ComponentName] = COMPONENTS,
     opset: int = DEFAULT_OPSET,
+    token_merging: float | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Export a checkpoint to a bundle folder, published by one rename when it is whole.
@@ -65,16 +68,22 @@ def export_bundle(
             what fp16 holds on real latents stays fp32, and says so.
         components: Which ones.
         opset: ONNX opset; 23 keeps attention and group normalisation whole.
+        token_merging: Share of tokens that the UNet merges, above 0 and up to 0.75; None merges none. Its graph is then
+            held against the merging module, and is faster than the checkpoint's own at the price of departing from it.
         progress: Told of every component.
 
     Raises:
-        UsageError: A precision, component or opset that cannot be exported.
-        CheckpointError: The weights are malformed.
+        UsageError: A precision, component, opset or share of tokens that cannot be exported.
+        CheckpointError: The weights are malformed, or the UNet has no tokens to merge.
         ArtefactError: The scheduler's config asks for what LMS does not do.
         NumericError: A graph differs from its module.
         ResourceError: ``out`` cannot be written.
     """
     _check_asked(precision, components, opset)
+    check_token_merging(token_merging)
+    if token_merging is not None and "unet" not in components:
+        hint = "export the unet too, or leave token merging out"
+        raise UsageError("token_merging is for the unet, which is not among the components", hint=hint)
     if (named := checkpoint.scheduler.get("_class_name")) not in (None, "LMSDiscreteScheduler"):
         progress.note(f"the checkpoint names {named}; sdrt runs LMS over its betas, with linspace timesteps")
     prediction_type = Schedule.from_config(checkpoint.scheduler, 1).prediction_type
@@ -86,7 +95,8 @@ def export_bundle(
         plans = _precisions(checkpoint, folder / TOKENIZER, names, precision, progress)
         described: dict[ComponentName, Component] = {}
         for name in names:
-            described[name] = _export_component(checkpoint, name, folder, plans[name], opset, progress)
+            source = partial(load_source, checkpoint, name, token_merging)
+            described[name] = _export_component(source, name, folder, plans[name], opset, progress)
             if name == "unet":
                 described["denoise_step"] = _export_step(described[name], folder, prediction_type, progress)
         manifest = Manifest(
@@ -98,6 +108,7 @@ def export_bundle(
             components=described,
             files=file_records(folder),
             versions={package: version(package) for package in MADE_BY},
+            token_merging=token_merging,
         )
         seal(folder, manifest)
     return Bundle.open(out)
@@ -132,7 +143,7 @@ def _precisions(
 
 
 def _export_component(
-    checkpoint: Checkpoint,
+    load: Callable[[], Source],
     name: ComponentName,
     folder: Path,
     plan: tuple[Precision, float | None],
@@ -142,7 +153,7 @@ def _export_component(
     """Trace one component into ``folder``/<name>/, check it and describe it. Its weights are freed at the end."""
     precision, max_activation = plan
     with progress.stage(f"export {name}", 3) as advance, quiet():
-        source = load_source(checkpoint, name)
+        source = load()
         dtype = DTYPES[precision]
         source.module.to(dtype)
         advance(1)

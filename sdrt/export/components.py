@@ -12,6 +12,7 @@ from sdrt.bundle import ComponentName, ModelRecord
 from sdrt.checkpoint import Checkpoint
 from sdrt.checkpoint.modules import load_text_encoder, load_unet, load_vae
 from sdrt.errors import CheckpointError
+from sdrt.export.token_merging import merge_tokens
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -118,11 +119,16 @@ def model_record(checkpoint: Checkpoint) -> ModelRecord:
     )
 
 
-def load_source(checkpoint: Checkpoint, name: ComponentName) -> Source:
+def load_source(checkpoint: Checkpoint, name: ComponentName, token_merging: float | None = None) -> Source:
     """Load one component of the checkpoint, in fp32 and eval mode.
 
+    Args:
+        checkpoint: Where it is.
+        name: Which one.
+        token_merging: Share of tokens that the UNet merges; None merges none, and nothing else has any.
+
     Raises:
-        CheckpointError: Its weights are malformed.
+        CheckpointError: Its weights are malformed, or the UNet is of a kind that cannot merge tokens.
     """
     model = model_record(checkpoint)
     latents = (model.latent_channels, model.latent_size, model.latent_size)
@@ -154,5 +160,7 @@ def load_source(checkpoint: Checkpoint, name: ComponentName) -> Source:
     if name not in sources:
         raise CheckpointError(f"{name} is not a component of a checkpoint", hint=f"choose among {', '.join(sources)}")
     source = sources[name]()
+    if name == "unet" and token_merging is not None:
+        merge_tokens(source.module.get_submodule("unet"), token_merging)
     source.module.eval().requires_grad_(False)
     return source
