@@ -51,6 +51,10 @@ class Probe:
     expected: Array
 
 
+#: Gives what the graph computes at some probes.
+Run = Callable[[Sequence[Probe]], Iterator[tuple[Probe, Array]]]
+
+
 @dataclass(frozen=True)
 class Search:
     """The first tensor that departs, None where none does, and how many were looked at."""
@@ -139,6 +143,8 @@ def find_departure(
     if not probes:
         return Search(None, 0)
     run = _runner(model, bundle.graph(component).parent, bundle, component, feeds)
+    if component == "denoise_step":
+        run = _for_both_halves(run)
     first, end = 0, len(probes)
     while end - first > 1:
         middle = (first + end) // 2
@@ -149,6 +155,20 @@ def find_departure(
     (probe, found), *_ = run(probes[first:end])
     departs = _departs(probe, found, tolerance, outputs)
     return Search(_departure(probe, found) if departs else None, len(probes))
+
+
+def _for_both_halves(run: Run) -> Run:
+    """The same run, with what the step computes once a picture (docs/decisions/0055) as both guidance halves read it.
+
+    PyTorch computes it for each half, so a value that depends on the half and yet was computed once departs.
+    """
+
+    def doubled(probes: Sequence[Probe]) -> Iterator[tuple[Probe, Array]]:
+        for probe, found in run(probes):
+            once = found.ndim > 0 and probe.expected.shape == (2 * len(found), *found.shape[1:])
+            yield probe, np.concatenate([found, found]) if once else found
+
+    return doubled
 
 
 def _departure(probe: Probe, found: Array) -> Departure:
@@ -266,9 +286,7 @@ def _probes(
     ]
 
 
-def _runner(
-    model: onnx.ModelProto, folder: Path, bundle: Bundle, component: ComponentName, feeds: Feeds
-) -> Callable[[Sequence[Probe]], Iterator[tuple[Probe, Array]]]:
+def _runner(model: onnx.ModelProto, folder: Path, bundle: Bundle, component: ComponentName, feeds: Feeds) -> Run:
     """Gives a function that runs the graph with some tensors marked as outputs."""
     import onnx
     import onnxruntime

@@ -16,13 +16,14 @@ from sdrt.compare import bisect
 from sdrt.compare.bisect import Search, find_departure, locate, module_path
 from sdrt.compare.compare import Settings, compare
 from sdrt.compare.components import CAUSAL
-from sdrt.compare.faults import FAULTS, plant
+from sdrt.compare.faults import FAULTS, Fault, plant
 from sdrt.compare.inputs import Case, Inputs
 from sdrt.compare.reference import Reference
 from sdrt.compare.schema import Departure, ToleranceRecord
 from sdrt.compare.subject import Asked
 from sdrt.compare.tolerances import load
 from sdrt.errors import BackendUnavailableError
+from sdrt.export.shared_prefix import first_axis
 from tests.compare import comparisons
 
 
@@ -69,6 +70,59 @@ def test_the_step_s_own_nodes(
     found = find_departure(tiny_reference, faulty, "denoise_step", feeds, own("denoise_step")).departure
     assert found is not None
     assert (found.tensor, found.operator, found.source_module) == ("step.uncond", "Gather", "")
+
+
+def _spoil_first_norm(model: onnx.ModelProto, _path: Path) -> None:
+    """Have the first normalisation, which lies before the first cross-attention, divide by something else."""
+    node = next(node for node in model.graph.node if node.op_type == "GroupNormalization")
+    (epsilon,) = (attribute for attribute in node.attribute if attribute.name == "epsilon")
+    epsilon.f = 1.0
+
+
+def _share_too_much(model: onnx.ModelProto, _path: Path) -> None:
+    """Take the unconditional half's states once, for both halves."""
+    states = "unet.encoder_hidden_states"
+    nodes = list(model.graph.node)
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            if name == states:
+                node.input[index] = "fault.both"
+    (index,) = (index for index, node in enumerate(nodes) if node.output[0] == states)
+    nodes[index : index + 1] = [
+        onnx.helper.make_node("Identity", ["uncond_states"], [states], name="fault"),
+        onnx.helper.make_node("Concat", [states, states], ["fault.both"], axis=0),
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+@pytest.mark.parametrize(
+    ("plant_in_step", "tensor", "module"),
+    [
+        (_spoil_first_norm, None, "unet.down_blocks.0.resnets.0.norm1"),
+        (_share_too_much, "unet.encoder_hidden_states", ""),
+    ],
+)
+def test_what_both_halves_share_is_compared_with_each_of_them(
+    tiny_reference: Reference,
+    tiny_inputs: Inputs,
+    tiny_bundle: Bundle,
+    tmp_path: Path,
+    plant_in_step: Callable[[onnx.ModelProto, Path], None],
+    tensor: str | None,
+    module: str,
+) -> None:
+    fault = Fault("a test's", "planted in what is computed once a picture", "denoise_step", plant_in_step)
+    faulty = plant(tiny_bundle, fault, tmp_path / "bundle")
+    feeds = tiny_inputs.cases("denoise_step", None)[0].feeds
+    found = find_departure(tiny_reference, faulty, "denoise_step", feeds, own("denoise_step")).departure
+    assert found is not None
+    assert found.source_module == module
+    assert tensor in (None, found.tensor)
+    graph = onnx.load(faulty.graph("denoise_step"), load_external_data=False).graph
+    once = {value.name for value in graph.value_info if first_axis(value) == "batch"}
+    assert tensor is not None or found.tensor in once
+    assert find_departure(tiny_reference, tiny_bundle, "denoise_step", feeds, own("denoise_step")).departure is None
 
 
 @pytest.mark.parametrize("change", [lambda output: output * np.nan, lambda output: output[:, :5]])
