@@ -46,6 +46,8 @@ class Asked:
 class Peer:
     """Somebody else's way. ``how`` is its documented fast path, ``packages`` what has to be installed for it.
 
+    ``install`` brings them; "{openvino}" in it stands for the release of OpenVINO that is installed.
+
     ``precisions`` are those that it computes in, the first that this machine has natively being taken.
     """
 
@@ -87,7 +89,7 @@ PEERS: dict[str, Peer] = {
     "openvino-genai": Peer(
         "openvino-genai",
         ("openvino", "openvino-genai", "openvino-tokenizers"),
-        "pip install openvino-genai",
+        "pip install 'openvino-genai=={openvino}.*'",
         ("bf16", "fp32"),
         "Text2ImagePipeline, converted from the same graphs",
         scheduler="Euler (it has no LMS)",
@@ -96,7 +98,7 @@ PEERS: dict[str, Peer] = {
     "stable-diffusion-cpp": Peer(
         "stable-diffusion-cpp",
         ("stable-diffusion-cpp-python",),
-        "pip install stable-diffusion-cpp-python, which compiles it",
+        "pip install stable-diffusion-cpp-python",
         ("fp16",),
         "GGML on the CPU with flash attention",
         scheduler="Euler (it has no LMS)",
@@ -271,7 +273,7 @@ def _peer(name: str, base: Job, folder: Path, progress: Progress) -> Entry:
     )
     missing = [package for package in peer.packages if not _installed(package)]
     if missing:
-        return _absent(result, f"{', '.join(missing)} is not installed", peer.install)
+        return _absent(result, f"{', '.join(missing)} is not installed", _install_line(peer))
     if not native:
         return _absent(result, "this processor has no bf16 of its own", "measure on one that has")
     if base.device == "cuda" and not peer.gpu:
@@ -288,6 +290,16 @@ def _peer(name: str, base: Job, folder: Path, progress: Progress) -> Entry:
 
 def _absent(result: ContenderResult, problem: str, remedy: str) -> Entry:
     return Entry(result.model_copy(update={"problem": problem, "remedy": remedy}), None)
+
+
+def _install_line(peer: Peer) -> str:
+    """The command that brings a peer and leaves the OpenVINO that is here as it is: engines go by its version."""
+    if "{openvino}" not in peer.install:
+        return peer.install
+    try:
+        return peer.install.format(openvino=version("openvino"))
+    except PackageNotFoundError:
+        return PEERS["onnxruntime"].install
 
 
 def _installed(package: str) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def test_who_is_missing_is_named_with_the_line_that_brings_it(
     monkeypatch.setattr(plan, "_installed", lambda package: package != "openvino-genai")
     found = make_plan(asked(hand_bundle, hand_store, peers=("openvino-genai", "diffusers-fp32")), 1, tmp_path, silent)
     _, genai, diffusers = (entry.result for entry in found.entries)
-    assert (genai.problem, genai.remedy) == ("openvino-genai is not installed", "pip install openvino-genai")
+    line = f"pip install 'openvino-genai=={version('openvino')}.*'"
+    assert (genai.problem, genai.remedy) == ("openvino-genai is not installed", line)
     # The bundle was made of a checkpoint that is nowhere here.
     assert diffusers.problem == "the checkpoint is not here"
     assert [entry.job for entry in found.entries[1:]] == [None, None]
@@ -183,6 +185,26 @@ def test_engines_for_exactly_several_pictures_are_not_measured(
     assert "a cold start draws one picture: engines for any number are measured, not for 2" in notes.notes
     assert entry.engines is not None
     assert entry.engines.manifest.components["vae_decoder"].batch is None
+
+
+def test_without_openvino_it_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(plan, "version", absent)
+    assert plan._install_line(PEERS["openvino-genai"]) == "pip install 'sdrt[cpu]'"
+    assert plan._install_line(PEERS["diffusers-fp32"]) == PEERS["diffusers-fp32"].install
+
+
+def test_the_page_tells_what_brings_each_peer() -> None:
+    page = Path(plan.__file__).parents[2].joinpath("docs/how-to-bench.md").read_text()
+    rows = {
+        cells[1].strip(): cells[3].strip()
+        for cells in (line.split("|") for line in page.splitlines())
+        if len(cells) == 5
+    }
+    lines = {name: f"`{peer.install}`".format(openvino="2026.4.1") for name, peer in PEERS.items()}
+    assert {name: cell for name, cell in rows.items() if name in PEERS} == lines
 
 
 def test_the_help_names_every_peer(sdrt: CommandLine) -> None:
