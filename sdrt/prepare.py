@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.bundle import DEEPCACHE, Bundle, Precision
+from sdrt.bundle import DEEPCACHE, Bundle, Precision, check_token_merging
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines import build as engines_build
 from sdrt.engines.builders import builder
@@ -42,15 +42,21 @@ CUT_WITH = ("onnx", "onnxruntime")
 
 @dataclass(frozen=True)
 class Source:
-    """What to run: a checkpoint (default: the demo), or a bundle, or an engine set."""
+    """What to run: a checkpoint (default: the demo), or a bundle, or an engine set.
+
+    ``token_merging`` is the share of tokens that the checkpoint's UNet is to merge; a bundle's or an engine set's is
+    what it was exported with, and is held against what is asked.
+    """
 
     checkpoint: str | None = None
     revision: str | None = None
     bundle: Path | None = None
     engines: Path | None = None
     trust: str | None = None
+    token_merging: float | None = None
 
     def __post_init__(self) -> None:
+        check_token_merging(self.token_merging)
         given = [name for name in ("checkpoint", "bundle", "engines") if getattr(self, name)]
         if len(given) > 1:
             raise UsageError(f"--{given[0]} and --{given[1]} exclude each other", hint="give one of them")
@@ -172,6 +178,7 @@ def prepare(
     if source.engines:
         opened = shelf.open_engines(source.engines, trust=source.trust)
         _check_asked(opened, backend, precision, provider)
+        _check_merging(source, opened)
         return opened
     if choice is None:
         choice = choose(source, backend=backend, precision=precision, provider=provider, store=store, progress=progress)
@@ -261,6 +268,18 @@ def _check_asked(engines: EngineSet, backend: str, precision: Precision | None, 
             raise UsageError(f"--{name} is {asked}; the engines in {engines.path} are for {held}", hint=hint)
 
 
+def _check_merging(source: Source, opened: Bundle | EngineSet) -> None:
+    """Hold that what was opened from its folder merges as many tokens as asked for.
+
+    Raises:
+        UsageError: It does not.
+    """
+    asked, held = source.token_merging, opened.manifest.token_merging
+    if asked not in (None, held):
+        hint = "leave out --token-merging, or name a checkpoint in place of the folder"
+        raise UsageError(f"--token-merging is {asked}; {opened.path} merges {held or 'none'}", hint=hint)
+
+
 def _named(store: Store) -> Path | None:
     """What --store has to say to mean this store."""
     return None if store == Store.default() else store.root
@@ -326,25 +345,33 @@ def open_bundle(
         exported = open_bundle(source, store, build=build, progress=progress)
         return exported if exported.manifest.precision == "int8" else _quantised(exported, store, build, progress)
     if source.bundle:
-        return Bundle.open(source.bundle)
-    name = source.checkpoint or "demo"
-    if name == "demo" and precision == "fp32" and (DEMO_BUNDLE / "manifest.json").exists():
+        bundle = Bundle.open(source.bundle)
+        _check_merging(source, bundle)
+        return bundle
+    name, merging = source.checkpoint or "demo", source.token_merging
+    if name == "demo" and precision == "fp32" and merging is None and (DEMO_BUNDLE / "manifest.json").exists():
         return Bundle.open(DEMO_BUNDLE)
     checkpoint = open_checkpoint(name, revision=source.revision)
-    path = store.bundle_path(f"{checkpoint.digest[:16]}-{precision}-{_exporter_key()[:16]}")
+    kind = precision if merging is None else f"{precision}-merging-{merging}"
+    path = store.bundle_path(f"{checkpoint.digest[:16]}-{kind}-{_exporter_key()[:16]}")
     if build:
 
         def export(folder: Path) -> None:
             # Only by whom it is exported: it imports torch.
             from sdrt.export import export_bundle
 
-            export_bundle(checkpoint, folder, precision=precision, progress=progress)
+            export_bundle(checkpoint, folder, precision=precision, token_merging=merging, progress=progress)
 
         return _stored_or_made(path, export, store, progress)
     if not path.exists():
-        asked = None if precision == "fp32" else precision
-        command = _command("build", checkpoint=name, revision=source.revision, precision=asked, store=_named(store))
-        hint = "run: " + command
+        options = {
+            "checkpoint": name,
+            "revision": source.revision,
+            "precision": None if precision == "fp32" else precision,
+            "token-merging": merging,
+            "store": _named(store),
+        }
+        hint = "run: " + _command("build", **options)
         raise ArtefactError(f"no bundle of {name} is stored", hint=hint)
     return store.open_bundle(path)
 

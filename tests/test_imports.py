@@ -27,7 +27,7 @@ ABSENT = (
 NEED_TORCH = (
     *(
         f"sdrt.export.{name}"
-        for name in ("activations", "bundle_export", "check", "components", "flops", "onnx_export")
+        for name in ("activations", "bundle_export", "check", "components", "flops", "onnx_export", "token_merging")
     ),
     "sdrt.checkpoint.modules",
     "sdrt.compare.reference",

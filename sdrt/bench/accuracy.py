@@ -26,12 +26,13 @@ class Judge:
     Args:
         checkpoint: What is drawn from.
         progress: Told of the reference's steps.
+        token_merging: Share of tokens that the reference's UNet merges, as what is judged does.
 
     Raises:
         BackendUnavailableError: What a comparison needs is not installed.
     """
 
-    def __init__(self, checkpoint: Checkpoint, progress: Progress) -> None:
+    def __init__(self, checkpoint: Checkpoint, progress: Progress, token_merging: float | None = None) -> None:
         try:
             from sdrt.compare.reference import Reference
         except ModuleNotFoundError as error:
@@ -46,7 +47,7 @@ class Judge:
         self._scored = checkpoint.name == "demo"
         self._tolerances = load()
         rows = tuple(Picture(each.prompt, "", each.seed) for each in self._prompts)
-        reference = Reference(checkpoint)
+        reference = Reference(checkpoint, token_merging)
         self._trajectory = reference.denoise(Request(rows, STEPS, GUIDANCE_SCALE), progress)
         self._pictures = reference.decode(self._trajectory.latents[-1])
         reference.release()

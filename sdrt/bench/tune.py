@@ -100,7 +100,7 @@ class _Tuner:
         self._source, self._bundle, self._store = source, bundle, store
         self._settings, self._progress = settings, progress
         self._threads = settings.threads or usable_cpus()
-        self._judge = Judge(find_checkpoint(source, bundle), progress)
+        self._judge = Judge(find_checkpoint(source, bundle), progress, bundle.manifest.token_merging)
         self._trials: list[Trial] = []
 
     def run(self) -> tuple[Trial, ...]:

@@ -24,6 +24,7 @@ from sdrt.commands.options import (
     size_text,
     store_option,
     threads_option,
+    token_merging_option,
 )
 from sdrt.errors import UsageError
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 )
 @threads_option
 @click.option("--deepcache", is_flag=True, help="With what sdrt denoise --deepcache runs, in the UNet's place.")
+@token_merging_option
 @store_option
 @folder_option("--out", "Write a portable engine set here instead of into the store.")
 @click.option("--force", is_flag=True, help="Replace --out when it is a folder that is not empty.")
@@ -70,6 +72,7 @@ def command(
     settings: tuple[str, ...],
     threads: int | None,
     deepcache: bool,
+    token_merging: float | None,
     store: Path | None,
     out: Path | None,
     force: bool,
@@ -92,7 +95,7 @@ def command(
     progress = for_terminal()
     shelf = Store(store) if store else Store.default()
     pictures = parse_batch(batch)
-    named = Source(checkpoint, revision, bundle)
+    named = Source(checkpoint, revision, bundle, token_merging=token_merging)
     asked: Any = {"backend": backend, "precision": precision, "provider": provider, "store": store}
     choice = choose(named, **asked, deepcache=deepcache, progress=progress)
     check_provider(choice.backend, provider)  # type: ignore[arg-type]

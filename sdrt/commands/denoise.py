@@ -24,6 +24,7 @@ from sdrt.commands.options import (
     revision_option,
     store_option,
     threads_option,
+    token_merging_option,
 )
 from sdrt.errors import UsageError
 from sdrt.runtime.request import (
@@ -58,6 +59,7 @@ class Options:
     guidance_scale: float | None
     guidance_interval: tuple[float, float] | None
     deepcache: int | None
+    token_merging: float | None
     seed: int | None
     num_images: int | None
     init_image: Path | None
@@ -111,6 +113,7 @@ class Options:
     metavar="N",
     help="Compute the whole UNet in every N-th step only; the others take a fraction of the time.  [CPU]",
 )
+@token_merging_option
 @click.option(
     "--seed",
     type=Number(int, 0, MAX_SEED),
@@ -366,6 +369,7 @@ def load(options: Options, progress: Progress) -> Pipeline:
         cuda_graphs=options.cuda_graphs,
         provider=options.provider,  # type: ignore[arg-type]
         deepcache=options.deepcache is not None,
+        token_merging=options.token_merging,
         keep_loaded=options.keep_loaded,
         progress=progress,
     )
@@ -420,6 +424,7 @@ def facts(pipeline: Pipeline, result: Result, written: dict[Path, int]) -> dict[
         "guidance_scale": request.guidance_scale,
         "guidance_interval": request.guidance_interval,
         "deepcache": request.deepcache,
+        "token_merging": manifest.token_merging,
         "start_step": request.start_step,
         "strength": request.strength,
         "truncated": list(result.truncated),

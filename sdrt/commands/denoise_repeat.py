@@ -23,6 +23,7 @@ DECIDED = (
     "guidance_scale",
     "guidance_interval",
     "deepcache",
+    "token_merging",
     "seed",
     "num_images",
     "strength",
@@ -84,7 +85,11 @@ def with_record(options: Options, record: dict[str, Any] | None) -> Options:
         return replace(options, threads=options.threads or _threads(record))
     backend = record["backend"] if options.backend in (None, "auto") else options.backend
     options = replace(
-        options, checkpoint=checkpoint, backend=backend, precision=options.precision or record["precision"]
+        options,
+        checkpoint=checkpoint,
+        backend=backend,
+        precision=options.precision or record["precision"],
+        token_merging=None if options.bundle else record["token_merging"],
     )
     if backend != record["backend"]:
         return options
@@ -110,7 +115,7 @@ def check_repeats(
     """Say where a repeated picture may differ in its last bits, by other engines or threads.
 
     Raises:
-        ArtefactError: It was made with other weights, or started from another picture.
+        ArtefactError: It was made with other weights or with other tokens merged, or started from another picture.
     """
     if record is None:
         return
@@ -118,6 +123,10 @@ def check_repeats(
     if record["checkpoint"]["digest"] != manifest.checkpoint.digest:
         hint = "name the checkpoint it was made with by --checkpoint"
         raise ArtefactError("the picture of --from was made with other weights", hint=hint)
+    if record["token_merging"] != manifest.token_merging:
+        made, held = (ratio or "none" for ratio in (record["token_merging"], manifest.token_merging))
+        hint = "leave out --bundle or --engines"
+        raise ArtefactError(f"the picture of --from was made with token merging {made}, not {held}", hint=hint)
     if image is not None:
         from sdrt.runtime.init_image import InitImage
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdrt.bundle import MAX_TOKEN_MERGING, check_token_merging
+from sdrt.bundle import check_token_merging
 from sdrt.commands.options import (
-    Number,
     checkpoint_option,
     folder_option,
     json_option,
     print_json,
     revision_option,
     size_text,
+    token_merging_option,
 )
 from sdrt.errors import UsageError
 from sdrt.files import disk_errors
@@ -42,12 +42,7 @@ COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_encoder", 
     "--components", multiple=True, type=click.Choice(COMPONENTS), metavar="NAME", help="Export only these (repeatable)."
 )
 @click.option("--opset", type=click.IntRange(20, 24), default=23, show_default=True, help="ONNX opset.")
-@click.option(
-    "--token-merging",
-    type=Number(float, 0, MAX_TOKEN_MERGING),
-    metavar="RATIO",
-    help="Share of tokens that the UNet merges before its largest self-attention, up to 0.75: faster, less exact.",
-)
+@token_merging_option
 @click.option("--force", is_flag=True, help="Replace --out when it is a folder that is not empty.")
 @json_option
 def command(

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from sdrt.bundle import MAX_TOKEN_MERGING
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -67,6 +69,15 @@ def backend_option(names: tuple[str, ...], default: str) -> Callable[[Command], 
 def precision_option(names: tuple[str, ...]) -> Callable[[Command], Command]:
     """The --precision option of a command; its default is said by the command."""
     return click.option("--precision", type=click.Choice(names), help="How engines compute.  [default: the backend's]")
+
+
+token_merging_option = click.option(
+    "--token-merging",
+    type=Number(float, 0, MAX_TOKEN_MERGING),
+    metavar="RATIO",
+    help="Share of tokens that the checkpoint's UNet merges before its largest self-attention, up to 0.75: faster, "
+    "less exact.",
+)
 
 
 def print_json(value: Any) -> None:

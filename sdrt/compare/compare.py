@@ -112,7 +112,7 @@ def compare(asked: Asked, settings: Settings, progress: Progress = silent) -> tu
     mismatch = checkpoint.digest != subject.made_from.digest
     if mismatch:
         progress.note(f"warning: this was made from {subject.made_from.name}, whose digest is not {checkpoint.name}'s")
-    torch = _reference(checkpoint, settings, progress)
+    torch = _reference(checkpoint, subject.token_merging, settings, progress)
     components = _components(torch, subject, settings, progress)
     if settings.tensors is not None and subject.bundle is not None:
         for line in save_tensors(settings.tensors, torch.reference, subject.bundle, torch.inputs, settings.tolerances):
@@ -152,15 +152,17 @@ def check_faults(asked: Asked, settings: Settings, progress: Progress = silent) 
         NumericError: The bundle does not pass as it is.
     """
     bundle, checkpoint = open_graphs(asked, progress)
-    torch = _reference(checkpoint, settings, progress)
+    torch = _reference(checkpoint, bundle.manifest.token_merging, settings, progress)
     return self_test(torch.reference, bundle, torch.inputs, settings.tolerances, progress)
 
 
-def _reference(checkpoint: Checkpoint, settings: Settings, progress: Progress) -> Against:
-    """Denoise the prompts by PyTorch."""
+def _reference(checkpoint: Checkpoint, token_merging: float | None, settings: Settings, progress: Progress) -> Against:
+    """Denoise the prompts by PyTorch, with as many tokens merged as in what is compared."""
     prompts = settings.prompts or default_prompts(checkpoint.name)
     pictures = tuple(Picture(each.prompt, "", each.seed) for each in prompts)
-    reference = Reference(checkpoint)
+    reference = Reference(checkpoint, token_merging)
+    if token_merging is not None:
+        progress.note(f"the reference merges {token_merging} of the tokens too; what that costs is not compared")
     trajectory = reference.denoise(Request(pictures, settings.steps, GUIDANCE_SCALE), progress)
     return Against(reference, prompts, trajectory, Inputs(reference, trajectory))
 
@@ -228,6 +230,8 @@ def environment(subject: Subject, threads: int | None) -> dict[str, str]:
     facts["processor"] = f"{found['cpus']} CPUs, {', '.join(features) or 'no bf16'}"
     facts["threads"] = f"{threads or found['cpus']}; torch {torch.get_num_threads()}"
     facts |= _gpu_facts()
+    if subject.token_merging is not None:
+        facts["token_merging"] = f"{subject.token_merging}, and in the reference"
     if subject.made.backend == "onnxruntime":
         facts["provider"] = next((part.options.get("provider", "cpu") for part in subject.made.parts.values()), "cpu")
     for name in PACKAGES:

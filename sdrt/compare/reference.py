@@ -80,13 +80,15 @@ class Reference:
 
     Args:
         checkpoint: The opened checkpoint.
+        token_merging: Share of tokens that its UNet merges, where what is compared merges as many; None merges none.
 
     Attributes:
         model: The numbers of its configs that the contract of the components needs.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, token_merging: float | None = None) -> None:
         self.checkpoint = checkpoint
+        self._token_merging = token_merging
         self.model = model_record(checkpoint)
         self._source: tuple[ComponentName, Precision, Source] | None = None
         self._outputs: dict[str, dict[str, Array]] = {}
@@ -104,7 +106,7 @@ class Reference:
         name: ComponentName = "unet" if component == "denoise_step" else component
         if self._source is None or self._source[:2] != (name, precision):
             self.release()
-            source = load_source(self.checkpoint, name)
+            source = load_source(self.checkpoint, name, self._token_merging)
             source.module.to(DTYPES[precision])
             self._source = (name, precision, source)
         return self._source[2]

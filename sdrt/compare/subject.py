@@ -60,6 +60,12 @@ class Subject:
     checkpoint: Checkpoint
     bundle_digest: str
 
+    @property
+    def token_merging(self) -> float | None:
+        """Share of tokens that its UNet merges."""
+        held = self.engines or self.bundle
+        return held.manifest.token_merging if held else None
+
     def limits(self, component: ComponentName) -> BatchRange | None:
         """The batches that a component's engine takes; None where it takes any."""
         alone = self.step is not None and component == "denoise_step"

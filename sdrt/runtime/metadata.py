@@ -17,7 +17,7 @@ from typing import Annotated, Any, BinaryIO, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sdrt import __version__
-from sdrt.bundle import CheckpointRecord, Digest, Precision
+from sdrt.bundle import CheckpointRecord, Digest, Precision, TokenMerging
 from sdrt.engines.request import Provider
 from sdrt.errors import ArtefactError
 from sdrt.runtime.request import MAX_PICTURES, MAX_SEED, MIN_DEEPCACHE, LmsStart
@@ -64,6 +64,7 @@ class PictureRecord(BaseModel):
     guidance_scale: float
     guidance_interval: tuple[float, float] | None = None
     deepcache: int | None = Field(default=None, ge=MIN_DEEPCACHE)
+    token_merging: TokenMerging | None = None
     checkpoint: CheckpointRecord
     backend: str
     precision: Precision
@@ -159,6 +160,7 @@ def parameters_text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
         "Seed": record["seed"],
         "Size": f"{size[0]}x{size[1]}",
         **_strength(record),
+        **_token_merging(record),
         "Model": record["checkpoint"]["name"],
         "Version": f"sdrt {__version__}",
     }
@@ -176,6 +178,12 @@ def _strength(record: Mapping[str, Any]) -> dict[str, Any]:
     """The pair that other programs have for a picture started from another."""
     start_step, steps = record.get("start_step"), record["num_inference_steps"]
     return {} if start_step is None else {"Denoising strength": round(1 - start_step / steps, 4)}
+
+
+def _token_merging(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The pair that other programs have for merged tokens."""
+    ratio = record.get("token_merging")
+    return {} if ratio is None else {"Token merging ratio": ratio}
 
 
 def parse_parameters(text: str) -> dict[str, str]:

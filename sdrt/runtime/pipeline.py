@@ -123,6 +123,7 @@ class Pipeline:
         keep_loaded: bool = True,
         provider: Provider | None = None,
         deepcache: bool = False,
+        token_merging: float | None = None,
         progress: Progress = silent,
     ) -> Pipeline:
         """Open a checkpoint's engines; what is missing on the way there is exported and built first.
@@ -146,6 +147,8 @@ class Pipeline:
                 when its work is done, and the next request opens it again; on a GPU they stay in any case.
             provider: What ONNX Runtime computes with: cpu (None is the same), cuda or tensorrt.
             deepcache: Whether to build engines that calls with ``deepcache`` need; ``engines`` hold them or not.
+            token_merging: Share of tokens that the checkpoint's UNet merges before its largest self-attention, above 0
+                and up to 0.75: faster, and less exact. None merges none, or what ``bundle`` or ``engines`` merge.
             progress: Told of exports and builds.
 
         Raises:
@@ -153,7 +156,7 @@ class Pipeline:
         """
         from sdrt.prepare import Source, choose, prepare
 
-        source, choice = Source(checkpoint, revision, bundle, engines, trust), None
+        source, choice = Source(checkpoint, revision, bundle, engines, trust, token_merging), None
         asked: dict[str, Any] = {"backend": backend, "precision": precision, "provider": provider}
         if not engines:
             choice = choose(

@@ -31,6 +31,7 @@ def picture_record(
         "guidance_scale": request.guidance_scale,
         "guidance_interval": request.guidance_interval,
         "deepcache": request.deepcache,
+        "token_merging": manifest.token_merging,
         "scheduler": "LMS",
         "checkpoint": manifest.checkpoint.model_dump(mode="json"),
         "backend": manifest.backend,

@@ -15,6 +15,7 @@ def picture_record(prompt: str = "a cat", negative_prompt: str = "", seed: int =
         "guidance_scale": 7.5,
         "guidance_interval": None,
         "deepcache": None,
+        "token_merging": None,
         "scheduler": "LMS",
         "checkpoint": {"name": "demo", "digest": "ab" * 32, "revision": None},
         "backend": "onnxruntime",
