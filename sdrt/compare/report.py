@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from string import Template
 
 from PIL import Image
 
@@ -26,8 +25,9 @@ from sdrt.compare.schema import (
 )
 from sdrt.compare.summary import failures, headline, mismatch, unverified, worst_output
 from sdrt.files import canonical_json, disk_errors, write_atomically
+from sdrt.web_page import web_page
 
-TEMPLATE = Path(__file__).with_name("report.html")
+STYLE = Path(__file__).with_suffix(".css")
 HTML, JSON, SHEET = "report.html", "comparison.json", "contact-sheet.png"
 #: Width of the pictures in the report.
 SHOWN = 384
@@ -70,8 +70,7 @@ def render(comparison: Comparison, pairs: Sequence[Pair]) -> str:
         _tolerances(comparison),
         _environment(comparison),
     ]
-    template = Template(TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute(title=escape(title), sections="\n".join(filter(None, sections)))
+    return web_page(title, STYLE, sections)
 
 
 def _verdict(comparison: Comparison) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from sdrt.inspect.block import Block, shape_text
 from sdrt.inspect.drawing import drawing
 from sdrt.inspect.listing import component_lines, count_text, head, share_text, taken_text
+from sdrt.web_page import web_page
 
-TEMPLATE = Path(__file__).with_name("page.html")
+STYLE = Path(__file__).with_suffix(".css")
 HEADS = ("block", "kind", "takes", "gives", "parameters", "GFLOP", "share of the work", "share of the time")
 #: Levels that are unfolded at first.
 OPEN = 1
@@ -25,9 +25,7 @@ def page(found: dict[str, Any]) -> str:
     picture = drawing(tree, found["checkpoint"]) if tree is not None and tree.children else ""
     sections = [summary, picture]
     sections += [_component(name, facts) for name, facts in found["components"].items()]
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(title), sections="\n".join(filter(None, sections))
-    )
+    return web_page(title, STYLE, sections)
 
 
 def _component(name: str, facts: dict[str, Any]) -> str:
