@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 
 class Setting(NamedTuple):
-    """A way to run: the UNet's precision, and the sigmas between which guidance is on."""
+    """A way to run: the UNet's precision, the sigmas between which guidance is on, the share of tokens it merges."""
 
     name: str
     precision: Precision
     guidance_interval: tuple[float, float] | None = None
+    token_merging: float | None = None
 
 
 class Drawn(NamedTuple):
@@ -55,6 +56,7 @@ SETTINGS = (
     Setting("bf16, guided above 0.3", "bf16", (0.3, 100.0)),
     Setting("bf16, guided above 1", "bf16", (1.0, 100.0)),
     Setting("int8, guided above 0.3", "int8", (0.3, 100.0)),
+    Setting("bf16, 0.5 of the tokens merged", "bf16", token_merging=0.5),
 )
 #: PSNR of equal pictures, to draw it.
 EQUAL_DB = 80.0
@@ -71,9 +73,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/frontier"))
     asked = parser.parse_args()
     prompts = default_prompts(asked.checkpoint)
+    # A bundle merges what it was exported with.
+    settings = [setting for setting in SETTINGS if not (asked.bundle and setting.token_merging)]
     with contextlib.ExitStack() as stack:
         pipes = {
-            precision: stack.enter_context(
+            (precision, token_merging): stack.enter_context(
                 Pipeline.load(
                     None if asked.bundle else asked.checkpoint,
                     bundle=asked.bundle,
@@ -82,16 +86,20 @@ def main() -> None:
                     store=asked.store,
                     threads=asked.threads,
                     keep_loaded=True,
+                    token_merging=token_merging,
                     progress=for_terminal(),
                 )
             )
-            for precision in dict.fromkeys(setting.precision for setting in SETTINGS)
+            for precision, token_merging in dict.fromkeys((each.precision, each.token_merging) for each in settings)
         }
         rounds = [
-            {setting.name: _draw(pipes[setting.precision], setting, prompt, asked.steps) for setting in SETTINGS}
+            {
+                each.name: _draw(pipes[each.precision, each.token_merging], each, prompt, asked.steps)
+                for each in settings
+            }
             for prompt in prompts
         ]
-    rows = [_row(setting, prompts, rounds) for setting in SETTINGS]
+    rows = [_row(setting, prompts, rounds) for setting in settings]
     for row in rows:
         print(
             f"{row['name']:28}{row['speed']:6.2f} of bf16's speed ({row['speed_low']:.2f} to {row['speed_high']:.2f})"
@@ -134,6 +142,7 @@ def _row(setting: Setting, prompts: tuple[PromptSeed, ...], rounds: list[dict[st
         "name": setting.name,
         "precision": setting.precision,
         "guidance_interval": setting.guidance_interval,
+        "token_merging": setting.token_merging,
         "speed": statistics.median(ratios),
         "speed_low": ratios[0],
         "speed_high": ratios[-1],
