@@ -9,7 +9,8 @@ from html import escape
 from sdrt.compare.schema import TrajectoryResult
 
 WIDTH, HEIGHT = 860, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 40
+# Above the highest line there is room for a limit's label.
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 20, 40
 #: Errors below this are drawn as this: a logarithm has no zero.
 FLOOR = 1e-9
 #: Colours that stay apart for colour-blind readers (Okabe and Ito 2008), as far as they are legible on white and black.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import onnx
 import pytest
 
 from sdrt.bundle import MANIFEST, Bundle, ComponentName
-from sdrt.engines import lanes
 from sdrt.engines.build import build, build_key, find
 from sdrt.engines.builders import ComponentJob
 from sdrt.engines.engine_set import EngineComponent, EngineSet
@@ -23,9 +22,10 @@ from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import Store
 from sdrt.errors import SdrtError
 from sdrt.files import canonical_json
-from sdrt.progress import Progress, silent
+from sdrt.progress import silent
 from tests.attacks.material import refusal
 from tests.command_line import CommandLine
+from tests.engines.compiling import compile_here
 from tests.engines.sets import KEY, make_set
 from tests.models.tiny_bundle import tiny_bundle
 from tests.runtime.backends.cuda_double.plans import double_set
@@ -47,31 +47,23 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[ComponentName]:
     """Components are compiled to a few bytes; lists which."""
-    done: list[ComponentName] = []
 
-    def build_all(
-        jobs: Sequence[ComponentJob], progress: Progress, memory_bytes: int | None, at_once: int
-    ) -> dict[ComponentName, EngineComponent]:
-        built: dict[ComponentName, EngineComponent] = {}
-        for job in jobs:
-            done.append(job.component)
-            (job.folder / job.component).mkdir()
-            (job.folder / job.component / "plan").write_bytes(b"plan" * 50)
-            built[job.component] = EngineComponent(
-                file=f"{job.component}/plan",
-                weights=None,
-                precision=job.precision,
-                inputs=job.spec.inputs,
-                outputs=job.spec.outputs,
-                batch=job.batch,
-                seconds=0.1,
-                size_bytes=200,
-                options=job.options,
-            )
-        return built
+    def compiled(job: ComponentJob) -> EngineComponent:
+        (job.folder / job.component).mkdir()
+        (job.folder / job.component / "plan").write_bytes(b"plan" * 50)
+        return EngineComponent(
+            file=f"{job.component}/plan",
+            weights=None,
+            precision=job.precision,
+            inputs=job.spec.inputs,
+            outputs=job.spec.outputs,
+            batch=job.batch,
+            seconds=0.1,
+            size_bytes=200,
+            options=job.options,
+        )
 
-    monkeypatch.setattr(lanes, "build_all", build_all)
-    return done
+    return compile_here(monkeypatch, compiled)
 
 
 @pytest.mark.parametrize("name", ["vae_decoder/model.onnx", "vae_decoder/model.onnx.data"])

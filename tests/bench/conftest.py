@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdrt.bundle import COMPONENTS, Bundle, ComponentName, seal
-from sdrt.engines import lanes
-from sdrt.engines.builders import builder
+from tests.engines.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 from tests.runtime.backends.cuda_double.plans import word_tokenizer
 
@@ -46,7 +45,7 @@ def hand_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built_here() -> Iterator[None]:
-    """Engines are compiled in this process: one more process a component would take longer than all of them."""
+    """Engines are compiled in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lanes, "build_all", lambda jobs, *_: {j.component: builder(j.backend).build(j) for j in jobs})
+        compile_here(patch)
         yield

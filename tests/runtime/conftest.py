@@ -8,12 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from sdrt.bundle import COMPONENTS, ComponentName, Precision
-from sdrt.engines import lanes
 from sdrt.engines.build import build_to
-from sdrt.engines.builders import builder
 from sdrt.engines.engine_set import BackendName, BatchRange, EngineSet
 from sdrt.engines.request import BuildRequest
 from sdrt.progress import silent
+from tests.engines.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 from tests.runtime.backends.cuda_double.plans import word_tokenizer
 
@@ -45,9 +44,7 @@ def hand_sets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., EngineS
             )
             request = BuildRequest(backend, "fp32", components, batch=batch)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(
-                    lanes, "build_all", lambda jobs, *_: {j.component: builder(j.backend).build(j) for j in jobs}
-                )
+                compile_here(patch)
                 made[key] = build_to(bundle, request, folder / "engines", silent)
         return made[key]
 
