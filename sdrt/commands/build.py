@@ -128,7 +128,7 @@ def _print(engines: EngineSet) -> None:
     for part, component in engines.manifest.components.items():
         size, peak = size_text(component.size_bytes), component.peak_memory_bytes
         memory = f", {size_text(peak)} of memory" if peak is not None else ""
-        click.echo(f"{part:14}{component.precision:6}{component.seconds:8.1f} s {size:>10}{memory}")
+        click.echo(f"{part:18}{component.precision:6}{component.seconds:8.1f} s {size:>10}{memory}")
     click.echo(f"{engines.path} (digest {engines.digest})")
 
 

@@ -43,6 +43,7 @@ COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_encoder", 
 )
 @click.option("--opset", type=click.IntRange(20, 24), default=23, show_default=True, help="ONNX opset.")
 @token_merging_option
+@click.option("--deepcache", is_flag=True, help="Add the two passes of the UNet that sdrt denoise --deepcache runs.")
 @click.option("--force", is_flag=True, help="Replace --out when it is a folder that is not empty.")
 @json_option
 def command(
@@ -53,6 +54,7 @@ def command(
     components: tuple[ComponentName, ...],
     opset: int,
     token_merging: float | None,
+    deepcache: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -63,6 +65,10 @@ def command(
     if out is None:
         raise UsageError("--out is missing", hint="name the folder of the bundle: --out BUNDLE")
     check_token_merging(token_merging)
+    if deepcache and (precision == "int8" or "unet" not in (components or COMPONENTS)):
+        hint = "leave one out: DeepCache's passes are cut from the UNet in fp32 or fp16"
+        other = "--precision int8" if precision == "int8" else "--components without unet"
+        raise UsageError(f"--deepcache and {other} exclude each other", hint=hint)
     check_free(out, force)
     from sdrt.checkpoint import open_checkpoint
     from sdrt.errors import BackendUnavailableError
@@ -81,12 +87,15 @@ def command(
         "token_merging": token_merging,
         "progress": progress,
     }
-    if precision == "int8":
+    if precision == "int8" or deepcache:
+        from sdrt.export.deepcache import add_deepcache
         from sdrt.export.quantised_bundle import quantise_bundle
 
         with disk_errors(out), tempfile.TemporaryDirectory(prefix=".sdrt-", dir=out.absolute().parent) as scratch:
-            plain = export_bundle(opened, Path(scratch, "fp32"), **asked)
-            bundle = quantise_bundle(plain, out, progress=progress)
+            plain = export_bundle(
+                opened, Path(scratch, "plain"), precision="fp32" if precision == "int8" else precision, **asked
+            )
+            bundle = (add_deepcache if deepcache else quantise_bundle)(plain, out, progress=progress)
     else:
         bundle = export_bundle(opened, out, precision=precision, **asked)
     if as_json:
@@ -94,7 +103,7 @@ def command(
         print_json({"path": str(out), "digest": bundle.digest, "size_bytes": bundle.size_bytes, "manifest": manifest})
         return
     for name, component in bundle.manifest.components.items():
-        click.echo(f"{name:14}{component.parameters / 1e6:9.2f} M parameters {component.flops / 1e9:10.2f} GFLOP")
+        click.echo(f"{name:18}{component.parameters / 1e6:9.2f} M parameters {component.flops / 1e9:10.2f} GFLOP")
     click.echo(f"{out} ({size_text(bundle.size_bytes)}, digest {bundle.digest})")
 
 

@@ -119,7 +119,7 @@ def write_passes(path: Path, unet: Component) -> dict[ComponentName, Component]:
     sample = unet.inputs[0]
     features = sample.model_copy(update={"name": FEATURES, "shape": (sample.shape[0], cut.channels, *sample.shape[2:])})
     flops = count_flops(model.graph, cut.shallow)
-    deep_parameters = _parameters(model.graph, cut)
+    parameters = _parameters(model.graph, cut.shallow)
     described = {}
     for name, compose in zip(DEEPCACHE, (_make_whole, _make_shallow), strict=True):
         made = onnx.ModelProto()
@@ -136,7 +136,7 @@ def write_passes(path: Path, unet: Component) -> dict[ComponentName, Component]:
         update={
             "inputs": (*unet.inputs, features),
             "flops": flops,
-            "parameters": unet.parameters - deep_parameters,
+            "parameters": parameters,
         }
     )
     return described
@@ -189,15 +189,16 @@ def _needed(nodes: Iterable[onnx.NodeProto], values: set[str], given: str) -> li
     return found[::-1]
 
 
-def _parameters(graph: onnx.GraphProto, cut: Cut) -> int:
-    """Weights that the shallow pass does not read."""
+def _parameters(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> int:
+    """Weights that nodes read, counted where they are read: the exporter writes equal ones once."""
     import onnx
 
-    read = {name for node in cut.shallow for name in node.input}
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-    # Numbers without an axis are the exporter's constants.
-    deep = [w for w in graph.initializer if w.name not in read and w.data_type in floats and w.dims]
-    return sum(math.prod(weight.dims) for weight in deep)
+    # What has no axis, or is multiplied element by element, is no weight but a constant, as the timestep's frequencies.
+    sizes = {weight.name: math.prod(weight.dims) for weight in graph.initializer if weight.data_type in floats}
+    scalars = {weight.name for weight in graph.initializer if not weight.dims}
+    read = (name for node in nodes if node.op_type != "Mul" for name in node.input if name not in scalars)
+    return sum(sizes.get(name, 0) for name in read)
 
 
 def _make_whole(graph: onnx.GraphProto, cut: Cut, features: TensorSpec) -> None:

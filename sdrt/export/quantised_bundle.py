@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdrt.bundle import Bundle, Component, ComponentName, Manifest, file_records, seal
+from sdrt.bundle import DEEPCACHE, Bundle, Component, ComponentName, Manifest, file_records, seal
 from sdrt.engines.self_test import write_vectors
 from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.export.calibration import Calibration, calibrate, open_session
@@ -107,10 +107,13 @@ def _quantise(source: Path, target: Path, calibration: Calibration, progress: Pr
 
 
 def _described(bundle: Bundle, folder: Path) -> dict[ComponentName, Component]:
-    """The components' part of the manifest; the denoising step is composed anew around the quantised UNet."""
+    """The components' part of the manifest; the denoising step is composed anew around the quantised UNet.
+
+    DeepCache's passes have no int8 form (docs/decisions/0058), and are left out.
+    """
     import json
 
-    held = dict(bundle.manifest.components)
+    held = {name: part for name, part in bundle.manifest.components.items() if name not in DEEPCACHE}
     unet = held["unet"].model_copy(update={"precision": "int8"})
     held["unet"] = unet
     if "denoise_step" in held:

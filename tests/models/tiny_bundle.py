@@ -49,6 +49,7 @@ def tiny_bundle(
     seed: int = 0,
     components: tuple[ComponentName, ...] = (),
     precision: Precision = "fp32",
+    deep: bool = False,
     tokenizer: str = "{}",
     scheduler: str = '{"beta_start": 0.1}',
 ) -> Bundle:
@@ -60,11 +61,12 @@ def tiny_bundle(
         components: Which to write; the four of a checkpoint when empty. denoise_step and DeepCache's
             passes, for which the UNet has a depth, come after unet.
         precision: fp32 or fp16, of the graphs.
+        deep: Whether the UNet has a depth, as it has for DeepCache's passes in any case.
         tokenizer: Text of tokenizer.json.
         scheduler: Text of scheduler_config.json.
     """
     rng = np.random.default_rng(seed)
-    unet = _deep_unet if not set(DEEPCACHE).isdisjoint(components) else _unet
+    unet = _deep_unet if deep or not set(DEEPCACHE).isdisjoint(components) else _unet
     graphs = {"text_encoder": _text_encoder, "unet": unet, "vae_encoder": _vae_encoder, "vae_decoder": _vae_decoder}
     records: dict[ComponentName, Component] = {}
     for name in components or ("text_encoder", "unet", "vae_encoder", "vae_decoder"):
