@@ -15,14 +15,18 @@ __all__ = ["hand_sets"]
 
 
 @pytest.fixture
-def denoise(
-    sdrt: CommandLine, hand_sets: Callable[..., EngineSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Ended]:
-    """Runs ``sdrt denoise`` on engines of graphs written by hand, in an empty folder."""
-    engines = hand_sets()
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in which the commands run."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def denoise(sdrt: CommandLine, hand_sets: Callable[..., EngineSet], tmp_path: Path, here: Path) -> Callable[..., Ended]:
+    """Runs ``sdrt denoise`` on engines of graphs written by hand, in an empty folder."""
+    engines = hand_sets()
 
     def run(*words: str | Path | int | float) -> Ended:
         given = ("--engines", engines.path, "--trust", engines.digest, "--store", tmp_path / "store")

@@ -16,13 +16,7 @@ from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
 STEPS, SCALE, SEED, COUNT = "1 to 1000", "-1000.0 to 1000.0", f"0 to {MAX_SEED}", "1 to 256"
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder in which the commands run."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture
