@@ -31,12 +31,21 @@ if TYPE_CHECKING:
 
 
 class Setting(NamedTuple):
-    """A way to run: the UNet's precision, the sigmas between which guidance is on, the share of tokens it merges."""
+    """A way to run: the UNet's precision, the sigmas between which guidance is on, the share of tokens it merges.
+
+    ``deepcache`` is every how many steps the whole of it is computed.
+    """
 
     name: str
     precision: Precision
     guidance_interval: tuple[float, float] | None = None
     token_merging: float | None = None
+    deepcache: int | None = None
+
+    @property
+    def engines(self) -> tuple[Precision, float | None, bool]:
+        """What it needs engines of its own for."""
+        return self.precision, self.token_merging, self.deepcache is not None
 
 
 class Drawn(NamedTuple):
@@ -57,6 +66,9 @@ SETTINGS = (
     Setting("bf16, guided above 1", "bf16", (1.0, 100.0)),
     Setting("int8, guided above 0.3", "int8", (0.3, 100.0)),
     Setting("bf16, 0.5 of the tokens merged", "bf16", token_merging=0.5),
+    Setting("bf16, DeepCache 2", "bf16", deepcache=2),
+    Setting("bf16, DeepCache 3", "bf16", deepcache=3),
+    Setting("bf16, DeepCache 5", "bf16", deepcache=5),
 )
 #: PSNR of equal pictures, to draw it.
 EQUAL_DB = 80.0
@@ -77,7 +89,7 @@ def main() -> None:
     settings = [setting for setting in SETTINGS if not (asked.bundle and setting.token_merging)]
     with contextlib.ExitStack() as stack:
         pipes = {
-            (precision, token_merging): stack.enter_context(
+            (precision, token_merging, deepcache): stack.enter_context(
                 Pipeline.load(
                     None if asked.bundle else asked.checkpoint,
                     bundle=asked.bundle,
@@ -87,16 +99,14 @@ def main() -> None:
                     threads=asked.threads,
                     keep_loaded=True,
                     token_merging=token_merging,
+                    deepcache=deepcache,
                     progress=for_terminal(),
                 )
             )
-            for precision, token_merging in dict.fromkeys((each.precision, each.token_merging) for each in settings)
+            for precision, token_merging, deepcache in dict.fromkeys(each.engines for each in settings)
         }
         rounds = [
-            {
-                each.name: _draw(pipes[each.precision, each.token_merging], each, prompt, asked.steps)
-                for each in settings
-            }
+            {each.name: _draw(pipes[each.engines], each, prompt, asked.steps) for each in settings}
             for prompt in prompts
         ]
     rows = [_row(setting, prompts, rounds) for setting in settings]
@@ -116,7 +126,10 @@ def main() -> None:
 
 
 def _draw(pipe: Pipeline, setting: Setting, asked: PromptSeed, steps: int) -> Drawn:
-    """One picture; its steps are timed by what the process computes, from the end of the first to that of the last."""
+    """One picture; its steps are timed by what the process computes, each from the end of the one before.
+
+    The first, which has none before it, counts as long as the next of its kind.
+    """
     ends: list[float] = []
 
     def on_step_end(_pipe: Pipeline, _step: int, _timestep: float, _tensors: dict[str, Any]) -> None:
@@ -127,9 +140,11 @@ def _draw(pipe: Pipeline, setting: Setting, asked: PromptSeed, steps: int) -> Dr
         seed=asked.seed,
         num_inference_steps=steps,
         guidance_interval=setting.guidance_interval,
+        deepcache=setting.deepcache,
         callback_on_step_end=on_step_end,
     )
-    return Drawn(result.images[0], ends[-1] - ends[0])
+    alike = setting.deepcache or 1
+    return Drawn(result.images[0], ends[-1] - ends[0] + ends[alike] - ends[alike - 1])
 
 
 def _row(setting: Setting, prompts: tuple[PromptSeed, ...], rounds: list[dict[str, Drawn]]) -> dict[str, Any]:
@@ -143,6 +158,7 @@ def _row(setting: Setting, prompts: tuple[PromptSeed, ...], rounds: list[dict[st
         "precision": setting.precision,
         "guidance_interval": setting.guidance_interval,
         "token_merging": setting.token_merging,
+        "deepcache": setting.deepcache,
         "speed": statistics.median(ratios),
         "speed_low": ratios[0],
         "speed_high": ratios[-1],

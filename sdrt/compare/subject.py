@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.bundle import Bundle, CheckpointRecord, ComponentName, Precision, read_manifest
+from sdrt.bundle import DEEPCACHE, Bundle, CheckpointRecord, ComponentName, Precision, read_manifest
 from sdrt.checkpoint import open_checkpoint
 from sdrt.compare.runners import Candidate, candidate
 from sdrt.engines import build as engines_build
@@ -91,6 +91,8 @@ def open_subject(asked: Asked, progress: Progress, threads: int | None = None) -
         made_from = manifest.checkpoint
         checkpoint = open_reference(asked, made_from)
         made = candidate(engines, threads=threads)
+        if not set(DEEPCACHE).isdisjoint(made.parts):
+            progress.note("DeepCache's passes are not compared one by one; pictures are drawn with every step whole")
         return Subject(made, engines, None, None, made_from, checkpoint, manifest.bundle_digest)
     if asked.trust is not None:
         raise UsageError("--trust is for engines, and none are given", hint="give the engines' folder, or leave it out")

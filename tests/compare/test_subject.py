@@ -1,0 +1,30 @@
+"""What a comparison opens, and what it says that it leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sdrt.bundle import COMPONENTS, DEEPCACHE, ComponentName
+from sdrt.compare.subject import Asked, open_subject
+from sdrt.engines.engine_set import EngineSet
+from tests.engines.notes import Notes
+from tests.runtime.conftest import hand_sets
+
+__all__ = ["hand_sets"]
+
+
+@pytest.mark.parametrize(
+    ("components", "said"),
+    [(COMPONENTS, []), (("text_encoder", *DEEPCACHE), ["DeepCache's passes are not compared one by one"])],
+)
+def test_passes_of_deepcache_are_said_to_be_left_out(
+    components: tuple[ComponentName, ...], said: list[str], hand_sets: Callable[..., EngineSet], tmp_path: Path
+) -> None:
+    engines, notes = hand_sets(components=components), Notes()
+    asked = Asked(folder=engines.path, checkpoint="demo", trust=engines.digest, store=tmp_path / "store")
+    subject = open_subject(asked, notes)
+    assert set(subject.made.parts) == set(components)
+    assert [note.partition(";")[0] for note in notes.notes] == said
