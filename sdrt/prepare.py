@@ -19,7 +19,7 @@ from sdrt.engines.store import Store
 from sdrt.errors import ArtefactError, BackendUnavailableError, BundleError, TrustError, UsageError
 from sdrt.files import canonical_json, sha256_bytes
 from sdrt.progress import Progress, silent
-from sdrt.runtime.backends import GPU_BACKENDS, choose_backend
+from sdrt.runtime.backends import GPU_BACKENDS, available, choose_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +166,7 @@ def prepare(
     choice: Choice | None = None,
     progress: Progress = silent,
 ) -> EngineSet:
-    """Open the engines of a source, exporting and building what is missing.
+    """Open the engines of a source to be run here, exporting and building what is missing.
 
     ``choice`` stands in place of ``backend`` and ``precision`` where it was made before, by `choose`.
 
@@ -183,6 +183,8 @@ def prepare(
     if choice is None:
         choice = choose(source, backend=backend, precision=precision, provider=provider, store=store, progress=progress)
     check_provider(choice.backend, provider)
+    # An export takes minutes, and a GPU's engines can be compiled where none can run.
+    available(choice.backend)
     exported = bundle_precision(choice.backend, choice.precision)
     bundle = open_bundle(source, shelf, precision=exported, deepcache=choice.deepcache, build=build, progress=progress)
     request = build_request(choice, bundle, provider)
@@ -229,7 +231,6 @@ def check_provider(backend: str, provider: Provider | None) -> None:
     if backend != "onnxruntime":
         hint = "add --backend onnxruntime, or leave --provider out"
         raise UsageError(f"--provider {provider} is for onnxruntime; the backend is {backend}", hint=hint)
-    from sdrt.runtime.backends import available
     from sdrt.runtime.backends.onnxruntime import check_provider as check_installed
 
     available(backend)

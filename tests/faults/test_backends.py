@@ -105,7 +105,7 @@ class Driver:
 @pytest.mark.parametrize("status", [None, 100, 803, 35, 0])
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 def test_row_66_a_driver_that_is_absent_or_too_old(
-    draw: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, backend: str, status: int | None
+    draw: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, status: int | None
 ) -> None:
     load = ctypes.CDLL
 
@@ -120,6 +120,10 @@ def test_row_66_a_driver_that_is_absent_or_too_old(
     with pytest.raises(BackendUnavailableError, match=f"{backend} needs an NVIDIA (driver|GPU)") as refused:
         backends.available(backend)
     assert (refused.value.exit_code, "install NVIDIA's driver" in refused.value.hint) == (4, True)
+    # Before anything is exported or built, which TensorRT-RTX could do without a GPU.
+    ended = draw("--backend", backend)
+    assert (ended.code, f"{backend} needs an NVIDIA" in ended.complaint) == (4, True)
+    assert not (tmp_path / "store").exists()
     # Only auto goes on without it, and says so.
     chosen, reason = backends.choose_backend()
     assert chosen in ("openvino", "onnxruntime")
