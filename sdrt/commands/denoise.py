@@ -90,7 +90,7 @@ class Options:
 
 
 @click.command("denoise")
-@click.option("--prompt", metavar="TEXT", help="What to draw; may be empty.")
+@click.option("--prompt", metavar="TEXT", help="What to draw; may be empty. Needed but with --prompts or --from.")
 @file_option("--prompts", 'Draw every line of a file of JSON objects: {"prompt": "a red circle", "seed": 7}.')
 @click.option("--negative-prompt", metavar="TEXT", help="What to stay away from.")
 @click.option("--steps", type=Number(int, 1, MAX_STEPS), metavar="N", help="Denoising steps, 1 to 1000.  [default: 50]")
@@ -148,7 +148,14 @@ class Options:
 @provider_option
 @file_option("--latents", "Unit noise to start from, an .npy of [n,4,64,64].")
 @file_option("--save-latents", "Write the final latents, before the scaling factor, as .npy.")
-@click.option("--out", type=click.Path(path_type=Path), default="picture.png", show_default=True, metavar="FILE.png")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="picture.png",
+    show_default=True,
+    metavar="FILE.png",
+    help="The picture.",
+)
 @click.option("--preview", is_flag=True, help="Show what is being drawn, where the terminal can.")
 @folder_option("--preview-dir", "Write what is being drawn after each step into this empty or new folder.")
 @file_option("--from", "Repeat a picture that sdrt wrote.", "repeat")

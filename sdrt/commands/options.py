@@ -58,7 +58,9 @@ provider_option = click.option(
     "--provider", type=click.Choice(("cpu", "cuda", "tensorrt")), help="What onnxruntime computes with.  [default: cpu]"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON on stdout.")
-threads_option = click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Threads to compute with.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 1024), metavar="N", help="Threads to compute with.  [default: one for each CPU]"
+)
 
 
 def backend_option(names: tuple[str, ...], default: str) -> Callable[[Command], Command]:
