@@ -101,7 +101,8 @@ def head(found: dict[str, Any]) -> list[str]:
     else:
         engines = found["kind"] == "engines"
         what = f"{found['backend']} engines" if engines else f"bundle, opset {found['opset']}"
-        text = [f"{what} of {found['checkpoint']}, {found['precision']}"]
+        merging = f", {found['token_merging']} of the tokens merged" if found.get("token_merging") else ""
+        text = [f"{what} of {found['checkpoint']}, {found['precision']}{merging}"]
     if found.get("host"):
         text.append("for " + ", ".join(f"{key} {value}" for key, value in found["host"].items()))
     run = found.get("benchmark")

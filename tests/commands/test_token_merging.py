@@ -139,3 +139,12 @@ def test_engines_say_what_their_bundle_says(
     engines = build_to(Bundle.open(bundle.path), request, tmp_path / "engines", silent)
     assert engines.manifest.token_merging == ratio
     assert (b"token_merging" in (engines.path / "manifest.json").read_bytes()) == (ratio is not None)
+
+
+def test_inspecting_says_it(merging: tuple[str | Path, ...], sdrt: CommandLine, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    assert "merged" not in sdrt("inspect", bundle.path).out
+    seal(bundle.path, bundle.manifest.model_copy(update={"token_merging": 0.5}))
+    for folder in (bundle.path, merging[1]):
+        assert "fp32, 0.5 of the tokens merged" in sdrt("inspect", folder).out
+        assert sdrt("inspect", folder, "--json").json["token_merging"] == 0.5

@@ -11,8 +11,10 @@ from typing import Any
 import onnx
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.bundle import Bundle, ComponentName
+from sdrt.checkpoint import open_checkpoint
 from sdrt.engines.store import Store
+from sdrt.export import export_bundle
 from sdrt.prepare import Source, open_bundle
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 
@@ -92,3 +94,11 @@ def test_exported_graphs(tiny_path: Path, store: Store) -> None:
     hold(bundle, unet, step)
     # The step is the UNet's layers and some sixty of its own.
     assert unet["layers"] + 20 < step["layers"] < unet["layers"] + 100
+
+
+@pytest.mark.long
+def test_exported_graphs_that_merge_tokens(tiny_path: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_path))
+    parts: list[ComponentName] = ["unet"]
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", precision="fp16", components=parts, token_merging=0.5)
+    hold(bundle, *parse(bundle.graph("unet"), bundle.graph("denoise_step")))
