@@ -33,7 +33,7 @@ KEYS = [
 ]
 #: ... and what has been added since.
 ADDED = {"truncated", "guidance_interval", "device_bytes", "loop", "provider", "cuda_graphs", "pictures_at_once"}
-ADDED |= {"start_step", "strength", "previews", "threads", "deepcache"}
+ADDED |= {"start_step", "strength", "previews", "threads", "deepcache", "token_merging"}
 TIMINGS = ["load", "text_encoder", "unet", "vae_decoder", "total"]
 
 Denoise = Callable[..., Ended]

@@ -239,6 +239,7 @@ def test_records_say_all_that_repeats_a_picture(pipe: Pipeline) -> None:
             "guidance_scale": 3.5,
             "guidance_interval": None,
             "deepcache": None,
+            "token_merging": None,
             "scheduler": "LMS",
             "checkpoint": None,
             "backend": "onnxruntime",
