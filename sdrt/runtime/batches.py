@@ -34,6 +34,6 @@ def pictures_at_once(request: Request, limits: BatchRange | None, *, fused: bool
         hint = "build engines with another --batch"
         raise EngineError(f"the UNet takes batches of {limits} rows; a guided picture needs 2", hint=hint)
     if request.guidance_interval is not None and limits.min > 1:
-        hint = "leave guidance_interval out, or build engines without --batch"
+        hint = "leave guidance_interval out, or name a --backend whose engines were built without --batch"
         raise EngineError(f"the UNet takes {limits.min} rows at least; a step without guidance has 1", hint=hint)
     return size

@@ -118,10 +118,12 @@ class Engine(ABC):
         limits = self.spec.batch
         if batch is None or limits is None or limits.min <= batch <= limits.max:
             return
-        raise UsageError(
-            f"{self.name} was built for batches of {limits.min} to {limits.max}; got {batch}",
-            hint="ask for fewer pictures at once, or build with another --batch",
-        )
+        message = f"{self.name} was built for batches of {limits.min} to {limits.max}; got {batch}"
+        if batch > limits.max:
+            raise UsageError(message, hint="ask for fewer pictures at once, or build with another --batch")
+        # sdrt tune may have kept engines for exactly so many guided pictures.
+        hint = "build without --batch, or name a --backend, which leaves aside what was tuned"
+        raise UsageError(message, hint=hint)
 
 
 def check_finite(array: Array, component: str, *, step: int | None = None, sigma: float | None = None) -> None:

@@ -85,6 +85,13 @@ def test_what_does_not_fit_is_named_and_not_run(engine: Sum, feeds: dict[str, Ar
     assert engine.seconds == []
 
 
+@pytest.mark.parametrize(("rows", "hint"), [(1, "leaves aside what was tuned"), (4, "ask for fewer pictures")])
+def test_a_batch_that_does_not_fit_says_what_would(engine: Sum, rows: int, hint: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        engine.run(**pair(rows))
+    assert hint in refused.value.hint
+
+
 def test_finite_numbers_pass() -> None:
     check_finite(np.array([0.0, 65504.0, -1e30]), "unet", step=1, sigma=14.6)
 
