@@ -52,6 +52,7 @@ def markdown(bench: Bench) -> str:
         _machine(bench),
         "## Warm",
         _table(warm_rows(bench.contenders)),
+        "\n".join(_other_threads(bench)),
         "## Ratios, round by round",
         "How many times as long as sdrt the other took: above 1, sdrt is faster. Median, least and most of the rounds.",
         _table(ratio_rows(bench.ratios)),
@@ -74,6 +75,7 @@ def markdown(bench: Bench) -> str:
 def lines(bench: Bench) -> Iterable[str]:
     """What a terminal shows: the same tables, aligned."""
     yield from _aligned(warm_rows(bench.contenders))
+    yield from _other_threads(bench)
     tables = {
         "cold, a process of its own": cold_rows(bench.contenders),
         "ratios (above 1, sdrt is faster)": ratio_rows(bench.ratios),
@@ -90,6 +92,15 @@ def lines(bench: Bench) -> Iterable[str]:
     if bench.against is not None:
         yield from _against_said(bench.against)
         yield from _aligned(move_rows(bench.against))
+
+
+def _other_threads(bench: Bench) -> list[str]:
+    """A line for each contender that does not have the threads of the others."""
+    return [
+        f"{each.name} has {each.threads} thread{'s' if each.threads > 1 else ''}, as it was tuned."
+        for each in bench.contenders
+        if each.warm and each.threads != bench.settings.threads
+    ]
 
 
 def warm_rows(contenders: Sequence[ContenderResult]) -> list[list[str]]:

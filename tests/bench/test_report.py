@@ -64,6 +64,14 @@ def test_the_terminal_says_who_was_not_measured_and_what_got_slower() -> None:
     assert "openvino-genai was not measured: it is not installed (pip install it)" in list(lines(whole()))
 
 
+def test_who_has_other_threads_is_said() -> None:
+    tuned = contender("sdrt openvino bf16 tuned", [1.0], threads=1)
+    said = "sdrt openvino bf16 tuned has 1 thread, as it was tuned."
+    assert said in list(lines(bench(tuned, PEER)))
+    assert f"\n{said}\n" in markdown(bench(tuned, PEER))
+    assert "as it was tuned" not in markdown(whole())
+
+
 def test_the_roofline_has_a_limit_and_every_component() -> None:
     root = ElementTree.fromstring(roofline(whole()))
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
