@@ -47,6 +47,8 @@ class PictureRecord(BaseModel):
     which OpenVINO's last bits depend (docs/decisions/0075). They are None where the backend does not have such a thing,
     or the picture is of an sdrt that did not say.
 
+    ``token_merging`` is the share of tokens that the UNet merged; None where it merged none.
+
     ``init_image`` is the digest of the picture that it was started from, as the model took it, at ``start_step`` and
     by ``lms_start``; None where it came of noise alone. ``stopped_after`` is the number of steps after which a callback
     stopped it, if one did.
