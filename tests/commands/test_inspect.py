@@ -70,7 +70,7 @@ def test_the_demo_as_json(sdrt: CommandLine) -> None:
     assert found["wrote"] == []
     unet = found["components"]["unet"]["tree"]
     joined = [block["joined"] for part in unet["children"] for block in part["children"] if block["joined"]]
-    assert len(joined) == 8
+    assert len(joined) == 10
     assert unet["parameters"] == sum(part["parameters"] for part in unet["children"])
     assert found["components"]["unet"]["tree"]["children"][2]["children"][0]["children"][0]["name"].endswith("norm1")
 

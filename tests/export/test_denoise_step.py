@@ -18,7 +18,7 @@ from sdrt.errors import BundleError, NumericError, TrustError
 from sdrt.export.check import STEP_TOLERANCES, check_denoise_step, relative_l2
 from sdrt.export.denoise_step import compose, write_denoise_step
 from sdrt.export.onnx_export import tensor_specs
-from sdrt.runtime.backends.openvino import load_library
+from sdrt.runtime.backends.openvino import core
 from sdrt.runtime.noise_config import PredictionType
 from tests.models.tiny_bundle import tiny_bundle
 
@@ -207,7 +207,7 @@ def test_a_changed_weight_is_found_in_the_shared_file(bundle: Bundle, tmp_path: 
 def test_openvino_opens_it_too(bundle: Bundle) -> None:
     step = bundle.graph("denoise_step")
     feeds = feeds_of(bundle)
-    compiled = load_library().Core().compile_model(step, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(step, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = compiled(feeds)
     for name, expected in zip(("next_latents", "next_history"), session(step).run(None, feeds), strict=True):
         # fp16 weights are the same; both libraries compute in fp32 and round elsewhere.

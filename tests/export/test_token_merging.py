@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -24,6 +23,7 @@ from sdrt.export.check import TOLERANCES, relative_l2
 from sdrt.export.components import Source, UNet, load_source
 from sdrt.export.flops import count_flops
 from sdrt.export.token_merging import BipartiteMatching, MergingBlock, destinations, merge_tokens
+from sdrt.runtime.backends.openvino import core
 from tests.models.tiny import v1_config
 
 Floats = npt.NDArray[np.float32]
@@ -211,7 +211,7 @@ def run(backend: str, path: Path, feeds: dict[str, npt.NDArray[Any]]) -> Floats:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         found: Floats = session.run(None, feeds)[0]
         return found
-    model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.asarray(model(feeds)[0])
 
 

@@ -8,12 +8,12 @@ import numpy as np
 
 from sdrt.bench.peers.genai_model import _take_one_timestep
 from sdrt.bundle import Bundle
-from sdrt.runtime.backends.openvino import cpu_config, load_library
+from sdrt.runtime.backends.openvino import core, cpu_config, load_library
 from tests.models.tiny_bundle import feeds
 
 
 def outputs(model: Any, inputs: dict[str, Any]) -> Any:
-    compiled = load_library().Core().compile_model(model, "CPU", cpu_config("fp32", 1))
+    compiled = core().compile_model(model, "CPU", cpu_config("fp32", 1))
     return compiled(inputs)["out_sample"]
 
 
@@ -21,8 +21,8 @@ def test_one_timestep_serves_the_whole_batch(hand_bundle: Bundle) -> None:
     library = load_library()
     graph = hand_bundle.graph("unet")
     inputs = feeds("unet", 3) | {"timestep": np.full(3, 7, np.float32)}
-    expected = outputs(library.Core().read_model(graph), inputs)
-    model = library.Core().read_model(graph)
+    expected = outputs(core().read_model(graph), inputs)
+    model = core().read_model(graph)
     _take_one_timestep(library, model)
     timestep = model.input("timestep")
     assert timestep.get_element_type() == library.Type.i64
