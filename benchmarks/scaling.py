@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def main() -> None:
     manifest = engines.manifest
     prompts = [each.prompt for each in default_prompts(manifest.checkpoint.name)]
     grid = [(batch, asked.steps[0]) for batch in asked.batches] + [(1, steps) for steps in asked.steps[1:]]
-    job = {"precision": manifest.precision, "engines": str(engines.path), "store": str(asked.store)}
+    job = Job("sdrt", manifest.precision, threads=1, engines=str(engines.path), store=str(asked.store))
     seconds = measure(job, grid, prompts[0], asked, progress)
     found = {
         "schema_version": 1,
@@ -79,14 +80,13 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(
-    job: dict[str, str], grid: list[tuple[int, int]], prompt: str, asked: argparse.Namespace, progress: Progress
+    job: Job, grid: list[tuple[int, int]], prompt: str, asked: argparse.Namespace, progress: Progress
 ) -> dict[Key, list[float]]:
     """Seconds by (threads, batch, steps): every point once a round, thread counts in turn at each."""
     seconds: dict[Key, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         live = {
-            threads: stack.enter_context(Process(Job("sdrt", threads=threads, **job), folder))
-            for threads in asked.threads
+            threads: stack.enter_context(Process(replace(job, threads=threads), folder)) for threads in asked.threads
         }
         png = str(Path(folder) / "picture.png")
         for process in live.values():
