@@ -2,7 +2,8 @@
 
     python -m demo.evaluate --out build/demo-evaluation
 
-paints with sdrt's fp32 onnxruntime engines. Writes evaluation.json, evaluation.md and sheet.png.
+paints with sdrt's fp32 onnxruntime engines, or others (--backend, --precision): what int8 or bf16 costs in obedience.
+Writes evaluation.json, evaluation.md and sheet.png.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from demo.scenes import caption, draw, held_out, random_scene
+from sdrt.bundle import Precision
 from sdrt.compare.scorer import Verdict, score
 
 #: Captions to pictures; the k-th picture is drawn from seed + k.
@@ -85,22 +87,12 @@ def evaluate(paint: Painter, count: int, batch: int = 4) -> tuple[list[Result], 
     return results, pictures, (time.perf_counter() - start) / len(captions)
 
 
-def sdrt_painter(checkpoint: str) -> Painter:
-    """The package's own runtime, in fp32."""
+def sdrt_painter(checkpoint: str, backend: str, precision: Precision) -> Painter:
+    """The package's own runtime."""
     from sdrt import Pipeline
 
-    pipeline = Pipeline.load(checkpoint, backend="onnxruntime", precision="fp32")
+    pipeline = Pipeline.load(checkpoint, backend=backend, precision=precision)
     return lambda prompts, seed: list(pipeline(list(prompts), seed=seed, num_inference_steps=STEPS).images)
-
-
-def diffusers_painter(checkpoint: Path) -> Painter:
-    """The reference, in fp32, for checks while training goes on."""
-    from diffusers import StableDiffusionPipeline
-
-    from demo.assemble import sample
-
-    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint).to("cpu")
-    return lambda prompts, seed: sample(pipeline, list(prompts), seed, steps=STEPS)
 
 
 def autoencoder_psnr(checkpoint: Path, count: int = 32, pixels: int = 512) -> list[float]:
@@ -150,10 +142,9 @@ def write(out: Path, results: list[Result], pictures: list[Image.Image], measure
     sheet(pictures[:18] + pictures[half : half + 18], columns=6, pixels=192).save(out / "sheet.png")
 
 
-def main(out: Path, count: int, checkpoint: str, diffusers: bool) -> None:
+def main(out: Path, count: int, checkpoint: str, paint: Painter) -> None:
     """Evaluate and print the table."""
     folder = CHECKPOINT if checkpoint == "demo" else Path(checkpoint)
-    paint = diffusers_painter(folder) if diffusers else sdrt_painter(checkpoint)
     results, pictures, seconds = evaluate(paint, count)
     measured = {"seconds a picture": seconds, "autoencoder PSNR, dB": float(np.mean(autoencoder_psnr(folder)))}
     write(out, results, pictures, measured)
@@ -165,6 +156,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=200, help="captions, half of them with two objects")
     parser.add_argument("--checkpoint", default="demo", metavar="FOLDER", help="a checkpoint of the demo's world")
-    parser.add_argument("--diffusers", action="store_true", help="paint with diffusers instead of sdrt")
-    arguments = parser.parse_args()
-    main(arguments.out, arguments.count, arguments.checkpoint, arguments.diffusers)
+    parser.add_argument("--backend", default="onnxruntime", help="what of sdrt paints")
+    parser.add_argument("--precision", default="fp32", help="how it computes")
+    asked = parser.parse_args()
+    main(asked.out, asked.count, asked.checkpoint, sdrt_painter(asked.checkpoint, asked.backend, asked.precision))
