@@ -37,6 +37,7 @@ READERS = {
     "engines/builders/openvino.py": "the job's graph comes from Bundle.graph",
     "engines/trt/network.py": "the job's graph comes from Bundle.graph",
     "export/check.py": "written by this process a moment ago",
+    "export/deepcache.py": "a copy of what Bundle.graph gave, cut here",
     "export/denoise_step.py": "written by this process a moment ago",
     "export/onnx_export.py": "written by this process a moment ago",
     "export/calibration.py": "the path comes from Bundle.graph",
