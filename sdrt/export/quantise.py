@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 #: Parts that stay as they are. The first and the last convolution and the shortcuts see what is not normalised, and
 #: what they get wrong goes straight on to the output; the timestep's layers are nothing in time (docs/decisions/0057).
 KEPT = ("conv_in", "conv_out", "conv_shortcut", "time_embedding", "time_emb_proj")
-#: Blocks that are kept besides, in this order, where a test asks for it: those nearest to the input and the output.
-SENSITIVE = ("up_blocks.3", "down_blocks.0")
 #: Above this ratio of the least to the largest value a symmetric grid serves as well, and needs no zero point.
 ONE_SIDED = 0.4
 #: Where each operator's weights have their output channels.
@@ -36,6 +34,7 @@ ALIGNMENT_BYTES = 64
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 _QUOTED = re.compile(r"'([^']*)'")
+_DOWN = re.compile(r"down_blocks\.(\d+)\.")
 
 
 def products(graph: onnx.GraphProto, kept: Collection[str] = ()) -> list[onnx.NodeProto]:
@@ -51,6 +50,18 @@ def products(graph: onnx.GraphProto, kept: Collection[str] = ()) -> list[onnx.No
         for node in graph.node
         if node.op_type in OPERATORS and node.input[1] in weights and not _is_kept(module_of(node), kept)
     ]
+
+
+def sensitive(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """Blocks that are kept besides, in this order, where a test asks for it: the outer half of the levels.
+
+    Those on the way out first, whose errors nothing after them mends; the outermost first. For SD v1 up_blocks.3,
+    up_blocks.2, down_blocks.0 and down_blocks.1.
+    """
+    found = (_DOWN.match(module_of(node)) for node in graph.node)
+    levels = 1 + max((int(match[1]) for match in found if match), default=-1)
+    outer = range((levels + 1) // 2)
+    return (*(f"up_blocks.{levels - 1 - level}" for level in outer), *(f"down_blocks.{level}" for level in outer))
 
 
 def module_of(node: onnx.NodeProto) -> str:

@@ -18,7 +18,7 @@ from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.export import calibration, quantised_bundle
 from sdrt.export.calibration import open_session
 from sdrt.export.check import relative_l2
-from sdrt.export.quantise import SCOPES, module_of, products, quantise
+from sdrt.export.quantise import SCOPES, module_of, products, quantise, sensitive
 from sdrt.export.quantised_bundle import quantise_bundle
 from sdrt.progress import silent
 from tests.models.tiny_bundle import HIDDEN_SIZE, MAX_TOKENS, feeds, tiny_bundle
@@ -137,6 +137,24 @@ def test_sensitive_parts_are_kept(bundle: Bundle, module: str, kept: tuple[str, 
     assert bool(products(graph, kept)) is expected
 
 
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        (0, ()),
+        (1, ("up_blocks.0", "down_blocks.0")),
+        (4, ("up_blocks.3", "up_blocks.2", "down_blocks.0", "down_blocks.1")),
+        (5, ("up_blocks.4", "up_blocks.3", "up_blocks.2", "down_blocks.0", "down_blocks.1", "down_blocks.2")),
+    ],
+)
+def test_the_outer_half_of_the_levels_is_sensitive(levels: int, expected: tuple[str, ...]) -> None:
+    graph = onnx.GraphProto()
+    for level in range(levels):
+        node = graph.node.add(op_type="Conv")
+        scopes = ["", "unet", f"unet.down_blocks.{level}.resnets.0.conv1", "convolution"]
+        node.metadata_props.add(key=SCOPES, value=repr(scopes))
+    assert sensitive(graph) == expected
+
+
 def test_a_matrix_keeps_its_output_axis(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((6, 5)).astype(np.float32) * np.array([1, 10, 100, 1000, 10000], np.float32)
@@ -200,6 +218,7 @@ def test_where_the_test_fails_blocks_are_kept_and_then_it_is_refused(
         return quantise(source, target, dict.fromkeys(ranges, (-0.01, 0.01)), kept)
 
     monkeypatch.setattr(quantised_bundle, "quantise", spy)
+    monkeypatch.setattr(quantised_bundle, "sensitive", lambda graph: ("up_blocks.3", "down_blocks.0"))
     with pytest.raises(NumericError, match=r"latents are off by [0-9.]+, up_blocks\.3 and down_blocks\.0 kept"):
         quantise_bundle(bundle, tmp_path / "int8")
     assert asked == [(), ("up_blocks.3",), ("up_blocks.3", "down_blocks.0")]
