@@ -80,10 +80,7 @@ def export_bundle(
         ResourceError: ``out`` cannot be written.
     """
     _check_asked(precision, components, opset)
-    check_token_merging(token_merging)
-    if token_merging is not None and "unet" not in components:
-        hint = "export the unet too, or leave token merging out"
-        raise UsageError("token_merging is for the unet, which is not among the components", hint=hint)
+    _check_merging(token_merging, components)
     if (named := checkpoint.scheduler.get("_class_name")) not in (None, "LMSDiscreteScheduler"):
         progress.note(f"the checkpoint names {named}; sdrt runs LMS over its betas, with linspace timesteps")
     prediction_type = Schedule.from_config(checkpoint.scheduler, 1).prediction_type
@@ -112,6 +109,18 @@ def export_bundle(
         )
         seal(folder, manifest)
     return Bundle.open(out)
+
+
+def _check_merging(token_merging: float | None, components: Sequence[ComponentName]) -> None:
+    """Hold that tokens can be merged as asked.
+
+    Raises:
+        UsageError: A share out of range, or no UNet to merge them in.
+    """
+    check_token_merging(token_merging)
+    if token_merging is not None and "unet" not in components:
+        hint = "export the unet too, or leave token merging out"
+        raise UsageError("token_merging is for the unet, which is not among the components", hint=hint)
 
 
 def _check_asked(precision: Precision, components: Sequence[ComponentName], opset: int) -> None:

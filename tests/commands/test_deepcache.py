@@ -23,15 +23,6 @@ DRAW = ("--prompt", "a red circle", "--steps", 6, "--seed", 3)
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the current one."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
 def cached(sdrt: CommandLine, hand_sets: Callable[..., EngineSet], here: Path, tmp_path: Path) -> Callable[..., Ended]:
     """Runs ``sdrt denoise`` on engines that hold DeepCache's passes."""
     engines = hand_sets(components=HELD)
