@@ -25,6 +25,11 @@ TEMPORARY_ROOM_BYTES = 1 << 16
 TEMPORARY_HINT = "free space, or set TMPDIR to a folder that has more"
 #: What the system refuses for want of space in a file system.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+#: What to do where another place would not help.
+NO_PLACE_HINTS = {
+    errno.EMFILE: "allow the process more open files, by ulimit -n",
+    errno.ENOMEM: "free memory, or ask for less at once",
+}
 # renameat2(2): change two names for each other, and what their file systems answer where they cannot.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
@@ -53,7 +58,8 @@ def disk_errors(path: Path, verb: str = "write", *, hint: str | None = None) -> 
     Args:
         path: Where.
         verb: What was tried.
-        hint: What the user can do; None is to choose another place: by TMPDIR in a temporary folder of ours.
+        hint: What the user can do; None is to choose another place: by TMPDIR in a temporary folder of ours. Where no
+            place would help, that is said instead.
 
     Raises:
         ResourceError: No space (which names the file system), no permission, a read-only file system, a file where a
@@ -84,7 +90,7 @@ def disk_errors(path: Path, verb: str = "write", *, hint: str | None = None) -> 
         if hint is None:
             temporary = any(part.startswith(TEMPORARY_PREFIX) for part in path.parts)
             hint = TEMPORARY_HINT if temporary else "free space, or choose another place with --store or --out"
-        raise ResourceError(f"cannot {verb} {path}: {reason}", hint=hint) from error
+        raise ResourceError(f"cannot {verb} {path}: {reason}", hint=NO_PLACE_HINTS.get(error.errno, hint)) from error
 
 
 def _file_system(path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import GPU_BACKENDS, available, choose_backend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sdrt.bundle import ComponentName
     from sdrt.engines.engine_set import BackendName, EngineSet
@@ -377,18 +378,26 @@ def open_bundle(
     return store.open_bundle(path)
 
 
+def _versions(libraries: Iterable[str], purpose: str, extras: str) -> dict[str, str]:
+    """The installed versions of the libraries that something is made with.
+
+    Raises:
+        BackendUnavailableError: One is not installed.
+    """
+    try:
+        return {name: version(name) for name in libraries}
+    except PackageNotFoundError as error:
+        message = f"{error.name} is needed to {purpose} and is not installed"
+        raise BackendUnavailableError(message, hint=f"pip install 'sdrt[{extras}]'") from error
+
+
 def _exporter_key() -> str:
     """Digest of all but the checkpoint that decides what an export writes.
 
     Raises:
         BackendUnavailableError: A library that exports is not installed.
     """
-    try:
-        versions = {name: version(name) for name in EXPORTED_WITH}
-    except PackageNotFoundError as error:
-        raise BackendUnavailableError(
-            f"{error.name} is needed to export a checkpoint and is not installed", hint="pip install 'sdrt[export]'"
-        ) from error
+    versions = _versions(EXPORTED_WITH, "export a checkpoint", "export")
     return sha256_bytes(canonical_json({"exporter": EXPORTER, **versions}))
 
 
@@ -401,24 +410,13 @@ def _quantised(exported: Bundle, store: Store, build: bool, progress: Progress) 
     """
     from sdrt.export.quantised_bundle import QUANTISER, quantise_bundle
 
-    try:
-        versions = {name: version(name) for name in QUANTISED_WITH}
-    except PackageNotFoundError as error:
-        hint = "pip install 'sdrt[cpu,export]'"
-        message = f"{error.name} is needed to quantise a bundle and is not installed"
-        raise BackendUnavailableError(message, hint=hint) from error
+    versions = _versions(QUANTISED_WITH, "quantise a bundle", "cpu,export")
     made_by = sha256_bytes(canonical_json({"quantiser": QUANTISER, "exporter": EXPORTER, **versions}))
     path = store.bundle_path(f"{exported.digest[:16]}-int8-{made_by[:16]}")
     if build:
-
-        def quantise(folder: Path) -> None:
-            quantise_bundle(exported, folder, progress=progress)
-
-        return _stored_or_made(path, quantise, store, progress)
-    if not path.exists():
-        hint = "run: " + _command("build", str(exported.path), precision="int8", store=_named(store))
-        raise ArtefactError(f"{exported.path} is not quantised yet", hint=hint)
-    return store.open_bundle(path)
+        return _stored_or_made(path, partial(quantise_bundle, exported, progress=progress), store, progress)
+    command = _command("build", str(exported.path), precision="int8", store=_named(store))
+    return _stored(path, f"{exported.path} is not quantised yet", command, store)
 
 
 def _cut(plain: Bundle, store: Store, build: bool, progress: Progress) -> Bundle:
@@ -430,23 +428,23 @@ def _cut(plain: Bundle, store: Store, build: bool, progress: Progress) -> Bundle
     """
     from sdrt.export.deepcache import CUTTER, add_deepcache
 
-    try:
-        versions = {name: version(name) for name in CUT_WITH}
-    except PackageNotFoundError as error:
-        hint = "pip install 'sdrt[cpu,export]'"
-        message = f"{error.name} is needed to cut the UNet for DeepCache and is not installed"
-        raise BackendUnavailableError(message, hint=hint) from error
+    versions = _versions(CUT_WITH, "cut the UNet for DeepCache", "cpu,export")
     made_by = sha256_bytes(canonical_json({"cutter": CUTTER, **versions}))
     path = store.bundle_path(f"{plain.digest[:16]}-deepcache-{made_by[:16]}")
     if build:
+        return _stored_or_made(path, partial(add_deepcache, plain, progress=progress), store, progress)
+    command = _command("build", str(plain.path), deepcache=True, store=_named(store))
+    return _stored(path, f"{plain.path} does not hold DeepCache's passes yet", command, store)
 
-        def cut(folder: Path) -> None:
-            add_deepcache(plain, folder, progress=progress)
 
-        return _stored_or_made(path, cut, store, progress)
+def _stored(path: Path, missing: str, command: str, store: Store) -> Bundle:
+    """A bundle that is in the store.
+
+    Raises:
+        ArtefactError: It is not; the command would make it.
+    """
     if not path.exists():
-        hint = "run: " + _command("build", str(plain.path), deepcache=True, store=_named(store))
-        raise ArtefactError(f"{plain.path} does not hold DeepCache's passes yet", hint=hint)
+        raise ArtefactError(missing, hint=f"run: {command}")
     return store.open_bundle(path)
 
 

@@ -109,6 +109,16 @@ def test_refusals_of_the_system_have_a_reason(code: int, reason: str, tmp_path: 
     assert str(tmp_path) in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("code", "hint"), [(errno.EMFILE, "ulimit -n"), (errno.ENOMEM, "free memory"), (errno.EACCES, "--store")]
+)
+def test_another_place_is_the_hint_where_it_would_help(code: int, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError) as caught, disk_errors(tmp_path):
+        raise OSError(code, os.strerror(code))
+    assert hint in caught.value.hint
+    assert ("--store" in caught.value.hint) == (hint == "--store")
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_what_is_full_is_the_file_system_of_the_path(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
