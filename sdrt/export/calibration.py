@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 #: What is drawn to calibrate, each with the noise of its number as seed. Short and long, of scenes and of things.
-PROMPTS = (
+PROMPTS: tuple[str, ...] = (
     "a photo of an astronaut riding a horse on mars",
     "a large green star on a purple background",
     "a red circle above a blue square, on a white background, two small yellow triangles",

@@ -1,0 +1,131 @@
+"""What int8 brings by how many blocks stay in fp32, which depends on the checkpoint, beside OpenVINO's own bf16.
+
+A checkpoint is quantised with as few blocks kept as its test allows; here each number of them is tried, on any weights:
+ranges are those of two steps of one picture, since speed does not depend on them. One pass of both halves of guidance,
+each contender in turn.
+
+Run: python benchmarks/kept_blocks.py BUNDLE [--kept 0,2,4] [--threads N] [--rounds N] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from sdrt.bench.machine import machine, versions
+from sdrt.bundle import Bundle, Precision
+from sdrt.engines.builders import builder
+from sdrt.engines.builders.base import ComponentJob
+from sdrt.engines.self_test import write_vectors
+from sdrt.export import calibration
+from sdrt.export.quantise import products, quantise, sensitive
+from sdrt.progress import for_terminal
+from sdrt.runtime.backends.base import Array
+from sdrt.runtime.backends.cpu import usable_cpus
+from sdrt.runtime.backends.openvino import OpenVinoEngine
+
+
+def main() -> None:
+    """Measure, print a line for each contender, and write kept_blocks.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path, help="in fp32")
+    parser.add_argument("--kept", default="0,2,4", help="numbers of blocks that stay in fp32, separated by commas")
+    parser.add_argument("--threads", type=int, default=usable_cpus())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("build/kept-blocks"))
+    asked = parser.parse_args()
+    bundle = Bundle.open(asked.bundle)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=asked.bundle.resolve().parent)))
+        graphs = quantised(bundle, [int(count) for count in asked.kept.split(",")], folder)
+        contenders = {"bf16": open_engine(bundle, bundle.graph("unet"), "bf16", folder / "bf16", asked.threads)}
+        for name, graph in graphs.items():
+            contenders[name] = open_engine(bundle, graph, "int8", folder / f"{name} engine", asked.threads)
+        for engine in contenders.values():
+            stack.callback(engine.close)
+        seconds = measure(contenders, feeds(bundle), asked.rounds)
+    rows = [
+        {
+            "contender": name,
+            "seconds": values,
+            "of_bf16": [value / base for value, base in zip(values, seconds["bf16"], strict=True)],
+        }
+        for name, values in seconds.items()
+    ]
+    for name, values in seconds.items():
+        ratios = sorted(value / base for value, base in zip(values, seconds["bf16"], strict=True))
+        middle = statistics.median(ratios)
+        print(
+            f"{name:40} {statistics.median(values):8.3f} s, {middle:.2f} of bf16 ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
+    asked.out.mkdir(parents=True, exist_ok=True)
+    found = {"threads": asked.threads, "machine": machine(), "versions": versions(), "rows": rows}
+    (asked.out / "kept_blocks.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def quantised(bundle: Bundle, counts: list[int], folder: Path) -> dict[str, Path]:
+    """The UNet in int8 for each number of kept blocks, by what is kept."""
+    source = bundle.graph("unet")
+    graph = onnx.load(str(source), load_external_data=False).graph
+    tensors = list(dict.fromkeys(node.input[0] for node in products(graph)))
+    steps = calibration.STEPS
+    calibration.PROMPTS, calibration.STEPS = calibration.PROMPTS[:1], 2
+    found = calibration.calibrate(bundle, tensors, for_terminal())
+    blocks = sensitive(graph)
+    graphs: dict[str, Path] = {}
+    for count in counts:
+        target = folder / f"int8-{count}" / "model.onnx"
+        target.parent.mkdir()
+        made = quantise(source, target, found.ranges, blocks[:count])
+        # the builder's self-test takes runs of a whole trajectory
+        write_vectors(target, [(one.feeds, one.output) for one in found.held_out] * (steps // calibration.STEPS))
+        graphs[f"int8, {count} blocks kept, {made} products"] = target
+    return graphs
+
+
+def open_engine(bundle: Bundle, graph: Path, precision: Precision, folder: Path, threads: int) -> OpenVinoEngine:
+    """A graph of the UNet, compiled and opened."""
+    folder.mkdir()
+    job = ComponentJob(
+        backend="openvino",
+        component="unet",
+        graph=graph,
+        spec=bundle.manifest.components["unet"],
+        precision=precision,
+        batch=None,
+        options={},
+        threads=threads,
+        folder=folder,
+    )
+    return OpenVinoEngine("unet", builder("openvino").build(job), folder, threads)
+
+
+def feeds(bundle: Bundle) -> dict[str, Array]:
+    """Both halves of guidance: random inputs of the UNet."""
+    rng = np.random.default_rng(0)
+    inputs = bundle.manifest.components["unet"].inputs
+    return {one.name: rng.standard_normal((2, *map(int, one.shape[1:]))).astype(one.dtype) for one in inputs}
+
+
+def measure(contenders: dict[str, OpenVinoEngine], inputs: dict[str, Array], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a pass of each contender, round by round, after one that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, engine in contenders.items():
+            start = time.perf_counter()
+            engine.run(**inputs)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
