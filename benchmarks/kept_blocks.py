@@ -14,7 +14,6 @@ import json
 import statistics
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,26 +43,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/kept-blocks"))
     asked = parser.parse_args()
     bundle = Bundle.open(asked.bundle)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=asked.bundle.resolve().parent)))
-        graphs = quantised(bundle, [int(count) for count in asked.kept.split(",")], folder)
+    with tempfile.TemporaryDirectory(dir=asked.bundle.resolve().parent) as folder:
+        graphs = quantised(bundle, [int(count) for count in asked.kept.split(",")], Path(folder))
         contenders = {"bf16": opened(bundle.graph("unet"), "bf16", asked.threads)}
         contenders |= {name: opened(graph, "int8", asked.threads) for name, graph in graphs.items()}
         seconds = measure(contenders, feeds(bundle), asked.rounds)
-    rows = [
-        {
-            "contender": name,
-            "seconds": values,
-            "of_bf16": [value / base for value, base in zip(values, seconds["bf16"], strict=True)],
-        }
-        for name, values in seconds.items()
-    ]
+    rows = []
     for name, values in seconds.items():
-        ratios = sorted(value / base for value, base in zip(values, seconds["bf16"], strict=True))
-        middle = statistics.median(ratios)
-        print(
-            f"{name:40} {statistics.median(values):8.3f} s, {middle:.2f} of bf16 ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        )
+        ratios = [value / base for value, base in zip(values, seconds["bf16"], strict=True)]
+        rows.append({"contender": name, "seconds": values, "of_bf16": ratios})
+        middle = f"{statistics.median(values):8.3f} s, {statistics.median(ratios):.2f} of bf16"
+        print(f"{name:40} {middle} ({min(ratios):.2f} to {max(ratios):.2f})")
     asked.out.mkdir(parents=True, exist_ok=True)
     found = {"threads": asked.threads, "machine": machine(), "versions": versions(), "rows": rows}
     (asked.out / "kept_blocks.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -81,14 +81,10 @@ def export_bundle(
     """
     _check_asked(precision, components, opset)
     _check_merging(token_merging, components)
-    if (named := checkpoint.scheduler.get("_class_name")) not in (None, "LMSDiscreteScheduler"):
-        progress.note(f"the checkpoint names {named}; sdrt runs LMS over its betas, with linspace timesteps")
-    prediction_type = Schedule.from_config(checkpoint.scheduler, 1).prediction_type
+    prediction_type = _prediction_type(checkpoint, progress)
     names = [name for name in COMPONENTS if name in components]
     with folder_published_as(out) as folder:
-        for name, data in ((TOKENIZER, tokenizer_json(checkpoint)), (SCHEDULER, canonical_json(checkpoint.scheduler))):
-            (folder / name).parent.mkdir()
-            (folder / name).write_bytes(data)
+        _write_settings(checkpoint, folder)
         plans = _precisions(checkpoint, folder / TOKENIZER, names, precision, progress)
         described: dict[ComponentName, Component] = {}
         for name in names:
@@ -109,6 +105,24 @@ def export_bundle(
         )
         seal(folder, manifest)
     return Bundle.open(out)
+
+
+def _prediction_type(checkpoint: Checkpoint, progress: Progress) -> PredictionType:
+    """What the UNet predicts; says so where the checkpoint names another scheduler than LMS.
+
+    Raises:
+        ArtefactError: The scheduler's config asks for what LMS does not do.
+    """
+    if (named := checkpoint.scheduler.get("_class_name")) not in (None, "LMSDiscreteScheduler"):
+        progress.note(f"the checkpoint names {named}; sdrt runs LMS over its betas, with linspace timesteps")
+    return Schedule.from_config(checkpoint.scheduler, 1).prediction_type
+
+
+def _write_settings(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the tokenizer's and the scheduler's files, each into its folder."""
+    for name, data in ((TOKENIZER, tokenizer_json(checkpoint)), (SCHEDULER, canonical_json(checkpoint.scheduler))):
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(data)
 
 
 def _check_merging(token_merging: float | None, components: Sequence[ComponentName]) -> None:
