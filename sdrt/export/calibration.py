@@ -8,7 +8,6 @@ prompts exceed is clipped, since a grid that held it would be coarser for all, b
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,6 +49,10 @@ class Pass:
     output: Floats
     width: float
 
+    def fault(self, output: Floats) -> float:
+        """How far another output of the same run takes the latents astray, as a length."""
+        return self.width * float(np.linalg.norm(_guided(output) - _guided(self.output)))
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -59,20 +62,18 @@ class Calibration:
     held_out: tuple[Pass, ...]
     latents: Floats
 
-    def error(self, session: Any) -> float:
-        """What a graph's faults do to the held-out picture's latents: its length over theirs.
+    def faults(self, session: Any) -> list[float]:
+        """What a graph's faults do to the held-out picture's latents in each pass: a length over theirs.
 
         Each step's guided output is compared on the fp32 trajectory, so that faults do not grow from step to step, and
-        counts by what the step does: its width in sigma. Faults of the steps are summed as independent ones.
+        counts by what the step does: its width in sigma. `math.hypot` of them is the error of the picture, for the
+        faults of steps are independent.
 
         Args:
             session: Of ONNX Runtime, over a graph with the UNet's inputs and output.
         """
-        total = 0.0
-        for made in self.held_out:
-            fault = _guided(session.run(None, made.feeds)[0]) - _guided(made.output)
-            total += (made.width * float(np.linalg.norm(fault))) ** 2
-        return math.sqrt(total) / float(np.linalg.norm(self.latents))
+        length = float(np.linalg.norm(self.latents))
+        return [made.fault(session.run(None, made.feeds)[0]) / length for made in self.held_out]
 
 
 def calibrate(bundle: Bundle, tensors: Sequence[str], progress: Progress) -> Calibration:

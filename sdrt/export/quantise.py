@@ -34,7 +34,6 @@ ALIGNMENT_BYTES = 64
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 _QUOTED = re.compile(r"'([^']*)'")
-_DOWN = re.compile(r"down_blocks\.(\d+)\.")
 
 
 def products(graph: onnx.GraphProto, kept: Collection[str] = ()) -> list[onnx.NodeProto]:
@@ -42,7 +41,7 @@ def products(graph: onnx.GraphProto, kept: Collection[str] = ()) -> list[onnx.No
 
     Args:
         graph: The UNet's.
-        kept: Blocks that stay as they are, besides the parts named in `KEPT`.
+        kept: Paths of modules that stay as they are with all they hold, besides the parts named in `KEPT`.
     """
     weights = {weight.name for weight in graph.initializer}
     return [
@@ -50,18 +49,6 @@ def products(graph: onnx.GraphProto, kept: Collection[str] = ()) -> list[onnx.No
         for node in graph.node
         if node.op_type in OPERATORS and node.input[1] in weights and not _is_kept(module_of(node), kept)
     ]
-
-
-def sensitive(graph: onnx.GraphProto) -> tuple[str, ...]:
-    """Blocks that are kept besides, in this order, where a test asks for it: the outer half of the levels.
-
-    Those on the way out first, whose errors nothing after them mends; the outermost first. For SD v1 up_blocks.3,
-    up_blocks.2, down_blocks.0 and down_blocks.1.
-    """
-    found = (_DOWN.match(module_of(node)) for node in graph.node)
-    levels = 1 + max((int(match[1]) for match in found if match), default=-1)
-    outer = range((levels + 1) // 2)
-    return (*(f"up_blocks.{levels - 1 - level}" for level in outer), *(f"down_blocks.{level}" for level in outer))
 
 
 def module_of(node: onnx.NodeProto) -> str:
@@ -72,7 +59,7 @@ def module_of(node: onnx.NodeProto) -> str:
 
 
 def _is_kept(module: str, kept: Collection[str]) -> bool:
-    return not set(KEPT).isdisjoint(module.split(".")) or any(f"{module}.".startswith(f"{block}.") for block in kept)
+    return not set(KEPT).isdisjoint(module.split(".")) or any(f"{module}.".startswith(f"{path}.") for path in kept)
 
 
 def quantise(source: Path, target: Path, ranges: Mapping[str, tuple[float, float]], kept: Collection[str] = ()) -> int:
@@ -82,7 +69,7 @@ def quantise(source: Path, target: Path, ranges: Mapping[str, tuple[float, float
         source: The graph in fp32, its weights beside it.
         target: The .onnx file to write.
         ranges: Least and largest value of the first input of each of `products`.
-        kept: Blocks that stay as they are.
+        kept: Paths of modules that stay as they are with all they hold.
 
     Returns:
         How many products are computed in int8.
@@ -144,7 +131,7 @@ class _Rewriting:
         """A tensor rounded to its grid, and back."""
         import onnx
 
-        scale, zero = _grid(*self._ranges[value])
+        scale, zero = grid(*self._ranges[value])
         names = [f"int8.{value}.{part}" for part in ("scale", "zero", "rounded", "back")]
         self._new[names[0]] = onnx.numpy_helper.from_array(scale, names[0])
         self._new[names[1]] = onnx.numpy_helper.from_array(zero, names[1])
@@ -200,7 +187,7 @@ class _Rewriting:
         tensor.data_location = onnx.TensorProto.EXTERNAL
 
 
-def _grid(least: float, largest: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+def grid(least: float, largest: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
     """Scale and zero point: uint8 where the values are mostly of one sign, else int8 around 0."""
     least, largest = min(least, 0.0), max(largest, 0.0)
     bound = max(-least, largest, float(np.finfo(np.float32).tiny) * 255)
