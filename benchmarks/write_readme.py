@@ -28,7 +28,7 @@ factor of two it is the ratios that say something
 | what got slower since | `sdrt bench --against benchmarks/results/demo/bench.json` |
 | batches, steps, threads, a queue of prompts | `python benchmarks/scaling.py` |
 | the loop's own time a step | `python benchmarks/host_overhead.py` |
-| int8 by blocks left in fp32 | `python benchmarks/kept_blocks.py BUNDLE` ([0057](../docs/decisions/0057-int8.md)) |
+| int8 by its share of the work | `python benchmarks/int8_share.py BUNDLE` ([0057](../docs/decisions/0057-int8.md)) |
 | what the opt-ins cost in fidelity | `python benchmarks/frontier.py` ([the plot](../docs/images/frontier.svg)) |
 """
 

@@ -2,8 +2,9 @@
 
     python -m demo.evaluate --out build/demo-evaluation
 
-paints with sdrt's fp32 onnxruntime engines, or others (--backend, --precision): what int8 or bf16 costs in obedience.
-Writes evaluation.json, evaluation.md and sheet.png.
+paints with sdrt's fp32 onnxruntime engines, or others (--backend, --precision): what int8 or bf16 costs in obedience,
+best told beside the evaluation.json of the same captions in fp32 (--against). Writes evaluation.json, evaluation.md and
+sheet.png.
 """
 
 from __future__ import annotations
@@ -68,6 +69,39 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def paired(lost: int, won: int, count: int) -> tuple[float, float, float]:
+    """The change of a share, pair by pair, and its 95% interval (Agresti and Min 2005, section 2: half a pair each).
+
+    Args:
+        lost: Pairs that were right and are not.
+        won: Pairs that were not and are.
+        count: All pairs.
+    """
+    z, b, c, n = 1.959964, lost + 0.5, won + 0.5, count + 2
+    centre, half = (c - b) / n, z * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    return (won - lost) / count, centre - half, centre + half
+
+
+def changes(results: list[Result], before: Path) -> str:
+    """What became of the pictures of an earlier evaluation.json, in Markdown.
+
+    Raises:
+        ValueError: It is of other captions.
+    """
+    rows = json.loads(before.read_bytes())["results"]
+    if [(row["caption"], row["seed"]) for row in rows] != [(result.caption, result.seed) for result in results]:
+        raise ValueError(f"{before} is of other captions or seeds; evaluate both with the same --count")
+    lines = ["| everything right | before | lost | won | change, points |", "|---|---|---|---|---|"]
+    for label, kinds in (("one object", {1}), ("two objects", {2}), ("all", {1, 2})):
+        chosen = [(row["right"], result.verdict.right) for row, result in zip(rows, results, strict=True)]
+        pairs = [pair for pair, result in zip(chosen, results, strict=True) if result.objects in kinds]
+        lost, won = pairs.count((True, False)), pairs.count((False, True))
+        change, low, high = (100 * value for value in paired(lost, won, len(pairs)))
+        share = sum(right for right, _ in pairs) / len(pairs)
+        lines.append(f"| {label} | {share:.1%} | {lost} | {won} | {change:+.1f} ({low:+.1f} to {high:+.1f}) |")
+    return "\n".join(lines) + "\n"
+
+
 def evaluate(paint: Painter, count: int, batch: int = 4) -> tuple[list[Result], list[Image.Image], float]:
     """Paint and judge ``count`` captions, half of them with two objects.
 
@@ -129,25 +163,27 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(out: Path, results: list[Result], pictures: list[Image.Image], measured: dict[str, float]) -> None:
-    """Write the verdicts, the table and a sheet of the first pictures of both kinds."""
+def write(
+    out: Path, results: list[Result], pictures: list[Image.Image], measured: dict[str, float], changed: str = ""
+) -> None:
+    """Write the verdicts, the table, what changed and a sheet of the first pictures of both kinds."""
     from demo.assemble import sheet
 
     out.mkdir(parents=True, exist_ok=True)
     rows = [{**asdict(result), "right": result.verdict.right} for result in results]
     (out / "evaluation.json").write_text(json.dumps({**measured, "results": rows}, indent=1) + "\n")
     figures = "".join(f"- {name}: {value:.2f}\n" for name, value in measured.items())
-    (out / "evaluation.md").write_text(f"{table(results)}\n{figures}")
+    (out / "evaluation.md").write_text("\n".join(part for part in (table(results), changed, figures) if part))
     half = len(pictures) // 2
     sheet(pictures[:18] + pictures[half : half + 18], columns=6, pixels=192).save(out / "sheet.png")
 
 
-def main(out: Path, count: int, checkpoint: str, paint: Painter) -> None:
+def main(out: Path, count: int, checkpoint: str, paint: Painter, before: Path | None = None) -> None:
     """Evaluate and print the table."""
     folder = CHECKPOINT if checkpoint == "demo" else Path(checkpoint)
     results, pictures, seconds = evaluate(paint, count)
     measured = {"seconds a picture": seconds, "autoencoder PSNR, dB": float(np.mean(autoencoder_psnr(folder)))}
-    write(out, results, pictures, measured)
+    write(out, results, pictures, measured, changes(results, before) if before else "")
     print((out / "evaluation.md").read_text())
 
 
@@ -158,5 +194,7 @@ if __name__ == "__main__":
     parser.add_argument("--checkpoint", default="demo", metavar="FOLDER", help="a checkpoint of the demo's world")
     parser.add_argument("--backend", default="onnxruntime", help="what of sdrt paints")
     parser.add_argument("--precision", default="fp32", help="how it computes")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier evaluation.json: what changed since")
     asked = parser.parse_args()
-    main(asked.out, asked.count, asked.checkpoint, sdrt_painter(asked.checkpoint, asked.backend, asked.precision))
+    painter = sdrt_painter(asked.checkpoint, asked.backend, asked.precision)
+    main(asked.out, asked.count, asked.checkpoint, painter, asked.against)

@@ -1,10 +1,11 @@
-"""What int8 brings by how many blocks stay in fp32, which depends on the checkpoint, beside OpenVINO's own bf16.
+"""What int8 brings by how much of the UNet's work is in int8, which depends on the checkpoint, beside bf16 by OpenVINO.
 
-A checkpoint is quantised with as few blocks kept as its test allows; here each number of them is tried, on any weights:
-ranges are those of two steps of one picture, since speed does not depend on them. One pass of both halves of guidance,
-each contender in turn.
+A checkpoint is quantised with as few modules kept as its test allows; here shares of the products' FLOPs are tried, on
+any weights: ranges are those of two steps of one picture, since speed does not depend on them. What is kept is drawn
+at random over the whole graph, so that as many tensors go from one precision to the other as can be expected at worst.
+One pass of both halves of guidance, each contender in turn.
 
-Run: python benchmarks/kept_blocks.py BUNDLE [--kept 0,2,4] [--threads N] [--rounds N] [--out FOLDER]
+Run: python benchmarks/int8_share.py BUNDLE [--shares 1,0.75,0.5] [--threads N] [--rounds N] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import onnx
 from sdrt.bench.machine import machine, versions
 from sdrt.bundle import Bundle, Precision
 from sdrt.export import calibration
-from sdrt.export.quantise import products, quantise, sensitive
+from sdrt.export.quantise import module_of, products, quantise
+from sdrt.export.shared_prefix import count_flops
 from sdrt.progress import for_terminal
 from sdrt.runtime.backends.base import Array
 from sdrt.runtime.backends.cpu import usable_cpus
@@ -34,17 +36,17 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Measure, print a line for each contender, and write kept_blocks.json."""
+    """Measure, print a line for each contender, and write int8_share.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path, help="in fp32")
-    parser.add_argument("--kept", default="0,2,4", help="numbers of blocks that stay in fp32, separated by commas")
+    parser.add_argument("--shares", default="1,0.75,0.5", help="of the products' FLOPs in int8, separated by commas")
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("build/kept-blocks"))
+    parser.add_argument("--out", type=Path, default=Path("build/int8-share"))
     asked = parser.parse_args()
     bundle = Bundle.open(asked.bundle)
     with tempfile.TemporaryDirectory(dir=asked.bundle.resolve().parent) as folder:
-        graphs = quantised(bundle, [int(count) for count in asked.kept.split(",")], Path(folder))
+        graphs = quantised(bundle, [float(share) for share in asked.shares.split(",")], Path(folder))
         contenders = {"bf16": opened(bundle.graph("unet"), "bf16", asked.threads)}
         contenders |= {name: opened(graph, "int8", asked.threads) for name, graph in graphs.items()}
         seconds = measure(contenders, feeds(bundle), asked.rounds)
@@ -56,24 +58,39 @@ def main() -> None:
         print(f"{name:40} {middle} ({min(ratios):.2f} to {max(ratios):.2f})")
     asked.out.mkdir(parents=True, exist_ok=True)
     found = {"threads": asked.threads, "machine": machine(), "versions": versions(), "rows": rows}
-    (asked.out / "kept_blocks.json").write_text(json.dumps(found, indent=1) + "\n")
+    (asked.out / "int8_share.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def quantised(bundle: Bundle, counts: list[int], folder: Path) -> dict[str, Path]:
-    """The UNet in int8 for each number of kept blocks, by what is kept."""
+def quantised(bundle: Bundle, shares: list[float], folder: Path) -> dict[str, Path]:
+    """The UNet in int8 with each share of its products' FLOPs, by what is in int8."""
     source = bundle.graph("unet")
     graph = onnx.load(str(source), load_external_data=False).graph
     tensors = list(dict.fromkeys(node.input[0] for node in products(graph)))
     calibration.PROMPTS, calibration.STEPS = calibration.PROMPTS[:1], 2
     found = calibration.calibrate(bundle, tensors, for_terminal())
-    blocks = sensitive(graph)
     graphs: dict[str, Path] = {}
-    for count in counts:
-        target = folder / f"int8-{count}" / "model.onnx"
+    for share in shares:
+        target = folder / f"int8-{share}" / "model.onnx"
         target.parent.mkdir()
-        made = quantise(source, target, found.ranges, blocks[:count])
-        graphs[f"int8, {count} blocks kept, {made} products"] = target
+        kept, reached = all_but(graph, share)
+        made = quantise(source, target, found.ranges, kept)
+        graphs[f"int8, {reached:.0%} of the FLOPs, {made} products"] = target
     return graphs
+
+
+def all_but(graph: onnx.GraphProto, share: float) -> tuple[tuple[str, ...], float]:
+    """Modules to keep, drawn in an order that is always the same, and the share of the FLOPs that is then in int8."""
+    flops: dict[str, int] = {}
+    for node in products(graph):
+        module = module_of(node)
+        flops[module] = flops.get(module, 0) + count_flops(graph, [node])
+    whole = left = sum(flops.values())
+    kept = []
+    for module in np.random.default_rng(0).permutation(sorted(flops)).tolist():
+        if left - flops[module] >= share * whole:
+            kept.append(module)
+            left -= flops[module]
+    return tuple(kept), left / whole
 
 
 def opened(graph: Path, precision: Precision, threads: int) -> InferRequest:
