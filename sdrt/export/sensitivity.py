@@ -28,7 +28,7 @@ ROUNDED = "sensitivity.rounded"
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """A module's path, the square of the guided step's fault where it alone is rounded, and its products' FLOPs."""
+    """A module's path, the sum of its steps' squared faults where it alone is rounded, and its products' FLOPs."""
 
     module: str
     fault: float
@@ -36,7 +36,7 @@ class Sensitivity:
 
 
 def by_sensitivity(
-    source: Path, ranges: Mapping[str, tuple[float, float]], made: Pass, progress: Progress
+    source: Path, ranges: Mapping[str, tuple[float, float]], steps: Sequence[Pass], progress: Progress
 ) -> list[Sensitivity]:
     """The modules that hold products, those with the largest fault a FLOP first.
 
@@ -45,7 +45,7 @@ def by_sensitivity(
     Args:
         source: The UNet's graph in fp32, its weights beside it.
         ranges: Least and largest value of the first input of each of its products.
-        made: The step on which they are tried.
+        steps: Those on which they are tried.
         progress: Told of every run.
 
     Raises:
@@ -64,12 +64,14 @@ def by_sensitivity(
     _switch(model.graph, found, ranges)
     session = open_session(model.SerializeToString(), base=str(source.parent))
     sensitivities = []
-    with progress.stage("find what int8 costs", len(modules)) as advance:
+    with progress.stage("find what int8 costs", len(modules) * len(steps)) as advance:
         for name, held in modules.items():
             rounded = np.isin(np.arange(len(found)), held)
-            fault = made.fault(session.run(None, {**made.feeds, ROUNDED: rounded})[0])
-            sensitivities.append(Sensitivity(name, fault**2, flops[name]))
-            advance(1)
+            total = 0.0
+            for made in steps:
+                total += made.fault(session.run(None, {**made.feeds, ROUNDED: rounded})[0]) ** 2
+                advance(1)
+            sensitivities.append(Sensitivity(name, total, flops[name]))
     return sorted(sensitivities, key=lambda one: one.fault / max(one.flops, 1), reverse=True)
 
 
