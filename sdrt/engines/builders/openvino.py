@@ -10,6 +10,7 @@ import numpy as np
 
 from sdrt.bundle import ComponentName, Precision
 from sdrt.engines.builders.base import Builder, Compiled, ComponentJob
+from sdrt.engines.builders.openvino_timestep import keep_timestep
 from sdrt.engines.recipe import Recipe
 from sdrt.engines.self_test import self_test
 from sdrt.errors import BackendUnavailableError
@@ -31,7 +32,7 @@ class OpenVinoBuilder(Builder):
     """Compiles each graph for this processor, with the batch free unless one number of pictures is asked for."""
 
     backend = "openvino"
-    version = 2
+    version = 3
     precisions = ("fp32", "bf16", "int8")
 
     def library_versions(self) -> dict[str, str]:
@@ -71,6 +72,7 @@ class OpenVinoBuilder(Builder):
             if job.batch is not None and job.batch.min == job.batch.max:
                 _fix_batch(model, job.batch.min)
             if inference_precision(job.precision) == INFERENCE_PRECISION["bf16"]:
+                keep_timestep(model)
                 _round_weights(model)
             compiled = core().compile_model(model, "CPU", cpu_config(job.precision, job.threads))
             if job.precision == "int8":
@@ -91,7 +93,7 @@ def _run(compiled: openvino.CompiledModel, feeds: dict[str, Any]) -> dict[str, A
 def _round_weights(model: openvino.Model) -> None:
     """Hold the weights of products and convolutions in bf16, in which they are computed anyway, half as large.
 
-    All else stays: norms, biases and the table of the timestep's sines are computed in fp32. Rounded to the nearest, a
+    All else stays: norms, biases and the timestep's frequencies. Rounded to the nearest, a
     tie to the even one, as OpenVINO rounds them: the outputs are the same bit by bit.
     """
     openvino = load_library()
