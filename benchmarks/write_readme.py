@@ -5,6 +5,7 @@ Run: python benchmarks/write_readme.py
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from sdrt.bench.against import read_bench
@@ -27,6 +28,7 @@ factor of two it is the ratios that say something
 | engines beside every peer that is here | `make bench`, or `sdrt bench` with your own choice |
 | what got slower since | `sdrt bench --against benchmarks/results/demo/bench.json` |
 | batches, steps, threads, a queue of prompts | `python benchmarks/scaling.py` |
+| the fastest accurate way on this machine | `sdrt tune`, which `--backend auto` then follows |
 | the loop's own time a step | `python benchmarks/host_overhead.py` |
 | int8 by its share of the work | `python benchmarks/int8_share.py BUNDLE` ([0057](../docs/decisions/0057-int8.md)) |
 | what the opt-ins cost in fidelity | `python benchmarks/frontier.py` ([the plot](../docs/images/frontier.svg)) |
@@ -44,6 +46,7 @@ def page() -> str:
         )
         plot = f"\n![Roofline](results/{folder.name}/roofline.svg)\n" if (folder / "roofline.svg").exists() else ""
         parts.append(text + plot)
+    parts += [tuned(path) for path in sorted(RESULTS.glob("*/tune.json"))]
     for page in sorted(RESULTS.glob("*/scaling.md")):
         name = page.parent.name
         plots = f"\n![Pictures a minute](results/{name}/batch.svg)\n\n![Seconds by steps](results/{name}/steps.svg)\n"
@@ -53,6 +56,24 @@ def page() -> str:
         lines = [f"- [{page.read_text().splitlines()[0].lstrip('# ')}]({page.name})" for page in notes]
         parts.append("## Notes\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def tuned(path: Path) -> str:
+    """What `sdrt tune` tried, in its order, and why it kept what it kept."""
+    record = json.loads(path.read_bytes())
+    lines = [
+        f"## The fastest way to run {record['checkpoint']}\n",
+        f"    sdrt tune --checkpoint {record['checkpoint']}\n",
+        f"{record['steps']} steps, {record['pictures']} picture, each way in turn with the best before it.\n",
+        "| way | s a request, at best | kept | why |",
+        "|---|---|---|---|",
+    ]
+    for trial in record["trials"]:
+        batch = "any batch" if trial["batch"] is None else f"batch {trial['batch']}"
+        way = f"{trial['backend']} {trial['precision']}, {trial['loop']} loop, {batch}, {trial['threads']} threads"
+        seconds = f"{min(trial['seconds']):.3f}" if trial["seconds"] else ""
+        lines.append(f"| {way} | {seconds} | {'yes' if trial['kept'] else ''} | {trial['why']} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
