@@ -82,22 +82,33 @@ def paired(lost: int, won: int, count: int) -> tuple[float, float, float]:
     return (won - lost) / count, centre - half, centre + half
 
 
-def changes(results: list[Result], before: Path) -> str:
-    """What became of the pictures of an earlier evaluation.json, in Markdown.
+def asked_captions(count: int) -> list[tuple[str, int, int]]:
+    """Each caption with its picture's seed and its number of objects, half of them with two."""
+    captions = [(words, objects) for objects in (1, 2) for words in held_out_captions(count // 2, objects)]
+    return [(words, SEED + k, objects) for k, (words, objects) in enumerate(captions)]
+
+
+def earlier(path: Path, count: int) -> list[bool]:
+    """Which pictures of an earlier evaluation.json were right.
 
     Raises:
-        ValueError: It is of other captions.
+        ValueError: It is of other captions or seeds.
     """
-    rows = json.loads(before.read_bytes())["results"]
-    if [(row["caption"], row["seed"]) for row in rows] != [(result.caption, result.seed) for result in results]:
-        raise ValueError(f"{before} is of other captions or seeds; evaluate both with the same --count")
+    rows = json.loads(path.read_bytes())["results"]
+    if [(row["caption"], row["seed"]) for row in rows] != [(words, seed) for words, seed, _ in asked_captions(count)]:
+        raise ValueError(f"{path} is of other captions or seeds; evaluate both with the same --count")
+    return [bool(row["right"]) for row in rows]
+
+
+def changes(results: list[Result], before: Sequence[bool]) -> str:
+    """What became of pictures that were right or wrong before, in Markdown."""
     lines = ["| everything right | before | lost | won | change, points |", "|---|---|---|---|---|"]
     for label, kinds in (("one object", {1}), ("two objects", {2}), ("all", {1, 2})):
-        chosen = [(row["right"], result.verdict.right) for row, result in zip(rows, results, strict=True)]
-        pairs = [pair for pair, result in zip(chosen, results, strict=True) if result.objects in kinds]
+        both = zip(before, results, strict=True)
+        pairs = [(was, result.verdict.right) for was, result in both if result.objects in kinds]
         lost, won = pairs.count((True, False)), pairs.count((False, True))
         change, low, high = (100 * value for value in paired(lost, won, len(pairs)))
-        share = sum(right for right, _ in pairs) / len(pairs)
+        share = sum(was for was, _ in pairs) / len(pairs)
         lines.append(f"| {label} | {share:.1%} | {lost} | {won} | {change:+.1f} ({low:+.1f} to {high:+.1f}) |")
     return "\n".join(lines) + "\n"
 
@@ -108,15 +119,15 @@ def evaluate(paint: Painter, count: int, batch: int = 4) -> tuple[list[Result], 
     Returns:
         The results, the pictures, and the seconds a picture took.
     """
-    captions = [(words, objects) for objects in (1, 2) for words in held_out_captions(count // 2, objects)]
+    captions = asked_captions(count)
     results: list[Result] = []
     pictures: list[Image.Image] = []
     start = time.perf_counter()
     for k in range(0, len(captions), batch):
-        painted = paint([words for words, _ in captions[k : k + batch]], SEED + k)
+        painted = paint([words for words, _, _ in captions[k : k + batch]], SEED + k)
         pictures += painted
-        for j, ((words, objects), picture) in enumerate(zip(captions[k : k + batch], painted, strict=True)):
-            results.append(Result(words, SEED + k + j, objects, score(picture, words)))
+        for (words, seed, objects), picture in zip(captions[k : k + batch], painted, strict=True):
+            results.append(Result(words, seed, objects, score(picture, words)))
         print(f"{len(results)} of {len(captions)}: {sum(r.verdict.right for r in results)} right", flush=True)
     return results, pictures, (time.perf_counter() - start) / len(captions)
 
@@ -181,9 +192,10 @@ def write(
 def main(out: Path, count: int, checkpoint: str, paint: Painter, before: Path | None = None) -> None:
     """Evaluate and print the table."""
     folder = CHECKPOINT if checkpoint == "demo" else Path(checkpoint)
+    was = earlier(before, count) if before else None
     results, pictures, seconds = evaluate(paint, count)
     measured = {"seconds a picture": seconds, "autoencoder PSNR, dB": float(np.mean(autoencoder_psnr(folder)))}
-    write(out, results, pictures, measured, changes(results, before) if before else "")
+    write(out, results, pictures, measured, changes(results, was) if was else "")
     print((out / "evaluation.md").read_text())
 
 

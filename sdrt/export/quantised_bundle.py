@@ -110,7 +110,7 @@ def _quantise(source: Path, target: Path, calibration: Calibration, progress: Pr
     if math.isfinite(whole) and whole > WANTED_ERROR:
         worst = [calibration.held_out[index] for index in np.argsort(faults)[-TRIED_STEPS:]]
         sensitivities = by_sensitivity(source, calibration.ranges, worst, progress)
-        with progress.stage("keep what int8 costs most", len(TRIES)) as advance:
+        with progress.stage("quantise the rest", len(TRIES)) as advance:
             for part in TRIES:
                 kept = to_keep(sensitivities, part * WANTED_ERROR / whole)
                 made = quantise(source, target, calibration.ranges, kept)

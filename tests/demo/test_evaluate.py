@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from demo.evaluate import Result, changes, paired, wilson, write
+from demo.evaluate import Result, changes, earlier, evaluate, paired, wilson, write
 from sdrt.compare.scorer import Verdict
 
 RIGHT = Verdict(**dict.fromkeys(Verdict.__dataclass_fields__, True))
@@ -41,9 +41,8 @@ def test_a_change_is_told_pair_by_pair() -> None:
 
 
 def test_what_changed_since_an_evaluation(tmp_path: Path) -> None:
-    pictures = [Image.new("RGB", (16, 16))] * 8
-    write(tmp_path, results("rrrw", "rwww"), pictures, {"seconds a picture": 1.0})
-    rows = changes(results("rrww", "rrww"), tmp_path / "evaluation.json").splitlines()
+    before = [result.verdict.right for result in results("rrrw", "rwww")]
+    rows = changes(results("rrww", "rrww"), before).splitlines()
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]
     assert [cell[:4] for cell in cells] == [
         ["one object", "75.0%", "1", "0"],
@@ -51,11 +50,15 @@ def test_what_changed_since_an_evaluation(tmp_path: Path) -> None:
         ["all", "50.0%", "1", "1"],
     ]
     assert [cell[4].split()[0] for cell in cells] == ["-25.0", "+25.0", "+0.0"]
-    write(tmp_path, results("rrww", "rrww"), pictures, {"seconds a picture": 1.0}, "\n".join(rows))
+    write(tmp_path, results("rrww", "rrww"), [Image.new("RGB", (16, 16))] * 8, {"seconds": 1.0}, "\n".join(rows))
     assert rows[-1] in (tmp_path / "evaluation.md").read_text()
 
 
-def test_other_captions_are_no_pairs(tmp_path: Path) -> None:
-    write(tmp_path, results("rr", "rr"), [Image.new("RGB", (16, 16))] * 4, {})
+def test_an_earlier_evaluation_is_of_the_same_captions(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (512, 512), "white")]
+    found, _, _ = evaluate(lambda prompts, seed: pictures * len(prompts), 6)
+    write(tmp_path, found, pictures * 6, {})
+    # No picture of nothing shows what was asked.
+    assert earlier(tmp_path / "evaluation.json", 6) == [False] * 6
     with pytest.raises(ValueError, match="of other captions or seeds"):
-        changes(results("rrr", "rrr"), tmp_path / "evaluation.json")
+        earlier(tmp_path / "evaluation.json", 8)
