@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 #: How C++'s standard library, the C library, the loader of shared libraries and threads say that memory ran out.
-OUT_OF_MEMORY = ("bad_alloc", "allocate memory", "failed to map segment", "Resource temporarily unavailable")
+OUT_OF_MEMORY = (
+    "bad_alloc",
+    "allocate memory",
+    "can't alloc",
+    "failed to map segment",
+    "Resource temporarily unavailable",
+)
 
 
 class Engine(ABC):

@@ -114,7 +114,13 @@ def test_a_component_outside_the_loop_has_no_step() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("a\nstd::bad_alloc\n"), RuntimeError("Failed to allocate memory for 9 GB")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("a\nstd::bad_alloc\n"),
+        RuntimeError("Failed to allocate memory for 9 GB"),
+        RuntimeError("can't alloc"),
+    ],
 )
 def test_want_of_memory_is_told_apart(error: Exception) -> None:
     assert isinstance(library_error("unet failed", error), ResourceError)
