@@ -129,21 +129,14 @@ class _Rewriting:
 
     def _quantised(self, value: str) -> list[onnx.NodeProto]:
         """A tensor rounded to its grid, and back."""
-        import onnx
-
-        scale, zero = grid(*self._ranges[value])
-        names = [f"int8.{value}.{part}" for part in ("scale", "zero", "rounded", "back")]
-        self._new[names[0]] = onnx.numpy_helper.from_array(scale, names[0])
-        self._new[names[1]] = onnx.numpy_helper.from_array(zero, names[1])
-        self._made[value] = names[3]
+        nodes, constants = rounding(value, self._ranges[value])
+        self._new |= {constant.name: constant for constant in constants}
+        self._made[value] = nodes[-1].output[0]
         if value in self._infos:
             info = self._graph.value_info.add()
             info.CopyFrom(self._infos[value])
-            info.name = names[3]
-        return [
-            onnx.helper.make_node("QuantizeLinear", [value, *names[:2]], [names[2]], name=f"{names[2]}.node"),
-            onnx.helper.make_node("DequantizeLinear", [names[2], *names[:2]], [names[3]], name=f"{names[3]}.node"),
-        ]
+            info.name = self._made[value]
+        return nodes
 
     def _dequantised(self, name: str, axis: int) -> list[onnx.NodeProto]:
         """Weights as int8, and back; one scale for each index of ``axis``."""
@@ -185,6 +178,23 @@ class _Rewriting:
         for key, text in where.items():
             tensor.external_data.add(key=key, value=text)
         tensor.data_location = onnx.TensorProto.EXTERNAL
+
+
+def rounding(value: str, extent: tuple[float, float]) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """The nodes that round a tensor to its grid, and back; and their constants.
+
+    Args:
+        value: The tensor's name; what the last node puts out is the tensor rounded.
+        extent: Its least and its largest value.
+    """
+    import onnx
+
+    names = [f"int8.{value}.{part}" for part in ("scale", "zero", "rounded", "back")]
+    constants = [onnx.numpy_helper.from_array(part, name) for name, part in zip(names, grid(*extent), strict=False)]
+    return [
+        onnx.helper.make_node("QuantizeLinear", [value, *names[:2]], [names[2]], name=f"{names[2]}.node"),
+        onnx.helper.make_node("DequantizeLinear", [names[2], *names[:2]], [names[3]], name=f"{names[3]}.node"),
+    ], constants
 
 
 def grid(least: float, largest: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:

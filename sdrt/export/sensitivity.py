@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sdrt.export.calibration import Pass, open_session
-from sdrt.export.quantise import grid, module_of, products
+from sdrt.export.quantise import module_of, products, rounding
 from sdrt.export.shared_prefix import count_flops
 from sdrt.progress import Progress
 
@@ -98,19 +98,17 @@ def _switch(
     graph.input.append(helper.make_tensor_value_info(ROUNDED, onnx.TensorProto.BOOL, [len(chosen)]))
     places = {node.output[0]: index for index, node in enumerate(chosen)}
     nodes = [helper.make_node("Split", [ROUNDED], switches, axis=0, num_outputs=len(chosen))]
-    rounded: set[str] = set()
+    rounded: dict[str, str] = {}
     for node in graph.node:
         if node.output[0] in places:
             value, index = node.input[0], places[node.output[0]]
-            names = [f"{ROUNDED}.{value}.{part}" for part in ("scale", "zero", "levels", "back")]
             if value not in rounded:
-                rounded.add(value)
-                for name, constant in zip(names, grid(*ranges[value]), strict=False):
-                    graph.initializer.append(onnx.numpy_helper.from_array(constant, name))
-                nodes.append(helper.make_node("QuantizeLinear", [value, *names[:2]], [names[2]]))
-                nodes.append(helper.make_node("DequantizeLinear", [names[2], *names[:2]], [names[3]]))
+                pair, constants = rounding(value, ranges[value])
+                nodes += pair
+                graph.initializer.extend(constants)
+                rounded[value] = pair[-1].output[0]
             node.input[0] = f"{ROUNDED}.{index}.input"
-            nodes.append(helper.make_node("Where", [switches[index], names[3], value], [node.input[0]]))
+            nodes.append(helper.make_node("Where", [switches[index], rounded[value], value], [node.input[0]]))
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)

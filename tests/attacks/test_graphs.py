@@ -42,7 +42,7 @@ READERS = {
     "export/onnx_export.py": "written by this process a moment ago",
     "export/calibration.py": "the path comes from Bundle.graph",
     "export/sensitivity.py": "the path comes from Bundle.graph",
-    "engines/builders/openvino_timestep.py": "an IR of its own",
+    "engines/builders/openvino_fp32.py": "an IR of its own",
     "export/quantise.py": "the path comes from Bundle.graph, by export/quantised_bundle.py",
     "export/quantised_bundle.py": "the path comes from Bundle.graph",
     "graphs/child.py": "this is the child",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdrt.bundle import ComponentName, Precision
+from sdrt.bundle import DEEPCACHE, ComponentName, Precision
 from sdrt.engines.builders.base import Builder, Compiled, ComponentJob
-from sdrt.engines.builders.openvino_timestep import keep_timestep
+from sdrt.engines.builders.openvino_fp32 import KEPT, keep_last_layers, keep_timestep
 from sdrt.engines.recipe import Recipe
 from sdrt.engines.self_test import self_test
 from sdrt.errors import BackendUnavailableError
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import openvino
 
 BLOB = "model.blob"
+#: Components that end as a UNet does. What bf16 costs in a VAE's picture is not multiplied by guidance and sigma.
+UNETS: tuple[ComponentName, ...] = ("unet", "denoise_step", *DEEPCACHE)
 #: Added to an fp32 number's bits, it carries into the upper half where the lower one is above a half.
 BELOW_HALF = 0x7FFF
 
@@ -32,7 +34,7 @@ class OpenVinoBuilder(Builder):
     """Compiles each graph for this processor, with the batch free unless one number of pictures is asked for."""
 
     backend = "openvino"
-    version = 3
+    version = 4
     precisions = ("fp32", "bf16", "int8")
 
     def library_versions(self) -> dict[str, str]:
@@ -73,6 +75,8 @@ class OpenVinoBuilder(Builder):
                 _fix_batch(model, job.batch.min)
             if inference_precision(job.precision) == INFERENCE_PRECISION["bf16"]:
                 keep_timestep(model)
+                if job.component in UNETS:
+                    keep_last_layers(model)
                 _round_weights(model)
             compiled = core().compile_model(model, "CPU", cpu_config(job.precision, job.threads))
             if job.precision == "int8":
@@ -93,15 +97,15 @@ def _run(compiled: openvino.CompiledModel, feeds: dict[str, Any]) -> dict[str, A
 def _round_weights(model: openvino.Model) -> None:
     """Hold the weights of products and convolutions in bf16, in which they are computed anyway, half as large.
 
-    All else stays: norms, biases and the timestep's frequencies. Rounded to the nearest, a
+    All else stays: norms, biases, the timestep's frequencies and what is kept in fp32. Rounded to the nearest, a
     tie to the even one, as OpenVINO rounds them: the outputs are the same bit by bit.
     """
     openvino = load_library()
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Constant" or node.get_element_type() != openvino.Type.f32:
             continue
-        readers = [(one, one.get_node().get_type_name()) for one in node.output(0).get_target_inputs()]
-        if len(node.shape) < 2 or any(kind not in ("MatMul", "Convolution") for _, kind in readers):
+        readers = list(node.output(0).get_target_inputs())
+        if len(node.shape) < 2 or not all(_computed_in_bf16(one.get_node()) for one in readers):
             continue
         bits = np.ascontiguousarray(node.data).view(np.uint32)
         rounded = (bits + (BELOW_HALF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
@@ -109,8 +113,12 @@ def _round_weights(model: openvino.Model) -> None:
         widened = openvino.opset13.convert(held, "f32")
         # without this mark, OpenVINO widens them as it compiles, and the blob is as large as before
         widened.get_rt_info()["decompression_0"] = ""
-        for reader, _ in readers:
+        for reader in readers:
             reader.replace_source_output(widened.output(0))
+
+
+def _computed_in_bf16(node: openvino.Node) -> bool:
+    return node.get_type_name() in ("MatMul", "Convolution") and node.get_friendly_name() != KEPT
 
 
 def _fix_batch(model: openvino.Model, batch: int) -> None:

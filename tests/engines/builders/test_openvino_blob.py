@@ -70,8 +70,8 @@ def test_weights_take_half_the_room(tmp_path: Path) -> None:
 
 
 def test_fp32_engines_hold_fp32(hand_made: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for change in ("_round_weights", "keep_timestep"):
-        monkeypatch.setattr(openvino_builder, change, lambda model: pytest.fail("fp32 needs neither"))
+    for change in ("_round_weights", "keep_timestep", "keep_last_layers"):
+        monkeypatch.setattr(openvino_builder, change, lambda model: pytest.fail("fp32 needs none"))
     output, _ = built(hand_made, "unet", tmp_path / "fp32", "fp32")
     assert output.shape[0] == 2
 

@@ -1,8 +1,9 @@
-"""In bf16 the timestep's sines are those of the timestep, not of one that bf16 holds."""
+"""In bf16 the timestep's sines are those of the timestep, and a UNet's last layers compute in fp32."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sdrt.engines.builders.openvino_timestep import keep_timestep
+from sdrt.bundle import Precision
+from sdrt.engines.builders import openvino as openvino_builder
+from sdrt.engines.builders.openvino_fp32 import keep_last_layers, keep_timestep
 from sdrt.runtime.backends.cpu import supports_bf16
 from sdrt.runtime.backends.openvino import core, cpu_config
 
@@ -80,3 +83,66 @@ def test_what_knows_no_timestep_is_left_alone(graph: Path) -> None:
     # The angles are no product of a timestep any more.
     next(node for node in model.graph.node if node.op_type == "Mul").op_type = "Add"
     assert keep_timestep(core().read_model(model.SerializeToString(), b"")) == 0
+
+
+def ending(tmp_path: Path, *, gate: str = "Sigmoid") -> Path:
+    """What a UNet ends with, after a convolution that hands on its input as it is, in any precision that holds it."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["sample", "same"], ["value"]),
+        helper.make_node("GroupNormalization", ["value", "scale", "shift"], ["even"], num_groups=4, epsilon=1e-5),
+        helper.make_node(gate, ["even"], ["gate"]),
+        helper.make_node("Mul", ["even", "gate"], ["silu"]),
+        helper.make_node("Conv", ["silu", "kernel", "bias"], ["out_sample"], pads=[1, 1, 1, 1]),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "same": np.eye(16, dtype=np.float32)[..., None, None],
+        "scale": rng.uniform(0.5, 2, 16),
+        "shift": rng.standard_normal(16),
+        "kernel": rng.standard_normal((4, 16, 3, 3)) / 12,
+        "bias": rng.standard_normal(4),
+    }
+    made = helper.make_graph(
+        nodes,
+        "ending",
+        [helper.make_tensor_value_info("sample", TensorProto.FLOAT, ["batch", 16, 8, 8])],
+        [helper.make_tensor_value_info("out_sample", TensorProto.FLOAT, ["batch", 4, 8, 8])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    onnx.save(model, tmp_path / "ending.onnx")
+    return tmp_path / "ending.onnx"
+
+
+def error(graph: Path, precision: Precision, *, kept: bool) -> float:
+    """How far a compiled model is from the graph in fp32, over the largest value, for an input that bf16 holds."""
+    sample = np.random.default_rng(1).integers(-128, 128, (2, 16, 8, 8)).astype(np.float32) / 64
+    exact = core().compile_model(core().read_model(graph), "CPU", cpu_config("fp32", 1))(sample)["out_sample"]
+    model = core().read_model(graph)
+    if kept:
+        assert keep_last_layers(model) == 1
+    if precision == "bf16":
+        openvino_builder._round_weights(model)
+    blob = core().compile_model(model, "CPU", cpu_config(precision, 1)).export_model()
+    found = core().import_model(blob, "CPU", cpu_config(precision, 1))(sample)["out_sample"]
+    return float(np.abs(found - exact).max() / np.abs(exact).max())
+
+
+@pytest.mark.skipif(not supports_bf16(), reason="the processor does not compute in bf16")
+def test_the_last_layers_compute_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = ending(tmp_path)
+    # 2^-24 in each of some 150 sums, where bf16 has 2^-9
+    assert error(graph, "bf16", kept=True) < 3e-6
+    assert error(graph, "bf16", kept=False) > 1e-3
+    # fp32 layers over weights that were rounded
+    monkeypatch.setattr(openvino_builder, "KEPT", "no node's name")
+    assert error(graph, "bf16", kept=True) > 3e-4
+
+
+def test_the_last_layers_say_the_same(tmp_path: Path) -> None:
+    assert error(ending(tmp_path), "fp32", kept=True) < 3e-6
+
+
+def test_what_ends_otherwise_is_left_alone(tmp_path: Path, graph: Path) -> None:
+    assert keep_last_layers(core().read_model(ending(tmp_path, gate="Tanh"))) == 0
+    assert keep_last_layers(core().read_model(graph)) == 0

@@ -1,0 +1,174 @@
+"""What stays in fp32 in a model that OpenVINO computes in bf16: the timestep's angles, and a UNet's last layers.
+
+Left alone, OpenVINO rounds the timestep itself to bf16, which holds 8 bits: 958.4 becomes 960, and its product with the
+largest frequency is wrong by up to two radians, in every step and for the whole picture. And it rounds what the last
+layers of a UNet hand on and put out, of which each step takes the full sigma, the guided difference many times: most of
+what bf16 costs a picture comes from there, in a thousandth of the work (docs/decisions/0082 and 0083).
+
+A node can be told to keep its precision by an attribute that Python cannot make but the IR format can state; and its
+inputs can be exchanged. So such nodes are read from an IR of their own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdrt.runtime.backends.openvino import core, load_library
+
+if TYPE_CHECKING:
+    import openvino
+
+_KEPT_PRECISION = (
+    '<rt_info><attribute name="DisablePrecisionConversion" version="0" value="dynamic:dynamic"/></rt_info>'
+)
+_BROADCAST = 'auto_broadcast="numpy"'
+#: What nodes that stay in fp32 are called.
+KEPT = "kept in fp32"
+#: Of a node's input, by the name of its type in Python.
+_PRECISIONS = {"f32": "FP32", "i64": "I64"}
+
+
+def keep_timestep(model: openvino.Model) -> int:
+    """Let sines and cosines of a timestep times frequencies be of angles in fp32.
+
+    Args:
+        model: As read from an exported graph: a parameter [batch] through Unsqueeze and Multiply by constants [1, n].
+
+    Returns:
+        How many such products there are: one in a UNet, none in what knows no timestep.
+    """
+    found = 0
+    for node in model.get_ordered_ops():
+        readers = list(node.output(0).get_target_inputs()) if node.get_output_size() else []
+        if _kind(node) == "Multiply" and any(_kind(one.get_node()) == "Sin" for one in readers):
+            column, frequencies = node.input_value(0), node.input_value(1)
+            if _kind(column.get_node()) == "Unsqueeze" and _kind(frequencies.get_node()) == "Constant":
+                # A Reshape: what becomes of an Unsqueeze loses the attribute.
+                rows = _kept("Reshape", 'special_zero="false"', column.get_node().input_value(0), _whole([-1, 1]))
+                _replace(node, _kept("Multiply", _BROADCAST, rows, frequencies))
+                found += 1
+    model.validate_nodes_and_infer_types()
+    return found
+
+
+def keep_last_layers(model: openvino.Model) -> int:
+    """Let the last group normalisation, SiLU and convolution be in fp32, their weights too.
+
+    Args:
+        model: As read from an exported graph that keeps group normalisation whole.
+
+    Returns:
+        How many graphs' ends are such layers: one in a UNet, none in what ends otherwise.
+    """
+    convolutions = [node for node in model.get_ordered_ops() if _kind(node) == "Convolution"]
+    if not convolutions:
+        return 0
+    last = convolutions[-1]
+    norm = _normalised(last.input_value(0).get_node())
+    if norm is None:
+        return 0
+    _replace(last, _kept("Convolution", _attributes(last), _silu_of_norm(norm), last.input_value(1)))
+    model.validate_nodes_and_infer_types()
+    return 1
+
+
+def _normalised(node: openvino.Node) -> openvino.Node | None:
+    """The group normalisation whose SiLU a node is."""
+    if _kind(node) != "Multiply":
+        return None
+    parts = {_kind(value.get_node()): value.get_node() for value in node.input_values()}
+    norm, gate = parts.get("GroupNormalization"), parts.get("Sigmoid")
+    return norm if norm is not None and gate is not None and gate.input_value(0).get_node() == norm else None
+
+
+def _silu_of_norm(norm: openvino.Node) -> openvino.Output:
+    """SiLU of a group normalisation of [batch, channels, h, w], of operators that keep their precision.
+
+    As half + half * tanh(half) of half the argument (x sigmoid(x) = x/2 + x/2 tanh(x/2)): OpenVINO makes an operator of
+    its own, which rounds, of Sigmoid and Multiply.
+    """
+    about, value = norm.get_attributes(), norm.input_value(0)
+    shape = value.get_partial_shape()
+    channels, *area = (shape[axis].get_length() for axis in range(1, len(shape)))
+    scale, shift = (
+        load_library().opset13.constant((norm.input_value(index).get_node().data / 2).reshape(-1, 1, 1)).output(0)
+        for index in (1, 2)
+    )
+    groups = _kept("Reshape", 'special_zero="true"', value, _whole([0, about["num_groups"], -1]))
+    settings = f'eps="{about["epsilon"]}" normalize_variance="true" eps_mode="INSIDE_SQRT"'
+    even = _kept("MVN", settings, groups, _whole([2]), opset=6)
+    half = _kept("Reshape", 'special_zero="true"', even, _whole([0, channels, *area]))
+    half = _kept("Add", _BROADCAST, _kept("Multiply", _BROADCAST, half, scale), shift)
+    return _kept("Add", _BROADCAST, half, _kept("Multiply", _BROADCAST, half, _kept("Tanh", "", half)))
+
+
+def _kept(kind: str, settings: str, *inputs: openvino.Output, opset: int = 1) -> openvino.Output:
+    """The output of a new operator, which stays in fp32 whatever the model is computed in.
+
+    Args:
+        kind: Its type in the IR.
+        settings: Its attributes there.
+        inputs: Numbers, or int64.
+        opset: Of the operator.
+    """
+    types = [str(value.get_element_type().get_type_name()) for value in inputs]
+    at = len(inputs)
+    layers = [
+        _layer(port, "Parameter", f'shape="..." element_type="{name}"', [], name) for port, name in enumerate(types)
+    ]
+    layers.append(_layer(at, kind, settings, types, "f32", name=KEPT, more=_KEPT_PRECISION, opset=opset))
+    layers.append(_layer(at + 1, "Result", "", ["f32"], ""))
+    ends = [(port, 0, at, port) for port in range(at)] + [(at, at, at + 1, 0)]
+    edges = [f'<edge from-layer="{a}" from-port="{b}" to-layer="{c}" to-port="{d}"/>' for a, b, c, d in ends]
+    text = f'<net name="kept" version="11"><layers>{"".join(layers)}</layers><edges>{"".join(edges)}</edges></net>'
+    read = core().read_model(f'<?xml version="1.0"?>{text}'.encode(), b"")
+    [node] = [one for one in read.get_ordered_ops() if one.get_friendly_name() == KEPT]
+    for port, value in enumerate(inputs):
+        node.input(port).replace_source_output(value)
+    made: openvino.Output = node.output(0)
+    return made
+
+
+def _layer(
+    number: int,
+    kind: str,
+    settings: str,
+    inputs: list[str],
+    output: str,
+    *,
+    name: str = "",
+    more: str = "",
+    opset: int = 1,
+) -> str:
+    """An operator as the IR states it; types are named as in Python."""
+    takes = "".join(f'<port id="{port}" precision="{_PRECISIONS[one]}"/>' for port, one in enumerate(inputs))
+    gives = f'<output><port id="{len(inputs)}" precision="{_PRECISIONS[output]}"/></output>' if output else ""
+    return (
+        f'<layer id="{number}" name="{name or number}" type="{kind}" version="opset{opset}">'
+        f"<data {settings}/>{more}{takes and f'<input>{takes}</input>'}{gives}</layer>"
+    )
+
+
+def _attributes(convolution: openvino.Node) -> str:
+    """A convolution's attributes, as the IR states them."""
+    about: dict[str, Any] = convolution.get_attributes()
+    return " ".join(
+        f'{name}="{value if isinstance(value, str) else ", ".join(map(str, value))}"' for name, value in about.items()
+    )
+
+
+def _replace(node: openvino.Node, value: openvino.Output) -> None:
+    """Let all that reads a node's output read another."""
+    for reader in list(node.output(0).get_target_inputs()):
+        reader.replace_source_output(value)
+
+
+def _whole(values: list[int]) -> openvino.Output:
+    constant: openvino.Output = load_library().opset13.constant(np.array(values, np.int64)).output(0)
+    return constant
+
+
+def _kind(node: openvino.Node) -> str:
+    return str(node.get_type_name())
