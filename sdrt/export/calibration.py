@@ -54,9 +54,8 @@ class Pass:
     def fault(self, output: Floats) -> float:
         """How far another output of the same run takes the latents' means over areas astray, as a length.
 
-        Noise that cancels within an area is left out, for the steps that follow remove it: on the demo bf16 errs by
-        0.27 of the latents' length, all but 0.04 of it such noise, and costs one picture in a hundred; int8 that errs
-        by 0.07, 0.04 of it in the means, costs one in twenty (docs/decisions/0057).
+        Noise that cancels within an area is left out, for the steps that follow remove it: where OpenVINO's bf16 errs by
+        0.27 of the latents' length, all but 0.04 of it is such noise (docs/decisions/0057).
         """
         fault = _guided(output) - _guided(self.output)
         _, channels, height, width = fault.shape
