@@ -57,7 +57,7 @@ def keep_last_layers(model: openvino.Model) -> int:
     """Let the last group normalisation, SiLU and convolution be in fp32, their weights too.
 
     Args:
-        model: As read from an exported graph that keeps group normalisation whole.
+        model: As read from a graph that was exported in fp32 with group normalisation whole (opset 21 and later).
 
     Returns:
         How many graphs' ends are such layers: one in a UNet, none in what ends otherwise.
@@ -75,12 +75,15 @@ def keep_last_layers(model: openvino.Model) -> int:
 
 
 def _normalised(node: openvino.Node) -> openvino.Node | None:
-    """The group normalisation whose SiLU a node is."""
+    """The group normalisation, by constants, whose SiLU a node is."""
     if _kind(node) != "Multiply":
         return None
     parts = {_kind(value.get_node()): value.get_node() for value in node.input_values()}
     norm, gate = parts.get("GroupNormalization"), parts.get("Sigmoid")
-    return norm if norm is not None and gate is not None and gate.input_value(0).get_node() == norm else None
+    if norm is None or gate is None or gate.input_value(0).get_node() != norm:
+        return None
+    constant = all(_kind(norm.input_value(index).get_node()) == "Constant" for index in (1, 2))
+    return norm if constant else None
 
 
 def _silu_of_norm(norm: openvino.Node) -> openvino.Output:
