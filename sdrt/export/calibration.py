@@ -54,8 +54,8 @@ class Pass:
     def fault(self, output: Floats) -> float:
         """How far another output of the same run takes the latents' means over areas astray, as a length.
 
-        Noise that cancels within an area is left out, for the steps that follow remove it: where OpenVINO's bf16 errs by
-        0.27 of the latents' length, all but 0.04 of it is such noise (docs/decisions/0057).
+        Noise that cancels within an area is left out, for the steps that follow remove it: of the 0.27 of the latents'
+        length by which OpenVINO's bf16 alone errs, all but 0.04 is such noise (docs/decisions/0057).
         """
         fault = _guided(output) - _guided(self.output)
         _, channels, height, width = fault.shape
