@@ -23,7 +23,7 @@ from sdrt.runtime.noise_config import PredictionType
 #: Counts changes of the quantiser that change what it makes.
 QUANTISER = 4
 #: Above this error of the held-out picture's latents, in means over areas, the modules that cost most are kept in fp32.
-#: On the demo 0.03 costs three pictures in a hundred, 0.02 less than one (docs/decisions/0057).
+#: On the demo four of a hundred pictures are lost at 0.03, one or two at 0.02 (docs/decisions/0057).
 WANTED_ERROR = 0.02
 #: Above this, with as many kept as the last try allows, the bundle is refused: large shapes fall to pieces.
 ERROR_LIMIT = 0.1
