@@ -2,8 +2,8 @@
 
 Left alone, OpenVINO rounds the timestep itself to bf16, which holds 8 bits: 958.4 becomes 960, and its product with the
 largest frequency is wrong by up to two radians, in every step and for the whole picture. And it rounds what the last
-layers of a UNet hand on and put out, of which each step takes the full sigma, the guided difference many times: most of
-what bf16 costs a picture comes from there, in a thousandth of the work (docs/decisions/0082 and 0083).
+layers of a UNet hand on and put out, which each step takes times the sigma it goes down, the guided difference many
+times: of a step's error half comes from there, in a thousandth of the work (docs/decisions/0082 and 0083).
 
 A node can be told to keep its precision by an attribute that Python cannot make but the IR format can state; and its
 inputs can be exchanged. So such nodes are read from an IR of their own.
