@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 
 from sdrt.engines.builders.openvino import OpenVinoBuilder
+from tests.full.workshop import Measured, measured
 from tests.models.sd_v1_random import sd_v1_random
 
 pytestmark = pytest.mark.full
@@ -61,8 +60,7 @@ class Ran:
     """What the comparison printed, how long it took and how much memory it held at most."""
 
     results: list[dict[str, Any]]
-    seconds: float
-    peak_gib: float
+    took: Measured
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +70,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     export = ["-m", "sdrt", "export", "--checkpoint", checkpoint, "--out", folder / "bundle", "--components", "unet"]
     subprocess.run([sys.executable, *map(str, export)], cwd=ROOT, check=True)
     words = ["-c", COMPARE, checkpoint, folder / "bundle", folder / "store", json.dumps(ENGINES)]
-    start = time.monotonic()
     with (folder / "printed.json").open("wb") as printed:
-        process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=printed)
-        # Popen.wait would drop the process's own rusage, which os.wait4 gives.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    results = json.loads((folder / "printed.json").read_bytes())
-    yield Ran(results, time.monotonic() - start, usage.ru_maxrss / (1 << 20))
+        took = measured([sys.executable, *map(str, words)], stdout=printed)
+    assert took.exit_code == 0
+    yield Ran(json.loads((folder / "printed.json").read_bytes()), took)
     shutil.rmtree(folder)  # some 14 GB
 
 
@@ -94,6 +87,6 @@ def test_the_unet_of_every_engine_passes(ran: Ran) -> None:
 
 
 def test_it_fits_in_time_and_memory(ran: Ran) -> None:
-    print(f"\n{ran.seconds:.0f} s, {ran.peak_gib:.1f} GiB")
-    assert ran.seconds < LIMIT_S
-    assert ran.peak_gib < MEMORY_GIB
+    print(f"\n{ran.took.seconds:.0f} s, {ran.took.peak_gib:.1f} GiB")
+    assert ran.took.seconds < LIMIT_S
+    assert ran.took.peak_gib < MEMORY_GIB
