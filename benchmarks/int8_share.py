@@ -1,11 +1,14 @@
 """What int8 brings by how much of the UNet's work is in int8, which depends on the checkpoint, beside bf16 by OpenVINO.
 
+With --diffusers the checkpoint's UNet by diffusers, in bf16 with channels last, takes its turn in the same rounds.
+
 A checkpoint is quantised with as few modules kept as its test allows; here shares of the products' FLOPs are tried, on
 any weights: ranges are those of two steps of one picture, since speed does not depend on them. What is kept is drawn
 at random over the whole graph, so that as many tensors go from one precision to the other as can be expected at worst.
 One pass of both halves of guidance, each contender in turn.
 
-Run: python benchmarks/int8_share.py BUNDLE [--shares 1,0.75,0.5] [--threads N] [--rounds N] [--out FOLDER]
+Run: python benchmarks/int8_share.py BUNDLE [--diffusers CHECKPOINT] [--shares 1,0.75,0.5] [--threads N] [--rounds N]
+     [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -15,14 +18,15 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from sdrt.bench.machine import machine, versions
 from sdrt.bundle import Bundle, Precision
+from sdrt.engines.builders.openvino_fp32 import keep_last_layers, keep_timestep
 from sdrt.export import calibration
 from sdrt.export.quantise import module_of, products, quantise
 from sdrt.export.shared_prefix import count_flops
@@ -31,14 +35,12 @@ from sdrt.runtime.backends.base import Array
 from sdrt.runtime.backends.cpu import usable_cpus
 from sdrt.runtime.backends.openvino import core, cpu_config
 
-if TYPE_CHECKING:
-    from openvino import InferRequest
-
 
 def main() -> None:
     """Measure, print a line for each contender, and write int8_share.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path, help="in fp32")
+    parser.add_argument("--diffusers", type=Path, help="the bundle's checkpoint, a folder in diffusers' layout")
     parser.add_argument("--shares", default="1,0.75,0.5", help="of the products' FLOPs in int8, separated by commas")
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--rounds", type=int, default=5)
@@ -47,9 +49,12 @@ def main() -> None:
     bundle = Bundle.open(asked.bundle)
     with tempfile.TemporaryDirectory(dir=asked.bundle.resolve().parent) as folder:
         graphs = quantised(bundle, [float(share) for share in asked.shares.split(",")], Path(folder))
-        contenders = {"bf16": opened(bundle.graph("unet"), "bf16", asked.threads)}
-        contenders |= {name: opened(graph, "int8", asked.threads) for name, graph in graphs.items()}
-        seconds = measure(contenders, feeds(bundle), asked.rounds)
+        inputs = feeds(bundle)
+        contenders = {"bf16": opened(bundle.graph("unet"), "bf16", inputs, asked.threads)}
+        contenders |= {name: opened(graph, "int8", inputs, asked.threads) for name, graph in graphs.items()}
+        if asked.diffusers is not None:
+            contenders["diffusers bf16"] = diffusers_unet(asked.diffusers, inputs, asked.threads)
+        seconds = measure(contenders, asked.rounds)
     rows = []
     for name, values in seconds.items():
         ratios = [value / base for value, base in zip(values, seconds["bf16"], strict=True)]
@@ -93,9 +98,31 @@ def all_but(graph: onnx.GraphProto, share: float) -> tuple[tuple[str, ...], floa
     return tuple(kept), left / whole
 
 
-def opened(graph: Path, precision: Precision, threads: int) -> InferRequest:
-    """A graph of the UNet, compiled with the settings of sdrt's engines, but not tested: its ranges are few steps'."""
-    return core().compile_model(core().read_model(graph), "CPU", cpu_config(precision, threads)).create_infer_request()
+def opened(graph: Path, precision: Precision, inputs: dict[str, Array], threads: int) -> Callable[[], object]:
+    """A pass of a graph of the UNet as sdrt's engines compute it, but not tested: its ranges are few steps'."""
+    model = core().read_model(graph)
+    keep_timestep(model)
+    keep_last_layers(model)
+    request = core().compile_model(model, "CPU", cpu_config(precision, threads)).create_infer_request()
+    return lambda: request.infer(inputs, share_inputs=True)
+
+
+def diffusers_unet(checkpoint: Path, inputs: dict[str, Array], threads: int) -> Callable[[], object]:
+    """A pass of the checkpoint's UNet by diffusers."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    torch.set_num_threads(threads)
+    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.bfloat16)
+    unet = unet.eval().to(memory_format=torch.channels_last)
+    given = {name: torch.from_numpy(value).to(torch.bfloat16) for name, value in inputs.items()}
+    given["sample"] = given["sample"].to(memory_format=torch.channels_last)
+
+    def run() -> object:
+        with torch.inference_mode():
+            return unet(**given).sample
+
+    return run
 
 
 def feeds(bundle: Bundle) -> dict[str, Array]:
@@ -105,13 +132,13 @@ def feeds(bundle: Bundle) -> dict[str, Array]:
     return {one.name: rng.standard_normal((2, *map(int, one.shape[1:]))).astype(one.dtype) for one in inputs}
 
 
-def measure(contenders: dict[str, InferRequest], inputs: dict[str, Array], rounds: int) -> dict[str, list[float]]:
+def measure(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of a pass of each contender, round by round, after one that warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
-        for name, request in contenders.items():
+        for name, run in contenders.items():
             start = time.perf_counter()
-            request.infer(inputs, share_inputs=True)
+            run()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
