@@ -53,25 +53,23 @@ def keep_timestep(model: openvino.Model) -> int:
     return found
 
 
-def keep_last_layers(model: openvino.Model) -> int:
+def keep_last_layers(model: openvino.Model) -> bool:
     """Let the last group normalisation, SiLU and convolution be in fp32, their weights too.
 
     Args:
         model: As read from a graph that was exported in fp32 with group normalisation whole (opset 21 and later).
 
     Returns:
-        How many graphs' ends are such layers: one in a UNet, none in what ends otherwise.
+        Whether it ends in such layers, as a UNet does; what ends otherwise is left as it is.
     """
     convolutions = [node for node in model.get_ordered_ops() if _kind(node) == "Convolution"]
-    if not convolutions:
-        return 0
-    last = convolutions[-1]
-    norm = _normalised(last.input_value(0).get_node())
+    norm = _normalised(convolutions[-1].input_value(0).get_node()) if convolutions else None
     if norm is None:
-        return 0
+        return False
+    last = convolutions[-1]
     _replace(last, _kept("Convolution", _attributes(last), _silu_of_norm(norm), last.input_value(1)))
     model.validate_nodes_and_infer_types()
-    return 1
+    return True
 
 
 def _normalised(node: openvino.Node) -> openvino.Node | None:

@@ -120,7 +120,7 @@ def error(graph: Path, precision: Precision, *, kept: bool) -> float:
     exact = core().compile_model(core().read_model(graph), "CPU", cpu_config("fp32", 1))(sample)["out_sample"]
     model = core().read_model(graph)
     if kept:
-        assert keep_last_layers(model) == 1
+        assert keep_last_layers(model)
     if precision == "bf16":
         openvino_builder._round_weights(model)
     blob = core().compile_model(model, "CPU", cpu_config(precision, 1)).export_model()
@@ -144,5 +144,5 @@ def test_the_last_layers_say_the_same(tmp_path: Path) -> None:
 
 
 def test_what_ends_otherwise_is_left_alone(tmp_path: Path, graph: Path) -> None:
-    assert keep_last_layers(core().read_model(ending(tmp_path, gate="Tanh"))) == 0
-    assert keep_last_layers(core().read_model(graph)) == 0
+    assert not keep_last_layers(core().read_model(ending(tmp_path, gate="Tanh")))
+    assert not keep_last_layers(core().read_model(graph))
