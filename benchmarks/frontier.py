@@ -1,7 +1,8 @@
 """Speed against fidelity: what each opt-in that trades one for the other brings, picture by picture.
 
 Each prompt is drawn by every setting in turn, in the same minutes, and held against the picture of fp32. Speed is the
-processor time of a picture's steps, which others who use the machine change little; ratios to bf16, pair by pair.
+processor time of a picture's steps, which others who use the machine change little; ratios to bf16, pair by pair. All
+is drawn at guidance 7.5, whatever the checkpoint recommends, as in `sdrt bench`.
 
 Run: python benchmarks/frontier.py [--checkpoint C] [--bundle DIR] [--steps N] [--threads N] [--out FOLDER]
 """
@@ -23,6 +24,7 @@ from sdrt.compare.images import psnr_db, ssim
 from sdrt.compare.pictures import scene_verdict
 from sdrt.compare.prompts import PromptSeed, default_prompts
 from sdrt.progress import for_terminal
+from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -139,6 +141,7 @@ def _draw(pipe: Pipeline, setting: Setting, asked: PromptSeed, steps: int) -> Dr
         asked.prompt,
         seed=asked.seed,
         num_inference_steps=steps,
+        guidance_scale=DEFAULT_GUIDANCE_SCALE,
         guidance_interval=setting.guidance_interval,
         deepcache=setting.deepcache,
         callback_on_step_end=on_step_end,

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -132,12 +133,13 @@ def evaluate(paint: Painter, count: int, batch: int = 4) -> tuple[list[Result], 
     return results, pictures, (time.perf_counter() - start) / len(captions)
 
 
-def sdrt_painter(checkpoint: str, backend: str, precision: Precision) -> Painter:
-    """The package's own runtime."""
+def sdrt_painter(checkpoint: str, backend: str, precision: Precision, guidance_scale: float | None) -> Painter:
+    """The package's own runtime; at the guidance that the checkpoint recommends unless another is given."""
     from sdrt import Pipeline
 
     pipeline = Pipeline.load(checkpoint, backend=backend, precision=precision)
-    return lambda prompts, seed: list(pipeline(list(prompts), seed=seed, num_inference_steps=STEPS).images)
+    settings: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": guidance_scale}
+    return lambda prompts, seed: list(pipeline(list(prompts), seed=seed, **settings).images)
 
 
 def autoencoder_psnr(checkpoint: Path, count: int = 32, pixels: int = 512) -> list[float]:
@@ -206,7 +208,8 @@ if __name__ == "__main__":
     parser.add_argument("--checkpoint", default="demo", metavar="FOLDER", help="a checkpoint of the demo's world")
     parser.add_argument("--backend", default="onnxruntime", help="what of sdrt paints")
     parser.add_argument("--precision", default="fp32", help="how it computes")
+    parser.add_argument("--guidance-scale", type=float, help="default: what the checkpoint recommends")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier evaluation.json: what changed since")
     asked = parser.parse_args()
-    painter = sdrt_painter(asked.checkpoint, asked.backend, asked.precision)
+    painter = sdrt_painter(asked.checkpoint, asked.backend, asked.precision, asked.guidance_scale)
     main(asked.out, asked.count, asked.checkpoint, painter, asked.against)

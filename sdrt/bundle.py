@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdrt.errors import ArtefactError, BundleError, SdrtError, TrustError, UsageError
 from sdrt.files import canonical_json, path_inside, sha256_bytes, sha256_file
+from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -79,7 +80,11 @@ class CheckpointRecord(Record):
 
 
 class ModelRecord(Record):
-    """The numbers of the checkpoint's configs that the runtime needs; within what can be allocated from them."""
+    """The numbers of the checkpoint's configs that the runtime needs; within what can be allocated from them.
+
+    ``guidance_scale`` is what the checkpoint recommends: pictures are drawn with it where nothing else is asked. Where
+    that is 7.5 the field is not written: the manifest is what it was before there was such a thing.
+    """
 
     latent_channels: int = Field(gt=0, le=64)
     latent_size: int = Field(gt=0, le=512)
@@ -87,6 +92,12 @@ class ModelRecord(Record):
     scaling_factor: float = Field(gt=0)
     max_tokens: int = Field(gt=0, le=4096)
     hidden_size: int = Field(gt=0, le=16384)
+    guidance_scale: float = Field(
+        default=DEFAULT_GUIDANCE_SCALE,
+        ge=-MAX_GUIDANCE_SCALE,
+        le=MAX_GUIDANCE_SCALE,
+        exclude_if=lambda scale: scale == DEFAULT_GUIDANCE_SCALE,
+    )
 
 
 class SealedManifest(Record):

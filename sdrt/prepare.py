@@ -21,6 +21,7 @@ from sdrt.errors import ArtefactError, BackendUnavailableError, BundleError, Tru
 from sdrt.files import canonical_json, sha256_bytes
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import GPU_BACKENDS, available, choose_backend
+from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -355,6 +356,9 @@ def open_bundle(
         return Bundle.open(DEMO_BUNDLE)
     checkpoint = open_checkpoint(name, revision=source.revision)
     kind = precision if merging is None else f"{precision}-merging-{merging}"
+    if checkpoint.guidance_scale != DEFAULT_GUIDANCE_SCALE:
+        # The manifest says it, and the checkpoint's digest does not count it.
+        kind += f"-guidance-{checkpoint.guidance_scale:g}"
     path = store.bundle_path(f"{checkpoint.digest[:16]}-{kind}-{_exporter_key()[:16]}")
     if build:
 

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdrt.checkpoint.configs import check_index, read_scheduler, read_text_encoder, read_unet, read_vae
+from sdrt.checkpoint.configs import (
+    check_index,
+    read_guidance_scale,
+    read_scheduler,
+    read_text_encoder,
+    read_unet,
+    read_vae,
+)
 from sdrt.checkpoint.digests import DigestMemory, checkpoint_digest
 from sdrt.checkpoint.safetensors_header import read_header
 from sdrt.checkpoint.tokenizer import build_tokenizer_json, tokenizer_identity
@@ -26,6 +33,8 @@ class Checkpoint:
         unet: unet/config.json.
         vae: vae/config.json.
         scheduler: scheduler/scheduler_config.json.
+        guidance_scale: What it recommends in generation_config.json; the digest does not count it, since it is no part
+            of what is computed.
     """
 
     path: Path
@@ -36,6 +45,7 @@ class Checkpoint:
     unet: dict[str, Any]
     vae: dict[str, Any]
     scheduler: dict[str, Any]
+    guidance_scale: float
 
     def weights(self, component: str) -> Path:
         """The .safetensors file of "text_encoder", "unet" or "vae", links followed; the fp16 variant if that is all.
@@ -62,8 +72,9 @@ def read_checkpoint(folder: Path, *, name: str, memory: DigestMemory, revision: 
     for path in weights.values():
         read_header(path)
     configs = {"text_encoder": text_encoder, "unet": unet, "vae": vae, "scheduler": scheduler}
+    guidance_scale = read_guidance_scale(folder)
     digest = checkpoint_digest(configs, weights, tokenizer_identity(folder / "tokenizer"), memory)
-    return Checkpoint(folder, name, digest, revision, text_encoder, unet, vae, scheduler)
+    return Checkpoint(folder, name, digest, revision, text_encoder, unet, vae, scheduler, guidance_scale)
 
 
 def tokenizer_json(checkpoint: Checkpoint) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrt.errors import CheckpointError
+from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 60
@@ -41,6 +42,9 @@ MOST_OF_ANY = 1_000_000
 LONGEST_LIST = 64
 LATENT_STATISTICS = ("latents_mean", "latents_std", "shift_factor")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+#: Beside model_index.json, where there is one: what a checkpoint recommends, under the names of transformers'
+#: GenerationConfig. diffusers passes it over.
+GENERATION_CONFIG = "generation_config.json"
 V1_HINT = "give a Stable Diffusion v1 checkpoint (v1.1 to v1.5 or a fine-tune of one)"
 
 
@@ -176,6 +180,25 @@ def read_scheduler(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     _one_of(path, "prediction_type", config.setdefault("prediction_type", "epsilon"), PREDICTION_TYPES)
     return config
+
+
+def read_guidance_scale(folder: Path) -> float:
+    """The guidance_scale that the checkpoint recommends in its generation_config.json; 7.5 where it does not.
+
+    Raises:
+        CheckpointError: The file is malformed, or the number is beyond what guidance can be.
+    """
+    path = folder / GENERATION_CONFIG
+    if not path.exists():
+        return DEFAULT_GUIDANCE_SCALE
+    scale = read_json(path).get("guidance_scale")
+    if scale is None:
+        return DEFAULT_GUIDANCE_SCALE
+    if type(scale) not in (int, float) or not abs(scale) <= MAX_GUIDANCE_SCALE:
+        expected = f"a number, -{MAX_GUIDANCE_SCALE:.0f} to {MAX_GUIDANCE_SCALE:.0f}"
+        message = f"{path}: guidance_scale is {shorten(scale)}; expected {expected}"
+        raise CheckpointError(message, hint=f"change it; without the file it is {DEFAULT_GUIDANCE_SCALE}")
+    return float(scale)
 
 
 def _network(path: Path) -> dict[str, Any]:

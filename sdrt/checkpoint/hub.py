@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from sdrt.checkpoint.configs import CLASSES
+from sdrt.checkpoint.configs import CLASSES, GENERATION_CONFIG
 from sdrt.checkpoint.weights import PICKLE_HINT, STEMS, is_pickle_name, weight_names
 from sdrt.errors import BackendUnavailableError, CheckpointError, TrustError
 from sdrt.files import disk_errors
@@ -75,6 +75,8 @@ def is_whole(folder: Path) -> bool:
 def wanted_files(repo: str, names: Collection[str]) -> list[str]:
     """Which of a repository's files a checkpoint needs: configs, tokenizer, one weight file a component.
 
+    What the checkpoint recommends comes with them, where it says so.
+
     Raises:
         CheckpointError: It is no checkpoint in the diffusers layout, or a component has no weights.
         TrustError: A component has pickled weights only.
@@ -82,7 +84,7 @@ def wanted_files(repo: str, names: Collection[str]) -> list[str]:
     if INDEX not in names:
         hint = "give a Hub id in the diffusers layout, or download its .safetensors file and give that"
         raise CheckpointError(f"{repo} has no {INDEX}", hint=hint)
-    wanted = [INDEX]
+    wanted = [name for name in (INDEX, GENERATION_CONFIG) if name in names]
     for component in CLASSES:
         wanted += [name for name in names if re.fullmatch(rf"{component}/[^/]+", name) and _is_config(name)]
     for component in STEMS:

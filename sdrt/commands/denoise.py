@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from sdrt.commands.options import (
 )
 from sdrt.errors import UsageError
 from sdrt.runtime.request import (
+    DEFAULT_GUIDANCE_SCALE,
     DEFAULT_STRENGTH,
     LMS_STARTS,
     MAX_GUIDANCE_SCALE,
@@ -98,7 +100,7 @@ class Options:
     "--guidance-scale",
     type=Number(float, -MAX_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE),
     metavar="X",
-    help="1 and below turn guidance off.  [default: 7.5]",
+    help="1 and below turn guidance off.  [default: what the checkpoint recommends, else 7.5]",
 )
 @click.option(
     "--guidance-interval",
@@ -212,6 +214,7 @@ def run(options: Options) -> None:
     noise, image = _noise(options, request), init_image(options)
     with load(options, progress) as pipeline:
         check_repeats(record, pipeline, image, progress)
+        say_guidance(pipeline, [request], progress)
         preview = _preview(options, request, progress)
         result = pipeline.run(request, image=image, latents=noise, callback_on_step_end=preview, progress=progress)
         _warn(result, progress)
@@ -322,7 +325,7 @@ def settings(options: Options) -> dict[str, Any]:
         "seed": options.seed,
         "num_images_per_prompt": 1 if options.num_images is None else options.num_images,
         "num_inference_steps": 50 if options.steps is None else options.steps,
-        "guidance_scale": 7.5 if options.guidance_scale is None else options.guidance_scale,
+        "guidance_scale": options.guidance_scale,
         "strength": strength,
         "start_step": options.start_step,
         "lms_start": options.lms_start or "diffusers",
@@ -380,6 +383,13 @@ def load(options: Options, progress: Progress) -> Pipeline:
         keep_loaded=options.keep_loaded,
         progress=progress,
     )
+
+
+def say_guidance(pipeline: Pipeline, requests: Iterable[Request], progress: Progress) -> None:
+    """Say what the checkpoint recommends where it decides and is not what most are drawn with."""
+    scale = pipeline.model.guidance_scale
+    if scale != DEFAULT_GUIDANCE_SCALE and any(request.left_open for request in requests):
+        progress.note(f"guidance scale {scale:g}, as the checkpoint recommends")
 
 
 def _warn(result: Result, progress: Progress) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdrt.commands.denoise import Options, check_writable, init_image, load, settings, stages
+from sdrt.commands.denoise import Options, check_writable, init_image, load, say_guidance, settings, stages
 from sdrt.commands.options import print_json
 from sdrt.errors import NumericError
 from sdrt.runtime.request import DRAWN_SEEDS
@@ -48,6 +48,7 @@ def run_prompts(options: Options) -> None:
         progress.note(f"seed {asked['seed']} and on, where lines name none")
     done: list[Finished] = []
     with load(options, progress) as pipeline:
+        say_guidance(pipeline, [line.request for line in lines], progress)
         for finished in run_queue(pipeline, lines, timings, image=image, progress=progress):
             done.append(finished)
             _write(finished, paths, options.as_json)

@@ -102,15 +102,15 @@ def every_option(default: int) -> Callable[[Command], Command]:
     )
 
 
-def guidance_option(default: float) -> Callable[[Command], Command]:
-    """The --guidance-scale option of a plot."""
+def guidance_option(default: float | None) -> Callable[[Command], Command]:
+    """The --guidance-scale option of a plot; None leaves it to the checkpoint."""
+    shown = "what the checkpoint recommends, else 7.5" if default is None else default
     return click.option(
         "--guidance-scale",
         type=Number(float, -MAX_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE),
         default=default,
-        show_default=True,
         metavar="X",
-        help="1 and below turn guidance off.",
+        help=f"1 and below turn guidance off.  [default: {shown}]",
     )
 
 
@@ -239,11 +239,11 @@ def prediction(
 @click.option("--prompt", metavar="TEXT", help="What to draw; may be empty.")
 @steps_option(50)
 @every_option(5)
-@guidance_option(7.5)
+@guidance_option(None)
 @file_option("--animation", "Write the pictures as an animated .gif or .png too.")
 @common_options("trajectory")
 def trajectory(
-    prompt: str | None, steps: int, every: int, guidance_scale: float, animation: Path | None, **values: Any
+    prompt: str | None, steps: int, every: int, guidance_scale: float | None, animation: Path | None, **values: Any
 ) -> None:
     """Draw a picture coming out of noise.
 
@@ -264,6 +264,7 @@ def trajectory(
             raise UsageError("--animation and --out are the same file", hint="give the animation another name")
     progress = for_terminal()
     with options.model(progress) as model:
+        guidance_scale = model.guidance_scale(guidance_scale)
         found = follow(
             model,
             prompt=text,
@@ -291,9 +292,9 @@ def trajectory(
 @command.command("attention")
 @click.option("--prompt", metavar="TEXT", help="What to draw.")
 @steps_option(50)
-@guidance_option(7.5)
+@guidance_option(None)
 @common_options("attention")
-def attention(prompt: str | None, steps: int, guidance_scale: float, **values: Any) -> None:
+def attention(prompt: str | None, steps: int, guidance_scale: float | None, **values: Any) -> None:
     """Draw what the picture's parts listen to, word by word.
 
     Cross-attention from every place of the picture to each word, averaged over heads, layers and steps. It is computed
@@ -312,6 +313,7 @@ def attention(prompt: str | None, steps: int, guidance_scale: float, **values: A
     check_markable()
     progress = for_terminal()
     with options.model(progress) as model:
+        guidance_scale = model.guidance_scale(guidance_scale)
         bundle = open_bundle(
             options.source(), Store(options.store) if options.store else Store.default(), progress=progress
         )

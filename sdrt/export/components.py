@@ -116,6 +116,7 @@ def model_record(checkpoint: Checkpoint) -> ModelRecord:
         scaling_factor=vae.get("scaling_factor", 0.18215),
         max_tokens=text["max_position_embeddings"],
         hidden_size=text["hidden_size"],
+        guidance_scale=checkpoint.guidance_scale,
     )
 
 

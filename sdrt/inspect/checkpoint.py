@@ -68,6 +68,7 @@ def examine_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "checkpoint_digest": checkpoint.digest,
         "revision": checkpoint.revision,
         "prediction_type": checkpoint.scheduler["prediction_type"],
+        "guidance_scale": checkpoint.guidance_scale,
         "parameters": sum(file["parameters"] for file in files.values()),
         "files": files,
         "components": {

@@ -6,6 +6,7 @@ from typing import Any
 
 from sdrt.commands.options import size_text
 from sdrt.inspect.block import Block, shape_text
+from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
 
 #: Columns of words; those after them are of numbers.
 NAMES = 4
@@ -103,6 +104,8 @@ def head(found: dict[str, Any]) -> list[str]:
         what = f"{found['backend']} engines" if engines else f"bundle, opset {found['opset']}"
         merging = f", {found['token_merging']} of the tokens merged" if found.get("token_merging") else ""
         text = [f"{what} of {found['checkpoint']}, {found['precision']}{merging}"]
+    if found["guidance_scale"] != DEFAULT_GUIDANCE_SCALE:
+        text.append(f"recommends guidance scale {found['guidance_scale']:g}")
     if found.get("host"):
         text.append("for " + ", ".join(f"{key} {value}" for key, value in found["host"].items()))
     run = found.get("benchmark")

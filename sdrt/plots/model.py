@@ -80,6 +80,10 @@ class Model:
             "precision": manifest.precision,
         }
 
+    def guidance_scale(self, asked: float | None) -> float:
+        """What was asked, or what the checkpoint recommends."""
+        return self.record.guidance_scale if asked is None else asked
+
     def schedule(self, num_inference_steps: int) -> Schedule:
         """The checkpoint's schedule.
 

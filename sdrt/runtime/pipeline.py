@@ -180,7 +180,7 @@ class Pipeline:
         start_step: int | None = None,
         lms_start: LmsStart = "diffusers",
         num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         guidance_interval: Sequence[float] | None = None,
         deepcache: int | None = None,
         num_images_per_prompt: int = 1,
@@ -198,7 +198,8 @@ class Pipeline:
             start_step: The first step that runs on ``image``, counted from 0, in place of ``strength``.
             lms_start: How LMS starts on ``image``: see sdrt.runtime.request.LMS_STARTS.
             num_inference_steps: 1 to the scheduler's number of trained timesteps.
-            guidance_scale: How strongly to follow the prompt; 1 and below turn guidance off and halve the work.
+            guidance_scale: How strongly to follow the prompt; 1 and below turn guidance off and halve the work. None is
+                what the checkpoint recommends, and 7.5 where it does not.
             guidance_interval: (low, high): only steps whose sigma is above low and up to high are guided.
             deepcache: N: only every N-th step computes the whole UNet; the engines must be loaded with ``deepcache``.
             num_images_per_prompt: Pictures of each prompt.
@@ -238,6 +239,7 @@ class Pipeline:
         progress: Progress = silent,
     ) -> Result:
         """Make the pictures of a checked request, a few at a time. See ``__call__``."""
+        request = self.settled(request)
         for name in self._denoisers(request):
             self.engines.component(name)
         init = self._init_image(request, image)
@@ -281,6 +283,10 @@ class Pipeline:
         ]
         lost = tuple(texts[picture.prompt].lost for group in made for picture in group)
         return Result(pictures, request, records, np.concatenate(finals), timings, lost, stopped_after)
+
+    def settled(self, request: Request) -> Request:
+        """The request with what the checkpoint recommends where it was left open."""
+        return request.settled(self.model.guidance_scale)
 
     def stop(self) -> None:
         """End the run that is under way after this step; for callbacks. What was begun is decoded as it is."""

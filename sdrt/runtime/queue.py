@@ -55,7 +55,7 @@ def plan_runs(pipeline: Pipeline, lines: Sequence[Line]) -> list[Run]:
     waiting: dict[Request, list[Slot]] = {}
     for line in lines:
         slots = [Slot(line.number, index, picture) for index, picture in enumerate(line.request.pictures)]
-        waiting.setdefault(settings_of(line.request), []).extend(slots)
+        waiting.setdefault(settings_of(pipeline.settled(line.request)), []).extend(slots)
     runs = []
     for settings, together in waiting.items():
         at_once = pipeline.pictures_at_once(settings)

@@ -6,7 +6,7 @@ import math
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdrt.errors import UsageError
@@ -15,6 +15,8 @@ PROMPT_LIMIT_CHARACTERS = 100_000
 MAX_SEED = 2**64 - 1
 MAX_PICTURES = 256
 MAX_STEPS = 1000
+#: How strongly the prompt is followed where neither the user nor the checkpoint says; diffusers' default.
+DEFAULT_GUIDANCE_SCALE = 7.5
 MAX_GUIDANCE_SCALE = 1000.0
 #: At 1 every step would compute the whole UNet, as it does without.
 MIN_DEEPCACHE = 2
@@ -46,7 +48,8 @@ class Picture:
 class Request:
     """Pictures to make at the same settings.
 
-    At ``guidance_scale`` 1 and below guidance is off: one UNet row a picture, negative prompts unused.
+    At ``guidance_scale`` 1 and below guidance is off: one UNet row a picture, negative prompts unused. Where it was
+    ``left_open`` the pipeline puts what its checkpoint recommends in the place of the default: see `settled`.
 
     ``start_step`` is the first step that runs on an initial picture, counted from 0; None starts from noise alone.
     ``lms_start`` says how the first steps after it go: see `LMS_STARTS`.
@@ -60,11 +63,16 @@ class Request:
 
     pictures: tuple[Picture, ...]
     num_inference_steps: int = 50
-    guidance_scale: float = 7.5
+    guidance_scale: float = DEFAULT_GUIDANCE_SCALE
     start_step: int | None = None
     lms_start: LmsStart = "diffusers"
     guidance_interval: tuple[float, float] | None = None
     deepcache: int | None = None
+    left_open: bool = False
+
+    def settled(self, recommended: float) -> Request:
+        """The request with the checkpoint's ``guidance_scale`` where none was asked for."""
+        return replace(self, guidance_scale=recommended, left_open=False) if self.left_open else self
 
     @property
     def guided(self) -> bool:
@@ -84,7 +92,7 @@ def make_request(
     seed: int | Sequence[int] | None = None,
     num_images_per_prompt: int = 1,
     num_inference_steps: int = 50,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
     strength: float | None = None,
     start_step: int | None = None,
     lms_start: LmsStart = "diffusers",
@@ -99,7 +107,7 @@ def make_request(
         seed: Picture i has ``seed`` + i; a list gives one for each picture; None draws one.
         num_images_per_prompt: 1 and up.
         num_inference_steps: 1 to 1000; a scheduler trained on fewer timesteps sets a lower limit.
-        guidance_scale: Any finite number up to 1000.
+        guidance_scale: Any finite number up to 1000; None leaves it to the checkpoint.
         strength: For an initial picture: the share of the steps that run on it, above 0 and up to 1.
         start_step: The same said by the first step that runs, counted from 0.
         lms_start: One of `LMS_STARTS`; for an initial picture.
@@ -115,17 +123,7 @@ def make_request(
     total = len(prompts) * count
     if not 1 <= total <= MAX_PICTURES:
         raise UsageError(f"{total} pictures are asked for; 1 to {MAX_PICTURES} can be", hint="split the request")
-    if (
-        isinstance(guidance_scale, bool)
-        or not isinstance(guidance_scale, int | float)
-        or not math.isfinite(guidance_scale)
-    ):
-        raise UsageError(f"guidance_scale is {guidance_scale!r}; it must be a finite number", hint="7.5 is the default")
-    if abs(guidance_scale) > MAX_GUIDANCE_SCALE:
-        raise UsageError(
-            f"guidance_scale is {guidance_scale!r}; it must be -{MAX_GUIDANCE_SCALE:.0f} to {MAX_GUIDANCE_SCALE:.0f}",
-            hint="7.5 is the default; 1 and below turn guidance off",
-        )
+    scale = _guidance_scale(guidance_scale)
     _whole("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
     negatives = _negatives(negative_prompt, len(prompts))
     rows = [(p, n) for p, n in zip(prompts, negatives, strict=True) for _ in range(count)]
@@ -136,7 +134,31 @@ def make_request(
     interval = _interval(guidance_interval)
     if deepcache is not None:
         _whole("deepcache", deepcache, MIN_DEEPCACHE, MAX_STEPS)
-    return Request(tuple(pictures), num_inference_steps, float(guidance_scale), start, lms_start, interval, deepcache)
+    return Request(
+        tuple(pictures),
+        num_inference_steps,
+        scale,
+        start,
+        lms_start,
+        interval,
+        deepcache,
+        left_open=guidance_scale is None,
+    )
+
+
+def _guidance_scale(scale: float | None) -> float:
+    """The guidance scale, if it is one; the default for None."""
+    if scale is None:
+        return DEFAULT_GUIDANCE_SCALE
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        hint = f"{DEFAULT_GUIDANCE_SCALE} is what most checkpoints are drawn with"
+        raise UsageError(f"guidance_scale is {scale!r}; it must be a finite number", hint=hint)
+    if abs(scale) > MAX_GUIDANCE_SCALE:
+        raise UsageError(
+            f"guidance_scale is {scale!r}; it must be -{MAX_GUIDANCE_SCALE:.0f} to {MAX_GUIDANCE_SCALE:.0f}",
+            hint=f"{DEFAULT_GUIDANCE_SCALE} is what most checkpoints are drawn with; 1 and below turn guidance off",
+        )
+    return float(scale)
 
 
 def _interval(sigmas: Sequence[float] | None) -> tuple[float, float] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -172,6 +173,28 @@ def test_fields_that_older_files_leave_out_are_v1s(copy: Path, cache: Path) -> N
     assert checkpoint.vae["scaling_factor"] == 0.18215
     assert checkpoint.text_encoder["max_position_embeddings"] == 77
     assert checkpoint.scheduler["prediction_type"] == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("config", "guidance_scale"), [(None, 7.5), ({}, 7.5), ({"guidance_scale": None}, 7.5), ({"guidance_scale": 3}, 3)]
+)
+def test_a_checkpoint_recommends_a_guidance_scale_or_does_not(
+    copy: Path, cache: Path, config: dict[str, Any] | None, guidance_scale: float
+) -> None:
+    plain = open_checkpoint(str(copy), cache=cache)
+    if config is not None:
+        (copy / "generation_config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(str(copy), cache=cache)
+    assert checkpoint.guidance_scale == guidance_scale
+    # The same weights: a picture of theirs can be repeated.
+    assert checkpoint.digest == plain.digest
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1001, -1001, "6", True, [6], {}], ids=str)
+def test_guidance_that_cannot_be_is_refused(copy: Path, cache: Path, value: Any) -> None:
+    (copy / "generation_config.json").write_text(json.dumps({"guidance_scale": value}))
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: guidance_scale is .*; expected a number"):
+        open_checkpoint(str(copy), cache=cache)
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,12 @@ def test_fp16_weights_are_taken_when_there_are_no_others() -> None:
     assert set(names) - set(wanted_files(REPO, names)) == {"vae/diffusion_pytorch_model.bin"}
 
 
+def test_what_a_checkpoint_recommends_is_fetched_with_it() -> None:
+    names = ["model_index.json", "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
+    names += ["vae/diffusion_pytorch_model.safetensors", "README.md", "generation_config.json"]
+    assert set(names) - set(wanted_files(REPO, names)) == {"README.md"}
+
+
 def test_a_repository_of_pickles_is_refused_before_anything_is_fetched() -> None:
     names = ["model_index.json", "text_encoder/pytorch_model.bin", "unet/diffusion_pytorch_model.bin"]
     with pytest.raises(TrustError, match="holds only pickled weights of text_encoder"):

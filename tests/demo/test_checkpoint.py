@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 
 import sdrt
+from demo.assemble import RECOMMENDED_GUIDANCE_SCALE
 from sdrt.checkpoint import open_checkpoint
 
 CHECKPOINT = Path(sdrt.__file__).parent / "assets" / "demo-checkpoint"
@@ -38,6 +39,8 @@ def test_its_scheduler_is_sd_v1s_with_lms() -> None:
 
 def test_sdrt_opens_it() -> None:
     checkpoint = open_checkpoint("demo")
+    # What is trained anew recommends the same.
+    assert checkpoint.guidance_scale == RECOMMENDED_GUIDANCE_SCALE
     assert checkpoint.name == "demo"
     assert checkpoint.unet["sample_size"] == 64
 

@@ -52,6 +52,7 @@ def found(name: str = "tiny") -> dict[str, Any]:
         "checkpoint": name,
         "checkpoint_digest": "ab" * 32,
         "prediction_type": "epsilon",
+        "guidance_scale": 7.5,
         "parameters": sum(tree.parameters for tree in trees.values()),
         "files": {name: {"dtypes": {"F32": 3}, "size_bytes": 12}},
         "components": {
@@ -97,6 +98,7 @@ def test_what_has_no_tree_is_still_told() -> None:
         "backend": "openvino",
         "checkpoint": "demo",
         "precision": "bf16",
+        "guidance_scale": 7.5,
         "host": {"machine": "x86_64"},
         "components": {
             "unet": {

@@ -24,6 +24,7 @@ from sdrt.bundle import (
     file_records,
     seal,
 )
+from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
 
 Array = npt.NDArray[Any]
 
@@ -52,6 +53,7 @@ def tiny_bundle(
     deep: bool = False,
     tokenizer: str = "{}",
     scheduler: str = '{"beta_start": 0.1}',
+    guidance_scale: float = DEFAULT_GUIDANCE_SCALE,
 ) -> Bundle:
     """Write and open a bundle whose convolutions and attention are real but tiny.
 
@@ -64,6 +66,7 @@ def tiny_bundle(
         deep: Whether the UNet has a depth, as it has for DeepCache's passes in any case.
         tokenizer: Text of tokenizer.json.
         scheduler: Text of scheduler_config.json.
+        guidance_scale: What it recommends.
     """
     rng = np.random.default_rng(seed)
     unet = _deep_unet if deep or not set(DEEPCACHE).isdisjoint(components) else _unet
@@ -88,7 +91,7 @@ def tiny_bundle(
         checkpoint=CHECKPOINT,
         precision=precision,
         opset=23,
-        model=MODEL,
+        model=MODEL.model_copy(update={"guidance_scale": guidance_scale}),
         components=records,
         files=file_records(folder),
         versions={},

@@ -12,6 +12,7 @@ from sdrt.engines.build import build_to
 from sdrt.engines.engine_set import BackendName, BatchRange, EngineSet
 from sdrt.engines.request import BuildRequest
 from sdrt.progress import silent
+from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
 from tests.engines.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 from tests.runtime.backends.cuda_double.plans import word_tokenizer
@@ -30,8 +31,9 @@ def hand_sets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., EngineS
         prediction_type: str = "epsilon",
         components: tuple[ComponentName, ...] = COMPONENTS,
         batch: BatchRange | None = None,
+        guidance_scale: float = DEFAULT_GUIDANCE_SCALE,
     ) -> EngineSet:
-        key = repr((backend, precision, prediction_type, components, batch))
+        key = repr((backend, precision, prediction_type, components, batch, guidance_scale))
         if key not in made:
             folder = tmp_path_factory.mktemp("set")
             more = tuple(name for name in components if name not in COMPONENTS)
@@ -41,6 +43,7 @@ def hand_sets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., EngineS
                 precision=precision,
                 tokenizer=word_tokenizer(),
                 scheduler=json.dumps({**SD_V1, "prediction_type": prediction_type}),
+                guidance_scale=guidance_scale,
             )
             request = BuildRequest(backend, "fp32", components, batch=batch)
             with pytest.MonkeyPatch.context() as patch:
