@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sdrt.bundle import ComponentName
+    from sdrt.checkpoint import Checkpoint
     from sdrt.engines.engine_set import BackendName, EngineSet
     from sdrt.runtime.backends.tuned import TuneRecord
 
@@ -355,11 +356,7 @@ def open_bundle(
     if name == "demo" and precision == "fp32" and merging is None and (DEMO_BUNDLE / "manifest.json").exists():
         return Bundle.open(DEMO_BUNDLE)
     checkpoint = open_checkpoint(name, revision=source.revision)
-    kind = precision if merging is None else f"{precision}-merging-{merging}"
-    if checkpoint.guidance_scale != DEFAULT_GUIDANCE_SCALE:
-        # The manifest says it, and the checkpoint's digest does not count it.
-        kind += f"-guidance-{checkpoint.guidance_scale:g}"
-    path = store.bundle_path(f"{checkpoint.digest[:16]}-{kind}-{_exporter_key()[:16]}")
+    path = store.bundle_path(_bundle_name(checkpoint, precision, merging))
     if build:
 
         def export(folder: Path) -> None:
@@ -380,6 +377,17 @@ def open_bundle(
         hint = "run: " + _command("build", **options)
         raise ArtefactError(f"no bundle of {name} is stored", hint=hint)
     return store.open_bundle(path)
+
+
+def _bundle_name(checkpoint: Checkpoint, precision: Precision, merging: float | None) -> str:
+    """What a store calls a checkpoint's bundle: all that decides its bytes."""
+    parts = [checkpoint.digest[:16], precision]
+    if merging is not None:
+        parts.append(f"merging-{merging}")
+    if checkpoint.guidance_scale != DEFAULT_GUIDANCE_SCALE:
+        # The manifest says it, and the checkpoint's digest does not count it.
+        parts.append(f"guidance-{checkpoint.guidance_scale}")
+    return "-".join([*parts, _exporter_key()[:16]])
 
 
 def _versions(libraries: Iterable[str], purpose: str, extras: str) -> dict[str, str]:

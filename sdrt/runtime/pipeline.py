@@ -110,12 +110,12 @@ class Pipeline:
         checkpoint: str | None = None,
         *,
         revision: str | None = None,
-        bundle: Path | None = None,
-        engines: Path | None = None,
+        bundle: str | Path | None = None,
+        engines: str | Path | None = None,
         trust: str | None = None,
         backend: str = "auto",
         precision: Precision | None = None,
-        store: Path | None = None,
+        store: str | Path | None = None,
         build: bool = True,
         threads: int | None = None,
         loop: str = "auto",
@@ -156,6 +156,7 @@ class Pipeline:
         """
         from sdrt.prepare import Source, choose, prepare
 
+        bundle, engines, store = (None if path is None else Path(path) for path in (bundle, engines, store))
         source, choice = Source(checkpoint, revision, bundle, engines, trust, token_merging), None
         asked: dict[str, Any] = {"backend": backend, "precision": precision, "provider": provider}
         if not engines:

@@ -9,11 +9,13 @@ import pytest
 from safetensors import safe_open
 
 import sdrt
-from demo.assemble import RECOMMENDED_GUIDANCE_SCALE
+from demo.assemble import RECOMMENDED_GUIDANCE_SCALE, write_checkpoint
 from sdrt.checkpoint import open_checkpoint
 
 CHECKPOINT = Path(sdrt.__file__).parent / "assets" / "demo-checkpoint"
 PARTS = ("text_encoder", "unet", "vae")
+# diffusers 0.42's LMS scheduler converts tensors as numpy 2 no longer likes.
+NUMPY_1 = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def test_it_is_at_most_40_mb() -> None:
@@ -45,8 +47,18 @@ def test_sdrt_opens_it() -> None:
     assert checkpoint.unet["sample_size"] == 64
 
 
-# diffusers 0.42's LMS scheduler converts tensors as numpy 2 no longer likes.
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@NUMPY_1
+def test_what_is_trained_is_written_in_fp16_with_what_it_recommends(tiny_path: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    write_checkpoint(StableDiffusionPipeline.from_pretrained(tiny_path), tmp_path / "checkpoint")
+    checkpoint = open_checkpoint(str(tmp_path / "checkpoint"))
+    assert checkpoint.guidance_scale == RECOMMENDED_GUIDANCE_SCALE
+    with safe_open(checkpoint.weights("unet"), "pt") as tensors:
+        assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} == {"F16"}  # noqa: SIM118
+
+
+@NUMPY_1
 def test_diffusers_loads_it_unchanged() -> None:
     import torch
     from diffusers import StableDiffusionPipeline

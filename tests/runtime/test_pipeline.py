@@ -10,9 +10,10 @@ import numpy.typing as npt
 import pytest
 
 from sdrt import Pipeline, Result
-from sdrt.bundle import Precision
+from sdrt.bundle import Bundle, Precision
 from sdrt.engines.engine_set import EngineSet
-from sdrt.errors import NumericError, UsageError
+from sdrt.engines.store import Store
+from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.progress import silent
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.backends.cpu import usable_cpus
@@ -71,6 +72,17 @@ def test_a_call_gives_a_picture(pipe: Pipeline) -> None:
     assert np.asarray(picture).std() > 10
     assert result.latents.shape == (1, 4, 64, 64)
     assert result.latents.dtype == np.float32
+
+
+def test_folders_are_named_by_text_or_by_path(tiny_bundle: Bundle, store: Store) -> None:
+    named = Pipeline.load(bundle=str(tiny_bundle.path), backend="onnxruntime", precision="fp32", store=str(store.root))
+    with (
+        named as pipe,
+        Pipeline.load(bundle=tiny_bundle.path, backend="onnxruntime", precision="fp32", store=store.root) as other,
+    ):
+        assert pipe.engines == other.engines
+    with pytest.raises(BundleError, match="nowhere"):
+        Pipeline.load(bundle="nowhere", backend="onnxruntime", store=str(store.root))
 
 
 @pytest.mark.parametrize(("backend", "precision"), [("onnxruntime", "fp32"), ("openvino", "fp32")])
