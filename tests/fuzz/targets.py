@@ -20,7 +20,15 @@ from PIL import Image
 import sdrt
 from sdrt.bundle import MANIFEST, Bundle
 from sdrt.checkpoint.clip_vocabulary import START, WORD_END, byte_symbols
-from sdrt.checkpoint.configs import check_index, read_scheduler, read_text_encoder, read_unet, read_vae
+from sdrt.checkpoint.configs import (
+    GENERATION_CONFIG,
+    check_index,
+    read_guidance_scale,
+    read_scheduler,
+    read_text_encoder,
+    read_unet,
+    read_vae,
+)
 from sdrt.checkpoint.safetensors_header import header_bytes, read_header
 from sdrt.checkpoint.tokenizer import build_tokenizer_json
 from sdrt.engines.engine_set import EngineSet
@@ -34,7 +42,7 @@ from sdrt.runtime.latents import load_latents
 from sdrt.runtime.lms import Schedule
 from sdrt.runtime.metadata import parameters_text, parse_parameters, read_record
 from sdrt.runtime.prompt_file import read_prompt_file
-from sdrt.runtime.request import make_request
+from sdrt.runtime.request import MAX_GUIDANCE_SCALE, make_request
 from sdrt.runtime.text import Tokenizer
 from tests.attacks.material import v1_checkpoint
 from tests.engines.sets import make_set
@@ -256,12 +264,14 @@ CONFIGS = (
     "vae/config.json",
     "text_encoder/config.json",
     "scheduler/scheduler_config.json",
+    GENERATION_CONFIG,
 )
 
 
 def _configs(folder: Path) -> list[bytes]:
     """Each config of v1 behind the number of its place in `CONFIGS`."""
     v1_checkpoint(folder / "checkpoint")
+    (folder / "checkpoint" / GENERATION_CONFIG).write_bytes(b'{"guidance_scale": 6.0}')
     return [bytes([48 + place]) + (folder / "checkpoint" / name).read_bytes() for place, name in enumerate(CONFIGS)]
 
 
@@ -275,6 +285,9 @@ def _read_configs(folder: Path, data: bytes) -> None:
         read_unet(checkpoint, read_text_encoder(checkpoint)["hidden_size"])
         read_vae(checkpoint)
         Schedule.from_config(read_scheduler(checkpoint), 5)
+        guidance_scale = read_guidance_scale(checkpoint)
+        if not abs(guidance_scale) <= MAX_GUIDANCE_SCALE:
+            raise Finding(f"a guidance scale of {guidance_scale} was taken")
     finally:
         (checkpoint / name).write_bytes(before)
 
