@@ -24,6 +24,7 @@ from PIL import Image
 
 from demo.scenes import caption, draw, held_out, random_scene
 from sdrt.bundle import Precision
+from sdrt.checkpoint import open_checkpoint
 from sdrt.compare.scorer import Verdict, score
 
 #: Captions to pictures; the k-th picture is drawn from seed + k.
@@ -133,8 +134,8 @@ def evaluate(paint: Painter, count: int, batch: int = 4) -> tuple[list[Result], 
     return results, pictures, (time.perf_counter() - start) / len(captions)
 
 
-def sdrt_painter(checkpoint: str, backend: str, precision: Precision, guidance_scale: float | None) -> Painter:
-    """The package's own runtime; at the guidance that the checkpoint recommends unless another is given."""
+def sdrt_painter(checkpoint: str, backend: str, precision: Precision, guidance_scale: float) -> Painter:
+    """The package's own runtime."""
     from sdrt import Pipeline
 
     pipeline = Pipeline.load(checkpoint, backend=backend, precision=precision)
@@ -191,12 +192,18 @@ def write(
     sheet(pictures[:18] + pictures[half : half + 18], columns=6, pixels=192).save(out / "sheet.png")
 
 
-def main(out: Path, count: int, checkpoint: str, paint: Painter, before: Path | None = None) -> None:
+def main(
+    out: Path, count: int, checkpoint: str, paint: Painter, guidance_scale: float, before: Path | None = None
+) -> None:
     """Evaluate and print the table."""
     folder = CHECKPOINT if checkpoint == "demo" else Path(checkpoint)
     was = earlier(before, count) if before else None
     results, pictures, seconds = evaluate(paint, count)
-    measured = {"seconds a picture": seconds, "autoencoder PSNR, dB": float(np.mean(autoencoder_psnr(folder)))}
+    measured = {
+        "guidance scale": guidance_scale,
+        "seconds a picture": seconds,
+        "autoencoder PSNR, dB": float(np.mean(autoencoder_psnr(folder))),
+    }
     write(out, results, pictures, measured, changes(results, was) if was else "")
     print((out / "evaluation.md").read_text())
 
@@ -211,5 +218,8 @@ if __name__ == "__main__":
     parser.add_argument("--guidance-scale", type=float, help="default: what the checkpoint recommends")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier evaluation.json: what changed since")
     asked = parser.parse_args()
-    painter = sdrt_painter(asked.checkpoint, asked.backend, asked.precision, asked.guidance_scale)
-    main(asked.out, asked.count, asked.checkpoint, painter, asked.against)
+    scale = asked.guidance_scale
+    if scale is None:
+        scale = open_checkpoint(asked.checkpoint).guidance_scale
+    painter = sdrt_painter(asked.checkpoint, asked.backend, asked.precision, scale)
+    main(asked.out, asked.count, asked.checkpoint, painter, scale, asked.against)

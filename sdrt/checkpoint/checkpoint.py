@@ -6,14 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdrt.checkpoint.configs import (
-    check_index,
-    read_guidance_scale,
-    read_scheduler,
-    read_text_encoder,
-    read_unet,
-    read_vae,
-)
+from sdrt.checkpoint.configs import read_configs, read_guidance_scale
 from sdrt.checkpoint.digests import DigestMemory, checkpoint_digest
 from sdrt.checkpoint.safetensors_header import read_header
 from sdrt.checkpoint.tokenizer import build_tokenizer_json, tokenizer_identity
@@ -63,18 +56,13 @@ def read_checkpoint(folder: Path, *, name: str, memory: DigestMemory, revision: 
         CheckpointError: It is incomplete, malformed or not Stable Diffusion v1; the message names the file.
         TrustError: It holds pickled weights only.
     """
-    check_index(folder)
-    text_encoder = read_text_encoder(folder)
-    unet = read_unet(folder, text_encoder["hidden_size"])
-    vae = read_vae(folder)
-    scheduler = read_scheduler(folder)
+    configs = read_configs(folder)
     weights = {component: find_weights(folder, component) for component in STEMS}
     for path in weights.values():
         read_header(path)
-    configs = {"text_encoder": text_encoder, "unet": unet, "vae": vae, "scheduler": scheduler}
     guidance_scale = read_guidance_scale(folder)
     digest = checkpoint_digest(configs, weights, tokenizer_identity(folder / "tokenizer"), memory)
-    return Checkpoint(folder, name, digest, revision, text_encoder, unet, vae, scheduler, guidance_scale)
+    return Checkpoint(folder, name, digest, revision, **configs, guidance_scale=guidance_scale)
 
 
 def tokenizer_json(checkpoint: Checkpoint) -> bytes:

@@ -76,6 +76,18 @@ def read_json(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[str, An
     return value
 
 
+def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The configs of text_encoder, unet, vae and scheduler, held against v1 and the index against what it names.
+
+    Raises:
+        CheckpointError: One is missing, malformed or another model's.
+    """
+    check_index(folder)
+    text_encoder = read_text_encoder(folder)
+    unet = read_unet(folder, text_encoder["hidden_size"])
+    return {"text_encoder": text_encoder, "unet": unet, "vae": read_vae(folder), "scheduler": read_scheduler(folder)}
+
+
 def check_index(folder: Path) -> None:
     """Hold model_index.json against Stable Diffusion v1: the pipeline's class, and each component we use.
 

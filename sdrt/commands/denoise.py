@@ -388,7 +388,7 @@ def load(options: Options, progress: Progress) -> Pipeline:
 def say_guidance(pipeline: Pipeline, requests: Iterable[Request], progress: Progress) -> None:
     """Say what the checkpoint recommends where it decides and is not what most are drawn with."""
     scale = pipeline.model.guidance_scale
-    if scale != DEFAULT_GUIDANCE_SCALE and any(request.left_open for request in requests):
+    if scale != DEFAULT_GUIDANCE_SCALE and any(request.guidance_left_open for request in requests):
         progress.note(f"guidance scale {scale:g}, as the checkpoint recommends")
 
 

@@ -48,8 +48,8 @@ class Picture:
 class Request:
     """Pictures to make at the same settings.
 
-    At ``guidance_scale`` 1 and below guidance is off: one UNet row a picture, negative prompts unused. Where it was
-    ``left_open`` the pipeline puts what its checkpoint recommends in the place of the default: see `settled`.
+    At ``guidance_scale`` 1 and below guidance is off: one UNet row a picture, negative prompts unused. With
+    ``guidance_left_open`` nobody asked for one: the pipeline puts its checkpoint's in the default's place by `settled`.
 
     ``start_step`` is the first step that runs on an initial picture, counted from 0; None starts from noise alone.
     ``lms_start`` says how the first steps after it go: see `LMS_STARTS`.
@@ -68,11 +68,11 @@ class Request:
     lms_start: LmsStart = "diffusers"
     guidance_interval: tuple[float, float] | None = None
     deepcache: int | None = None
-    left_open: bool = False
+    guidance_left_open: bool = False
 
     def settled(self, recommended: float) -> Request:
         """The request with the checkpoint's ``guidance_scale`` where none was asked for."""
-        return replace(self, guidance_scale=recommended, left_open=False) if self.left_open else self
+        return replace(self, guidance_scale=recommended, guidance_left_open=False) if self.guidance_left_open else self
 
     @property
     def guided(self) -> bool:
@@ -142,7 +142,7 @@ def make_request(
         lms_start,
         interval,
         deepcache,
-        left_open=guidance_scale is None,
+        guidance_left_open=guidance_scale is None,
     )
 
 

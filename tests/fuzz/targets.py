@@ -20,15 +20,7 @@ from PIL import Image
 import sdrt
 from sdrt.bundle import MANIFEST, Bundle
 from sdrt.checkpoint.clip_vocabulary import START, WORD_END, byte_symbols
-from sdrt.checkpoint.configs import (
-    GENERATION_CONFIG,
-    check_index,
-    read_guidance_scale,
-    read_scheduler,
-    read_text_encoder,
-    read_unet,
-    read_vae,
-)
+from sdrt.checkpoint.configs import GENERATION_CONFIG, read_configs, read_guidance_scale
 from sdrt.checkpoint.safetensors_header import header_bytes, read_header
 from sdrt.checkpoint.tokenizer import build_tokenizer_json
 from sdrt.engines.engine_set import EngineSet
@@ -281,10 +273,7 @@ def _read_configs(folder: Path, data: bytes) -> None:
     before = (checkpoint / name).read_bytes()
     try:
         (checkpoint / name).write_bytes(data[1:])
-        check_index(checkpoint)
-        read_unet(checkpoint, read_text_encoder(checkpoint)["hidden_size"])
-        read_vae(checkpoint)
-        Schedule.from_config(read_scheduler(checkpoint), 5)
+        Schedule.from_config(read_configs(checkpoint)["scheduler"], 5)
         guidance_scale = read_guidance_scale(checkpoint)
         if not abs(guidance_scale) <= MAX_GUIDANCE_SCALE:
             raise Finding(f"a guidance scale of {guidance_scale} was taken")

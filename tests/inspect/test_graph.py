@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from sdrt.bundle import COMPONENTS, Bundle
-from sdrt.checkpoint.configs import read_text_encoder, read_unet, read_vae
+from sdrt.checkpoint.configs import read_configs
 from sdrt.engines.store import Store
 from sdrt.inspect.block import Block
 from sdrt.inspect.checkpoint import config_trees
@@ -21,8 +21,8 @@ from tests.models import odd_checkpoints
 
 
 def trees_of(folder: Path) -> dict[str, Block]:
-    text = read_text_encoder(folder)
-    return config_trees(text, read_unet(folder, text["hidden_size"]), read_vae(folder))
+    configs = read_configs(folder)
+    return config_trees(configs["text_encoder"], configs["unet"], configs["vae"])
 
 
 def without_positions(text_encoder: Block) -> Block:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdrt.checkpoint.configs import read_text_encoder, read_unet, read_vae
+from sdrt.checkpoint.configs import read_configs
 from sdrt.checkpoint.sources import DEMO_FOLDER
 from sdrt.errors import CheckpointError
 from sdrt.export.components import TextEncoder, UNet, VaeDecoder, VaeEncoder
@@ -34,12 +34,7 @@ HELD = ("unet.", "text_encoder.", "encoder.", "decoder.")
 def configs(name: str) -> Configs:
     """text_encoder, unet and vae: v1.4's, the demo checkpoint's, or one of the odd ones'."""
     if name == "demo":
-        text = read_text_encoder(DEMO_FOLDER)
-        return {
-            "text_encoder": text,
-            "unet": read_unet(DEMO_FOLDER, text["hidden_size"]),
-            "vae": read_vae(DEMO_FOLDER),
-        }
+        return {part: config for part, config in read_configs(DEMO_FOLDER).items() if part != "scheduler"}
     found = {part: v1_config(part) for part in ("text_encoder", "unet", "vae")}
     if name != "v1.4":
         changes = odd_checkpoints()[name]

@@ -23,7 +23,7 @@ from sdrt.runtime.request import (
 
 def test_one_prompt_is_one_picture() -> None:
     request = make_request("a cat", seed=3)
-    assert request == Request((Picture("a cat", "", 3),), 50, 7.5, left_open=True)
+    assert request == Request((Picture("a cat", "", 3),), 50, 7.5, guidance_left_open=True)
     assert make_request("a cat", seed=3, guidance_scale=7.5) == Request((Picture("a cat", "", 3),), 50, 7.5)
 
 
