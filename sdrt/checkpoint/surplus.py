@@ -1,0 +1,132 @@
+"""Tensors that a file of weights holds and a network does not have, told apart by their names.
+
+Pure functions over names, for files in the diffusers layout and for single files (whose names are given without the
+component's prefix, or as they are for what stands beside the components). Nothing is read here.
+
+    unwrapped("_orig_mod.conv_in.weight")             "conv_in.weight": repairable
+    surplus_kind("unet", "conv_in.lora_A.x.weight")   a kind with a hint: the file must be refused, and why
+    surplus_kind("unet", "model_ema.decay")           a kind without a hint: harmless, to be passed over
+    surplus_kind("unet", "conv_in.weight")            None: nothing is known against it
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: What torch.compile, DataParallel, FSDP and activation checkpointing put into the names of a module that they wrap.
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(?:module\.)+")
+UNKNOWN_HINT = "the weights do not belong to this config; download or save the checkpoint again"
+
+
+@dataclass(frozen=True)
+class SurplusKind:
+    """A kind of tensor that a network does not have.
+
+    Attributes:
+        what: Names the kind, to complete "tensors of ...".
+        hint: What to do about a file that holds such tensors; None where they are harmless.
+        usual: Whether files of Stable Diffusion v1 hold it as a rule, so that saying so would tell nobody anything.
+    """
+
+    what: str
+    hint: str | None = None
+    usual: bool = False
+
+    @property
+    def harmless(self) -> bool:
+        """Return whether the network computes the same without these tensors."""
+        return self.hint is None
+
+
+LORA = SurplusKind(
+    "a LoRA or another adapter that was left in",
+    "load the pipeline in diffusers, then pipe.fuse_lora(); pipe.unload_lora_weights(); pipe.save_pretrained(FOLDER)",
+)
+IP_ADAPTER = SurplusKind(
+    "an IP-Adapter that was left in",
+    "load the pipeline in diffusers, then pipe.unload_ip_adapter(); pipe.save_pretrained(FOLDER)",
+)
+CUSTOM_DIFFUSION = SurplusKind(
+    "Custom Diffusion's attention, which Stable Diffusion v1 does not have", "give the checkpoint without it"
+)
+QUANTISED = SurplusKind(
+    "a quantised copy of the weights (scales and tables)", "give the checkpoint in fp32, fp16 or bf16, not quantised"
+)
+PARAMETRIZED = SurplusKind(
+    "weights that are split by a parametrization or by pruning",
+    "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove joins them; then save it again",
+)
+GUIDANCE_EMBEDDING = SurplusKind(
+    "a latent consistency model, which takes the guidance scale as an input", "give a Stable Diffusion v1 checkpoint"
+)
+MOTION = SurplusKind("AnimateDiff's motion modules", "give the checkpoint without them")
+
+POSITION_IDS = SurplusKind("position numbers, which are made anew", usual=True)
+PROJECTION = SurplusKind("CLIP's projections", usual=True)
+VISION = SurplusKind("the half of a whole CLIP that sees pictures")
+SKIPPED_LAYERS = SurplusKind("layers that num_hidden_layers leaves out")
+EMA = SurplusKind("an EMA (averaged weights) beside the network's own")
+TRAINING = SurplusKind("training: its optimizer, counters and losses")
+SCHEDULE = SurplusKind("the noise schedule, which the scheduler's config has")
+
+# Kind -> the names it has in any component; the first that matches counts. Adapters come first.
+_ANYWHERE: dict[SurplusKind, str] = {
+    IP_ADAPTER: r".*\.to_[kv]_ip\..*|encoder_hid_proj\..*|(image_proj|ip_adapter)\..*",
+    CUSTOM_DIFFUSION: r".*_custom_diffusion\..*",
+    LORA: r".*(\.|^)(lora_[A-Za-z]|lora\.(down|up)|base_layer\.|hada_[wt]\d|lokr_[wt]\d|oft_|boft_|ia3_|vera_).*"
+    r"|.*_lora\.(down|up)\..*|lora_(unet|te).*|base_model\.model\..*|.*\.dora_scale",
+    MOTION: r".*(\.|^)motion_modules\..*",
+    GUIDANCE_EMBEDDING: r"time_embedding\.cond_proj\..*",
+    QUANTISED: r".*\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*|SCB|weight_format|qweight|qzeros"
+    r"|scales|g_idx|_data|_scale|_scale_inv|_zero_?point|scale_weight|scale_input|weight_scale(_inv)?|weight_scale_2"
+    r"|input_scale|output_scale|zero_point)|scaled_fp8|.*\._packed_params.*",
+    PARAMETRIZED: r".*\.parametrizations\..*|.*\.(weight|bias)_(orig|mask|g|v|u)",
+    POSITION_IDS: r"(.*\.)?position_ids",
+    EMA: r"(model_ema|ema_model|ema|shadow_params)\..*",
+    TRAINING: r"(.*\.)?num_batches_tracked|(optimizer|optimizer_states?|lr_schedulers?|(grad_)?scaler|callbacks)\..*"
+    r"|(model_)?(ema_)?(global_step|step|steps|optimizer_step|optimization_step|epoch|iteration|decay|num_updates)",
+    SCHEDULE: r"betas|alphas_cumprod(_prev)?|(sqrt_|log_)(one_minus_|recip_|recipm1_)?alphas_cumprod|logvar"
+    r"|posterior_\w+|lvlb_weights|denoiser\.(log_)?sigmas",
+}
+# The same, for names that are surplus in one component only.
+_OF_COMPONENT: dict[str, dict[SurplusKind, str]] = {
+    "text_encoder": {
+        VISION: r"vision_model\..*|visual_projection\..*",
+        PROJECTION: r"text_projection\.weight|logit_scale",
+    },
+    "unet": {},
+    "": {},
+    "vae": {TRAINING: r"(loss|discriminator)\..*"},
+}
+_ALL = {
+    component: [(kind, re.compile(pattern)) for kind, pattern in (*_ANYWHERE.items(), *own.items())]
+    for component, own in _OF_COMPONENT.items()
+}
+# No library makes longer names; matching a pattern takes the square of the length.
+_LONGEST_NAME = 500
+_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.(\d+)\..+")
+
+
+def unwrapped(name: str) -> str:
+    """Return a tensor's name without what a wrapper put into it, such as ``_orig_mod.`` and ``module.``."""
+    return WRAPPERS.sub("", WRAPPERS.sub("", name))
+
+
+def surplus_kind(component: str, name: str, layers: int | None = None) -> SurplusKind | None:
+    """Return the kind of a tensor that a network does not have, or None for a name of no known kind.
+
+    Args:
+        component: "text_encoder", "unet" or "vae"; "" for what stands beside them in a single file.
+        name: The tensor's name, unwrapped; in a single file without the component's prefix.
+        layers: How many layers the text encoder has, where that is known (its num_hidden_layers).
+    """
+    if len(name) > _LONGEST_NAME:
+        return None
+    for kind, pattern in _ALL[component]:
+        if pattern.fullmatch(name):
+            return kind
+    layer = _LAYER.fullmatch(name)
+    if component == "text_encoder" and layers is not None and layer is not None and int(layer[1]) >= layers:
+        return SKIPPED_LAYERS
+    return None
