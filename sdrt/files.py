@@ -25,6 +25,8 @@ TEMPORARY_ROOM_BYTES = 1 << 16
 TEMPORARY_HINT = "free space, or set TMPDIR to a folder that has more"
 #: What the system refuses for want of space in a file system.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+#: What is read and hashed at a time: a processor's cache holds it.
+READ_BYTES = 1 << 18
 #: What to do where another place would not help.
 NO_PLACE_HINTS = {
     errno.EMFILE: "allow the process more open files, by ulimit -n",
@@ -44,6 +46,18 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_with_sha256(path: Path) -> tuple[bytearray, str]:
+    """Read a file whole, and its SHA-256 in the same pass."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        data = bytearray(os.fstat(file.fileno()).st_size)
+        rest = memoryview(data)
+        while rest and (count := file.readinto(rest[:READ_BYTES])):
+            digest.update(rest[:count])
+            rest = rest[count:]
+    return (data if not rest else data[: len(data) - len(rest)]), digest.hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:

@@ -179,7 +179,7 @@ def prepare(
     """
     shelf = Store(store) if store else Store.default()
     if source.engines:
-        opened = shelf.open_engines(source.engines, trust=source.trust)
+        opened = shelf.open_engines(source.engines, trust=source.trust, verify=False)
         _check_asked(opened, backend, precision, provider)
         _check_merging(source, opened)
         return opened
@@ -192,8 +192,8 @@ def prepare(
     bundle = open_bundle(source, shelf, precision=exported, deepcache=choice.deepcache, build=build, progress=progress)
     request = build_request(choice, bundle, provider)
     if build:
-        return engines_build.build(bundle, request, shelf, progress)
-    found = engines_build.find(bundle, request, shelf)
+        return engines_build.build(bundle, request, shelf, progress, verify=False)
+    found = engines_build.find(bundle, request, shelf, verify=False)
     if found is None:
         options = {
             "backend": request.backend,

@@ -14,10 +14,12 @@ import pytest
 from sdrt import files, parts
 from sdrt.errors import ResourceError, TrustError
 from sdrt.files import (
+    READ_BYTES,
     canonical_json,
     disk_errors,
     folder_published_as,
     path_inside,
+    read_with_sha256,
     sha256_bytes,
     sha256_file,
     temporary_file,
@@ -359,3 +361,12 @@ def test_the_folder_itself_may_be_reached_by_a_link(tmp_path: Path) -> None:
 def test_unfinished_things_are_hidden() -> None:
     assert parts.PART_PREFIX.startswith(".")
     assert parts.ASIDE_PREFIX.startswith(".")
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, READ_BYTES, 2 * READ_BYTES + 3])
+def test_reading_and_hashing_in_one_pass_is_reading_and_hashing(tmp_path: Path, size_bytes: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(index % 251 for index in range(size_bytes)))
+    data, digest = read_with_sha256(path)
+    assert data == path.read_bytes()
+    assert digest == sha256_file(path)

@@ -73,19 +73,32 @@ def check_buildable(request: BuildRequest) -> None:
     maker.host(maker.recipe(request.recipe, request.batch))
 
 
-def find(bundle: Bundle, request: BuildRequest, store: Store) -> EngineSet | None:
+def find(bundle: Bundle, request: BuildRequest, store: Store, *, verify: bool = True) -> EngineSet | None:
     """The set that answers a request, if the store holds a sound one; compiles nothing and moves nothing.
+
+    Args:
+        bundle: What it was built from.
+        request: How.
+        store: Where it lies.
+        verify: As in `build`.
 
     Raises:
         SdrtError: As `build_key`, and a TrustError or ResourceError when the store is not this user's alone.
     """
-    return _stored(store, build_key(bundle, request))
+    return _stored(store, build_key(bundle, request), verify)
 
 
-def build(bundle: Bundle, request: BuildRequest, store: Store, progress: Progress) -> EngineSet:
+def build(bundle: Bundle, request: BuildRequest, store: Store, progress: Progress, *, verify: bool = True) -> EngineSet:
     """Get the set that answers a request from the store; compile it first if it is not there or not sound.
 
     A set that is not sound goes to the store's quarantine. Of several processes that ask for one set, one compiles.
+
+    Args:
+        bundle: What to build.
+        request: How.
+        store: Where it is kept.
+        progress: Told of every component.
+        verify: Whether the engines of a set that is there are hashed at once, rather than each when it is opened.
 
     Raises:
         UsageError: The request names no known backend or no component.
@@ -96,7 +109,7 @@ def build(bundle: Bundle, request: BuildRequest, store: Store, progress: Progres
         TimeLimitError: Another process held the set for too long.
     """
     key = build_key(bundle, request)
-    found = _stored(store, key)
+    found = _stored(store, key, verify)
     if found is not None:
         # A process may have been killed between publishing the set and clearing up.
         store.sweep()
@@ -106,22 +119,22 @@ def build(bundle: Bundle, request: BuildRequest, store: Store, progress: Progres
         if path.exists():
             # Another process has made it meanwhile, or it is what was not sound.
             try:
-                return store.open_engines(path)
+                return store.open_engines(path, verify=verify)
             except (EngineError, TrustError) as error:
                 store.quarantine(path, error, progress)
         with store.staged(path) as part:
             part.mkdir(mode=PRIVATE_MODE)
             _compile(bundle, request, key, part, progress, store.timing_caches)
-        return store.open_engines(path)
+        return store.open_engines(path, verify=verify)
 
 
-def _stored(store: Store, key: BuildKey) -> EngineSet | None:
+def _stored(store: Store, key: BuildKey, verify: bool) -> EngineSet | None:
     path = store.engines_path(key.backend, key.digest)
     if not path.is_dir():
         return None
     store.check()
     try:
-        return store.open_engines(path)
+        return store.open_engines(path, verify=verify)
     except (EngineError, TrustError):
         return None
 

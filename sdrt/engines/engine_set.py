@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from sdrt.bundle import (
     DEEPCACHE,
+    MANIFEST,
     ComponentName,
     Digest,
     Precision,
@@ -25,7 +26,7 @@ from sdrt.bundle import (
 )
 from sdrt.engines.locks import Lease
 from sdrt.errors import EngineError, ResourceError, TrustError
-from sdrt.files import sha256_bytes
+from sdrt.files import read_with_sha256, sha256_bytes, sha256_file
 
 BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 TOKENIZER = "tokenizer/tokenizer.json"
@@ -89,6 +90,11 @@ class EngineComponent(Record):
     peak_memory_bytes: int | None = None
     layers: LayerList | None = None
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What it is opened from."""
+        return (self.file,) if self.weights is None else (self.file, self.weights)
+
 
 class EngineManifest(SealedManifest):
     """``manifest.json`` of an engine set. ``host`` says what the host that opens it must have."""
@@ -101,8 +107,7 @@ class EngineManifest(SealedManifest):
 
     def named_files(self) -> set[str]:
         """What the components are opened from, the tokenizer and the scheduler's config."""
-        parts = self.components.values()
-        return {TOKENIZER, SCHEDULER, *(part.file for part in parts), *(part.weights for part in parts if part.weights)}
+        return {TOKENIZER, SCHEDULER, *(file for part in self.components.values() for file in part.files)}
 
     @classmethod
     def of(cls, folder: Path) -> EngineManifest:
@@ -114,9 +119,17 @@ class EngineManifest(SealedManifest):
         return parse_manifest(folder, read_manifest(folder, EngineError), cls, EngineError)
 
 
+def _as_it_is(error: TrustError) -> TrustError:
+    return error
+
+
 @dataclass(frozen=True)
 class EngineSet:
-    """An opened engine set: every file has the digest its manifest gives, and no gc removes it while this lives.
+    """An opened engine set, which no gc removes while this lives.
+
+    Every file has the size that its manifest gives, and tokenizer and scheduler have their digests. Engines are held to
+    theirs when the set is opened or, where it was opened to be run, by `check` and `read` before anything of theirs is
+    opened: a run opens some of them alone.
 
     ``digest`` is the SHA-256 of its manifest and so covers every file. ``private`` says that it is trusted by right of
     lying in a store that nobody else can write to, so that what else this user puts there can be trusted too.
@@ -127,15 +140,21 @@ class EngineSet:
     digest: str
     lease: Lease = field(repr=False, compare=False)
     private: bool = field(default=False, compare=False)
+    # What to do with a set one of whose engines is not what was sealed.
+    refuse: Callable[[TrustError], TrustError] = field(default=_as_it_is, repr=False, compare=False)
+    _checked: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: Path, *, trust: str | None = None, private_root: Path | None = None) -> EngineSet:
-        """Open an engine set folder after checking that it may be trusted and that every file is what was sealed.
+    def open(
+        cls, path: Path, *, trust: str | None = None, private_root: Path | None = None, verify: bool = True
+    ) -> EngineSet:
+        """Open an engine set folder after checking that it may be trusted and that its files are what was sealed.
 
         Args:
             path: The folder.
             trust: SHA-256 of its manifest.json, where the user vouches for it.
             private_root: The store's folder: a set in it is trusted, if nobody else can write there.
+            verify: Whether engines are hashed at once, rather than each when it is opened.
 
         Raises:
             EngineError: The manifest or a file is missing or malformed.
@@ -148,11 +167,39 @@ class EngineSet:
             digest = sha256_bytes(data)
             _check_trust(path, digest, trust, private_root)
             manifest = parse_manifest(path, data, EngineManifest, EngineError)
-            check_files(path, manifest, manifest.files, EngineError)
+            engines = {file for part in manifest.components.values() for file in part.files}
+            hashed = [file for file in manifest.files if verify or file not in engines]
+            check_files(path, manifest, hashed, EngineError)
         except BaseException:
             lease.release()
             raise
-        return cls(path, manifest, digest, lease, private=trust is None)
+        return cls(path, manifest, digest, lease, private=trust is None, _checked=set(hashed))
+
+    def check(self, name: ComponentName) -> None:
+        """Raise a TrustError unless what a component is opened from is what was sealed; each file is hashed once.
+
+        Raises:
+            EngineError: The set does not hold the component.
+        """
+        for file in self.component(name).files:
+            if file not in self._checked:
+                self._compare(file, sha256_file(self.path / file))
+                self._checked.add(file)
+
+    def read(self, file: str) -> bytearray:
+        """Read one of the set's files whole.
+
+        Raises:
+            TrustError: These bytes are not what was sealed.
+        """
+        data, sha256 = read_with_sha256(self.path / file)
+        self._compare(file, sha256)
+        return data
+
+    def _compare(self, file: str, sha256: str) -> None:
+        if sha256 != self.manifest.files[file].sha256:
+            hint = "build the engines again, or copy them again"
+            raise self.refuse(TrustError(f"{self.path / file} does not match its digest in {MANIFEST}", hint=hint))
 
     def component(self, name: ComponentName) -> EngineComponent:
         """One component's record.

@@ -8,7 +8,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ import platformdirs
 from sdrt.bundle import MANIFEST, Bundle, Manifest, parse_manifest, read_manifest
 from sdrt.engines.engine_set import EngineManifest, EngineSet, check_private
 from sdrt.engines.locks import drop_dead_holders, exclusive, try_exclusive
-from sdrt.errors import ArtefactError, SdrtError, TrustError
+from sdrt.errors import ArtefactError, EngineError, ResourceError, SdrtError, TimeLimitError, TrustError
 from sdrt.files import disk_errors, fsync_path, sha256_bytes
 from sdrt.parts import PART_PREFIX, is_abandoned, owner_name, sweep
 from sdrt.progress import Progress, silent
@@ -151,16 +152,37 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def open_engines(self, path: Path, *, trust: str | None = None) -> EngineSet:
+    def open_engines(self, path: Path, *, trust: str | None = None, verify: bool = True) -> EngineSet:
         """Open an engine set, by right of lying in this store or by its digest, and note that it was used.
+
+        Args:
+            path: The set.
+            trust: SHA-256 of its manifest.json, where it lies elsewhere.
+            verify: Whether engines are hashed at once, rather than each when it is opened. One that is found changed
+                then goes to quarantine with its set, which the next run builds again.
 
         Raises:
             EngineError, TrustError, ResourceError: As `EngineSet.open`.
         """
-        opened = EngineSet.open(path, trust=trust, private_root=self.root)
+        opened = EngineSet.open(path, trust=trust, private_root=self.root, verify=verify)
+        if opened.private:
+            opened = replace(opened, refuse=partial(self._refuse, path))
         with contextlib.suppress(OSError):
             os.utime(path / MANIFEST)
         return opened
+
+    def _refuse(self, path: Path, error: TrustError) -> TrustError:
+        """Move a set aside of which an engine is not what was sealed; the error says so."""
+        hint = "build them again: by sdrt build, or by the same command without --engines"
+        aside = None
+        # An error of the store's must not hide this one.
+        with contextlib.suppress(ResourceError, TimeLimitError):
+            try:
+                # Another process may have moved it meanwhile, and built it again.
+                EngineSet.open(path, private_root=self.root).lease.release()
+            except (EngineError, TrustError):
+                aside = self.quarantine(path, error, silent)
+        return TrustError(error.message + (f"; its engines are now in {aside}" if aside else ""), hint=hint)
 
     def open_bundle(self, path: Path) -> Bundle:
         """Open a bundle and note that it was used.

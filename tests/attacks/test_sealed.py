@@ -15,7 +15,7 @@ import pytest
 from sdrt.bundle import MANIFEST, Bundle, ComponentName
 from sdrt.engines.build import build, build_key, find
 from sdrt.engines.builders import ComponentJob
-from sdrt.engines.engine_set import EngineComponent, EngineSet
+from sdrt.engines.engine_set import TOKENIZER, EngineComponent, EngineSet
 from sdrt.engines.key import BuildKey
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
@@ -23,6 +23,7 @@ from sdrt.engines.store import Store
 from sdrt.errors import SdrtError
 from sdrt.files import canonical_json
 from sdrt.progress import silent
+from sdrt.runtime.backends import open_engine
 from tests.attacks.material import refusal
 from tests.command_line import CommandLine
 from tests.engines.compiling import compile_here
@@ -111,6 +112,52 @@ def test_row_22_a_spoiled_plan_is_quarantined_and_built_once_more(
     assert opened == []
 
 
+def test_row_22_an_engine_that_changed_is_found_before_it_is_opened_by_a_run(
+    bundle: Bundle, store: Store, compiled: list[ComponentName], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr("onnxruntime.InferenceSession.__init__", lambda *args, **_: opened.append(args))
+    plan = build(bundle, DECODER, store, silent).path / "vae_decoder" / "plan"
+    plan.write_bytes(b"other" * 40)
+    running = build(bundle, DECODER, store, silent, verify=False)
+    refusal(partial(open_engine, running, "vae_decoder"), 8, str(plan), "does not match its digest", "quarantine")
+    [aside] = store.root.glob("quarantine/*/*/vae_decoder/plan")
+    assert aside.read_bytes() == b"other" * 40
+    assert opened == []
+    running = build(bundle, DECODER, store, silent, verify=False)
+    assert compiled == ["vae_decoder"] * 2
+    running.check("vae_decoder")
+
+
+def test_row_22_what_another_process_has_built_again_stays(
+    bundle: Bundle, store: Store, compiled: list[ComponentName]
+) -> None:
+    plan = build(bundle, DECODER, store, silent).path / "vae_decoder" / "plan"
+    whole = plan.read_bytes()
+    plan.write_bytes(b"other" * 40)
+    running = build(bundle, DECODER, store, silent, verify=False)
+    checked = EngineSet._compare
+
+    def meanwhile(self: EngineSet, file: str, sha256: str) -> None:
+        plan.write_bytes(whole)
+        checked(self, file, sha256)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EngineSet, "_compare", meanwhile)
+        refusal(partial(running.check, "vae_decoder"), 8, "does not match its digest")
+    assert not list(store.root.glob("quarantine/*/*"))
+    assert plan.read_bytes() == whole
+
+
+@pytest.mark.parametrize("spoil", [lambda plan: plan.write_bytes(b"plan"), lambda plan: plan.unlink()])
+def test_row_22_what_shows_without_hashing_is_built_once_more_at_once(
+    spoil: Callable[[Path], object], bundle: Bundle, store: Store, compiled: list[ComponentName]
+) -> None:
+    spoil(build(bundle, DECODER, store, silent).path / "vae_decoder" / "plan")
+    build(bundle, DECODER, store, silent, verify=False).check("vae_decoder")
+    assert compiled == ["vae_decoder"] * 2
+
+
 def test_row_23_a_set_from_elsewhere(store: Store, tmp_path: Path, sdrt: CommandLine) -> None:
     digest = make_set(tmp_path / "elsewhere")
     opening = partial(store.open_engines, tmp_path / "elsewhere")
@@ -182,9 +229,8 @@ def test_row_25_graphs_of_one_name_and_two_shapes(tmp_path: Path) -> None:
 
 def test_row_26_a_plan_that_does_not_deserialise(tmp_path: Path) -> None:
     plans = double_set(tiny_bundle(tmp_path / "bundle"), tmp_path / "double")
-    sealed = plans.manifest.files["tokenizer/tokenizer.json"].sha256
     with Rig(plans) as rig:
-        refusal(partial(rig.session._device.deserialise, plans.tokenizer, sealed), 3, "magic tag does not match")
+        refusal(partial(rig.session._device.deserialise, plans, TOKENIZER), 3, "magic tag does not match")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from sdrt.bundle import FileRecord
 from sdrt.engines.engine_set import BatchRange, EngineSet
 from sdrt.engines.locks import try_exclusive
 from sdrt.errors import EngineError, ResourceError, SdrtError, TrustError
+from sdrt.files import read_with_sha256, sha256_file
 from tests.engines.sets import make_set
 
 BLOB = "unet/model.blob"
@@ -152,6 +154,61 @@ def test_a_store_of_somebody_else_is_refused(sound: Path, root: Path, monkeypatc
     with pytest.raises(ResourceError, match=f"{root} belongs to user {owner}") as refused:
         EngineSet.open(sound, private_root=root)
     assert "--store" in refused.value.hint
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are hashed, in order, by whatever way."""
+    seen: list[str] = []
+
+    def watched(work: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        return lambda path: (seen.append(path.name), work(path))[1]
+
+    monkeypatch.setattr("sdrt.bundle.sha256_file", watched(sha256_file))
+    monkeypatch.setattr("sdrt.engines.engine_set.sha256_file", watched(sha256_file))
+    monkeypatch.setattr("sdrt.engines.engine_set.read_with_sha256", watched(read_with_sha256))
+    return seen
+
+
+def test_a_run_hashes_what_it_opens_and_each_file_once(sound: Path, root: Path, hashed: list[str]) -> None:
+    opened = EngineSet.open(sound, private_root=root, verify=False)
+    assert sorted(hashed) == ["scheduler_config.json", "tokenizer.json"]
+    hashed.clear()
+    opened.check("unet")
+    opened.check("unet")
+    assert hashed == ["model.blob"]
+    assert opened.read(BLOB) == (sound / BLOB).read_bytes()
+    assert hashed == ["model.blob"] * 2, "what is read is held to its digest each time: other bytes may lie there now"
+    hashed.clear()
+    EngineSet.open(sound, private_root=root).check("unet")
+    assert sorted(hashed) == ["model.blob", "scheduler_config.json", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])
+def test_what_every_run_reads_is_hashed_as_it_is_opened(sound: Path, root: Path, name: str) -> None:
+    flip(sound / name)
+    with pytest.raises(TrustError, match="does not match its digest"):
+        EngineSet.open(sound, private_root=root, verify=False)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_an_engine_that_changed_is_refused_when_it_is_opened(sound: Path, root: Path, elsewhere: bool) -> None:
+    digest = sha256_file(sound / "manifest.json")
+    opened = EngineSet.open(sound, trust=digest if elsewhere else None, private_root=root, verify=False)
+    flip(sound / BLOB)
+    for opening in (lambda: opened.check("unet"), lambda: opened.read(BLOB)):
+        with pytest.raises(TrustError, match=r"model\.blob does not match its digest in manifest\.json"):
+            opening()
+
+
+@pytest.mark.parametrize("change", [lambda data: data + b"x", lambda data: data[:-1], lambda data: b""])
+def test_a_file_that_has_another_length_by_now_is_refused(
+    sound: Path, root: Path, change: Callable[[bytes], bytes]
+) -> None:
+    opened = EngineSet.open(sound, private_root=root, verify=False)
+    (sound / BLOB).write_bytes(change((sound / BLOB).read_bytes()))
+    with pytest.raises(TrustError, match="does not match its digest"):
+        opened.read(BLOB)
 
 
 def test_a_component_that_is_not_held_is_named(sound: Path, root: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import tensorrt_rtx as trt
 
-from sdrt.engines.trt.log import Messages, make_logger
 from sdrt.engines.trt.timing_cache import TimingCache
+from sdrt.runtime.backends.tensorrt_log import Messages, listen
 
 # TensorRT-RTX has the calls and says that they do nothing; TensorRT, which keeps the caches, needs a GPU.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations are no
 def test_row_40_a_timing_cache_that_is_none_is_made_anew(tmp_path: Path, damage: str) -> None:
     notes: list[str] = []
     # A configuration outlives neither its builder nor that its logger.
-    logger = make_logger(trt, Messages())
+    logger = listen(trt, Messages())
     builder = trt.Builder(logger)
     config: Any = builder.create_builder_config()
     cache = TimingCache(tmp_path / "timing", "tensorrt-10.16-sm86", notes.append)

@@ -14,7 +14,6 @@ from sdrt.engines.trt import attention as attentions
 from sdrt.engines.trt.config import new_config
 from sdrt.engines.trt.layers import layer_list
 from sdrt.engines.trt.library import Library
-from sdrt.engines.trt.log import Messages, make_logger
 from sdrt.engines.trt.monitor import Phases, make_monitor
 from sdrt.engines.trt.network import objections, parse
 from sdrt.engines.trt.profiles import add_profile
@@ -24,6 +23,7 @@ from sdrt.files import disk_errors
 from sdrt.runtime.backends import nvidia
 from sdrt.runtime.backends.collection import uncollected
 from sdrt.runtime.backends.packages import installed_version
+from sdrt.runtime.backends.tensorrt_log import Messages, listen
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx
@@ -173,12 +173,12 @@ class _Build:
         self._trt, self._job, self._recipe, self._batch, self._for_targets = trt, job, recipe, batch, for_targets
         self._report = report
         self._messages = Messages()
-        self._logger = make_logger(trt, self._messages)
+        self._logger: rtx.ILogger = listen(trt, self._messages)
         self._builder = trt.Builder(self._logger)
         if not self._builder:
             raise EngineError(f"{job.backend} makes no builder: {self._messages.tail()}", hint="check NVIDIA's driver")
         self._builder.max_threads = job.threads
-        # A second builder of a process is told that its logger is another one; what follows is the parser's.
+        # What follows is the parser's.
         self._messages.clear()
         self._parsed = parse(trt, self._builder, self._logger, self._messages, job.graph)
         for warning in objections(self._messages, job.spec.inputs):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from sdrt.bundle import TensorSpec
 from sdrt.engines.trt.library import Library
-from sdrt.engines.trt.log import Messages
 from sdrt.errors import BackendUnavailableError, EngineError
+from sdrt.runtime.backends.tensorrt_log import Messages
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from sdrt.bundle import ComponentName, TensorSpec
 from sdrt.engines.engine_set import BatchRange
-from sdrt.engines.trt.log import Messages
 from sdrt.errors import EngineError, UsageError
+from sdrt.runtime.backends.tensorrt_log import Messages
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx

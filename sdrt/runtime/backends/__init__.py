@@ -95,6 +95,7 @@ def open_engine(engines: EngineSet, component: ComponentName, *, threads: int | 
 
     Raises:
         EngineError: The set lacks the component, or was built by another version of the library.
+        TrustError: The component is not what was sealed.
         BackendUnavailableError: The backend cannot run here, or the processor lacks what the set was built for.
         UsageError: ``threads`` is below 1.
     """
@@ -110,6 +111,7 @@ def open_engine(engines: EngineSet, component: ComponentName, *, threads: int | 
         if entry.needs_gpu:
             alone: Engine = module.open_alone(engines, component, *module.libraries(backend))
             return alone
+        engines.check(component)
         engine: Engine = getattr(module, entry.engine)(component, spec, engines.path, threads or usable_cpus())
     except ImportError as error:
         raise _import_error(backend, error) from error

@@ -76,6 +76,7 @@ class Cuda:
 
     api: Any
     lost: bool = field(default=False, init=False)
+    _capturing: bool = field(default=False, init=False)
 
     @classmethod
     def open(cls, extra: str) -> Cuda:
@@ -106,10 +107,25 @@ class Cuda:
         """
         status, *values = getattr(self.api, name)(*arguments)
         if status != self.api.cudaError_t.cudaSuccess:
-            # The failure is also remembered as the last error, which TensorRT takes for its own; asking forgets it.
+            # Or whoever else uses cuda.bindings in this process would take it for the failure of a call of theirs.
             self.api.cudaGetLastError()
             raise self._error(name, status.name)
         return values[0] if values else None
+
+    def failure(self, stream: object) -> SdrtError | None:
+        """Return the error of a device that has failed, None where it works.
+
+        TensorRT has a CUDA runtime of its own, so that ours has no last error of a kernel which TensorRT launched; that
+        the device has failed, every call tells. While a stream is captured it cannot be asked.
+        """
+        if self._capturing:
+            return None
+        (status,) = self.api.cudaStreamQuery(stream)
+        if status == self.api.cudaError_t.cudaSuccess:
+            return None
+        self.api.cudaGetLastError()
+        error = self._error("cudaStreamQuery", status.name)
+        return error if self.lost else None
 
     def _error(self, call: str, status: str) -> SdrtError:
         if status in _LOST:
@@ -144,7 +160,6 @@ class Cuda:
         """
         status, address = self.api.cudaMalloc(size_bytes)
         if status.name == "cudaErrorMemoryAllocation":
-            # As in call.
             self.api.cudaGetLastError()
             _, free, total = self.api.cudaMemGetInfo()
             message = f"out of GPU memory: {size_bytes} bytes are needed, {free} of {total} are free"
@@ -210,22 +225,28 @@ class Cuda:
 
         Raises:
             EngineError: It asked for something that cannot be captured.
+            BackendUnavailableError: The GPU has failed.
         """
         # Thread-local: what other threads of the process do meanwhile does not spoil the capture.
         mode = self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         try:
             self.call("cudaStreamBeginCapture", stream, mode)
+            self._capturing = True
             try:
                 work()
             except BaseException:
                 self._leave_capture(stream)
                 raise
+            finally:
+                self._capturing = False
             graph = self.call("cudaStreamEndCapture", stream)
             try:
                 return self.call("cudaGraphInstantiate", graph, 0)
             finally:
                 self.release("cudaGraphDestroy", graph)
         except EngineError as error:
+            if (lost := self.failure(stream)) is not None:
+                raise lost from error
             hint = "run with --no-cuda-graphs (Pipeline.load(cuda_graphs=False)), and report it"
             raise EngineError(f"the step cannot be captured as a CUDA graph: {error.message}", hint=hint) from error
 

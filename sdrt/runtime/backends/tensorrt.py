@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, UsageError
+from sdrt.errors import EngineError, ResourceError, UsageError
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends.base import Array, Engine
 from sdrt.runtime.backends.collection import uncollected
 from sdrt.runtime.backends.cuda import Buffer, Cuda
 from sdrt.runtime.backends.session import DeviceLoop, Session
-from sdrt.runtime.backends.tensorrt_device import Device
+from sdrt.runtime.backends.tensorrt_device import Device, check_architecture
 from sdrt.runtime.backends.tensorrt_kernels import KernelCache
 
 if TYPE_CHECKING:
     from sdrt.bundle import ComponentName, TensorSpec
-    from sdrt.engines.engine_set import BackendName, EngineComponent, EngineSet
+    from sdrt.engines.engine_set import BackendName, EngineSet
 
 # TensorRT wants every tensor at a multiple of this.
 ALIGNMENT = 256
@@ -58,7 +57,7 @@ class TensorRtSession(Session):
         self, engines: EngineSet, trt: Any, cuda: Cuda, *, cuda_graphs: bool = True, progress: Progress = silent
     ) -> None:
         check_architecture(engines, cuda)
-        self._device = Device(trt, cuda)
+        self._device = Device(trt, cuda, progress)
         self._cuda_graphs = cuda_graphs
         self._loop: Any = None
         super().__init__(engines, partial(_open, engines, self._device, cuda_graphs, progress))
@@ -77,8 +76,16 @@ class TensorRtSession(Session):
         return loop
 
     def replays(self, name: ComponentName) -> bool:
-        """Whether a component's runs are replayed from a CUDA graph: ours, of a whole step, or TensorRT-RTX's own."""
-        return self._cuda_graphs and (name in _REPEATED if self._device.captures_itself else name == "denoise_step")
+        """Whether a component's runs are replayed from a CUDA graph: ours, of a whole step, or TensorRT-RTX's own.
+
+        TensorRT-RTX runs without a graph, and does not say so, where an engine cannot be captured: each is asked.
+        """
+        if not self._device.captures_itself:
+            return self._cuda_graphs and name == "denoise_step"
+        if not self._cuda_graphs or name not in _REPEATED:
+            return False
+        engine = self.engine(name)
+        return isinstance(engine, TensorRtEngine) and engine.replays
 
     @property
     def device_bytes(self) -> dict[str, int]:
@@ -116,25 +123,6 @@ class TensorRtSession(Session):
         self._device.close()
 
 
-def check_architecture(engines: EngineSet, cuda: Cuda) -> None:
-    """Hold that the GPU is one of those that a set was built for, as ``gpu`` of its host record lists them.
-
-    Raises:
-        BackendUnavailableError: It is not.
-    """
-    built_for = engines.manifest.host.get("gpu", "").split()
-    if not built_for:
-        return
-    here = cuda.compute_capability()
-    # "sm80+" is a plan for this architecture and all later ones.
-    newer = any(int(here[2:]) >= int(name[2:-1]) for name in built_for if name.endswith("+"))
-    if here not in built_for and not newer:
-        raise BackendUnavailableError(
-            f"the engines were built for {', '.join(built_for)}; this GPU is {here}",
-            hint="build them again here",
-        )
-
-
 def open_alone(engines: EngineSet, name: ComponentName, trt: Any, cuda: Cuda) -> TensorRtEngine:
     """One engine of a set, with a device of its own that is closed with it.
 
@@ -169,14 +157,10 @@ def _open(
     *,
     owns_device: bool = False,
 ) -> TensorRtEngine:
-    spec = engines.component(name)
-    sha256 = engines.manifest.files[spec.file].sha256
     # Kernels are code: they are kept only where nobody else can put any.
     keeps = device.captures_itself and engines.private
     kernels = KernelCache(engines, name, device.name(engines.manifest.backend), progress) if keeps else None
-    return TensorRtEngine(
-        name, spec, engines.path, sha256, device, cuda_graphs, kernels=kernels, owns_device=owns_device
-    )
+    return TensorRtEngine(name, engines, device, cuda_graphs, kernels=kernels, owns_device=owns_device)
 
 
 class TensorRtEngine(Engine):
@@ -185,8 +169,7 @@ class TensorRtEngine(Engine):
     Inputs and outputs lie in one block of device memory, which is taken when a batch is run that is not the last one's.
 
     Args:
-        folder: The engine set's folder.
-        sha256: Of the plan.
+        engines: The engine set.
         device: What the engines of the set share.
         cuda_graphs: Whether TensorRT-RTX may replay what it ran.
         kernels: Where TensorRT-RTX's compiled kernels are kept, if anywhere.
@@ -194,6 +177,7 @@ class TensorRtEngine(Engine):
 
     Attributes:
         generation: Counts up when the context changes; a CUDA graph captured before must not be launched any more.
+        replays: Whether TensorRT-RTX replays what it ran from a CUDA graph of its own.
 
     Raises:
         TrustError: The plan is not what was sealed.
@@ -204,20 +188,20 @@ class TensorRtEngine(Engine):
     def __init__(
         self,
         name: ComponentName,
-        spec: EngineComponent,
-        folder: Path,
-        sha256: str,
+        engines: EngineSet,
         device: Device,
         cuda_graphs: bool,
         *,
         kernels: KernelCache | None = None,
         owns_device: bool = False,
     ) -> None:
+        spec = engines.component(name)
         super().__init__(name, spec)
         self.device = device
+        self.replays = self._asked_to_replay = False
         self._kernels = kernels
         self._owns_device = owns_device
-        self.path = folder / spec.file
+        self.path = engines.path / spec.file
         self.generation = 0
         self._block: Buffer | None = None
         self._offsets: dict[str, int] = {}
@@ -226,7 +210,7 @@ class TensorRtEngine(Engine):
         self._bound = 0
         self._context: Any = None
         self._config: Any = None
-        self._engine: Any = device.deserialise(self.path, sha256)
+        self._engine: Any = device.deserialise(engines, spec.file)
         try:
             for tensor in (*spec.inputs, *spec.outputs):
                 self._check_tensor(tensor)
@@ -281,6 +265,10 @@ class TensorRtEngine(Engine):
             for name in self._offsets:
                 self._accepted(self._context.set_tensor_address(name, self.address(name)), f"address of {name}")
             self._infer_shapes()
+            # What it answers may depend on the shapes, which a context that was just made does not have.
+            self.replays = self._can_replay()
+        if self._asked_to_replay and not self.replays:
+            self.device.note(f"{self.name} is run without a CUDA graph: TensorRT-RTX cannot capture it")
         self._batch = batch
 
     def _allocated(self, size_bytes: int, batch: int | None) -> Buffer:
@@ -382,20 +370,28 @@ class TensorRtEngine(Engine):
         What TensorRT makes is an attribute at once: a variable would live on in the traceback of an error.
         """
         trt, device = self.device.trt, self.device
+        replays = device.captures_itself and cuda_graphs and self.name in _REPEATED
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         device.hear()
-        self._config = self._engine.create_runtime_config()
-        if self._config is None:
-            raise device.error(f"TensorRT makes no context for {self.path}", "report it, with the versions")
-        self._config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if device.captures_itself:
-            self._configure_rtx(cuda_graphs and self.name in _REPEATED)
-        self._context = self._engine.create_execution_context(self._config)
+            self._configure_rtx(strategy, replays)
+            self._context = self._engine.create_execution_context(self._config)
+        else:
+            # A runtime config is TensorRT-RTX's way; TensorRT documents its own for what it compiles at run time alone.
+            self._context = self._engine.create_execution_context(strategy)
         if self._context is None:
             raise device.error(f"TensorRT makes no context for {self.path}", "free GPU memory")
+        self._asked_to_replay = replays
+        self.replays = self._can_replay()
+        device.pass_on_warnings(str(self.path))
 
-    def _configure_rtx(self, replays: bool) -> None:
-        """What TensorRT-RTX has to be told besides: its own graphs, and the kernels it compiles."""
+    def _configure_rtx(self, allocation: Any, replays: bool) -> None:
+        """Make the configuration of TensorRT-RTX's context: memory, its own graphs, and the kernels it compiles."""
         trt = self.device.trt
+        self._config = self._engine.create_runtime_config()
+        if self._config is None:
+            raise self.device.error(f"TensorRT makes no context for {self.path}", "report it, with the versions")
+        self._config.set_execution_context_allocation_strategy(allocation)
         # Not lazily: a kernel that is swapped in the middle of a run changes the picture (docs/decisions/0038).
         strategies = trt.DynamicShapesKernelSpecializationStrategy
         self._config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
@@ -405,6 +401,9 @@ class TensorRtEngine(Engine):
             raise self.device.error(f"{self.name} cannot be replayed from a CUDA graph", "run with --no-cuda-graphs")
         if self._kernels is not None:
             self._kernels.give(self._config)
+
+    def _can_replay(self) -> bool:
+        return self._asked_to_replay and bool(self._context.is_stream_capturable(self.device.stream_handle))
 
     def _choose(self, profile: int) -> None:
         """Make an optimisation profile the context's."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError, TrustError
+from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError
+from sdrt.progress import Progress, silent
 from sdrt.runtime.backends.collection import uncollected
 from sdrt.runtime.backends.cuda import OUT_OF_MEMORY_HINT, Buffer, Cuda
+from sdrt.runtime.backends.tensorrt_log import LINE_LIMIT, Messages, listen
 
-# Lines of TensorRT's log that an error carries.
-TAIL = 3
+if TYPE_CHECKING:
+    from sdrt.engines.engine_set import EngineSet
+
 # As TensorRT 8 to 11 say it, found in reports of users; newer ones leave CUDA's own "out of memory" out.
 _MEMORY_WORDS = (
     "out of memory",
@@ -26,28 +26,23 @@ _MEMORY_WORDS = (
 )
 
 
-def logger(trt: Any) -> Any:
-    """A TensorRT logger that keeps the last warnings and errors in its ``lines`` and prints nothing.
+def check_architecture(engines: EngineSet, cuda: Cuda) -> None:
+    """Hold that the GPU is one of those that a set was built for, as ``gpu`` of its host record lists them.
 
-    ``failures`` counts errors. TensorRT may call it from threads of its own.
-
-    Args:
-        trt: The tensorrt or tensorrt_rtx module.
+    Raises:
+        BackendUnavailableError: It is not.
     """
-    worst = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
-
-    def initialise(self: Any) -> None:
-        trt.ILogger.__init__(self)
-        self.lines = deque(maxlen=TAIL)
-        self.failures = 0
-
-    def log(self: Any, severity: Any, message: str) -> None:
-        if severity in worst:
-            self.failures += 1
-        if severity in worst or severity == trt.ILogger.Severity.WARNING:
-            self.lines.append(" ".join(message.split()))
-
-    return type("TailLogger", (trt.ILogger,), {"__init__": initialise, "log": log})()
+    built_for = engines.manifest.host.get("gpu", "").split()
+    if not built_for:
+        return
+    here = cuda.compute_capability()
+    # "sm80+" is a plan for this architecture and all later ones.
+    newer = any(int(here[2:]) >= int(name[2:-1]) for name in built_for if name.endswith("+"))
+    if here not in built_for and not newer:
+        raise BackendUnavailableError(
+            f"the engines were built for {', '.join(built_for)}; this GPU is {here}",
+            hint="build them again here",
+        )
 
 
 class Device:
@@ -56,6 +51,7 @@ class Device:
     Args:
         trt: The tensorrt or tensorrt_rtx module, or what stands in for it.
         cuda: The CUDA runtime.
+        progress: Told what TensorRT warns of where an engine opens all the same.
 
     Attributes:
         activations: The block that all engines compute in; it grows to what the largest needs.
@@ -65,25 +61,28 @@ class Device:
         BackendUnavailableError: TensorRT does not start.
     """
 
-    def __init__(self, trt: Any, cuda: Cuda) -> None:
+    def __init__(self, trt: Any, cuda: Cuda, progress: Progress = silent) -> None:
         self.trt = trt
         self.cuda = cuda
         self.stream = cuda.stream()
         self.stream_handle = int(self.stream)
-        self._log = logger(trt)
+        self._messages = Messages()
+        self._progress = progress
+        self._warned: set[str] = set()
         self.activations: Buffer | None = None
         self.generation = 0
         self._runtime: Any = None
         try:
             with uncollected():
-                self._runtime = trt.Runtime(self._log)
+                self._runtime = trt.Runtime(listen(trt, self._messages))
             # A version-compatible plan carries a runtime of its own; what is opened here has been held to its seal.
             self._runtime.engine_host_code_allowed = True
         except (TypeError, RuntimeError) as error:
             # So the bindings answer when the library makes no runtime; why is in its log.
             self.close()
             hint = "sdrt doctor says what the driver and the libraries lack"
-            raise BackendUnavailableError(f"TensorRT does not start: {self._tail()}", hint=hint) from error
+            raise BackendUnavailableError(f"TensorRT does not start: {self._messages.tail()}", hint=hint) from error
+        self.pass_on_warnings("the GPU's runtime")
 
     @property
     def captures_itself(self) -> bool:
@@ -93,7 +92,7 @@ class Device:
     @property
     def failures(self) -> int:
         """Errors in TensorRT's log since `hear`."""
-        return int(self._log.failures)
+        return len(self._messages.errors)
 
     def name(self, backend: str) -> str:
         """The library with its version, and the GPU, as part of a file's name."""
@@ -101,27 +100,38 @@ class Device:
         return "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in part) for part in parts)
 
     def hear(self) -> None:
-        """Forget TensorRT's log, so that what stands there afterwards is about what comes now."""
-        self._log.lines.clear()
-        self._log.failures = 0
+        """Forget TensorRT's log, and keep from it what this thread's next calls give."""
+        listen(self.trt, self._messages)
+        self._messages.clear()
 
-    def deserialise(self, path: Path, sha256: str) -> Any:
-        """The engine in a plan whose bytes are what was sealed.
+    def pass_on_warnings(self, subject: str) -> None:
+        """Tell the user what TensorRT has warned of since `hear`, each warning once."""
+        for warning in self._messages.warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self.note(f"{subject}: TensorRT warns: {' '.join(warning.split())[:LINE_LIMIT]}")
+
+    def note(self, text: str) -> None:
+        """Tell the user something that no error says."""
+        self._progress.note(text)
+
+    def deserialise(self, engines: EngineSet, file: str) -> Any:
+        """Open a plan of a set, whose bytes are held to their digest as they are read.
 
         Raises:
-            TrustError: They are not; TensorRT does not get to see them.
+            TrustError: They are not what was sealed; TensorRT does not get to see them.
             EngineError: TensorRT does not take the plan; the message ends with its log.
         """
+        path = engines.path / file
         if self._runtime is None:
             raise EngineError(f"{path} cannot be opened: its session is closed", hint="open the engines again")
-        plan = path.read_bytes()
-        if hashlib.sha256(plan).hexdigest() != sha256:
-            raise TrustError(f"{path} does not match its digest in manifest.json", hint="build the engines again")
+        plan = engines.read(file)
         self.hear()
         with uncollected():
             engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self.error(f"TensorRT cannot open {path}", "build the engines again on this machine")
+        self.pass_on_warnings(str(path))
         return engine
 
     def reserve(self, size_bytes: int) -> None:
@@ -148,22 +158,17 @@ class Device:
             raise
 
     def error(self, what: str, hint: str) -> SdrtError:
-        """What TensorRT's last warnings and errors say of a call that failed.
+        """Return the error of a call that failed, with the last of TensorRT's log.
 
         A lost device is told as such: TensorRT's log would only say that one of its kernels failed.
         """
-        tail = self._tail()
-        try:
-            self.cuda.call("cudaPeekAtLastError")
-        except SdrtError as error:
-            if self.cuda.lost:
-                return error
-        if any(word in tail.lower() for word in _MEMORY_WORDS):
+        tail = self._messages.tail()
+        if self.stream is not None and (lost := self.cuda.failure(self.stream)) is not None:
+            return lost
+        said = " ".join(self._messages.errors + self._messages.warnings).lower()
+        if any(word in said for word in _MEMORY_WORDS):
             return ResourceError(f"{what}: out of GPU memory: {tail}", hint=OUT_OF_MEMORY_HINT)
         return EngineError(f"{what}: {tail}", hint=hint)
-
-    def _tail(self) -> str:
-        return "; ".join(self._log.lines) or "its log says nothing"
 
     def close(self) -> None:
         """Give everything back, once the stream is done; engines must be closed before."""

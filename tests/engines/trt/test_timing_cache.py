@@ -10,8 +10,8 @@ import pytest
 import tensorrt_rtx as trt
 
 from sdrt.engines.sealed import DIGEST_BYTES
-from sdrt.engines.trt.log import Messages, make_logger
 from sdrt.engines.trt.timing_cache import TimingCache
+from sdrt.runtime.backends.tensorrt_log import Messages, listen
 
 # TensorRT-RTX has the calls and says that they do nothing; TensorRT, which keeps the caches, needs a GPU.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations are no
 @pytest.fixture
 def config() -> Iterator[Any]:
     # A configuration outlives neither its builder nor that its logger.
-    logger = make_logger(trt, Messages())
+    logger = listen(trt, Messages())
     builder = trt.Builder(logger)
     yield builder.create_builder_config()
     del builder

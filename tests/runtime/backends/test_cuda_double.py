@@ -120,11 +120,14 @@ def test_time_of_a_pending_event(bench: Bench) -> None:
     assert bench.value("cudaEventElapsedTime", start, end) >= 0
 
 
-@pytest.mark.parametrize("what", ["cudaStreamSynchronize", "cudaEventSynchronize", "cudaMalloc", "cudaFree"])
+@pytest.mark.parametrize(
+    "what", ["cudaStreamSynchronize", "cudaStreamQuery", "cudaEventSynchronize", "cudaMalloc", "cudaFree"]
+)
 def test_nothing_synchronous_in_a_capture(bench: Bench, what: str) -> None:
     event = bench.value("cudaEventCreateWithFlags", 0)
     argument = {
         "cudaStreamSynchronize": bench.stream,
+        "cudaStreamQuery": bench.stream,
         "cudaEventSynchronize": event,
         "cudaMalloc": SIZE,
         "cudaFree": bench.buffer(),
@@ -294,13 +297,53 @@ def test_a_profile_that_is_chosen_forgets_everything(bench: Bench) -> None:
         context.execute_async_v3(int(bench.stream))
 
 
-def test_who_launches_after_a_failure_that_nobody_asked_about_is_blamed(bench: Bench) -> None:
+def test_a_failed_call_of_ours_is_not_tensorrts(bench: Bench) -> None:
     context = bench.ready()
     assert bench.status("cudaMalloc", 1 << 40) == "cudaErrorMemoryAllocation"
-    assert not context.execute_async_v3(int(bench.stream))
-    assert bench.log.lines == ["Cuda Runtime (cudaErrorMemoryAllocation) after a launch"]
-    assert bench.status("cudaGetLastError") == "cudaErrorMemoryAllocation"
     assert context.execute_async_v3(int(bench.stream))
+    assert bench.status("cudaGetLastError") == "cudaErrorMemoryAllocation"
+    assert bench.status("cudaGetLastError") == "cudaSuccess"
+
+
+def test_a_device_that_fails_in_a_kernel_of_tensorrts(bench: Bench) -> None:
+    context = bench.ready()
+    bench.cuda.break_device("cudaErrorIllegalAddress")
+    assert bench.status("cudaGetLastError") == "cudaSuccess", "the last error is of the other CUDA runtime"
+    assert not context.execute_async_v3(int(bench.stream))
+    assert "Cuda Runtime (cudaErrorIllegalAddress)" in bench.log.lines[-1]
+    for name, argument in (
+        ("cudaStreamQuery", bench.stream),
+        ("cudaStreamSynchronize", bench.stream),
+        ("cudaMalloc", 1),
+    ):
+        assert bench.status(name, argument) == "cudaErrorIllegalAddress"
+
+
+def test_a_stream_that_has_work_is_not_ready(bench: Bench) -> None:
+    bench.value("cudaMemsetAsync", bench.buffer(), 3, SIZE, bench.stream)
+    assert bench.status("cudaStreamQuery", bench.stream) == "cudaErrorNotReady"
+    bench.wait()
+    assert bench.status("cudaStreamQuery", bench.stream) == "cudaSuccess"
+
+
+def test_a_runtime_config_of_tensorrts(bench: Bench) -> None:
+    with pytest.raises(Misuse, match="a runtime config is made by TensorRT"):
+        bench.engine.create_runtime_config()
+
+
+def test_a_second_logger_is_warned_of_and_the_first_must_live(bench: Bench) -> None:
+    other = Log()
+    second = bench.trt.Runtime(other)
+    assert "differs from one already registered" in bench.log.lines[-1]
+    assert other.lines == []
+    bench.trt.say("WARNING", "from a thread")
+    assert bench.log.lines[-1] == "from a thread"
+    del bench.log, bench.engine._logger
+    with pytest.raises(Misuse, match="logger that was freed"):
+        bench.trt.say("WARNING", "from a thread")
+    with pytest.raises(Misuse, match="was freed, and TensorRT has objects still"):
+        bench.trt.Runtime(other)
+    del second
 
 
 def test_outputs_have_the_shapes_that_inputs_give_them(bench: Bench) -> None:
@@ -374,6 +417,8 @@ def test_names_of_the_double_are_tensorrts(version: str) -> None:
         assert attributes <= set(api[name]["attrs"]), name
     enums = [value for value in vars(double).values() if isinstance(value, enum.EnumMeta)]
     if version == "rtx-1.7":
+        context = {name for name in vars(double.RtxExecutionContext) if not name.startswith("_")}
+        assert context <= set(api["IExecutionContext"]["attrs"])
         config = {*vars(double.RtxRuntimeConfig), *vars(double.RtxRuntimeConfig(TensorRtDouble(CudaDouble())))}
         for names, recorded in ((config, "IRuntimeConfig"), (set(vars(double.IRuntimeCache)), "IRuntimeCache")):
             assert {name for name in names if not name.startswith("_")} <= set(api[recorded]["attrs"])
@@ -381,7 +426,7 @@ def test_names_of_the_double_are_tensorrts(version: str) -> None:
         enums = [kind for kind in enums if kind not in double.RTX_ENUMS]
     for kind in enums:
         assert set(kind.__members__) <= set(api[kind.__name__]["enum"]), kind.__name__
-    assert {name for name in vars(TensorRtDouble) if not name.startswith("_")} - {"leaks"} <= api.keys()
+    assert {name for name in vars(TensorRtDouble) if not name.startswith("_")} - {"leaks", "say"} <= api.keys()
 
 
 def in_a_thread(work: Callable[[], object]) -> str:

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from sdrt.bundle import Bundle, ComponentName
-from sdrt.engines.engine_set import BatchRange, EngineSet
+from sdrt.engines.engine_set import TOKENIZER, BatchRange, EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, TrustError, UsageError
 from sdrt.runtime.backends import available
 from sdrt.runtime.backends.cuda import Cuda
-from sdrt.runtime.backends.tensorrt import TensorRtEngine, open_alone
+from sdrt.runtime.backends.tensorrt import TensorRtEngine, TensorRtSession, open_alone
 from tests.models.tiny_bundle import feeds
 from tests.runtime.backends.cuda_double.memory import Misuse
-from tests.runtime.backends.cuda_double.rig import Rig, cpu_session
+from tests.runtime.backends.cuda_double.rig import Notes, Rig, cpu_session
 from tests.runtime.backends.cuda_double.runtime import CudaDouble
 from tests.runtime.backends.cuda_double.trt import ICudaEngine, IExecutionContext, TensorRtDouble
 
@@ -138,11 +138,9 @@ def test_row_22_a_flipped_byte_never_reaches_the_deserialiser(make_plans: MakePl
 
 
 def test_row_26_a_null_engine_reports_the_log(plans: EngineSet) -> None:
-    # Sealed all the same: the digest is of what lies there.
-    sealed = plans.manifest.files["tokenizer/tokenizer.json"].sha256
     with Rig(plans) as rig:
         with pytest.raises(EngineError, match=r"cannot open .*: \[runtime.cpp.*magic tag does not match") as caught:
-            rig.session._device.deserialise(plans.tokenizer, sealed)
+            rig.session._device.deserialise(plans, TOKENIZER)
         assert caught.value.exit_code == 3
 
 
@@ -190,14 +188,106 @@ def test_memory_that_tensorrt_refuses_is_an_error(plans: EngineSet, monkeypatch:
             engine.run(**feeds("unet", 1))
 
 
-def test_tensorrt_is_not_blamed_for_a_failure_of_ours(plans: EngineSet, hand_bundle: Bundle) -> None:
+def test_a_failure_of_ours_is_not_left_for_others_to_find(plans: EngineSet) -> None:
     with Rig(plans, CudaDouble(fails={("cudaMemsetAsync", 1): "cudaErrorMemoryAllocation"})) as rig:
         cuda, stream = rig.session._device.cuda, rig.session._device.stream
         block = cuda.allocate(256)
         with pytest.raises(ResourceError):
             cuda.zero(block.address, 256, stream)
         cuda.free(block)
+        assert rig.cuda.cudaGetLastError()[0].name == "cudaSuccess"
         rig.session.engine("unet").run(**feeds("unet", 1))
+
+
+def test_a_device_that_fails_in_a_kernel_of_tensorrts_is_told_as_lost(plans: EngineSet) -> None:
+    """TensorRT has a CUDA runtime of its own, and its log says only that it failed."""
+    rig = Rig(plans)
+    engine = engine_of(rig, "unet")
+    engine.run(**feeds("unet", 1))
+    rig.cuda.break_device("cudaErrorIllegalAddress")
+    assert rig.cuda.cudaGetLastError()[0].name == "cudaSuccess", "our runtime has launched nothing"
+    with pytest.raises(BackendUnavailableError, match=r"the GPU failed: .* gave cudaErrorIllegalAddress") as caught:
+        engine.enqueue()
+    assert (caught.value.exit_code, rig.session._device.cuda.lost) == (4, True)
+    assert "Xid" in caught.value.hint
+    rig.session.close()
+
+
+def test_a_failure_on_a_busy_device_is_tensorrts(plans: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Rig(plans) as rig:
+        engine = engine_of(rig, "unet")
+        engine.bind(1)
+        engine.enqueue()
+        monkeypatch.setattr(IExecutionContext, "execute_async_v3", lambda context, stream: context._refuse("no"))
+        with pytest.raises(EngineError, match="unet failed: no"):
+            engine.enqueue()
+        assert rig.cuda.calls[-1] == "cudaStreamQuery"
+        assert rig.cuda.cudaGetLastError()[0].name == "cudaSuccess"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_stream_is_not_asked_while_it_is_captured(
+    plans: EngineSet, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    rig = Rig(plans)
+    engine = engine_of(rig, "unet")
+    engine.bind(1)
+    engine.enqueue()
+    cuda, stream = rig.session._device.cuda, rig.session._device.stream
+    cuda.wait(stream)
+
+    def refused(context: IExecutionContext, stream: int) -> bool:
+        if lost:
+            rig.cuda.break_device("cudaErrorLaunchFailure")
+        return context._refuse("not capturable")
+
+    monkeypatch.setattr(IExecutionContext, "execute_async_v3", refused)
+    kind, says = (BackendUnavailableError, "the GPU failed") if lost else (EngineError, "not capturable")
+    with pytest.raises(kind, match=says):
+        cuda.capture(stream, engine.enqueue)
+    assert rig.cuda.calls.count("cudaStreamQuery") == 1
+    assert not rig.cuda.capturing
+    rig.session.close()
+
+
+# TensorRT's log.
+
+
+def test_there_is_one_logger_however_many_sessions(plans: EngineSet) -> None:
+    cuda, notes = CudaDouble(), list[str]()
+    trt = TensorRtDouble(cuda)
+    first, second = (TensorRtSession(plans, trt, Cuda(cuda), progress=Notes(notes)) for _ in range(2))
+    first.engine("unet").run(**feeds("unet", 1))
+    first.close()
+    # A thread of TensorRT's own writes to the logger that it was given first.
+    trt.say("WARNING", "from a thread")
+    second.engine("unet").run(**feeds("unet", 1))
+    second.close()
+    assert notes == []
+
+
+def test_an_error_carries_the_log_of_its_own_session(plans: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = CudaDouble()
+    trt = TensorRtDouble(cuda)
+    one, two = (TensorRtSession(plans, trt, Cuda(cuda)) for _ in range(2))
+    monkeypatch.setattr(IExecutionContext, "execute_async_v3", lambda context, stream: context._refuse("mine"))
+    with pytest.raises(EngineError, match=r"unet failed: mine$"):
+        one.engine("unet").run(**feeds("unet", 1))
+    with pytest.raises(EngineError, match=r"vae_decoder failed: mine$"):
+        two.engine("vae_decoder").run(**feeds("vae_decoder", 1))
+    assert [session._device.failures for session in (one, two)] == [1, 1]
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize("rtx", [False, True])
+def test_a_warning_of_an_opening_that_succeeds_is_told_once(make_plans: MakePlans, rtx: bool) -> None:
+    warning = "Using an engine plan file across different models of devices\n is not recommended"
+    with Rig(make_plans(warnings=[warning]), rtx=rtx) as rig:
+        rig.session.engine("unet")
+        rig.session.engine("vae_decoder")
+        (note,) = rig.notes
+    assert note.endswith("unet/model.plan: TensorRT warns: " + warning.replace("\n ", " "))
 
 
 @pytest.mark.parametrize("batches", [(1, 2, 1), (4, 1, 2, 4)])
@@ -243,7 +333,10 @@ def test_a_runtime_that_is_not_made_says_why(plans: EngineSet, monkeypatch: pyte
     assert cuda.leaks() == {}
 
 
-def test_nothing_is_collected_while_tensorrt_works(plans: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rtx", [False, True])
+def test_nothing_is_collected_while_tensorrt_works(
+    plans: EngineSet, monkeypatch: pytest.MonkeyPatch, rtx: bool
+) -> None:
     """See sdrt.runtime.backends.collection: a collection in a call to the log may wait for ever."""
     seen: dict[str, bool] = {}
 
@@ -256,15 +349,16 @@ def test_nothing_is_collected_while_tensorrt_works(plans: EngineSet, monkeypatch
 
         monkeypatch.setattr(kind, name, called)
 
-    spied = ("set_input_shape", "infer_shapes", "execute_async_v3")
-    for name in spied:
+    of_contexts = ("set_input_shape", "infer_shapes", "execute_async_v3")
+    for name in of_contexts:
         spy(IExecutionContext, name)
-    for name in ("create_runtime_config", "create_execution_context"):
+    of_engines = ("create_execution_context", *(["create_runtime_config"] if rtx else []))
+    for name in of_engines:
         spy(ICudaEngine, name)
-    with Rig(plans) as rig:
+    with Rig(plans, rtx=rtx) as rig:
         rig.session.engine("unet").run(**feeds("unet", 1))
         assert gc.isenabled()
-    assert seen == dict.fromkeys((*spied, "create_runtime_config", "create_execution_context"), False)
+    assert seen == dict.fromkeys((*of_contexts, *of_engines), False)
 
 
 def test_a_plan_of_another_graph_is_refused(make_plans: MakePlans) -> None:

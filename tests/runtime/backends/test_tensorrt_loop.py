@@ -109,6 +109,16 @@ def test_who_is_said_to_be_replayed(plans: EngineSet, rtx: bool, cuda_graphs: bo
         assert {name for name, replays in said.items() if replays} == expected
 
 
+def test_who_tensorrt_rtx_cannot_capture_is_not_said_to_be_replayed(make_plans: MakePlans) -> None:
+    """It then runs without a graph and does not say so."""
+    with Rig(make_plans(capturable=False), rtx=True) as rig:
+        assert {rig.session.replays(name) for name in rig.engines.manifest.components} == {False}
+        run(rig)
+        run(rig)
+        assert rig.session.replays("denoise_step") is False
+        assert rig.notes == ["denoise_step is run without a CUDA graph: TensorRT-RTX cannot capture it"]
+
+
 @pytest.mark.parametrize(("rtx", "cuda_graphs"), WAYS)
 def test_who_captures(plans: EngineSet, rtx: bool, cuda_graphs: bool) -> None:
     with Rig(plans, rtx=rtx, cuda_graphs=cuda_graphs) as rig:

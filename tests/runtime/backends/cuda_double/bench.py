@@ -45,11 +45,7 @@ class Bench:
         return str(getattr(self.cuda, name)(*arguments)[0].name)
 
     def context(self, *, strategy: Any = None) -> IExecutionContext:
-        config = self.engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(
-            strategy or double.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
-        return self.engine.create_execution_context(config)
+        return self.engine.create_execution_context(strategy or double.ExecutionContextAllocationStrategy.USER_MANAGED)
 
     def ready(self, batch: int = 1) -> IExecutionContext:
         context = self.context()

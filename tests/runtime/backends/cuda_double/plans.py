@@ -33,14 +33,33 @@ Profiles = Sequence[tuple[int, int, int]]
 
 
 def write_plan(
-    path: Path, graph: Path, profiles: Profiles, *, activation_bytes: int = 4096, host_code: bool = False
+    path: Path,
+    graph: Path,
+    profiles: Profiles,
+    *,
+    activation_bytes: int = 4096,
+    host_code: bool = False,
+    warnings: Sequence[str] = (),
+    capturable: bool = True,
 ) -> None:
-    """Write a plan; ``profiles`` are lengths of the batch axis; version-compatible plans hold host code."""
+    """Write a plan.
+
+    Args:
+        path: Its file.
+        graph: What it computes.
+        profiles: Lengths of the batch axis.
+        activation_bytes: What its context needs.
+        host_code: Whether it holds a runtime, as version-compatible plans do.
+        warnings: What TensorRT says as it opens it.
+        capturable: Whether TensorRT-RTX can capture its runs.
+    """
     content = {
         "graph": str(graph),
         "profiles": [list(p) for p in profiles],
         "activation_bytes": activation_bytes,
         "host_code": host_code,
+        "warnings": list(warnings),
+        "capturable": capturable,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(MAGIC + json.dumps(content))
@@ -73,9 +92,12 @@ def double_set(
     prediction_type: PredictionType = "epsilon",
     activation_bytes: Mapping[str, int] | None = None,
     host: Mapping[str, str] | None = None,
-    host_code: bool = False,
+    **plan: Any,
 ) -> EngineSet:
-    """A set whose plans the double opens. ``profiles`` count pictures; UNet and text encoder take two rows each."""
+    """A set whose plans the double opens. ``profiles`` count pictures; UNet and text encoder take two rows each.
+
+    What else is given is `write_plan`'s.
+    """
     path = folder / "engines"
     step, described = step_graph(bundle, folder / "step", prediction_type)
     parts: dict[ComponentName, EngineComponent] = {}
@@ -85,7 +107,7 @@ def double_set(
         )
         rows = [(a, b, c * 2) if name in ("unet", "text_encoder") else (a, b, c) for a, b, c in profiles]
         size_bytes = (activation_bytes or {}).get(name, 4096)
-        write_plan(path / name / "model.plan", graph, rows, activation_bytes=size_bytes, host_code=host_code)
+        write_plan(path / name / "model.plan", graph, rows, activation_bytes=size_bytes, **plan)
         parts[name] = EngineComponent(
             file=f"{name}/model.plan",
             weights=None,

@@ -102,9 +102,15 @@ class CudaDouble:
     # What the double of TensorRT needs.
 
     @property
-    def last_error(self) -> str:
-        """The status of the last call that failed and was not asked about: who launches a kernel next is blamed."""
-        return self._sticky or self._last
+    def lost(self) -> str | None:
+        """The status that every call gives since the device failed; None while it works."""
+        return self._sticky
+
+    def break_device(self, status: str) -> None:
+        """Have the device fail in a kernel that TensorRT launched by its own CUDA runtime, which ours does not see."""
+        self._sticky = status
+        for stream in self._streams.values():
+            stream.queue.clear()
 
     @property
     def has_context(self) -> bool:
@@ -166,11 +172,8 @@ class CudaDouble:
         return self._done("cudaGetDeviceProperties", lambda: Properties(self.name.encode()))
 
     def cudaGetLastError(self) -> Status:
-        status, self._last = self._sticky or self._last, "cudaSuccess"
+        status, self._last = self._last, "cudaSuccess"
         return (self.cudaError_t[status],)
-
-    def cudaPeekAtLastError(self) -> Status:
-        return (self.cudaError_t[self._sticky or self._last],)
 
     def cudaMemGetInfo(self) -> Status:
         free = self.arena.size_bytes - self.arena.used_bytes
@@ -238,6 +241,15 @@ class CudaDouble:
         if self._spoil_capture():
             return self._failed("cudaErrorStreamCaptureUnsupported")
         return self._done("cudaStreamSynchronize", lambda: self._drain(self.stream_of(stream)), value=False)
+
+    def cudaStreamQuery(self, stream: Any) -> Status:
+        if self._spoil_capture():
+            return self._failed("cudaErrorStreamCaptureUnsupported")
+        on = self.stream_of(stream)
+        if self._sticky is None and on.queue:
+            self.calls.append("cudaStreamQuery")
+            return self._failed("cudaErrorNotReady")
+        return self._done("cudaStreamQuery", lambda: None, value=False)
 
     def cudaEventCreateWithFlags(self, flags: int) -> Status:
         handle = next(self._handles)

@@ -79,6 +79,7 @@ class TensorRtDouble:
         self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
         self._contexts: list[weakref.ref[IExecutionContext]] = []
         self.compiled: list[str] = []
+        self._first_logger: weakref.ref[ILogger] | None = None
         self._rtx = rtx
         if rtx:
             self.CudaGraphStrategy = CudaGraphStrategy
@@ -87,6 +88,28 @@ class TensorRtDouble:
     def Runtime(self, logger: Any) -> Runtime:
         """A runtime."""
         return Runtime(self, logger)
+
+    def _register(self, logger: ILogger) -> None:
+        """Keep the first logger's address while any object lives, and not the logger; warn it of every other one."""
+        if not self._alive:
+            self._first_logger = weakref.ref(logger)
+        first = self._first_logger() if self._first_logger else None
+        if first is None:
+            raise Misuse("the logger that TensorRT writes to was freed, and TensorRT has objects still")
+        if first is not logger:
+            first.log(
+                ILogger.Severity.WARNING,
+                "The logger passed into createInferRuntime differs from one already registered",
+            )
+
+    def say(self, severity: str, message: str) -> None:
+        """Write to the log from a thread of TensorRT's own, which has no context: it takes the first logger."""
+        first = self._first_logger() if self._first_logger else None
+        if first is None:
+            raise Misuse("a thread of TensorRT's writes to a logger that was freed")
+        thread = threading.Thread(target=first.log, args=(ILogger.Severity[severity], message))
+        thread.start()
+        thread.join()
 
     def leaks(self) -> dict[str, int]:
         """Objects that are still held, by class."""
@@ -103,6 +126,7 @@ class Runtime:
         if not getattr(logger, "_initialised", False):
             raise Misuse("the logger's base class was not initialised")
         self._trt, self._logger = trt, logger
+        trt._register(logger)
         trt._alive.add(self)
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
@@ -117,6 +141,8 @@ class Runtime:
         if plan["host_code"] and not self.engine_host_code_allowed:
             self._logger.log(ILogger.Severity.ERROR, "the plan has a lean runtime, and host code is not allowed")
             return None
+        for warning in plan["warnings"]:
+            self._logger.log(ILogger.Severity.WARNING, warning)
         return ICudaEngine(self._trt, self._logger, plan)
 
 
@@ -169,10 +195,20 @@ class ICudaEngine:
         return [tuple(batch if isinstance(a, str) else a for a in self._inputs[name].shape) for batch in batches]
 
     def create_runtime_config(self) -> IRuntimeConfig:
-        return RtxRuntimeConfig(self._trt) if self._trt._rtx else IRuntimeConfig(self._trt)
+        if not self._trt._rtx:
+            # What it gives there, and whether it heeds the strategy, is written down for "TensorRT JIT" alone.
+            raise Misuse(
+                "a runtime config is made by TensorRT, which documents it for what is compiled at run time alone"
+            )
+        return RtxRuntimeConfig(self._trt)
 
-    def create_execution_context(self, runtime_config: IRuntimeConfig) -> IExecutionContext:
-        return IExecutionContext(self, runtime_config)
+    def create_execution_context(self, how: Any = ExecutionContextAllocationStrategy.STATIC) -> IExecutionContext:
+        """A context, by one of the two overloads: an allocation strategy, or a runtime config."""
+        if isinstance(how, RtxRuntimeConfig):
+            return RtxExecutionContext(self, how)
+        config = IRuntimeConfig(self._trt)
+        config.set_execution_context_allocation_strategy(how)
+        return IExecutionContext(self, config)
 
 
 class IRuntimeConfig:
@@ -320,8 +356,10 @@ class IExecutionContext:
             return self._refuse(f"the address of {', '.join(unset)} is not set", stream)
         if self._strategy is ExecutionContextAllocationStrategy.USER_MANAGED and self._memory is None:
             raise Misuse("a context runs without device memory")
-        if self._cuda.last_error != "cudaSuccess":
-            return self._refuse(f"Cuda Runtime ({self._cuda.last_error}) after a launch", stream)
+        if self._cuda.lost is not None:
+            return self._refuse(
+                f"[executionContext.cpp::enqueue] Error Code 1: Cuda Runtime ({self._cuda.lost})", stream
+            )
         if stream.captured is not None and self._warm != self._version:
             return self._refuse("captured without a run before: lazy initialisation is not capturable", stream)
         if stream.captured is not None and self._replays_itself:
@@ -386,3 +424,12 @@ class IExecutionContext:
         if stream is not None and stream.captured is not None:
             stream.spoilt = True
         return False
+
+
+class RtxExecutionContext(IExecutionContext):
+    """What TensorRT-RTX adds to it."""
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        self._enter()
+        self._cuda.stream_of(stream)
+        return bool(self._engine._plan["capturable"])
