@@ -16,12 +16,21 @@ BENCH ?= build/bench
 VENV := .venv
 ALL_BACKENDS := onnxruntime openvino tensorrt-rtx tensorrt
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python $(PIP_INSTALL)
 RUN_READY := $(VENV)/.ready-to-run
 RTX_READY := $(VENV)/.ready-to-build
 COMPARE_READY := $(VENV)/.ready-to-compare
 FUZZ_READY := $(VENV)/.ready-to-fuzz
 DEV_READY := $(VENV)/.ready-to-develop
+GPU_READY := $(VENV)/.ready-for-gpu
+# onnxruntime and onnxruntime-gpu overwrite each other's files, so that ONNX Runtime's GPU tests have their own.
+GPU_ORT ?=
+GPU_ORT_VENV := $(VENV)-gpu-ort
+GPU_ORT_PIP := $(GPU_ORT_VENV)/bin/python $(PIP_INSTALL)
+GPU_ORT_READY := $(GPU_ORT_VENV)/.ready-for-gpu
+# A test that waits for ever ends with a traceback of every thread, and leaves the GPU to the others.
+GPU_TEST_RUN := -m gpu -ra -o faulthandler_timeout=120 tests/gpu
 # A worker that dies ends the run: pytest-xdist would put another in its place, and can wait for ever then.
 TEST_RUN_ENDS := --max-worker-restart=0
 
@@ -55,6 +64,18 @@ $(COMPARE_READY): $(RUN_READY)
 
 $(DEV_READY): $(RTX_READY)
 	$(PIP) --no-build-isolation --editable '.[cpu,export,compare,plot,rtx,dev]'
+	@touch $@
+
+# What runs on the GPU that is here: TensorRT, and TensorRT-RTX where it does.
+$(GPU_READY): $(RUN_READY)
+	extras=$$($(BIN)/python -m tools.gpu_extras) && \
+	$(PIP) --no-build-isolation --editable ".[cpu,export,compare,dev,$$extras]"
+	@touch $@
+
+$(GPU_ORT_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(GPU_ORT_VENV)
+	$(GPU_ORT_PIP) hatchling editables
+	$(GPU_ORT_PIP) --no-build-isolation --editable '.[gpu,export,compare,dev]'
 	@touch $@
 
 $(FUZZ_READY): $(DEV_READY)
@@ -97,8 +118,9 @@ test-full: $(DEV_READY) sd-v1-random ## Run the tests on the full-size model (85
 fuzz: $(FUZZ_READY) ## Fuzz every reader of files from elsewhere, FUZZ_S seconds each, by coverage (Atheris)
 	$(BIN)/python -m tests.fuzz.run --seconds '$(FUZZ_S)' --corpus build/fuzz
 
-test-gpu: $(DEV_READY) ## Run the tests that need an NVIDIA GPU
-	$(BIN)/python -m pytest -m 'gpu'
+test-gpu: $(GPU_READY) $(if $(GPU_ORT),$(GPU_ORT_READY)) ## Run the tests that need an NVIDIA GPU; GPU_ORT=1: ONNX Runtime's too
+	$(BIN)/python -m pytest $(GPU_TEST_RUN)
+	$(if $(GPU_ORT),$(GPU_ORT_VENV)/bin/python -m pytest $(GPU_TEST_RUN)/test_onnxruntime_gpu.py)
 
 check: $(DEV_READY) ## Lint and type-check (ruff, mypy --strict), and audit
 	$(BIN)/ruff check .

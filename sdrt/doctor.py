@@ -15,6 +15,7 @@ from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, SdrtError
 from sdrt.runtime.backends import BACKENDS, available, choose_backend, nvidia
 from sdrt.runtime.backends.cpu import available_memory_bytes, cpu_features, supports_bf16, usable_cpus
+from sdrt.runtime.backends.packages import distribution
 
 #: The packages that matter here, by distribution, and the extras that bring each.
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -112,6 +113,9 @@ def install_line(name: str, held: Set[str]) -> str:
 
 
 def _version(name: str) -> str | None:
+    if name not in RIVALS:
+        found = distribution(name)
+        return found[1] if found else None
     try:
         return version(name)
     except PackageNotFoundError:

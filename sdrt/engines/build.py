@@ -193,6 +193,7 @@ def _compile(
         files=file_records(folder),
         versions=key.versions,
         host=key.host,
+        version_compatible=builder(key.backend).version_compatible(key.recipe),
         token_merging=bundle.manifest.token_merging,
     )
     with disk_errors(folder):

@@ -97,13 +97,18 @@ class EngineComponent(Record):
 
 
 class EngineManifest(SealedManifest):
-    """``manifest.json`` of an engine set. ``host`` says what the host that opens it must have."""
+    """``manifest.json`` of an engine set. ``host`` says what the host that opens it must have.
+
+    ``version_compatible`` says that later versions of the same major of the library open it too. Where they do not the
+    field is not written: the manifest is what it was before there was such a thing.
+    """
 
     backend: BackendName
     key: Digest
     bundle_digest: Digest
     components: dict[ComponentName, EngineComponent]
     host: dict[str, str]
+    version_compatible: bool = Field(default=False, exclude_if=lambda compatible: not compatible)
 
     def named_files(self) -> set[str]:
         """What the components are opened from, the tokenizer and the scheduler's config."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
@@ -13,12 +13,15 @@ from sdrt.bundle import ComponentName, Record
 from sdrt.engines.engine_set import BatchRange
 from sdrt.engines.request import component_rows
 from sdrt.errors import UsageError
+from sdrt.runtime.backends.nvidia import RtxArchitecture
 
 FOLDER = Path(__file__).parent / "recipes"
 DEFAULT = "sd-v1-default"
 RECIPE_LIMIT_BYTES = 64 << 10
 
-Target = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
+Target = RtxArchitecture
+#: What TensorRT-RTX compiles for where neither the user nor the GPU that is here says.
+DEFAULT_TARGETS: tuple[Target, ...] = ("sm86", "sm89", "sm120")
 Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
 
@@ -26,19 +29,22 @@ class Recipe(Record):
     """How TensorRT builds a set.
 
     Attributes:
-        targets: GPU architectures that TensorRT-RTX compiles for. TensorRT compiles for the GPU that is here.
-        hardware_compatibility: What other GPUs TensorRT's plans must run on; TensorRT-RTX has ``targets``.
+        targets: GPU architectures that TensorRT-RTX compiles for; None is the GPU that is here, or sm86, sm89 and sm120
+            where it is one of these or there is none. TensorRT compiles for the GPU that is here.
+        hardware_compatibility: What other GPUs TensorRT's plans must run on; TensorRT-RTX has ``targets``. Only for
+            networks that build so: some releases cannot compile attentions with a level other than none.
         version_compatible: Whether TensorRT's plans must open with later versions of the same major.
         optimization_level: 0 (quick build) to 5 (every tactic is tried).
-        workspace_mib: Scratch memory that a tactic may take on the GPU.
+        workspace_mib: Scratch memory on the GPU that may be taken; None is all of it. A component is compiled to one
+            kernel, as TensorRT counts, whose scratch is all its activations: with less nothing is built.
         batch: Pictures at once, by component. Rows that guidance adds are the builder's business.
     """
 
-    targets: tuple[Target, ...] = Field(min_length=1)
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] | None = None
     hardware_compatibility: Compatibility
     version_compatible: bool
     optimization_level: Annotated[int, Field(strict=True, ge=0, le=5)]
-    workspace_mib: Annotated[int, Field(strict=True, ge=64, le=65536)]
+    workspace_mib: Annotated[int, Field(strict=True, ge=64, le=1 << 20)] | None = None
     batch: dict[ComponentName, BatchRange]
 
     def rows(self, component: ComponentName) -> BatchRange:
@@ -50,6 +56,17 @@ class Recipe(Record):
         if component not in self.batch:
             raise UsageError(f"the recipe has no batch.{component}", hint=f"give it: --set batch.{component}=1:1:4")
         return component_rows(component, self.batch[component], beside_step=True)
+
+    def for_gpus(self, here: Sequence[str]) -> Recipe:
+        """Return the recipe with targets.
+
+        Args:
+            here: Architectures of the GPUs of this machine, the one that is used first.
+        """
+        if self.targets is not None:
+            return self
+        own = tuple(target for target in get_args(Target) if target in here[:1])
+        return self.model_copy(update={"targets": own if own and own[0] not in DEFAULT_TARGETS else DEFAULT_TARGETS})
 
     def with_pictures(self, pictures: BatchRange) -> Recipe:
         """The same recipe with one range of pictures for every component."""

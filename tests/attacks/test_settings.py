@@ -20,7 +20,7 @@ DEFAULT = (Path(sdrt.__file__).parent / "engines" / "recipes" / "sd-v1-default.t
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", "targets"),
+        ("", "hardware_compatibility"),
         ("\xff", "is not TOML"),
         ("[" * 10_000, "is not TOML"),
         ("a = [" * 5_000, "is not TOML"),

@@ -53,11 +53,7 @@ def test_the_doctor_names_the_line_for_everything_missing(
 def test_every_package_comes_with_the_extras_that_the_doctor_names() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    # cuda-python itself holds nothing; cuda-bindings is what it brings.
-    brings = {
-        extra: {re.split(r"[<>=]", wanted)[0].replace("cuda-python", "cuda-bindings") for wanted in each}
-        for extra, each in extras.items()
-    }
+    brings = {extra: {re.split(r"[<>=]", wanted)[0] for wanted in each} for extra, each in extras.items()}
     for name, named in doctor.PACKAGES.items():
         assert {extra for extra, packages in brings.items() if name in packages} == set(named), name
 

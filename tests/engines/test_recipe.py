@@ -18,7 +18,27 @@ def test_three_ship_for_latency_default_and_throughput() -> None:
     for name in names():
         recipe = load_recipe(name)
         assert set(recipe.batch) == COMPONENTS
-        assert recipe.targets == ("sm86", "sm89", "sm120")
+        assert recipe.targets is None
+        # A component is one kernel, whose scratch is all its activations: a limit would refuse it.
+        assert recipe.workspace_mib is None
+
+
+@pytest.mark.parametrize(
+    ("here", "targets"),
+    [
+        ([], ("sm86", "sm89", "sm120")),
+        (["sm86"], ("sm86", "sm89", "sm120")),
+        (["sm120", "sm75"], ("sm86", "sm89", "sm120")),
+        (["sm75"], ("sm75",)),
+        (["sm80", "sm86"], ("sm80",)),
+        (["sm121"], ("sm121",)),
+        # Nothing here runs them; they can be carried to what does.
+        (["sm90"], ("sm86", "sm89", "sm120")),
+    ],
+)
+def test_targets_that_nobody_names_are_for_the_gpu_that_is_here(here: list[str], targets: tuple[str, ...]) -> None:
+    assert load_recipe("sd-v1-latency").for_gpus(here).targets == targets
+    assert load_recipe("sd-v1-latency", ["targets=sm89"]).for_gpus(here).targets == ("sm89",)
 
 
 @pytest.mark.parametrize(("name", "most"), [("sd-v1-latency", 1), ("sd-v1-default", 4), ("sd-v1-throughput", 16)])
@@ -76,13 +96,21 @@ def test_wrong_settings_are_refused_by_name(setting: str, named: str) -> None:
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text((FOLDER / "sd-v1-latency.toml").read_text().replace("sm89", "sm121"))
-    assert load_recipe(str(path)).targets == ("sm86", "sm121", "sm120")
+    own = 'targets = ["sm86", "sm121", "sm120"]\nworkspace_mib = 4096\n'
+    path.write_text(own + (FOLDER / "sd-v1-latency.toml").read_text())
+    recipe = load_recipe(str(path))
+    assert recipe.targets == ("sm86", "sm121", "sm120")
+    assert recipe.workspace_mib == 4096
 
 
 @pytest.mark.parametrize(
     ("content", "named"),
-    [("targets = [", "not TOML"), ("colour = 1", "targets"), ("\x00", "not TOML"), ("#" * 70_000, "too large")],
+    [
+        ("targets = [", "not TOML"),
+        ("colour = 1", "hardware_compatibility"),
+        ("\x00", "not TOML"),
+        ("#" * 70_000, "too large"),
+    ],
 )
 def test_a_malformed_file_is_refused(tmp_path: Path, content: str, named: str) -> None:
     path = tmp_path / "mine.toml"

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from sdrt.bundle import Bundle
-from sdrt.engines.build import build_key
-from sdrt.engines.engine_set import BatchRange
+from sdrt.engines.build import build_key, build_to
+from sdrt.engines.builders import ComponentJob
+from sdrt.engines.engine_set import BatchRange, EngineComponent
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, UsageError
+from sdrt.progress import silent
 from sdrt.runtime.backends import nvidia
+from tests.engines.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle
 
 GPU = nvidia.Gpu("RTX 3090", "sm86", 24 << 30)
@@ -84,6 +87,50 @@ def test_rtx_plans_depend_on_targets_and_library_and_not_on_this_machine(
     assert build_key(bundle, BuildRequest("tensorrt-rtx")).digest == before.digest
     machine["version"] = "1.7.2"
     assert build_key(bundle, BuildRequest("tensorrt-rtx")).digest != before.digest
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets"), [("sm75", "sm75"), ("sm121", "sm121"), ("sm90", "sm86 sm89 sm120")]
+)
+@pytest.mark.parametrize("recipe", [None, load_recipe("sd-v1-latency")])
+def test_rtx_plans_without_targets_are_for_the_gpu_that_is_here(
+    bundle: Bundle, machine: dict[str, Any], architecture: str, targets: str, recipe: Any
+) -> None:
+    machine["driver"] = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("A GPU", architecture, 24 << 30),))
+    key = build_key(bundle, BuildRequest("tensorrt-rtx", recipe=recipe))
+    assert key.host == {"gpu": targets}
+    assert key.recipe is not None
+    assert " ".join(key.recipe.targets or ()) == targets
+    named = load_recipe("sd-v1-default", ["targets=sm86"])
+    assert build_key(bundle, BuildRequest("tensorrt-rtx", recipe=named)).host == {"gpu": "sm86"}
+
+
+def test_rtx_plans_are_built_without_a_driver(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> nvidia.Driver:
+        raise BackendUnavailableError("there is no NVIDIA driver", hint="install it")
+
+    monkeypatch.setattr(nvidia, "driver", missing)
+    monkeypatch.setattr("sdrt.engines.builders.tensorrt.installed_version", lambda _: "1.7")
+    assert build_key(bundle, BuildRequest("tensorrt-rtx")).host == {"gpu": "sm86 sm89 sm120"}
+
+
+@pytest.mark.parametrize(("backend", "said"), [("tensorrt", True), ("tensorrt-rtx", False)])
+def test_a_manifest_says_that_its_plans_open_in_later_versions(
+    bundle: Bundle, machine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: Any, said: bool
+) -> None:
+    def compiled(job: ComponentJob) -> EngineComponent:
+        (job.folder / job.component).mkdir()
+        (job.folder / job.component / "plan").write_bytes(b"plan")
+        kept = {"precision": job.precision, "inputs": job.spec.inputs, "outputs": job.spec.outputs, "batch": job.batch}
+        facts = {"weights": None, "seconds": 0.1, "size_bytes": 4, "options": {}}
+        return EngineComponent(file=f"{job.component}/plan", **kept, **facts)  # type: ignore[arg-type]
+
+    compile_here(monkeypatch, compiled)
+    for setting, expected in (("true", said), ("false", False)):
+        recipe = load_recipe("sd-v1-default", [f"version_compatible={setting}"])
+        built = build_to(bundle, BuildRequest(backend, recipe=recipe), tmp_path / setting, silent)
+        assert built.manifest.version_compatible is expected
+        assert ("version_compatible" in (built.path / "manifest.json").read_text()) is expected
 
 
 def test_the_builders_version_and_the_bundle_count(

@@ -10,8 +10,15 @@ import pytest
 from sdrt import Pipeline
 from sdrt.engines.request import Provider
 from sdrt.engines.store import Store
+from sdrt.runtime.backends.packages import distribution
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        distribution("onnxruntime-gpu") is None,
+        reason="onnxruntime-gpu is not installed: GPU_ORT=1 make test-gpu installs it in an environment of its own",
+    ),
+]
 
 #: Relative to the largest latent: cuDNN adds in another order and, from sm80 on, multiplies in TF32 with 11 bits.
 TOLERANCE = 5e-2

@@ -1,10 +1,10 @@
 """Plans on a real GPU: built for it, compared with the CPU, with CUDA graphs and without. make test-gpu runs these.
 
-They need a machine with NVIDIA's driver, and tensorrt or tensorrt-rtx and cuda-python installed; nothing else. What the
-doubles cannot show is shown here only: that the real libraries take our calls in this order, that USER_MANAGED memory
-goes together with capture and with TensorRT-RTX's own graphs, that a graph's numbers are those of its kernels launched
-one by one, that kernels which TensorRT-RTX read from its cache give the numbers of those it compiled, fp16's accuracy,
-times, the driver's own memory, and that CUDA gives back memory after a failed allocation.
+They need a machine with NVIDIA's driver, and tensorrt or tensorrt-rtx and cuda-bindings installed; nothing else. What
+the doubles cannot show is shown here only: that the real libraries take our calls in this order, that USER_MANAGED
+memory goes together with capture and with TensorRT-RTX's own graphs, that a graph's numbers are those of its kernels
+launched one by one, that kernels which TensorRT-RTX read from its cache give the numbers of those it compiled, fp16's
+accuracy, times, the driver's own memory, and that CUDA gives back memory after a failed allocation.
 """
 
 from __future__ import annotations
@@ -55,9 +55,14 @@ Opened = Callable[..., Pipeline]
 
 
 def build_plans(backend: BackendName, recipe_name: str, checkpoint: Path, store: Store) -> EngineSet:
-    """The checkpoint's plans for the GPU that is here."""
+    """The checkpoint's plans for the GPU that is here; TensorRT-RTX's are skipped where it runs on no such GPU."""
+    gpu = nvidia.driver().gpus[0]
+    if backend == "tensorrt-rtx" and gpu.architecture not in nvidia.RTX_ARCHITECTURES:
+        pytest.skip(f"TensorRT-RTX does not run on {gpu.name} ({gpu.architecture})")
     available(backend)
-    recipe = load_recipe(recipe_name, [f"targets={nvidia.driver().gpus[0].architecture}"])
+    # Only TensorRT-RTX has targets: TensorRT compiles for the GPU that is here.
+    settings = [f"targets={gpu.architecture}"] if backend == "tensorrt-rtx" else []
+    recipe = load_recipe(recipe_name, settings)
     bundle = open_bundle(Source(checkpoint=str(checkpoint)), store, precision="fp16")
     return build(bundle, BuildRequest(backend, recipe=recipe), store, silent)
 
@@ -196,7 +201,7 @@ def test_a_session_after_another_does_not_compile_again(opened: Opened) -> None:
         pipeline(PROMPT, **SETTINGS)
         pipeline.close()
         sealed.append([path.read_bytes() for path in sorted((pipeline.engines.path / FOLDER).glob("*.cache"))])
-    assert notes == []
+    assert [note for note in notes if "kernels" in note] == []
     assert sealed[0] == sealed[1], "what was read was compiled again, or is written in another order each time"
 
 

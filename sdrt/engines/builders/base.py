@@ -133,6 +133,10 @@ class Builder(ABC):
             raise UsageError(f"{self.backend} is built without a recipe", hint=hint)
         return None
 
+    def version_compatible(self, recipe: Recipe | None) -> bool:
+        """Whether later versions of the library, of the same major, open what is built."""
+        return False
+
     def default_precision(self) -> Precision:
         """What to build where the user leaves it open."""
         return "fp32"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from sdrt.bundle import COMPONENTS, ComponentName, Precision
 from sdrt.engines.builders.base import Builder, Compiled, ComponentJob, Report
 from sdrt.engines.engine_set import BackendName, BatchRange, LayerList
-from sdrt.engines.recipe import DEFAULT, Recipe, load_recipe
+from sdrt.engines.recipe import DEFAULT, DEFAULT_TARGETS, Recipe, load_recipe
 from sdrt.engines.trt import attention as attentions
-from sdrt.engines.trt.config import new_config
+from sdrt.engines.trt.config import new_config, wanted_workspace_bytes
 from sdrt.engines.trt.layers import layer_list
 from sdrt.engines.trt.library import Library
 from sdrt.engines.trt.monitor import Phases, make_monitor
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     import tensorrt_rtx as rtx
 
 PLAN = "model.plan"
+#: What the log holds where memory ran out.
+MEMORY_WORDS = ("out of memory", "Out of memory", "OutOfMemory")
+#: What it holds where TensorRT's compiler, Myelin, gave up.
+COMPILER_FAULT = "MyelinCheckException"
 WITH_STEP: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")
 
 
@@ -43,7 +47,7 @@ class TensorRtBuilder(Builder):
     """
 
     backend: ClassVar[BackendName] = "tensorrt"
-    version = 2
+    version = 3
     precisions = ("fp16", "fp32")
     module: ClassVar[str] = "tensorrt"
     for_targets: ClassVar[bool] = False
@@ -77,6 +81,10 @@ class TensorRtBuilder(Builder):
         """The user's recipe or the default one, for the user's pictures if he says how many."""
         recipe = asked or load_recipe(DEFAULT)
         return recipe.with_pictures(pictures) if pictures else recipe
+
+    def version_compatible(self, recipe: Recipe | None) -> bool:
+        """Whether the recipe asks for it."""
+        return recipe is not None and recipe.version_compatible
 
     def default_precision(self) -> Precision:
         """What the bundle is exported in where the user leaves it open."""
@@ -154,11 +162,23 @@ class TensorRtRtxBuilder(TensorRtBuilder):
 
     def host(self, recipe: Recipe | None = None) -> dict[str, str]:
         """The GPU architectures, one of which must be there; nothing of this machine."""
-        return {"gpu": " ".join((recipe or load_recipe(DEFAULT)).targets)}
+        return {"gpu": " ".join(recipe.targets if recipe and recipe.targets else DEFAULT_TARGETS)}
 
     def machine(self) -> dict[str, str]:
-        """Nothing: a set built here is the one to be built anywhere."""
+        """Nothing: a set for the same targets is the one to be built anywhere."""
         return {}
+
+    def recipe(self, asked: Recipe | None, pictures: BatchRange | None) -> Recipe:
+        """As `TensorRtBuilder.recipe`; targets that it does not name are for this machine's GPU."""
+        try:
+            here = [gpu.architecture for gpu in nvidia.driver().gpus]
+        except BackendUnavailableError:
+            here = []
+        return super().recipe(asked, pictures).for_gpus(here)
+
+    def version_compatible(self, recipe: Recipe | None) -> bool:
+        """No: TensorRT-RTX has no such plans."""
+        return False
 
     def _timing_cache(self, job: ComponentJob) -> None:
         return None
@@ -192,13 +212,13 @@ class _Build:
             EngineError: TensorRT builds nothing; says the end of its log.
             ResourceError: Memory ran out.
         """
+        self._mark([attention for attention in self._attentions if attentions.is_never_fused(self._trt, attention)])
         plan = self._try(cache)
-        if plan is None and self._messages.say(attentions.NO_KERNEL):
-            self._mark_unfused()
+        if plan is None and self._messages.say(attentions.NO_KERNEL) and self._mark_unfused():
             plan = self._try(cache)
-        if plan is None and self._messages.say(attentions.NO_KERNEL):
-            # One that has a kernel by itself has none inside this graph.
-            self._mark(self._attentions)
+        if plan is None and self._fused() and self._may_lack_kernel():
+            # One that has a kernel by itself has none inside this graph; or the log says otherwise that one has none.
+            self._mark(self._fused())
             plan = self._try(cache)
         if plan is None:
             raise self._failure()
@@ -226,21 +246,32 @@ class _Build:
             cache.keep(config)
         return plan
 
-    def _mark_unfused(self) -> None:
+    def _may_lack_kernel(self) -> bool:
+        """Whether the last build may have failed for want of an attention's kernel, and not of memory."""
+        return wanted_workspace_bytes(self._messages) is None and attentions.may_lack_kernel(self._messages)
+
+    def _mark_unfused(self) -> bool:
+        """Mark the attentions that do not build alone; whether there are any."""
         rows = (self._batch.min, self._batch.opt, self._batch.max)
         known: dict[attentions.AttentionShape, bool] = {}
-        for attention in self._attentions:
+        for attention in self._fused():
             shape = attentions.shape_of(attention)
             if shape not in known:
                 known[shape] = attentions.has_kernel(self._trt, self._builder, self._config, shape, rows)
-        self._mark([a for a in self._attentions if not known[attentions.shape_of(a)]])
+        unfused = [attention for attention in self._fused() if not known[attentions.shape_of(attention)]]
+        self._mark(unfused)
+        return bool(unfused)
+
+    def _fused(self) -> list[rtx.IAttention]:
+        return [attention for attention in self._attentions if not attention.decomposable]
 
     def _mark(self, unfused: list[rtx.IAttention]) -> None:
         """Let TensorRT decompose these attentions, and say which."""
+        if not unfused:
+            return
         for attention in unfused:
             attention.decomposable = True
-        first = attentions.describe(unfused[0]) if unfused else "none"
-        count = f"{len(unfused)} of {len(self._attentions)} attentions"
+        first, count = attentions.describe(unfused[0]), f"{len(unfused)} of {len(self._attentions)} attentions"
         self._report.note(f"{self._job.component}: {count} have no kernel here and are decomposed, the first {first}")
 
     def _config(self) -> rtx.IBuilderConfig:
@@ -248,8 +279,23 @@ class _Build:
 
     def _failure(self) -> EngineError | ResourceError:
         what = f"{self._trt.__name__} {self._trt.__version__} cannot build {self._job.component}"
-        tail = self._messages.tail()
-        if "out of memory" in tail.lower() or "OutOfMemory" in tail:
-            return ResourceError(f"{what}: {tail}", hint="build by a recipe with fewer pictures or less workspace")
-        hint = "build it by another --recipe or with fewer targets; if it fails again, report it"
+        tail, recipe = self._messages.tail(), self._recipe
+        wanted_bytes = wanted_workspace_bytes(self._messages)
+        if wanted_bytes is not None and recipe.workspace_mib is not None:
+            hint = f"build it with --set workspace_mib={-(-wanted_bytes >> 20)} or more, or by a recipe that sets none"
+            return ResourceError(f"{what}: {tail}", hint=hint)
+        if wanted_bytes is not None or any(self._messages.say(words) for words in MEMORY_WORDS):
+            needed = f"{wanted_bytes} bytes are needed: " if wanted_bytes else ""
+            hint = (
+                "build by a recipe with fewer pictures, or end what else holds the GPU's memory (nvidia-smi lists it)"
+            )
+            return ResourceError(f"{what}: {tail}", hint=needed + hint)
+        if self._for_targets:
+            hint = "build it by another --recipe or with fewer targets; if it fails again, report it"
+        elif recipe.hardware_compatibility != "none" and self._messages.say(COMPILER_FAULT):
+            hint = "this TensorRT does not compile it for other GPUs: build it with --set hardware_compatibility=none"
+        elif recipe.version_compatible:
+            hint = "build it with --set version_compatible=false; if it fails again, report it"
+        else:
+            hint = "build it by another --recipe; if it fails again, report it"
         return EngineError(f"{what}: {tail}", hint=hint)

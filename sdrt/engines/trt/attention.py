@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, cast
 
 from sdrt.engines.trt.layers import precision_name
 from sdrt.engines.trt.library import Library
+from sdrt.runtime.backends.tensorrt_log import Messages
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx
 
 #: What the log says when an attention that must not be decomposed has no kernel.
 NO_KERNEL = "not supported by a dedicated kernel"
+#: How else it may come out in the log of another version, each a set of texts in one line.
+LIKE_NO_KERNEL = ((NO_KERNEL,), ("Could not find any implementation for node",), ("MyelinCheckException", "ttention"))
+#: The largest head for which a kernel was seen: 256 builds in TensorRT-RTX 1.7, 264 and 512 do not.
+LARGEST_HEAD = 256
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,17 @@ def attentions(trt: Library, network: rtx.INetworkDefinition) -> list[rtx.IAtten
             layer.__class__ = trt.IAttentionOutputLayer
             found.append(cast("rtx.IAttentionOutputLayer", layer).attention)
     return found
+
+
+def is_never_fused(trt: Library, attention: rtx.IAttention) -> bool:
+    """Whether it is known without trying that an attention has no kernel: fp32, or a head that is too large."""
+    query = attention.get_input(0)
+    return query.dtype == trt.DataType.FLOAT or query.shape[3] > LARGEST_HEAD
+
+
+def may_lack_kernel(messages: Messages) -> bool:
+    """Whether a build may have failed for want of an attention's kernel."""
+    return any(messages.say(*texts) for texts in LIKE_NO_KERNEL)
 
 
 def shape_of(attention: rtx.IAttention) -> AttentionShape:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from sdrt.engines.recipe import Recipe
+from sdrt.engines.recipe import DEFAULT_TARGETS, Recipe
 from sdrt.engines.trt.library import Library
 from sdrt.errors import EngineError
+from sdrt.runtime.backends.tensorrt_log import Messages
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx
+
+_WANTED = re.compile(r"insufficient memory on requested size of (\d+)")
 
 
 def new_config(trt: Library, builder: rtx.Builder, recipe: Recipe, *, for_targets: bool) -> rtx.IBuilderConfig:
@@ -26,7 +30,8 @@ def new_config(trt: Library, builder: rtx.Builder, recipe: Recipe, *, for_target
     """
     config = builder.create_builder_config()
     config.builder_optimization_level = recipe.optimization_level
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mib << 20)
+    if recipe.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mib << 20)
     if for_targets:
         _set_targets(trt, config, recipe)
         return config
@@ -36,12 +41,19 @@ def new_config(trt: Library, builder: rtx.Builder, recipe: Recipe, *, for_target
     return config
 
 
+def wanted_workspace_bytes(messages: Messages) -> int | None:
+    """Return what a kernel needed that was given less, the most of them; None where the log names none."""
+    wanted = [int(size) for line in messages.errors + messages.warnings for size in _WANTED.findall(line)]
+    return max(wanted, default=None)
+
+
 def _set_targets(trt: Library, config: rtx.IBuilderConfig, recipe: Recipe) -> None:
     # Plans compute in the block that the runtime gives them and allocate nothing themselves: NVIDIA's release notes
     # (TensorRT-RTX 1.2) ask for it where a stream is captured.
     config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    config.num_compute_capabilities = len(recipe.targets)
-    for index, target in enumerate(recipe.targets):
+    targets = recipe.targets or DEFAULT_TARGETS
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
         capability = getattr(trt.ComputeCapability, target.upper())
         if not config.set_compute_capability(capability, index):
             hint = "choose other targets with --set targets=sm86,sm89"

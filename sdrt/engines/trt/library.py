@@ -21,6 +21,7 @@ class Library(Protocol):
     Builder: type[rtx.Builder]
     BuilderFlag: type[rtx.BuilderFlag]
     ComputeCapability: type[rtx.ComputeCapability]
+    DataType: type[rtx.DataType]
     ErrorCode: type[rtx.ErrorCode]
     HardwareCompatibilityLevel: type[rtx.HardwareCompatibilityLevel]
     IAttentionOutputLayer: type[rtx.IAttentionOutputLayer]

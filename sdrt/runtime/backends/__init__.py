@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError, UsageError
 from sdrt.progress import Progress, silent
+from sdrt.runtime.backends import nvidia
 from sdrt.runtime.backends.cpu import unsuited, usable_cpus
-from sdrt.runtime.backends.packages import installed_version
+from sdrt.runtime.backends.packages import distribution, installed_version
 
 if TYPE_CHECKING:
     from sdrt.bundle import ComponentName
@@ -48,14 +50,17 @@ def available(backend: str) -> None:
 
     Raises:
         UsageError: There is no backend of this name.
-        BackendUnavailableError: Its package or NVIDIA's driver is missing; the hint says what to do.
+        BackendUnavailableError: Its package or NVIDIA's driver is missing, or it does not run on the GPU that is here;
+            the hint says what to do.
     """
     entry = _entry(backend)
     if entry.needs_gpu:
         _check_nvidia_driver(backend)
+    if backend == "tensorrt-rtx":
+        _check_rtx_gpu()
     installed_version(backend)
     if entry.needs_gpu:
-        installed_version("cuda-python", backend)
+        installed_version("cuda-bindings", backend)
 
 
 def choose_backend(record: TuneRecord | None = None) -> tuple[BackendName, str]:
@@ -167,21 +172,29 @@ def _import_error(backend: str, error: ImportError) -> SdrtError:
 def check_host(manifest: EngineManifest) -> None:
     """Hold that a set was built by the libraries that are here, for a processor like this one.
 
+    A version-compatible set opens in later versions of the same major too.
+
     Raises:
         EngineError: Another version of a library built it.
         BackendUnavailableError: This processor is of another kind, or lacks instructions that it was built for.
     """
     for library, built_by in manifest.versions.items():
         here = installed_version(library)
-        if here != built_by:
-            raise EngineError(
-                f"the engines were built by {library} {built_by}; here is {here}",
-                hint=f"pip install {library}=={built_by}, or build them again here",
-            )
+        if here == built_by or (manifest.version_compatible and _is_later_of_the_same_major(here, built_by)):
+            continue
+        name, _ = distribution(library) or (library, here)
+        hint = f"pip install {name}=={built_by}, or build them again here"
+        raise EngineError(f"the engines were built by {library} {built_by}; here is {here}", hint=hint)
     lacking = unsuited(manifest.host)
     if lacking:
         hint = "build them again on this machine"
         raise BackendUnavailableError(f"the engines were built for {lacking}, which this is not", hint=hint)
+
+
+def _is_later_of_the_same_major(here: str, built_by: str) -> bool:
+    """Whether a version such as 11.4.0.29 or 11.4.0.post1 comes after another, and their first numbers are the same."""
+    one, other = ([int(number) for number in re.findall(r"\d+", text)] for text in (here, built_by))
+    return one[:1] == other[:1] and one > other
 
 
 def _entry(backend: str) -> _Backend:
@@ -205,3 +218,12 @@ def _check_nvidia_driver(backend: str) -> None:
     status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if status != 0 or count.value == 0:
         raise BackendUnavailableError(f"{backend} needs an NVIDIA GPU; the driver found none ({status})", hint=hint)
+
+
+def _check_rtx_gpu() -> None:
+    """Raise a BackendUnavailableError unless the GPU is of an architecture that TensorRT-RTX runs on."""
+    gpu = nvidia.driver().gpus[0]
+    if gpu.architecture not in nvidia.RTX_ARCHITECTURES:
+        kinds = ", ".join(nvidia.RTX_ARCHITECTURES)
+        message = f"tensorrt-rtx runs on {kinds}; {gpu.name} is {gpu.architecture}"
+        raise BackendUnavailableError(message, hint="choose tensorrt, which runs on it: pip install 'sdrt[trt]'")

@@ -83,16 +83,16 @@ class Cuda:
         """The runtime on the first GPU, after checking that the driver serves it.
 
         Args:
-            extra: The pip extra that brings cuda-python.
+            extra: The pip extra that brings cuda-bindings.
 
         Raises:
-            BackendUnavailableError: cuda-python or a GPU is missing, or the driver is too old for it.
+            BackendUnavailableError: cuda-bindings or a GPU is missing, or the driver is too old for it.
         """
         try:
             runtime = import_module("cuda.bindings.runtime")
         except ImportError as error:
             hint = f"pip install 'sdrt[{extra}]'"
-            raise BackendUnavailableError("cuda-python is not installed", hint=hint) from error
+            raise BackendUnavailableError("cuda-bindings is not installed", hint=hint) from error
         cuda = cls(runtime)
         cuda.call("cudaGetDeviceCount")
         return cuda

@@ -6,9 +6,13 @@ import ctypes
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from sdrt.errors import BackendUnavailableError
 
+#: What TensorRT-RTX 1.7 compiles for; it runs on nothing else (ComputeCapability of its API).
+RtxArchitecture = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
+RTX_ARCHITECTURES: tuple[RtxArchitecture, ...] = get_args(RtxArchitecture)
 # CUdevice_attribute of the CUDA driver API.
 COMPUTE_CAPABILITY_MAJOR = 75
 COMPUTE_CAPABILITY_MINOR = 76

@@ -10,11 +10,22 @@ from sdrt.errors import BackendUnavailableError
 _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
-    "tensorrt": ("tensorrt",),
-    "tensorrt-rtx": ("tensorrt-rtx",),
-    "cuda-python": ("cuda-bindings",),
+    # What has a CUDA version in its name can be installed alone: cu12 runs on older drivers.
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    "cuda-bindings": ("cuda-bindings",),
 }
 _EXTRAS = {"onnxruntime": "cpu", "openvino": "cpu", "tensorrt": "trt", "tensorrt-rtx": "rtx"}
+
+
+def distribution(library: str) -> tuple[str, str] | None:
+    """Return the name and version of the installed distribution that brings a library; None where none does."""
+    for name in _DISTRIBUTIONS.get(library, (library,)):
+        try:
+            return name, version(name)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def installed_version(library: str, needed_by: str | None = None) -> str:
@@ -27,10 +38,8 @@ def installed_version(library: str, needed_by: str | None = None) -> str:
     Raises:
         BackendUnavailableError: It is not installed; the hint names the extra that brings it.
     """
-    for distribution in _DISTRIBUTIONS[library]:
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
+    found = distribution(library)
+    if found is not None:
+        return found[1]
     hint = f"pip install 'sdrt[{_EXTRAS[needed_by or library]}]'"
     raise BackendUnavailableError(f"{library} is not installed", hint=hint)

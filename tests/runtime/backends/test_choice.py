@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from sdrt import doctor
 from sdrt.engines.engine_set import EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
+from sdrt.prepare import Source, prepare
 from sdrt.runtime import backends
-from sdrt.runtime.backends import available, choose_backend, open_engine
+from sdrt.runtime.backends import available, choose_backend, nvidia, open_engine
 from tests.engines.sets import make_set
 
 CPU_PACKAGES = {"onnxruntime": "1.31", "openvino": "2026.4"}
@@ -88,7 +90,6 @@ def test_with_nothing_installed_the_extra_is_named(installed: dict[str, str], mo
         ("tensorrt", 100, 0, r"the driver found none \(100\)", "driver"),
         ("tensorrt", 0, 0, "the driver found none", "driver"),
         ("tensorrt", 0, 1, "tensorrt is not installed", r"sdrt\[trt\]"),
-        ("tensorrt-rtx", 0, 1, "tensorrt-rtx is not installed", r"sdrt\[rtx\]"),
     ],
 )
 def test_a_gpu_backend_needs_driver_gpu_and_package(
@@ -105,6 +106,104 @@ def test_a_gpu_backend_needs_driver_gpu_and_package(
         available(backend)
     assert refused.match(message)
     assert hint.replace("\\", "") in refused.value.hint
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, architecture: str, name: str = "NVIDIA H100 PCIe") -> None:
+    """Have a GPU with its driver."""
+    here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu(name, architecture, 80 << 30),))
+    monkeypatch.setattr(nvidia, "driver", lambda: here)
+    monkeypatch.setattr(backends, "_check_nvidia_driver", lambda backend: None)
+
+
+@pytest.mark.parametrize("architecture", ["sm70", "sm90", "sm100", "sm103"])
+@pytest.mark.parametrize("has_rtx", [False, True])
+def test_tensorrt_rtx_does_not_run_on_a_gpu_that_it_has_no_target_for(
+    installed: dict[str, str], monkeypatch: pytest.MonkeyPatch, architecture: str, has_rtx: bool
+) -> None:
+    on_gpu(monkeypatch, architecture)
+    installed.update({"cuda-bindings": "13.4", **({"tensorrt-rtx": "1.7"} if has_rtx else {})})
+    with pytest.raises(BackendUnavailableError, match=f"sm121; NVIDIA H100 PCIe is {architecture}") as refused:
+        available("tensorrt-rtx")
+    assert "sdrt[trt]" in refused.value.hint
+    backend, reason = choose_backend()
+    assert (backend, doctor.auto()) == ("openvino", "openvino")
+    assert "tensorrt-rtx runs on sm75" in reason
+    (entry,) = (each for each in doctor.backends() if each.backend == "tensorrt-rtx")
+    assert (entry.runs, entry.remedy) == (False, refused.value.hint)
+    installed["tensorrt"] = "11.2"
+    assert (choose_backend()[0], doctor.auto()) == ("tensorrt", "tensorrt")
+
+
+@pytest.mark.parametrize("architecture", ["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"])
+def test_tensorrt_rtx_runs_on_its_targets(
+    installed: dict[str, str], monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    on_gpu(monkeypatch, architecture)
+    installed.update({"cuda-bindings": "13.4", "tensorrt-rtx": "1.7"})
+    assert choose_backend()[0] == "tensorrt-rtx"
+
+
+def test_nothing_is_exported_for_a_backend_that_does_not_run_on_the_gpu(
+    installed: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on_gpu(monkeypatch, "sm90")
+    installed.update({"cuda-bindings": "13.4", "tensorrt-rtx": "1.7"})
+    monkeypatch.setattr("sdrt.prepare.open_bundle", lambda *_, **__: pytest.fail("a bundle is made"))
+    with pytest.raises(BackendUnavailableError, match="is sm90"):
+        prepare(Source(), backend="tensorrt-rtx", store=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("library", "distribution"),
+    [
+        ("tensorrt", "tensorrt"),
+        ("tensorrt", "tensorrt-cu13"),
+        ("tensorrt", "tensorrt-cu12"),
+        ("tensorrt-rtx", "tensorrt-rtx"),
+        ("tensorrt-rtx", "tensorrt-rtx-cu13"),
+        ("tensorrt-rtx", "tensorrt-rtx-cu12"),
+    ],
+)
+def test_tensorrt_of_any_cuda_is_one(
+    installed: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library: Any, distribution: str
+) -> None:
+    on_gpu(monkeypatch, "sm86")
+    installed.update({"cuda-bindings": "12.9.4", distribution: "11.2.1"})
+    available(library)
+    assert doctor.install_line("cuda-bindings", {library}).endswith("[trt]'" if library == "tensorrt" else "[rtx]'")
+    assert {entry.name: entry.version for entry in doctor.packages()}[library] == "11.2.1"
+    engines = open_set(tmp_path / "set", backend=library, versions={library: "11.2.0"})
+    with pytest.raises(EngineError, match=f"built by {library} 11.2.0; here is 11.2.1") as refused:
+        backends.check_host(engines.manifest)
+    # Of the distribution that is here: another would overwrite its files.
+    assert refused.value.hint.startswith(f"pip install {distribution}==11.2.0,")
+
+
+@pytest.mark.parametrize(
+    ("here", "opens"),
+    [
+        ("11.2.1.2", True),
+        ("11.2.1.3", True),
+        ("11.10", True),
+        ("11.2.1", False),
+        ("11.1.9", False),
+        ("10.16", False),
+        ("12.0", False),
+    ],
+)
+@pytest.mark.parametrize("compatible", [False, True])
+def test_a_version_compatible_set_opens_in_later_versions_of_the_same_major(
+    installed: dict[str, str], tmp_path: Path, here: str, opens: bool, compatible: bool
+) -> None:
+    installed["tensorrt"] = here
+    changes = {"backend": "tensorrt", "versions": {"tensorrt": "11.2.1.2"}, "version_compatible": compatible}
+    engines = open_set(tmp_path / "set", **changes)
+    assert engines.manifest.version_compatible is compatible
+    if here == "11.2.1.2" or (opens and compatible):
+        backends.check_host(engines.manifest)
+        return
+    with pytest.raises(EngineError, match=re.escape(f"built by tensorrt 11.2.1.2; here is {here}")):
+        backends.check_host(engines.manifest)
 
 
 def test_onnxruntime_of_either_package_will_do(installed: dict[str, str]) -> None:

@@ -9,8 +9,11 @@ import pytest
 
 from sdrt import Pipeline
 from sdrt.bundle import Bundle
+from sdrt.engines.build import build_key
 from sdrt.engines.engine_set import BackendName, EngineSet
+from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import Store
+from sdrt.runtime.backends import nvidia
 from sdrt.runtime.backends.cuda import Cuda
 from tests.command_line import CommandLine
 from tests.gpu import test_tensorrt_gpu as gpu
@@ -112,6 +115,30 @@ def test_of_components(plans: EngineSet) -> None:
         one, two = (gpu.outputs(plans, name, gpu.inputs(plans, name, 2, seed)) for seed in (1, 2))
         assert one.shape == two.shape
         assert (one != two).any()
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("architecture", ["sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm103", "sm120", "sm121"])
+def test_of_building_plans(
+    backend: BackendName, architecture: str, shelf: Store, hand_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plans are asked for by a recipe that the backend takes, on every GPU; RTX's are skipped where it does not run."""
+    here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("A GPU", architecture, 24 << 30),))
+    monkeypatch.setattr(nvidia, "driver", lambda: here)
+    monkeypatch.setattr("sdrt.runtime.backends._check_nvidia_driver", lambda backend: None)
+    monkeypatch.setattr("sdrt.runtime.backends.packages.version", lambda name: "11.4.0")
+    monkeypatch.setattr(gpu, "open_bundle", lambda *_, **__: hand_bundle)
+    asked: list[BuildRequest] = []
+    monkeypatch.setattr(gpu, "build", lambda bundle, request, *_: asked.append(request))
+    if backend == "tensorrt-rtx" and architecture in ("sm90", "sm100", "sm103"):
+        with pytest.raises(pytest.skip.Exception, match=f"does not run on A GPU .{architecture}"):
+            gpu.build_plans(backend, "sd-v1-default", Path("checkpoint"), shelf)
+        assert asked == []
+        return
+    gpu.build_plans(backend, "sd-v1-default", Path("checkpoint"), shelf)
+    (request,) = asked
+    key = build_key(hand_bundle, request)
+    assert key.host == {"gpu": architecture}
 
 
 def test_every_gpu_test_is_run_here_but_those_that_build() -> None:

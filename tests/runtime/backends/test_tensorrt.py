@@ -14,7 +14,7 @@ import pytest
 from sdrt.bundle import Bundle, ComponentName
 from sdrt.engines.engine_set import TOKENIZER, BatchRange, EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, TrustError, UsageError
-from sdrt.runtime.backends import available
+from sdrt.runtime.backends import available, nvidia
 from sdrt.runtime.backends.cuda import Cuda
 from sdrt.runtime.backends.tensorrt import TensorRtEngine, TensorRtSession, open_alone
 from tests.models.tiny_bundle import feeds
@@ -492,12 +492,12 @@ def test_every_status_is_a_named_error(status: str, kind: type[Exception], says:
         cuda.wait(stream)
 
 
-def test_row_65_without_cuda_python_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_65_without_cuda_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr("sdrt.runtime.backends.cuda.import_module", missing)
-    with pytest.raises(BackendUnavailableError, match="cuda-python is not installed") as caught:
+    with pytest.raises(BackendUnavailableError, match="cuda-bindings is not installed") as caught:
         Cuda.open("rtx")
     assert caught.value.hint == "pip install 'sdrt[rtx]'"
 
@@ -509,15 +509,17 @@ def test_row_66_a_driver_that_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch
         Cuda.open("trt")
 
 
-def test_row_65_a_gpu_backend_without_cuda_python_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_65_a_gpu_backend_without_cuda_bindings_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         if name == "cuda-bindings":
             raise PackageNotFoundError(name)
         return "1.7"
 
+    here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("RTX 3090", "sm86", 24 << 30),))
+    monkeypatch.setattr(nvidia, "driver", lambda: here)
     monkeypatch.setattr("sdrt.runtime.backends._check_nvidia_driver", lambda backend: None)
     monkeypatch.setattr("sdrt.runtime.backends.packages.version", version)
-    with pytest.raises(BackendUnavailableError, match="cuda-python is not installed") as caught:
+    with pytest.raises(BackendUnavailableError, match="cuda-bindings is not installed") as caught:
         available("tensorrt-rtx")
     assert caught.value.hint == "pip install 'sdrt[rtx]'"
     monkeypatch.setattr("sdrt.runtime.backends.packages.version", lambda name: "1.7")
