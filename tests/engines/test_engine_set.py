@@ -162,7 +162,11 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
     def watched(work: Callable[[Path], Any]) -> Callable[[Path], Any]:
-        return lambda path: (seen.append(path.name), work(path))[1]
+        def watching(path: Path) -> Any:
+            seen.append(path.name)
+            return work(path)
+
+        return watching
 
     monkeypatch.setattr("sdrt.bundle.sha256_file", watched(sha256_file))
     monkeypatch.setattr("sdrt.engines.engine_set.sha256_file", watched(sha256_file))

@@ -121,9 +121,17 @@ def test_a_manifest_says_that_its_plans_open_in_later_versions(
     def compiled(job: ComponentJob) -> EngineComponent:
         (job.folder / job.component).mkdir()
         (job.folder / job.component / "plan").write_bytes(b"plan")
-        kept = {"precision": job.precision, "inputs": job.spec.inputs, "outputs": job.spec.outputs, "batch": job.batch}
-        facts = {"weights": None, "seconds": 0.1, "size_bytes": 4, "options": {}}
-        return EngineComponent(file=f"{job.component}/plan", **kept, **facts)  # type: ignore[arg-type]
+        return EngineComponent(
+            file=f"{job.component}/plan",
+            weights=None,
+            precision=job.precision,
+            inputs=job.spec.inputs,
+            outputs=job.spec.outputs,
+            batch=job.batch,
+            seconds=0.1,
+            size_bytes=4,
+            options={},
+        )
 
     compile_here(monkeypatch, compiled)
     for setting, expected in (("true", said), ("false", False)):

@@ -89,7 +89,7 @@ class TensorRtDouble:
         """A runtime."""
         return Runtime(self, logger)
 
-    def _register(self, logger: ILogger) -> None:
+    def _register(self, logger: Any) -> None:
         """Keep the first logger's address while any object lives, and not the logger; warn it of every other one."""
         if not self._alive:
             self._first_logger = weakref.ref(logger)
