@@ -82,8 +82,8 @@ def command(
 
     TensorRT builds by a recipe, for the GPU that is here; TensorRT-RTX for the recipe's targets, and needs no GPU
     (without targets: for sm86, sm89 and sm120, or for the GPU that is here where it is none of these).
-    Engines are kept in the store and reused while nothing they depend on changes. With --out they are written to a folder
-    to carry: sdrt denoise --engines DIR --trust DIGEST runs it on a host without torch and without the bundle.
+    Engines are kept in the store and reused while nothing they depend on changes. With --out they are written to a
+    folder to carry: sdrt denoise --engines DIR --trust DIGEST runs it on a host without torch and without the bundle.
     """
     from sdrt.engines import build as engines_build
     from sdrt.engines.request import BuildRequest

@@ -65,6 +65,7 @@ def test_row_65_a_backend_that_is_not_installed_names_its_extra(
 
     monkeypatch.setattr("sdrt.runtime.backends.packages.version", missing)
     monkeypatch.setattr(backends, "_check_nvidia_driver", lambda _: None)
+    monkeypatch.setattr(backends, "_check_rtx_gpu", lambda: None)
     ended = draw("--backend", backend)
     assert ended.code == 4
     assert f"{backend} is not installed (pip install 'sdrt[{EXTRAS[backend]}]')" in ended.complaint
