@@ -40,7 +40,7 @@ class Library:
 
         def build_serialized_network(builder: Any, network: Any, config: Any) -> Any:
             self.builds += 1
-            fused = [each for each in attentions(library, network) if not each.decomposable]
+            fused = [each for each in attentions(module, network) if not each.decomposable]
             severities = tensorrt_rtx.ILogger.Severity
             lines = self.log(fused)
             for line in lines:
@@ -48,7 +48,7 @@ class Library:
                 builder.logger.log(severity, line)
             return None if lines else builds(builder, network, config)
 
-        library: Any = tensorrt_rtx
+        module: Any = tensorrt_rtx
         monkeypatch.setattr(tensorrt_rtx.Builder, "build_serialized_network", build_serialized_network)
 
 
