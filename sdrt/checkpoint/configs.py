@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sdrt.checkpoint.misplaced import folder_hint
 from sdrt.errors import CheckpointError
 from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE
 
@@ -98,8 +99,7 @@ def check_index(folder: Path) -> None:
     """
     path = folder / "model_index.json"
     if not path.exists():
-        hint = "give a folder in the diffusers layout, or a single .safetensors file"
-        raise CheckpointError(f"{path} is missing", hint=hint)
+        raise CheckpointError(f"{path} is missing", hint=folder_hint(folder))
     index = read_json(path)
     _one_of(path, "_class_name", index.get("_class_name"), PIPELINES)
     for component, classes in CLASSES.items():

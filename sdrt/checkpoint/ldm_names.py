@@ -11,10 +11,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+#: Component -> what its tensors' names begin with; the first is the original's.
 PREFIXES = {
-    "text_encoder": "cond_stage_model.transformer.",
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
+    "text_encoder": ("cond_stage_model.transformer.",),
+    "unet": ("model.diffusion_model.",),
+    "vae": ("first_stage_model.", "vae."),
 }
 RESNET = {
     "in_layers.0.": "norm1.",
@@ -46,6 +47,15 @@ VAE_PARTS = {
     ".attentions.0.v.": ".attentions.0.to_v.",
     ".attentions.0.proj_out.": ".attentions.0.to_out.0.",
 }
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the component that a tensor of a single file belongs to, "" for none, and its name there."""
+    for component, prefixes in PREFIXES.items():
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                return component, name.removeprefix(prefix)
+    return "", name
 
 
 def unet_name(name: str, config: Mapping[str, Any]) -> str:

@@ -17,11 +17,17 @@ from sdrt.errors import CheckpointError
 
 HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
 DTYPE_BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
     "BOOL": 8,
     "U8": 8,
     "I8": 8,
     "F8_E4M3": 8,
     "F8_E5M2": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F8_E8M0": 8,
     "I16": 16,
     "U16": 16,
     "F16": 16,
@@ -32,8 +38,11 @@ DTYPE_BITS = {
     "I64": 64,
     "U64": 64,
     "F64": 64,
+    "C64": 64,
 }
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head")
+GGUF_START = b"GGUF"
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 HINT = "download or save the file again"
 
@@ -111,6 +120,12 @@ def _check_start(path: Path, start: bytes) -> None:
     if start.startswith(PICKLE_STARTS):
         hint = "get the checkpoint in safetensors; sdrt never opens pickle"
         raise CheckpointError(f"{path} is a PyTorch pickle under the name of a safetensors file", hint=hint)
+    if start.lstrip().lower().startswith(WEB_PAGE_STARTS):
+        hint = "download the file itself; sites that ask to log in or to agree give a page instead"
+        raise CheckpointError(f"{path} is a web page under the name of a safetensors file", hint=hint)
+    if start.startswith(GGUF_START):
+        hint = "get the checkpoint in safetensors, in fp32 or fp16"
+        raise CheckpointError(f"{path} is a GGUF file under the name of a safetensors file", hint=hint)
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:

@@ -1,22 +1,27 @@
 """A checkpoint in one .safetensors file, the original layout in which fine-tunes are shared: converted to a folder.
 
-Such a file has no configs: it has Stable Diffusion v1's, which ship with this package. Converting renames tensors and
-copies their bytes; nothing is decoded, so it takes no memory to speak of and no torch.
+Such a file has no configs: it has Stable Diffusion v1's, which ship with this package. Its header tells whether it fits
+them (`plan`), which is decided before anything is written. Converting renames tensors and copies their bytes, so it
+takes no memory to speak of and no torch.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sdrt.checkpoint.clip_vocabulary import SD_V1, write_clip_tokenizer
-from sdrt.checkpoint.configs import LATENT_CHANNELS, V1_HINT, read_json
+from sdrt.checkpoint.configs import V1_HINT, read_json
 from sdrt.checkpoint.digests import DigestMemory
-from sdrt.checkpoint.ldm_names import NAMES, PREFIXES
+from sdrt.checkpoint.file_kinds import WHOLE_HINT, WITHOUT_HINT, other_kind, partial_kind
+from sdrt.checkpoint.ldm_names import NAMES, PREFIXES, split_name
+from sdrt.checkpoint.ldm_shapes import SHAPES
+from sdrt.checkpoint.misplaced import pipeline_folder
 from sdrt.checkpoint.safetensors_header import Header, TensorEntry, header_bytes, read_header
+from sdrt.checkpoint.surplus import UNKNOWN_HINT, surplus_kind, unwrapped
 from sdrt.checkpoint.weights import weight_names
 from sdrt.errors import CheckpointError, TimeLimitError
 from sdrt.files import canonical_json, disk_errors, folder_published_as
@@ -24,27 +29,23 @@ from sdrt.files import canonical_json, disk_errors, folder_published_as
 LOCK_TIMEOUT_S = 900.0
 COPY_BYTES = 8 << 20
 CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
-# A tensor whose name holds the text -> what the file is. Looked up in this order.
-OTHER_KINDS = {
-    "lora_": "a LoRA",
-    ".lora": "a LoRA",
-    "control_model.": "a ControlNet",
-    "conditioner.embedders.": "Stable Diffusion XL",
-    "cond_stage_model.model.": "Stable Diffusion v2",
-    "joint_blocks.": "Stable Diffusion 3",
-    "double_blocks.": "Flux",
-    "motion_modules.": "AnimateDiff",
-}
-OTHER_INPUTS: dict[tuple[int, ...], str] = {
-    (8,): "an image-editing (pix2pix) checkpoint",
-    (9,): "an inpainting checkpoint",
-}
 V_PREDICTION_MARK = "v_pred"
-ZERO_SNR_MARK = "ztsnr"
+#: Tensors by which files ask for noise levels that Stable Diffusion v1 does not have -> what they ask for.
+OTHER_NOISE = {
+    "ztsnr": "a zero-terminal-SNR noise schedule",
+    "edm_vpred.sigma_max": "EDM's noise levels",
+    "edm_vpred.sigma_min": "EDM's noise levels",
+}
+TYPES = ("F32", "F16", "BF16", "F64")
+#: Type -> the unsigned integer of its size and the mask of its exponent, which is all ones in NaN and Inf.
+EXPONENTS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000)}
+
+#: Component -> name in the diffusers layout -> the tensor's name in the file.
+Plan = dict[str, dict[str, str]]
 
 
 def converted_folder(path: Path, cache: Path, memory: DigestMemory, configs: Path = SD_V1) -> Path:
-    """The diffusers layout of a single file, converted into the cache unless it is there already.
+    """Convert a single file into the cache, unless it is there already, and return the folder in the diffusers layout.
 
     Args:
         path: The .safetensors file.
@@ -53,15 +54,15 @@ def converted_folder(path: Path, cache: Path, memory: DigestMemory, configs: Pat
         configs: Folder with the configs of its networks, in the diffusers layout.
 
     Raises:
-        CheckpointError: The file is malformed or not a whole Stable Diffusion v1 checkpoint.
+        CheckpointError: The file is malformed or not a whole Stable Diffusion v1 checkpoint; nothing stays in
+            the cache.
         ResourceError: The cache cannot be written.
         TimeLimitError: Another process holds the conversion for too long.
     """
     from filelock import FileLock, Timeout
 
     header = read_header(path)
-    check_kind(path, header)
-    _check_width(path, header, read_json(configs / "unet" / "config.json"))
+    planned = plan(path, header, configs)
     folder = cache / "single-file" / memory.sha256(path)
     if folder.is_dir():
         return folder
@@ -71,12 +72,40 @@ def converted_folder(path: Path, cache: Path, memory: DigestMemory, configs: Pat
     try:
         with FileLock(lock, timeout=LOCK_TIMEOUT_S):
             if not folder.is_dir():
-                with folder_published_as(folder) as part:
-                    convert(path, header, part, configs)
+                try:
+                    with folder_published_as(folder) as part:
+                        convert(path, header, planned, part, configs)
+                except CheckpointError:
+                    # Whoever waits for the lock finds it unlinked and makes it anew.
+                    lock.unlink(missing_ok=True)
+                    raise
     except Timeout as error:
         hint = f"wait for the other process, or remove {lock} if there is none"
         raise TimeLimitError(f"another process has held {lock} for {LOCK_TIMEOUT_S:.0f} s", hint=hint) from error
     return folder
+
+
+def plan(path: Path, header: Header, configs: Path = SD_V1) -> Plan:
+    """Match a file's tensors with the three networks, by names, shapes and types alone.
+
+    What a training run left in the file besides them (EMA weights, the noise schedule's buffers, CLIP's position
+    numbers) is left out, as diffusers does.
+
+    Raises:
+        CheckpointError: The file is not a whole Stable Diffusion v1 checkpoint; the message says what it is instead,
+            where that is known, or names the first tensor that does not fit.
+    """
+    check_kind(path, header)
+    found: dict[str, dict[str, str]] = {component: {} for component in PREFIXES}
+    for name in sorted(header.tensors):
+        component, inner = split_name(unwrapped(name))
+        _refuse_surplus(path, name, component, inner)
+        if component:
+            found[component][name] = inner
+    return {
+        component: _match(path, header, component, found[component], read_json(configs / component / "config.json"))
+        for component in ("unet", "text_encoder", "vae")
+    }
 
 
 def check_kind(path: Path, header: Header) -> None:
@@ -85,36 +114,100 @@ def check_kind(path: Path, header: Header) -> None:
     Raises:
         CheckpointError: It is something else; the message says what, where it is known.
     """
-    names = header.tensors.keys()
-    found = next((kind for mark, kind in OTHER_KINDS.items() if any(mark in name for name in names)), None)
-    if found is None and CONV_IN in names:
-        found = OTHER_INPUTS.get(header.tensors[CONV_IN].shape[1:2])
-    if found is not None:
-        raise CheckpointError(f"{path} is {found}; expected Stable Diffusion v1", hint=V1_HINT)
-    for component, prefix in PREFIXES.items():
-        if not any(name.startswith(prefix) for name in names):
-            hint = "give a whole checkpoint: text encoder, UNet and VAE in one file"
-            raise CheckpointError(f"{path} has no {component}: no tensor's name starts with {prefix}", hint=hint)
-    if ZERO_SNR_MARK in names:
-        hint = "give a checkpoint with Stable Diffusion v1's noise schedule"
-        raise CheckpointError(f"{path} asks for a zero-terminal-SNR noise schedule ({ZERO_SNR_MARK})", hint=hint)
+    if not header.tensors:
+        raise CheckpointError(f"{path} holds no tensors", hint=WHOLE_HINT)
+    tensors = {unwrapped(name): entry for name, entry in header.tensors.items()}
+    components = {split_name(name)[0] for name in tensors} - {""}
+    kind = other_kind(tensors)
+    if kind is None and len(components) < 2:
+        kind = partial_kind(tensors)
+    if kind is not None:
+        if kind.adapter and components == PREFIXES.keys():
+            raise CheckpointError(f"{path} holds {kind.what} beside the checkpoint", hint=WITHOUT_HINT)
+        folder = pipeline_folder(path)
+        hint = f"give the folder it belongs to: {folder}" if folder else kind.hint
+        raise CheckpointError(f"{path} is {kind.what}; expected Stable Diffusion v1", hint=hint)
+    if not components:
+        first = min(header.tensors)[:100]
+        message = f"{path} has no layout that is known: no tensor is named as in Stable Diffusion v1 (first: {first})"
+        raise CheckpointError(message, hint=WHOLE_HINT)
+    for component, prefixes in PREFIXES.items():
+        if component not in components:
+            message = f"{path} has no {component}: no tensor's name starts with {' or '.join(prefixes)}"
+            raise CheckpointError(message, hint=WHOLE_HINT)
+    for mark, noise in OTHER_NOISE.items():
+        if mark in tensors:
+            hint = "give a checkpoint with Stable Diffusion v1's noise schedule"
+            raise CheckpointError(f"{path} asks for {noise} ({mark})", hint=hint)
 
 
-def _check_width(path: Path, header: Header, unet: Mapping[str, Any]) -> None:
-    """Hold the UNet's first layer against the config before anything is copied; all others are when it is loaded."""
-    expected = [unet["block_out_channels"][0], LATENT_CHANNELS, 3, 3]
-    found = list(header.tensors[CONV_IN].shape) if CONV_IN in header.tensors else []
-    if found != expected:
+def _refuse_surplus(path: Path, name: str, component: str, inner: str) -> None:
+    """Raise CheckpointError for a tensor of a kind that changes what is drawn, or that only another tool can read."""
+    kind = surplus_kind(component, inner)
+    if kind is not None and kind.hint is not None:
+        raise CheckpointError(f"{path} has tensors of {kind.what} ({name})", hint=kind.hint)
+
+
+def _match(
+    path: Path, header: Header, component: str, names: Mapping[str, str], config: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return name in the diffusers layout -> name in the file, for all tensors of one network.
+
+    Raises:
+        CheckpointError: A tensor is missing, unknown, there twice, of another shape or of another type.
+    """
+    rename = NAMES[component]
+    shapes = SHAPES[component](config)
+    expected = {rename(name, config): (name, shape) for name, shape in shapes.items()}
+    matched: dict[str, str] = {}
+    unknown, misshapen = [], []
+    for name, inner in names.items():
+        new = rename(inner, config)
+        # Of the UNet's, names that stand at another place of a level come to one that is there.
+        if new not in expected or (component == "unet" and inner not in shapes and new != inner):
+            if surplus_kind(component, inner) is None:
+                unknown.append(name)
+            continue
+        if new in matched:
+            message = f"{path}: {name} and {matched[new]} are the same tensor under two names"
+            raise CheckpointError(message, hint="remove one of the two, or give the file it was merged from")
+        matched[new] = name
+        if not _fits(new, header.tensors[name].shape, expected[new][1]):
+            misshapen.append((name != CONV_IN, name, expected[new][1]))
+    if misshapen:
+        _, name, shape = min(misshapen)
         hint = "a single file has no configs; give a checkpoint of other widths as a folder in the diffusers layout"
-        message = f"{path}: {CONV_IN} has shape {found}; Stable Diffusion v1 has {expected}"
+        message = f"{path}: {name} has shape {list(header.tensors[name].shape)}; Stable Diffusion v1 has {list(shape)}"
         raise CheckpointError(message, hint=hint)
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        message = f"{path}: Stable Diffusion v1's {component} has no tensor {unknown[0]}{more}"
+        raise CheckpointError(message, hint=V1_HINT if len(unknown) > 1 else UNKNOWN_HINT)
+    missing = [name for new, (name, _) in expected.items() if new not in matched]
+    if missing:
+        message = (
+            f"{path} lacks {len(missing)} of the {component}'s {len(expected)} tensors; "
+            f"the first is {PREFIXES[component][0]}{missing[0]}"
+        )
+        raise CheckpointError(message, hint=WHOLE_HINT)
+    for name in matched.values():
+        if header.tensors[name].dtype not in TYPES:
+            message = f"{path}: {name} is {header.tensors[name].dtype}; expected {', '.join(TYPES)}"
+            raise CheckpointError(message, hint="get the checkpoint in fp32, fp16 or bf16")
+    return matched
 
 
-def convert(path: Path, header: Header, out: Path, configs: Path = SD_V1) -> None:
+def _fits(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Return whether the shapes are equal; the VAE's attention is 1x1 convolutions or linear layers."""
+    is_attention = name.startswith(("encoder.", "decoder.")) and ".attentions." in name
+    return found == expected or (is_attention and expected[2:] == (1, 1) and found == expected[:2])
+
+
+def convert(path: Path, header: Header, planned: Plan, out: Path, configs: Path = SD_V1) -> None:
     """Write the diffusers layout of a single file to an empty folder.
 
-    What a training run left in the file besides the three networks (EMA weights, the noise schedule's buffers) is left
-    out, as diffusers does.
+    Raises:
+        CheckpointError: A tensor holds NaN or Inf, or the file became shorter.
     """
     scheduler = read_json(configs / "scheduler" / "scheduler_config.json")
     if V_PREDICTION_MARK in header.tensors:
@@ -125,50 +218,49 @@ def convert(path: Path, header: Header, out: Path, configs: Path = SD_V1) -> Non
         (out / "scheduler").mkdir()
         (out / "scheduler" / "scheduler_config.json").write_bytes(canonical_json(scheduler))
         with path.open("rb") as source:
-            for component in PREFIXES:
+            for component, names in planned.items():
                 (out / component).mkdir()
                 config = read_json(configs / component / "config.json")
                 (out / component / "config.json").write_bytes(canonical_json(config))
-                tensors = rename(path, component, header, config)
-                target = out / component / weight_names(component)[0]
-                with target.open("wb") as file:
-                    _copy_tensors(source, header.data_start, tensors, file)
+                with (out / component / weight_names(component)[0]).open("wb") as target:
+                    _copy_tensors(source, header, names, target)
 
 
-def rename(path: Path, component: str, header: Header, config: Mapping[str, Any]) -> dict[str, TensorEntry]:
-    """The tensors of one component under their names in the diffusers layout.
-
-    Raises:
-        CheckpointError: Two tensors come to one name.
-    """
-    renamed: dict[str, TensorEntry] = {}
-    prefix = PREFIXES[component]
-    for name in sorted(header.tensors):
-        if not name.startswith(prefix) or name.startswith(f"{prefix}loss.") or "model_ema." in name:
-            continue
-        new = NAMES[component](name.removeprefix(prefix), config)
-        if new in renamed:
-            raise CheckpointError(f"{path}: {name} comes to the same tensor as another", hint="save the file again")
-        renamed[new] = header.tensors[name]
-    return renamed
-
-
-def _copy_tensors(source: BinaryIO, data_start: int, tensors: Mapping[str, TensorEntry], target: BinaryIO) -> None:
+def _copy_tensors(source: BinaryIO, header: Header, names: Mapping[str, str], target: BinaryIO) -> None:
     """Write a safetensors file whose tensors' bytes come from another one; equal tensors give equal bytes."""
-    target.write(header_bytes({name: (tensors[name].dtype, _shape(name, tensors[name])) for name in sorted(tensors)}))
-    for name in sorted(tensors):
-        source.seek(data_start + tensors[name].begin)
-        left = tensors[name].end - tensors[name].begin
-        while left:
-            block = source.read(min(left, COPY_BYTES))
-            if not block:
-                raise CheckpointError(f"{source.name} became shorter while it was read", hint="convert it again")
+    entries = {new: header.tensors[names[new]] for new in sorted(names)}
+    target.write(header_bytes({new: (entry.dtype, _shape(new, entry)) for new, entry in entries.items()}))
+    for new, entry in entries.items():
+        for block in _blocks(source, header.data_start + entry.begin, entry.end - entry.begin):
+            if not _is_finite(block, entry.dtype):
+                message = f"{source.name}: {names[new]} holds NaN or Inf"
+                raise CheckpointError(message, hint="the weights are damaged; download or train them again")
             target.write(block)
-            left -= len(block)
+
+
+def _blocks(source: BinaryIO, begin: int, size_bytes: int) -> Iterator[bytes]:
+    source.seek(begin)
+    while size_bytes:
+        block = source.read(min(size_bytes, COPY_BYTES))
+        if not block:
+            raise CheckpointError(f"{source.name} became shorter while it was read", hint="convert it again")
+        yield block
+        size_bytes -= len(block)
+
+
+def _is_finite(block: bytes, dtype: str) -> bool:
+    """Return whether a tensor's bytes hold neither NaN nor Inf, once they are float32."""
+    import numpy as np
+
+    if dtype == "F64":
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(np.frombuffer(block, "<f8").astype(np.float32)).all())
+    kind, exponent = EXPONENTS[dtype]
+    return not bool(((np.frombuffer(block, kind) & exponent) == exponent).any())
 
 
 def _shape(name: str, entry: TensorEntry) -> list[int]:
-    """The shape in the diffusers layout: the VAE's attention is 1x1 convolutions there and linear layers here."""
+    """Return the shape in the diffusers layout, where the VAE's attention is linear layers."""
     if ".attentions.0.to_" in name and math.prod(entry.shape[2:]) == 1:
         return list(entry.shape[:2])
     return list(entry.shape)

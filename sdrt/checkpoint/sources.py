@@ -8,6 +8,7 @@ from pathlib import Path
 from sdrt.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from sdrt.checkpoint.clip_vocabulary import SD_V1
 from sdrt.checkpoint.digests import DigestMemory
+from sdrt.checkpoint.misplaced import file_hint, is_safetensors_name, is_weights_name, nothing_hint
 from sdrt.errors import CheckpointError, TrustError, UsageError
 
 DEMO = "demo"
@@ -37,6 +38,7 @@ def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | N
     memory = DigestMemory(cache / "digests.json")
     path = Path(source)
     is_hub_id = source != DEMO and not path.exists() and HUB_ID.fullmatch(source) is not None
+    is_hub_id = is_hub_id and not is_weights_name(source)
     if revision is not None and not is_hub_id:
         hint = "leave out --revision, or give a Hub id such as org/name"
         raise UsageError(f"--revision is for checkpoints from the Hub; {source!r} is not one", hint=hint)
@@ -51,8 +53,7 @@ def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | N
 
         folder, commit = download(source, revision)
         return read_checkpoint(folder, name=source, memory=memory, revision=commit)
-    hint = 'give a folder, a .safetensors file, a Hub id such as org/name, or "demo"'
-    raise UsageError(f"--checkpoint: there is nothing at {source!r}", hint=hint)
+    raise UsageError(f"--checkpoint: there is nothing at {source!r}", hint=nothing_hint(source))
 
 
 def _open_file(path: Path, cache: Path, memory: DigestMemory) -> Checkpoint:
@@ -61,8 +62,8 @@ def _open_file(path: Path, cache: Path, memory: DigestMemory) -> Checkpoint:
 
     if is_pickle_name(path.name):
         raise TrustError(f"{path} is a pickle", hint=PICKLE_HINT)
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path} is not a .safetensors file", hint="give a .safetensors file or a folder")
+    if not is_safetensors_name(path.name):
+        raise CheckpointError(f"{path} is not a .safetensors file", hint=file_hint(path))
     return read_checkpoint(converted_folder(path, cache, memory), name=path.stem, memory=memory)
 
 

@@ -88,8 +88,8 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: There is no such recipe; or a field is unknown, missing or malformed: the message names it.
     """
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    if not name.endswith(".toml") and name not in names():
+    path = Path(name) if name.lower().endswith(".toml") else FOLDER / f"{name}.toml"
+    if not name.lower().endswith(".toml") and name not in names():
         hint = f"choose from {', '.join(names())}, or give a .toml file"
         raise UsageError(f"there is no recipe {name[:80]!r}", hint=hint)
     fields = _read(path)

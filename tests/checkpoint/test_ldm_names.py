@@ -15,7 +15,7 @@ from diffusers.loaders.single_file_utils import (
 )
 
 from sdrt.checkpoint.clip_vocabulary import SD_V1
-from sdrt.checkpoint.ldm_names import NAMES, PREFIXES
+from sdrt.checkpoint.ldm_names import NAMES, PREFIXES, split_name
 from tests.checkpoint.original_layout import original_tensors
 from tests.models.sd_v1_random import tensor_shapes
 from tests.models.tiny import COARSE_ATTENTION
@@ -30,7 +30,7 @@ CHANGES: dict[str, Mapping[str, Any]] = {
 def convert_by_diffusers(component: str, original: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """The reference."""
     if component == "text_encoder":
-        return dict(convert_ldm_clip_checkpoint(original, remove_prefix=PREFIXES[component]))
+        return dict(convert_ldm_clip_checkpoint(original, remove_prefix=PREFIXES[component][0]))
     convert = convert_ldm_unet_checkpoint if component == "unet" else convert_ldm_vae_checkpoint
     return dict(convert(original, config))
 
@@ -44,7 +44,7 @@ def test_names_equal_diffusers_conversion(component: str, variant: str) -> None:
     tensors = {name: torch.empty(shape, device="meta") for name, shape in tensor_shapes(component, config).items()}
     original = original_tensors(component, tensors, config)
     assert len(original) == len(tensors)
-    ours = {NAMES[component](name.removeprefix(PREFIXES[component]), config): name for name in original}
+    ours = {NAMES[component](split_name(name)[1], config): name for name in original}
     assert ours.keys() == tensors.keys()
     reference = convert_by_diffusers(component, dict(original), config)
     assert reference.keys() == tensors.keys()
@@ -60,3 +60,13 @@ def test_negative_control_a_strange_name_stays_strange() -> None:
     assert NAMES["unet"]("input_hint_block.0.weight", config) == "input_hint_block.0.weight"
     assert NAMES["vae"]("loss.logvar", config) == "loss.logvar"
     assert NAMES["text_encoder"]("embeddings.x", config) == "text_model.embeddings.x"
+
+
+def test_components_are_told_by_their_prefix() -> None:
+    assert (
+        split_name("first_stage_model.quant_conv.bias")
+        == split_name("vae.quant_conv.bias")
+        == ("vae", "quant_conv.bias")
+    )
+    assert split_name("model.diffusion_model.out.2.bias") == ("unet", "out.2.bias")
+    assert split_name("cond_stage_model.logit_scale") == ("", "cond_stage_model.logit_scale")

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from sdrt.checkpoint.safetensors_header import header_bytes, read_header
+from sdrt.checkpoint.safetensors_header import DTYPE_BITS, header_bytes, read_header
 from sdrt.errors import CheckpointError
 
 F32 = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
@@ -169,6 +170,29 @@ def test_row_29_git_lfs_pointer(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a git-lfs pointer") as caught:
         read_header(path)
     assert "git lfs pull" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"\n  <html lang='en'>", "a web page"),
+        (b"GGUF\x03\0\0\0\x30\x04", "a GGUF file"),
+    ],
+)
+def test_what_else_is_found_under_that_name(tmp_path: Path, start: bytes, what: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(start + bytes(100))
+    refused(path, f"is {what} under the name of a safetensors file")
+
+
+def test_every_type_of_the_format_is_known(tmp_path: Path) -> None:
+    tensors = {name: (name, (8,)) for name in DTYPE_BITS}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(header_bytes(tensors) + bytes(sum(DTYPE_BITS.values())))
+    assert {entry.dtype for entry in read_header(path).tensors.values()} == DTYPE_BITS.keys()
+    with safe_open(path, framework="np") as file:
+        assert {file.get_slice(name).get_dtype() for name in tensors} == DTYPE_BITS.keys()
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,20 +12,30 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
 
 from sdrt.checkpoint import open_checkpoint, single_file
 from sdrt.checkpoint.checkpoint import read_checkpoint
 from sdrt.checkpoint.clip_vocabulary import SD_V1
 from sdrt.checkpoint.digests import DigestMemory
 from sdrt.checkpoint.modules import load_text_encoder, load_unet, load_vae
-from sdrt.checkpoint.single_file import converted_folder
+from sdrt.checkpoint.safetensors_header import read_header
+from sdrt.checkpoint.single_file import converted_folder, plan
 from sdrt.checkpoint.weights import STEMS, find_weights
-from sdrt.errors import CheckpointError, ResourceError, TimeLimitError
+from sdrt.errors import CheckpointError, ResourceError, SdrtError, TimeLimitError
 from tests.checkpoint.original_layout import original_tensors
+from tests.checkpoint.sparse_file import Tensors, v1_tensors, write_sparse
 from tests.models import odd_checkpoints, tiny_checkpoint
 
+LOADERS: dict[str, Callable[..., torch.nn.Module]] = {
+    "text_encoder": load_text_encoder,
+    "unet": load_unet,
+    "vae": load_vae,
+}
 JUNK = {
     "alphas_cumprod": torch.ones(10),
     "model_ema.decay": torch.tensor(0.5),
@@ -68,12 +80,7 @@ def test_round_trip_is_equal_tensor_by_tensor(tmp_path: Path, cache: Path, name:
     save_file({key: value.to(dtype) for key, value in load_file(file).items()}, file)
     folder = converted_folder(file, cache, memory(cache), configs=source)
     checkpoint = read_checkpoint(folder, name="one", memory=memory(cache))
-    loaders: dict[str, Callable[..., torch.nn.Module]] = {
-        "text_encoder": load_text_encoder,
-        "unet": load_unet,
-        "vae": load_vae,
-    }
-    for component, load in loaders.items():
+    for component, load in LOADERS.items():
         state = load(checkpoint).state_dict()
         plain = {key.removeprefix("text_model."): value for key, value in expected[component].items()}
         assert {key.removeprefix("text_model.") for key in state} == plain.keys()
@@ -107,55 +114,161 @@ def test_text_encoder_without_its_inner_prefix(file: Path, tiny: Path, cache: Pa
     assert torch.equal(load_text_encoder(checkpoint).get_parameter("final_layer_norm.weight"), expected)
 
 
+@pytest.mark.parametrize("vae_prefix", ["first_stage_model.", "vae."])
+def test_equal_to_diffusers_from_single_file(tiny: Path, tmp_path: Path, cache: Path, vae_prefix: str) -> None:
+    file = as_single_file(tiny, tmp_path / "mixed.safetensors", JUNK)
+    tensors = {name.replace("first_stage_model.", vae_prefix): tensor for name, tensor in load_file(file).items()}
+    dtypes = itertools.cycle([torch.float16, torch.bfloat16, torch.float32])
+    save_file({name: tensor.to(next(dtypes)) for name, tensor in tensors.items()}, file)
+    checkpoint = read_checkpoint(converted_folder(file, cache, memory(cache), tiny), name="", memory=memory(cache))
+    reference: dict[str, torch.nn.Module] = {
+        "unet": UNet2DConditionModel.from_single_file(str(file), config=str(tiny), subfolder="unet"),
+        "vae": AutoencoderKL.from_single_file(str(file), config=str(tiny), subfolder="vae"),
+        "text_encoder": create_diffusers_clip_model_from_ldm(
+            CLIPTextModel, load_file(file), subfolder="text_encoder", config=str(tiny), local_files_only=True
+        ),
+    }
+    for component, load in LOADERS.items():
+        ours, theirs = load(checkpoint).state_dict(), reference[component].state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name].float()) for name in ours)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module."])
+def test_wrapped_names_are_unwrapped(tiny: Path, tmp_path: Path, cache: Path, wrapper: str) -> None:
+    file = as_single_file(tiny, tmp_path / "one.safetensors")
+    plain = converted_folder(file, cache, memory(cache), configs=tiny)
+    save_file({wrapper + name: tensor for name, tensor in load_file(file).items()}, file)
+    wrapped = converted_folder(file, cache, memory(cache), configs=tiny)
+    assert wrapped != plain
+    for component in STEMS:
+        assert find_weights(wrapped, component).read_bytes() == find_weights(plain, component).read_bytes()
+
+
+def refusal(path: Path, cache: Path) -> SdrtError:
+    """The error of a file that is refused by its own name, with nothing written."""
+    with pytest.raises(SdrtError) as caught:
+        open_checkpoint(str(path), cache=cache)
+    assert not cache.exists()
+    assert str(path) in caught.value.message
+    assert str(cache) not in caught.value.message + caught.value.hint
+    return caught.value
+
+
+UNET = "model.diffusion_model."
+TEXT = "cond_stage_model.transformer.text_model."
+LAYER = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+V1 = "expected Stable Diffusion v1"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"conditioner.embedders.1.model.x": (1,)}, "is Stable Diffusion XL; expected Stable Diffusion v1"),
-        ({"cond_stage_model.model.token_embedding.weight": (1,)}, "is Stable Diffusion v2"),
-        ({"joint_blocks.0.x": (1,)}, "is Stable Diffusion 3"),
-        ({"double_blocks.0.x": (1,)}, "is Flux"),
-        ({"lora_unet_down_blocks.lora_up.weight": (1,)}, "is a LoRA"),
-        ({"control_model.x": (1,)}, "is a ControlNet"),
-        ({"model.diffusion_model.input_blocks.0.0.weight": (32, 9, 3, 3)}, "is an inpainting checkpoint"),
-        ({"model.diffusion_model.input_blocks.0.0.weight": (32, 8, 3, 3)}, "is an image-editing (pix2pix) checkpoint"),
-        ({"ztsnr": (0,)}, "zero-terminal-SNR"),
-        ({"cond_stage_model.": None}, "has no text_encoder"),
-        ({"model.diffusion_model.": None}, "has no unet"),
-        ({"first_stage_model.": None}, "has no vae"),
+        ({"conditioner.embedders.1.model.x": (1,)}, f"is Stable Diffusion XL; {V1}"),
+        ({"cond_stage_model.model.token_embedding.weight": (1,)}, f"is Stable Diffusion v2; {V1}"),
+        ({"joint_blocks.0.x": (1,)}, f"is Stable Diffusion 3; {V1}"),
+        ({"double_blocks.0.x": (1,)}, f"is Flux or a model like it; {V1}"),
+        ({"lora_unet_down_blocks.lora_up.weight": (1,)}, "holds a LoRA beside the checkpoint"),
+        ({LAYER.replace(".weight", ".lora_A.weight"): (4, 320)}, "holds a LoRA beside the checkpoint"),
+        ({"control_model.x": (1,)}, "holds a ControlNet beside the checkpoint"),
+        ({f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)}, f"is an inpainting checkpoint; {V1}"),
+        ({f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)}, f"is an image-editing (pix2pix) checkpoint; {V1}"),
+        ({f"{UNET}time_embed.cond_proj.weight": (320, 256)}, f"is a latent consistency model (LCM); {V1}"),
+        ({"ztsnr": (0,)}, "asks for a zero-terminal-SNR noise schedule (ztsnr)"),
+        ({"edm_vpred.sigma_max": (1,)}, "asks for EDM's noise levels (edm_vpred.sigma_max)"),
+        ({f"{LAYER}.absmax": (1,)}, "has tensors of a quantised copy of the weights (scales and tables)"),
+        ({"scaled_fp8": (2,)}, "has tensors of a quantised copy"),
+        (
+            {"cond_stage_model.": None},
+            "has no text_encoder: no tensor's name starts with cond_stage_model.transformer.",
+        ),
+        ({UNET: None}, "has no unet: no tensor's name starts with model.diffusion_model."),
+        ({"first_stage_model.": None}, "has no vae: no tensor's name starts with first_stage_model. or vae."),
+        ({UNET: None, "first_stage_model.": None}, f"is a text encoder alone; {V1}"),
+        ({UNET: None, "cond_stage_model.": None}, f"is a VAE alone; {V1}"),
+        ({"cond_stage_model.": None, "first_stage_model.": None}, f"is a UNet alone; {V1}"),
+        ({"": None}, "holds no tensors"),
+        ({"": None, "resnet.layer.0.weight": (3,)}, "has no layout that is known"),
+        ({f"{UNET}extra.weight": (3,)}, "Stable Diffusion v1's unet has no tensor model.diffusion_model.extra.weight"),
+        ({f"{UNET}extra.{part}": (3,) for part in "ab"}, "no tensor model.diffusion_model.extra.a and 1 more"),
+        ({f"{TEXT}encoder.layers.12.layer_norm1.bias": (768,)}, f"text_encoder has no tensor {TEXT}encoder.layers.12"),
+        (
+            {f"{UNET}out.2.bias": None},
+            "lacks 1 of the unet's 686 tensors; the first is model.diffusion_model.out.2.bias",
+        ),
+        ({f"{TEXT}encoder.layers.11.": None}, "lacks 16 of the text_encoder's 196 tensors"),
+        ({f"{TEXT}embeddings.token_embedding.weight": (49409, 768)}, "has shape [49409, 768]; Stable Diffusion v1 has"),
+        ({LAYER: (320, 320, 1, 1)}, f"{LAYER} has shape [320, 320, 1, 1]; Stable Diffusion v1 has [320, 320]"),
+        ({"cond_stage_model.transformer.final_layer_norm.weight": (768,)}, "are the same tensor under two names"),
+        ({LAYER: ("F8_E4M3", (320, 320))}, f"{LAYER} is F8_E4M3; expected F32, F16, BF16, F64"),
+        ({LAYER: ("I8", (320, 320))}, f"{LAYER} is I8; expected"),
     ],
 )
-def test_what_is_not_stable_diffusion_v1_is_refused(
-    file: Path, cache: Path, change: dict[str, Any], reason: str
-) -> None:
-    tensors = load_file(file)
-    for name, shape in change.items():
-        if shape is None:
+def test_the_header_alone_refuses(tmp_path: Path, cache: Path, change: dict[str, Any], reason: str) -> None:
+    tensors = v1_tensors()
+    for name, entry in change.items():
+        if entry is None:
             tensors = {key: value for key, value in tensors.items() if not key.startswith(name)}
         else:
-            tensors[name] = torch.zeros(shape)
-    save_file(tensors, file)
-    with pytest.raises(CheckpointError, match=re.escape(reason)):
-        open_checkpoint(str(file), cache=cache)
-    assert not (cache / "single-file").exists()
+            tensors[name] = entry if isinstance(entry[0] if entry else 0, str) else ("F32", entry)
+    error = refusal(write_sparse(tmp_path / "My Model v2.SAFETENSORS", tensors), cache)
+    assert error.exit_code == 3
+    assert reason in error.message
+
+
+HARMLESS: Tensors = {
+    f"{TEXT}embeddings.position_ids": ("I64", (1, 77)),
+    "cond_stage_model.transformer.embeddings.position_ids": ("F16", (1, 77)),
+    "cond_stage_model.transformer.text_projection.weight": ("F32", (768, 768)),
+    "cond_stage_model.transformer.vision_model.post_layernorm.weight": ("F32", (1024,)),
+    "cond_stage_model.logit_scale": ("F32", ()),
+    "model_ema.decay": ("F32", ()),
+    "model_ema.num_updates": ("I32", ()),
+    "model_ema.diffusion_modelinput_blocks00weight": ("F32", (320, 4, 3, 3)),
+    "first_stage_model.loss.discriminator.main.0.weight": ("F32", (64, 3, 4, 4)),
+    "betas": ("F64", (1000,)),
+    "alphas_cumprod": ("F16", (1000,)),
+    "sqrt_one_minus_alphas_cumprod": ("F32", (1000,)),
+    "global_step": ("I64", ()),
+    "embedding_manager.string_to_param_dict.x": ("F32", (1, 768)),
+    "first_stage_model.quant_conv.weight": ("F64", (8, 8, 1, 1)),
+    "first_stage_model.encoder.mid.attn_1.q.weight": ("BF16", (512, 512)),
+}
+
+
+def test_the_header_alone_accepts_what_is_harmless(tmp_path: Path) -> None:
+    plain = write_sparse(tmp_path / "plain.safetensors", v1_tensors("F32"))
+    with_extra = write_sparse(tmp_path / "extra.safetensors", v1_tensors() | HARMLESS)
+    assert plan(with_extra, read_header(with_extra)) == plan(plain, read_header(plain))
 
 
 def test_other_widths_than_v1s_are_refused_since_a_single_file_has_no_configs(file: Path, cache: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"input_blocks.0.0.weight has shape \[32, 4, 3, 3\]; .* \[320, 4, 3, 3\]"
-    ):
-        open_checkpoint(str(file), cache=cache)
-    assert not (cache / "single-file").exists()
+    error = refusal(file, cache)
+    assert re.search(r"input_blocks.0.0.weight has shape \[32, 4, 3, 3\]; .* \[320, 4, 3, 3\]", error.message)
+    assert "as a folder in the diffusers layout" in error.hint
 
 
-def test_tensors_that_come_to_one_name_are_refused(file: Path, tiny: Path, cache: Path) -> None:
-    tensors = load_file(file)
-    tensors["cond_stage_model.transformer.final_layer_norm.weight"] = torch.zeros(32)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_no_numbers_leave_nothing_behind(
+    file: Path, tiny: Path, cache: Path, dtype: torch.dtype, value: float
+) -> None:
+    tensors, name = load_file(file), "first_stage_model.decoder.conv_out.bias"
+    tensors[name] = tensors[name].to(dtype)
+    tensors[name][1] = value
     save_file(tensors, file)
-    with pytest.raises(CheckpointError, match="comes to the same tensor as another"):
+    with pytest.raises(CheckpointError) as caught:
         converted_folder(file, cache, memory(cache), configs=tiny)
-    assert [path.name for path in (cache / "single-file").iterdir()] == [
-        path.name for path in (cache / "single-file").glob("*.lock")
-    ]
+    assert caught.value.message == f"{file}: {name} holds NaN or Inf"
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+
+
+def test_float64_beyond_float32_is_refused(file: Path, tiny: Path, cache: Path) -> None:
+    tensors, name = load_file(file), "first_stage_model.decoder.conv_out.bias"
+    tensors[name] = tensors[name].double() + 1e300
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match="holds NaN or Inf"):
+        converted_folder(file, cache, memory(cache), configs=tiny)
 
 
 def test_lock_that_never_frees(file: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
