@@ -28,7 +28,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "torch": ("export",),
     "diffusers": ("export",),
     "transformers": ("export",),
-    "onnx": ("export", "plot", "rtx", "trt"),
+    "onnx": ("export", "gpu", "plot", "rtx", "trt"),
     "polygraphy": ("compare",),
     "scipy": ("compare", "dev"),
 }

@@ -1,4 +1,4 @@
-"""ONNX Runtime: for the CPU the optimised graph, so that opening it optimises nothing; for a GPU the graph as is."""
+"""ONNX Runtime: for the CPU the optimised graph, so that opening it optimises nothing; for a GPU a rewritten one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdrt.bundle import ComponentName
 from sdrt.engines.builders.base import Builder, Compiled, ComponentJob
+from sdrt.engines.builders.onnxruntime_gpu import OPSET, gpu_graph
 from sdrt.engines.recipe import Recipe
 from sdrt.engines.request import Provider
 from sdrt.files import disk_errors
@@ -45,13 +46,13 @@ class OnnxRuntimeBuilder(Builder):
         return {"machine": platform.machine(), "simd": simd_width()}
 
     def options(self, component: ComponentName, provider: Provider = "cpu") -> dict[str, str]:
-        """The provider, where it is not the CPU's."""
-        return {} if provider == "cpu" else {"provider": provider}
+        """Return the provider and the opset of its graphs; nothing for the CPU."""
+        return {} if provider == "cpu" else {"provider": provider, "opset": str(OPSET)}
 
     def compile(self, job: ComponentJob, folder: Path) -> Compiled:
         """Save the optimised graph, large weights beside it."""
         if "provider" in job.options:
-            return _copied(job, folder)
+            return _rewritten(job, folder)
         import onnxruntime
 
         from sdrt.runtime.backends.onnxruntime import ERRORS
@@ -77,10 +78,11 @@ class OnnxRuntimeBuilder(Builder):
         return Compiled(GRAPH, WEIGHTS if (folder / WEIGHTS).exists() else None)
 
 
-def _copied(job: ComponentJob, folder: Path) -> Compiled:
-    """The bundle's own graph and weights: what the CPU's optimiser makes of them no GPU provider takes."""
+def _rewritten(job: ComponentJob, folder: Path) -> Compiled:
+    """Write the graph that GPU providers take, which they optimise when it is opened, and the weights as they are."""
+    model = gpu_graph(job.graph)
     with disk_errors(folder):
-        shutil.copyfile(job.graph, folder / GRAPH)
+        (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
         if job.spec.weights is None:
             return Compiled(GRAPH)
         # The graph refers to its weights by this name.

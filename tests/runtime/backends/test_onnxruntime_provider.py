@@ -13,6 +13,7 @@ import pytest
 from sdrt import Pipeline
 from sdrt.bundle import Bundle
 from sdrt.engines.build import build_key, build_to
+from sdrt.engines.builders.onnxruntime_gpu import OPSET, gpu_graph
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from sdrt.prepare import Source, prepare
@@ -85,16 +86,19 @@ def test_a_provider_is_part_of_the_key_and_the_cpus_key_is_as_before(hand_bundle
     keys = {p: build_key(hand_bundle, BuildRequest("onnxruntime", provider=p)) for p in ("cpu", *GPU)}  # type: ignore[arg-type]
     assert len({key.digest for key in keys.values()}) == 3
     assert keys["cpu"].options == {}
-    assert keys["cuda"].options["unet.provider"] == "cuda"
+    assert {name: keys["cuda"].options[f"unet.{name}"] for name in ("provider", "opset")} == {
+        "provider": "cuda",
+        "opset": str(OPSET),
+    }
 
 
 @pytest.mark.parametrize("provider", GPU)
-def test_a_set_for_a_gpu_holds_the_bundles_graph_and_runs_on_its_provider(
+def test_a_set_for_a_gpu_holds_the_graph_that_its_providers_take_and_runs_there(
     build_for: Callable[[Any], Any], hand_bundle: Bundle, gpu_build: list[dict[str, Any]], provider: str
 ) -> None:
     engines = build_for(provider)
     graph = engines.path / engines.component("vae_decoder").file
-    assert graph.read_bytes() == hand_bundle.graph("vae_decoder").read_bytes()
+    assert graph.read_bytes() == gpu_graph(hand_bundle.graph("vae_decoder")).SerializeToString(deterministic=True)
     with open_engine(engines, "vae_decoder") as engine:
         engine.run(**feeds("vae_decoder", 2))
     assert gpu_build == [{"providers": PROVIDERS[provider], "fallback refused": True}]
