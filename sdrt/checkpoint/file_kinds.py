@@ -19,8 +19,9 @@ INNER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
 FIRST_LAYERS = ("input_blocks.0.0.weight", "conv_in.weight")
 #: Names of a cross-attention's keys, by layout; what they read tells the text encoders apart.
 CROSS_ATTENTIONS = re.compile(r"(^|\.)(input_blocks|down_blocks|middle_block|mid_block)\..*\.attn2\.to_k\.weight")
-# No library makes longer names; matching a pattern may take the square of the length.
-_LONGEST_NAME = 500
+# No library makes longer names, nor more in a file of this family; matching takes time with both.
+_LONGEST_NAME = 250
+MOST_TENSORS = 20_000
 
 WITHOUT_HINT = "give the checkpoint without it, or with it merged in"
 WHOLE_HINT = "give a whole checkpoint: text encoder, UNet and VAE in one file"

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from sdrt.checkpoint.clip_vocabulary import SD_V1, write_clip_tokenizer
 from sdrt.checkpoint.configs import V1_HINT, read_json
 from sdrt.checkpoint.digests import DigestMemory
-from sdrt.checkpoint.file_kinds import WHOLE_HINT, WITHOUT_HINT, other_kind, partial_kind
+from sdrt.checkpoint.file_kinds import MOST_TENSORS, WHOLE_HINT, WITHOUT_HINT, other_kind, partial_kind
 from sdrt.checkpoint.ldm_names import NAMES, PREFIXES, split_name
 from sdrt.checkpoint.ldm_shapes import SHAPES
 from sdrt.checkpoint.misplaced import pipeline_folder
@@ -114,8 +114,10 @@ def check_kind(path: Path, header: Header) -> None:
     Raises:
         CheckpointError: It is something else; the message says what, where it is known.
     """
-    if not header.tensors:
-        raise CheckpointError(f"{path} holds no tensors", hint=WHOLE_HINT)
+    count = len(header.tensors)
+    if not 0 < count <= MOST_TENSORS:
+        held = f"{count:,} tensors; a checkpoint has at most {MOST_TENSORS:,}" if count else "no tensors"
+        raise CheckpointError(f"{path} holds {held}", hint=WHOLE_HINT)
     tensors = {unwrapped(name): entry for name, entry in header.tensors.items()}
     components = {split_name(name)[0] for name in tensors} - {""}
     kind = other_kind(tensors)
@@ -124,7 +126,7 @@ def check_kind(path: Path, header: Header) -> None:
     if kind is not None:
         if kind.adapter and components == PREFIXES.keys():
             raise CheckpointError(f"{path} holds {kind.what} beside the checkpoint", hint=WITHOUT_HINT)
-        folder = pipeline_folder(path)
+        folder = None if kind.adapter else pipeline_folder(path)
         hint = f"give the folder it belongs to: {folder}" if folder else kind.hint
         raise CheckpointError(f"{path} is {kind.what}; expected Stable Diffusion v1", hint=hint)
     if not components:

@@ -8,6 +8,7 @@ import pytest
 
 from sdrt.checkpoint import open_checkpoint
 from sdrt.errors import CheckpointError, SdrtError, UsageError
+from tests.checkpoint.sparse_file import write_sparse
 
 
 def refusal(source: str | Path, cache: Path) -> SdrtError:
@@ -34,6 +35,13 @@ def test_a_part_of_a_folder_names_the_folder(tiny: Path, cache: Path, part: str)
     error = refusal(tiny / part, cache)
     assert (error.exit_code, error.hint) == (3, f"give the folder it belongs to: {tiny}")
     assert str(tiny / part) in error.message
+
+
+def test_a_lora_beside_a_checkpoint_is_not_taken_for_a_part_of_it(copy: Path, cache: Path) -> None:
+    path = write_sparse(copy / "pytorch_lora_weights.safetensors", {"unet.conv_in.lora_A.weight": ("F32", (4, 4))})
+    error = refusal(path, cache)
+    assert "is a LoRA" in error.message
+    assert "pipe.fuse_lora()" in error.hint
 
 
 def test_a_folder_around_the_checkpoint_names_it(copy: Path, cache: Path) -> None:

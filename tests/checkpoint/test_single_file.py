@@ -188,6 +188,7 @@ V1 = "expected Stable Diffusion v1"
         ({UNET: None, "cond_stage_model.": None}, f"is a VAE alone; {V1}"),
         ({"cond_stage_model.": None, "first_stage_model.": None}, f"is a UNet alone; {V1}"),
         ({"": None}, "holds no tensors"),
+        ({str(number): (0,) for number in range(20_001)}, "tensors; a checkpoint has at most 20,000"),
         ({"": None, "resnet.layer.0.weight": (3,)}, "has no layout that is known"),
         ({f"{UNET}extra.weight": (3,)}, "Stable Diffusion v1's unet has no tensor model.diffusion_model.extra.weight"),
         ({f"{UNET}extra.{part}": (3,) for part in "ab"}, "no tensor model.diffusion_model.extra.a and 1 more"),
