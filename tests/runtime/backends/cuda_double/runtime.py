@@ -244,6 +244,7 @@ class CudaDouble:
 
     def cudaStreamQuery(self, stream: Any) -> Status:
         if self._spoil_capture():
+            self.calls.append("cudaStreamQuery")
             return self._failed("cudaErrorStreamCaptureUnsupported")
         on = self.stream_of(stream)
         if self._sticky is None and on.queue:
