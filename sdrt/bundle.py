@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdrt.errors import ArtefactError, BundleError, SdrtError, TrustError, UsageError
-from sdrt.files import canonical_json, path_inside, sha256_bytes, sha256_file
+from sdrt.files import canonical_json, path_inside, sha256_bytes, sha256_file, system_errors, unreadable, utf8_path
 from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE
 
 SCHEMA_VERSION = 1
@@ -184,7 +186,7 @@ def read_versioned(path: Path, kind: type[SdrtError], *, limit_bytes: int, newes
         data = path.read_bytes()
         version = json.loads(data).get("schema_version")
     except OSError as error:
-        raise kind(f"cannot read {path}: {error.strerror}", hint=hint) from error
+        raise unreadable(path, error, kind, hint=hint) from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise kind(f"{path} is not a JSON object", hint=hint) from error
     if isinstance(version, int) and version > newest:
@@ -262,12 +264,14 @@ class Bundle:
     digest: str
 
     @classmethod
+    @system_errors()
     def open(cls, path: Path, *, verify: bool = False) -> Bundle:
         """Open a bundle folder; check the manifest, every size, every graph's digest, and with ``verify`` all digests.
 
         Raises:
             BundleError: The manifest or a file is missing or malformed.
             TrustError: A digest or size does not match, or a path leaves the folder.
+            ResourceError: A file cannot be read, for want of permission for one.
         """
         data = read_manifest(path, BundleError)
         manifest = parse_manifest(path, data, Manifest, BundleError)
@@ -301,9 +305,16 @@ class Bundle:
         """
         from sdrt.graphs.validate import validate_once
 
-        path = self.path / self.component(component).graph
+        relative = self.component(component).graph
         validate_once(self)
-        return path
+        return self._utf8_path / relative
+
+    @cached_property
+    def _utf8_path(self) -> Path:
+        """The folder by a path that libraries take, for as long as this value lives."""
+        held = ExitStack()
+        weakref.finalize(self, held.close)
+        return held.enter_context(utf8_path(self.path))
 
     def verify_weights(self) -> None:
         """Hash every file against the manifest.

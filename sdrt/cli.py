@@ -15,7 +15,9 @@ import click
 
 from sdrt import __version__
 from sdrt.errors import SdrtError
+from sdrt.files import system_error
 from sdrt.interruption import EXIT_INTERRUPTED, interruptible
+from sdrt.streams import check_stdout, guarded_streams
 from sdrt.terminal import printable
 
 EXIT_RESOURCE = 6
@@ -70,7 +72,7 @@ def cli(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with interruptible():
+    with guarded_streams(), interruptible():
         code = _run(words)
     sys.exit(code)
 
@@ -82,15 +84,13 @@ LEAST_MEMORY_BYTES = 64 << 20
 def _run(words: list[str]) -> int:
     """Run the words; give the exit code and say errors in one line."""
     try:
+        check_stdout()
         # pydantic and tokenizers, written in Rust, end the process where they find no memory: so it is asked for first.
         mmap.mmap(-1, LEAST_MEMORY_BYTES).close()
         code = cli.main(words, prog_name="sdrt", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SdrtError as error:
-        if "--debug" in words[:1]:
-            traceback.print_exc()
-        _complain(error.message, error.hint)
-        return error.exit_code
+        return _end(error, words)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return error.exit_code
@@ -108,11 +108,25 @@ def _run(words: list[str]) -> int:
             raise
         click.echo("sdrt: interrupted", err=True)
         return EXIT_INTERRUPTED
-    except (MemoryError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+    except MemoryError:
+        return _out_of_memory()
+    except OSError as error:
+        if error.errno is None:
             raise
-        _complain("out of memory", "ask for fewer pictures at once, or give the process more memory")
-        return EXIT_RESOURCE
+        return _out_of_memory() if error.errno == errno.ENOMEM else _end(system_error(error), words)
+
+
+def _end(error: SdrtError, words: list[str]) -> int:
+    """Say an error, with the traceback of what is being handled where --debug asks for it; give its exit code."""
+    if "--debug" in words[:1]:
+        traceback.print_exc()
+    _complain(error.message, error.hint)
+    return error.exit_code
+
+
+def _out_of_memory() -> int:
+    _complain("out of memory", "ask for fewer pictures at once, or give the process more memory")
+    return EXIT_RESOURCE
 
 
 def _complain(message: str, hint: str) -> None:

@@ -151,13 +151,19 @@ def shelf(store: Store) -> dict[str, Any]:
     except SdrtError as error:
         problem = f"{error.message} ({error.hint})"
     place = store.root
-    while not place.exists():
+    while not os.path.exists(place):  # noqa: PTH110  # where there is no permission, nothing is there
         place = place.parent
     if problem is None and not os.access(place, os.W_OK):
         problem = f"no permission to write in {place} (choose another with --store)"
+    size_bytes = None
+    if problem is None:
+        try:
+            size_bytes = sum(entry.size_bytes for entry in store.entries())
+        except SdrtError as error:
+            problem = f"{error.message} ({error.hint})"
     return {
         "path": str(store.root),
         "free_bytes": shutil.disk_usage(place).free,
-        "size_bytes": sum(entry.size_bytes for entry in store.entries()) if problem is None else None,
+        "size_bytes": size_bytes,
         "problem": problem,
     }

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from sdrt.errors import ResourceError, TrustError
+from sdrt.errors import ResourceError, SdrtError, TrustError
 from sdrt.parts import ASIDE_PREFIX, PART_PREFIX, owner_name, remove, sweep, try_exclusive
 
 #: How the names of folders begin in which something lies for a while: what is written there goes by TMPDIR.
@@ -30,8 +30,38 @@ READ_BYTES = 1 << 18
 #: What to do where another place would not help.
 NO_PLACE_HINTS = {
     errno.EMFILE: "allow the process more open files, by ulimit -n",
+    errno.ENFILE: "close programs that hold many files open",
     errno.ENOMEM: "free memory, or ask for less at once",
+    errno.EIO: "check the disk, or copy what can still be read to another",
+    errno.ESTALE: "mount the network file system again",
 }
+#: What the system refuses wherever a path is used, whatever lies there ...
+REFUSALS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would exceed the size limit",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EROFS: "the file system is read-only",
+    errno.EMFILE: "too many open files",
+    errno.ENFILE: "too many open files on this machine",
+    errno.ENOMEM: "out of memory",
+    errno.EIO: "the disk gives an error",
+    errno.ESTALE: "the network file system has lost it",
+    errno.ENOLCK: "the file system has no locks",
+    errno.ENOTSUP: "the file system cannot do that",
+}
+#: ... and what else stands in the way of writing.
+OBSTACLES = {
+    errno.ENOTDIR: "a file stands where a folder should be",
+    errno.EEXIST: "a file stands where a folder should be",
+    errno.EISDIR: "a folder stands where the file should be",
+    errno.ENAMETOOLONG: "the name is too long for the file system",
+}
+#: What says of a path that nothing lies there.
+NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+PERMISSION = (errno.EACCES, errno.EPERM)
+READ_HINT = "check the owner and mode of it and of the folders above it, or name another"
 # renameat2(2): change two names for each other, and what their file systems answer where they cannot.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
@@ -82,22 +112,7 @@ def disk_errors(path: Path, verb: str = "write", *, hint: str | None = None) -> 
     try:
         yield
     except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EFBIG: "the file would exceed the size limit",
-            errno.EACCES: "no permission",
-            errno.EPERM: "no permission",
-            errno.EROFS: "the file system is read-only",
-            errno.ENOTDIR: "a file stands where a folder should be",
-            errno.EEXIST: "a file stands where a folder should be",
-            errno.EISDIR: "a folder stands where the file should be",
-            errno.ENAMETOOLONG: "the name is too long for the file system",
-            errno.EMFILE: "too many open files",
-            errno.ENOMEM: "out of memory",
-            errno.ENOLCK: "the file system has no locks",
-            errno.ENOTSUP: "the file system cannot do that",
-        }
+        reasons = REFUSALS | OBSTACLES
         if error.errno not in reasons:
             raise
         reason = reasons[error.errno] + (f", at {_file_system(path)}" if error.errno in FULL else "")
@@ -105,6 +120,132 @@ def disk_errors(path: Path, verb: str = "write", *, hint: str | None = None) -> 
             temporary = any(part.startswith(TEMPORARY_PREFIX) for part in path.parts)
             hint = TEMPORARY_HINT if temporary else "free space, or choose another place with --store or --out"
         raise ResourceError(f"cannot {verb} {path}: {reason}", hint=NO_PLACE_HINTS.get(error.errno, hint)) from error
+
+
+def unreadable(path: Path, error: OSError, kind: type[SdrtError], *, hint: str, subject: str = "") -> SdrtError:
+    """Return the error to raise where an input cannot be read.
+
+    Args:
+        path: The file or folder.
+        error: What the system said.
+        kind: The class of the error where the path itself is wrong: nothing lies there, or something of another kind.
+        hint: What to do then.
+        subject: What the message begins with, as ``"--prompts: "``.
+
+    Returns:
+        A ResourceError where the system refuses to read what lies there, for want of permission for one.
+    """
+    if error.errno in REFUSALS:
+        refusal = NO_PLACE_HINTS.get(error.errno, READ_HINT)
+        return ResourceError(f"{subject}cannot read {path}: {REFUSALS[error.errno]}", hint=refusal)
+    return kind(f"{subject}cannot read {path}: {error.strerror}", hint=hint)
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Turn every error of the operating system into a ResourceError that names the file.
+
+    It stands around the entry points, for the calls below them that nothing else guards.
+
+    Raises:
+        ResourceError: No permission, a full disk, a working folder that is gone, and whatever else the system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Libraries raise OSErrors of their own, which have no number.
+        if error.errno is None:
+            raise
+        raise system_error(error) from error
+
+
+def system_error(error: OSError) -> ResourceError:
+    """Return the ResourceError that says what the system refused, and for which file."""
+    if error.errno == errno.ENOENT and working_folder_is_gone():
+        return ResourceError("the working folder is gone", hint="change to a folder that exists")
+    reasons = REFUSALS | OBSTACLES
+    reason = reasons.get(error.errno or 0, error.strerror or type(error).__name__)
+    hint = NO_PLACE_HINTS.get(error.errno or 0, READ_HINT)
+    if error.errno in FULL:
+        hint = "free space, or choose another place"
+    if isinstance(error.filename, str | bytes | os.PathLike):
+        return ResourceError(f"cannot use {os.fsdecode(error.filename)}: {reason}", hint=hint)
+    return ResourceError(f"the system refuses a file operation: {reason}", hint=hint)
+
+
+def working_folder_is_gone() -> bool:
+    """Whether the current folder was removed: then no relative path leads anywhere."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything lies at a path, links followed.
+
+    Raises:
+        ResourceError: The system does not say, for want of permission for one.
+    """
+    try:
+        path.stat()
+    except ValueError:
+        return False
+    except OSError as error:
+        if error.errno in NOTHING_THERE:
+            return False
+        raise unreadable(path, error, ResourceError, hint=READ_HINT) from error
+    return True
+
+
+def check_readable(path: Path) -> None:
+    """Raise ResourceError where something lies at a path that this process may not read.
+
+    Raises:
+        ResourceError: No permission, for it or for a folder above it.
+    """
+    if is_there(path) and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        raise unreadable(path, denied, ResourceError, hint=READ_HINT)
+
+
+@contextlib.contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """Give a path in UTF-8 to a file or folder, for libraries that take no other; it holds until the block ends.
+
+    That is the path itself wherever it is UTF-8. Else it leads through a folder that is held open (Linux's /proc).
+
+    Args:
+        path: A file or folder that exists, or a new file or folder whose own name is UTF-8.
+
+    Raises:
+        ResourceError: It cannot be opened.
+    """
+    if _is_utf8(str(path)):
+        yield path
+        return
+    # By its folder where possible: weights are looked for beside their graph.
+    opened, name = (path.parent, path.name) if _is_utf8(path.name) else (path, "")
+    with disk_errors(opened, "open", hint=READ_HINT):
+        handle = os.open(opened, os.O_RDONLY)
+    try:
+        yield Path(f"/proc/{os.getpid()}/fd/{handle}", name)
+    finally:
+        os.close(handle)
+
+
+def utf8_text(text: str) -> str:
+    r"""Return a file's name as text that JSON and UTF-8 can hold: other bytes are spelled out, as in ``mod\xe8le``."""
+    return os.fsencode(text).decode(errors="backslashreplace")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _file_system(path: Path) -> Path:
@@ -125,7 +266,7 @@ def temporary_folder() -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         with _temporary_errors():
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX))
-        yield Path(folder)
+        yield stack.enter_context(utf8_path(Path(folder)))
 
 
 def temporary_file() -> IO[bytes]:
@@ -171,7 +312,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         ResourceError: The place cannot be written; what was there stays.
     """
-    with disk_errors(path):
+    with system_errors(), disk_errors(path):
         sweep(path.parent)
         handle, name = tempfile.mkstemp(prefix=PART_PREFIX + owner_name(), dir=path.parent)
         part = Path(name)
@@ -204,9 +345,9 @@ def folder_published_as(path: Path, mode: int = 0o755) -> Iterator[Path]:
     Raises:
         ResourceError: The place cannot be written.
     """
-    # "." and ".." cannot be renamed by that name.
-    path = path.resolve() if path.name in ("", "..") else path.absolute()
-    with disk_errors(path):
+    with system_errors(), disk_errors(path):
+        # "." and ".." cannot be renamed by that name.
+        path = path.resolve() if path.name in ("", "..") else path.absolute()
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
         part = Path(tempfile.mkdtemp(prefix=PART_PREFIX + owner_name(), dir=path.parent))
@@ -281,6 +422,8 @@ def path_inside(folder: Path, relative: str) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         return folder / pure
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            raise unreadable(current, error, ResourceError, hint=hint) from error
         raise TrustError(f"{relative[:80]!r} is not the path of a file in {folder}", hint=hint) from error
     if not stat.S_ISREG(status.st_mode):
         raise TrustError(f"{current} is not a plain file", hint=hint)

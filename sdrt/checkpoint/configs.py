@@ -11,6 +11,7 @@ from typing import Any
 
 from sdrt.checkpoint.misplaced import folder_hint
 from sdrt.errors import CheckpointError
+from sdrt.files import unreadable
 from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE
 
 _SHORT = reprlib.Repr()
@@ -67,7 +68,7 @@ def read_json(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[str, An
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing", hint=hint) from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+        raise unreadable(path, error, CheckpointError, hint=hint) from error
     except UnicodeEncodeError as error:
         raise CheckpointError(f"{path} holds half a character (a lone surrogate)", hint=hint) from error
     except (ValueError, RecursionError) as error:

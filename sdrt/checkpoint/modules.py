@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sdrt.checkpoint.checkpoint import Checkpoint
 from sdrt.checkpoint.safetensors_header import read_header
 from sdrt.errors import CheckpointError
+from sdrt.files import utf8_path
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -113,7 +114,7 @@ def _load(module: Module, checkpoint: Checkpoint, component: str) -> Module:
     expected = module.state_dict()
     names = _match(path, component, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     tensors = {}
-    with safe_open(path, framework="pt") as file:
+    with utf8_path(path) as spelled, safe_open(spelled, framework="pt") as file:
         for name_in_file, name in names.items():
             tensor = file.get_tensor(name_in_file).to(torch.float32).reshape(expected[name].shape)
             _check_finite(f"{component}/{name_in_file}", tensor, path)

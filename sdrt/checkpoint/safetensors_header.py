@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrt.errors import CheckpointError
+from sdrt.files import unreadable
 
 HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
 DTYPE_BITS = {
@@ -84,7 +85,7 @@ def read_header(path: Path) -> Header:
             file.seek(8)
             raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}", hint="check the path and its mode") from error
+        raise unreadable(path, error, CheckpointError, hint="check the path and its mode") from error
     header = _parse(path, raw)
     metadata = _metadata(path, header.pop("__metadata__", {}))
     tensors = {name: _entry(path, name, value) for name, value in header.items()}

@@ -10,6 +10,7 @@ from sdrt.checkpoint.clip_vocabulary import SD_V1
 from sdrt.checkpoint.digests import DigestMemory
 from sdrt.checkpoint.misplaced import file_hint, is_safetensors_name, is_weights_name, nothing_hint
 from sdrt.errors import CheckpointError, TrustError, UsageError
+from sdrt.files import is_there, system_errors, utf8_text
 
 DEMO = "demo"
 #: The demo checkpoint, which ships with the package.
@@ -17,6 +18,7 @@ DEMO_FOLDER = SD_V1.parent / "demo-checkpoint"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+@system_errors()
 def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | None = None) -> Checkpoint:
     """Find a Stable Diffusion v1 checkpoint, check it and describe it; no weights are loaded.
 
@@ -31,13 +33,13 @@ def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | N
         UsageError: Nothing is there, or a revision was given for something that has none.
         CheckpointError: It is malformed, incomplete or not Stable Diffusion v1; or not to be had from the Hub.
         TrustError: It is pickled.
-        ResourceError: The cache cannot be written.
+        ResourceError: It cannot be read for want of permission, or the cache cannot be written.
         TimeLimitError: Another process holds the conversion of the same file for too long.
     """
     cache = _default_cache() if cache is None else cache
     memory = DigestMemory(cache / "digests.json")
     path = Path(source)
-    is_hub_id = source != DEMO and not path.exists() and HUB_ID.fullmatch(source) is not None
+    is_hub_id = source != DEMO and not is_there(path) and HUB_ID.fullmatch(source) is not None
     is_hub_id = is_hub_id and not is_weights_name(source)
     if revision is not None and not is_hub_id:
         hint = "leave out --revision, or give a Hub id such as org/name"
@@ -45,7 +47,7 @@ def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | N
     if source == DEMO:
         return read_checkpoint(DEMO_FOLDER, name=DEMO, memory=memory)
     if source and path.is_dir():
-        return read_checkpoint(path.absolute(), name=path.resolve().name, memory=memory)
+        return read_checkpoint(path.absolute(), name=utf8_text(path.resolve().name), memory=memory)
     if path.is_file():
         return _open_file(path, cache, memory)
     if is_hub_id:
@@ -64,7 +66,7 @@ def _open_file(path: Path, cache: Path, memory: DigestMemory) -> Checkpoint:
         raise TrustError(f"{path} is a pickle", hint=PICKLE_HINT)
     if not is_safetensors_name(path.name):
         raise CheckpointError(f"{path} is not a .safetensors file", hint=file_hint(path))
-    return read_checkpoint(converted_folder(path, cache, memory), name=path.stem, memory=memory)
+    return read_checkpoint(converted_folder(path, cache, memory), name=utf8_text(path.stem), memory=memory)
 
 
 def _default_cache() -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 from sdrt.checkpoint.clip_vocabulary import END, START, WORD_END, read_merges
 from sdrt.checkpoint.configs import read_json
 from sdrt.errors import CheckpointError
-from sdrt.files import sha256_file
+from sdrt.files import sha256_file, unreadable
 
 VOCABULARY_LIMIT_BYTES = 64 << 20
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -157,7 +157,7 @@ def _read_merges(path: Path) -> list[str]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing", hint=HINT) from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}", hint=HINT) from error
+        raise unreadable(path, error, CheckpointError, hint=HINT) from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text", hint=HINT) from error
 

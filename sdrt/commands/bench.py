@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdrt.commands.compare import check_folder
 from sdrt.commands.options import (
     BACKENDS,
     PRECISIONS,
@@ -18,12 +17,15 @@ from sdrt.commands.options import (
     file_option,
     folder_option,
     json_option,
+    output_folder_option,
     print_json,
+    print_text,
     revision_option,
     store_option,
     threads_option,
 )
 from sdrt.errors import UsageError
+from sdrt.files import utf8_text
 from sdrt.runtime.request import MAX_GUIDANCE_SCALE, MAX_STEPS
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class Options:
 )
 @click.option("--build-times", is_flag=True, help="Export and build once more from nothing, and time that.")
 @file_option("--against", "An earlier bench.json: mark what got slower by more than its spread.")
-@folder_option("--report", "Write bench.json, bench.md and roofline.svg here.")
+@output_folder_option("--report", "Write bench.json, bench.md and roofline.svg here.")
 @store_option
 @threads_option
 @json_option
@@ -127,8 +129,6 @@ def run(options: Options) -> None:
     from sdrt.bench.report import lines, write_report
     from sdrt.progress import for_terminal
 
-    if options.report is not None:
-        check_folder(options.report)
     asked, settings = _asked(options), _settings(options)
     earlier = read_bench(options.against) if options.against else None
     found = bench(asked, settings, for_terminal(), build_times=options.build_times)
@@ -142,7 +142,7 @@ def run(options: Options) -> None:
     for line in lines(found):
         click.echo(line)
     for path in written:
-        click.echo(f"written: {path}")
+        print_text(f"written: {path}")
 
 
 def command_line(options: Options) -> str:
@@ -155,7 +155,7 @@ def command_line(options: Options) -> str:
             words += [option] if value else []
         elif value not in (None, ""):
             words += [option, str(value)]
-    return shlex.join(words)
+    return utf8_text(shlex.join(words))
 
 
 def _asked(options: Options) -> Asked:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sdrt.bundle import DEEPCACHE
-from sdrt.commands.export import COMPONENTS, check_free
+from sdrt.commands.export import COMPONENTS
 from sdrt.commands.options import (
     BACKENDS,
     PRECISIONS,
     backend_option,
     checkpoint_option,
-    folder_option,
     json_option,
+    output_folder_option,
     precision_option,
     print_json,
+    print_text,
     provider_option,
     revision_option,
     size_text,
@@ -26,6 +27,7 @@ from sdrt.commands.options import (
     threads_option,
     token_merging_option,
 )
+from sdrt.commands.paths import InputName, InputPath, check_free
 from sdrt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @click.command("build")
-@click.argument("bundle", required=False, type=click.Path(path_type=Path, file_okay=False))
+@click.argument("bundle", required=False, type=InputPath(folder=True))
 @checkpoint_option
 @revision_option
 @backend_option(("auto", *BACKENDS), "auto")
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Build only these (repeatable).",
 )
-@click.option("--recipe", metavar="NAME|FILE", help="How TensorRT builds.  [default: sd-v1-default]")
+@click.option("--recipe", type=InputName(), metavar="NAME|FILE", help="How TensorRT builds.  [default: sd-v1-default]")
 @click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change the recipe: targets=sm86,sm89 (repeatable)."
 )
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 @click.option("--deepcache", is_flag=True, help="With what sdrt denoise --deepcache runs, in the UNet's place.")
 @token_merging_option
 @store_option
-@folder_option("--out", "Write a portable engine set here instead of into the store.")
+@output_folder_option("--out", "Write a portable engine set here instead of into the store.")
 @click.option("--force", is_flag=True, help="Replace --out when it is a folder that is not empty.")
 @json_option
 def command(
@@ -130,7 +132,7 @@ def _print(engines: EngineSet) -> None:
         size, peak = size_text(component.size_bytes), component.peak_memory_bytes
         memory = f", {size_text(peak)} of memory" if peak is not None else ""
         click.echo(f"{part:18}{component.precision:6}{component.seconds:8.1f} s {size:>10}{memory}")
-    click.echo(f"{engines.path} (digest {engines.digest})")
+    print_text(f"{engines.path} (digest {engines.digest})")
 
 
 def facts(engines: EngineSet) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,16 @@ from sdrt.commands.options import (
     Number,
     backend_option,
     file_option,
-    folder_option,
     json_option,
+    output_folder_option,
     precision_option,
     print_json,
+    print_text,
     revision_option,
     store_option,
     threads_option,
 )
+from sdrt.commands.paths import InputName, InputPath
 from sdrt.errors import BackendUnavailableError, NumericError, UsageError
 from sdrt.runtime.request import MAX_STEPS
 from sdrt.terminal import printable
@@ -62,9 +63,12 @@ class Options:
 
 
 @click.command("compare")
-@click.argument("folder", required=False, type=click.Path(path_type=Path, file_okay=False), metavar="[BUNDLE|ENGINES]")
+@click.argument("folder", required=False, type=InputPath(folder=True), metavar="[BUNDLE|ENGINES]")
 @click.option(
-    "--checkpoint", metavar="C", help="The reference: a folder, a file, a Hub id, or demo.  [default: what it is from]"
+    "--checkpoint",
+    type=InputName(),
+    metavar="C",
+    help="The reference: a folder, a file, a Hub id, or demo.  [default: what it is from]",
 )
 @revision_option
 @backend_option(("auto", *BACKENDS), "auto")
@@ -76,7 +80,7 @@ class Options:
 @file_option("--tolerances", "Tolerances that stand in place of ours, as TOML.")
 @click.option("--bisect", is_flag=True, help="Find the first tensor that departs in a component that fails.")
 @file_option("--against", "An earlier comparison.json: say what moved since.")
-@folder_option("--report", "Write report.html, comparison.json and contact-sheet.png here.")
+@output_folder_option("--report", "Write report.html, comparison.json and contact-sheet.png here.")
 @click.option(
     "--save-tensors", is_flag=True, help="Add inputs and PyTorch's outputs to the report, for polygraphy run."
 )
@@ -101,8 +105,6 @@ def run(options: Options) -> None:
         check_self_test(options)
     if options.save_tensors and options.report is None:
         raise UsageError("--save-tensors adds to the report, and none is asked for", hint="add --report DIR")
-    if options.report is not None:
-        check_folder(options.report)
     try:
         from sdrt.compare.compare import check_faults, compare
     except ModuleNotFoundError as error:
@@ -133,7 +135,7 @@ def run(options: Options) -> None:
         for line in table(comparison):
             click.echo(printable(line))
         if report is not None:
-            click.echo(f"report: {report}")
+            print_text(f"report: {report}")
     _end(comparison)
 
 
@@ -156,24 +158,6 @@ def check_self_test(options: Options) -> None:
     for name in (name for name, there in given.items() if there):
         hint = f"leave {name} out; it finds faults in a bundle's fp32 graphs as ONNX Runtime runs them, and says which"
         raise UsageError(f"--self-test does not go with {name}", hint=hint)
-
-
-def check_folder(folder: Path) -> None:
-    """Hold that a report can be written, before hours may go into it; nothing is made yet.
-
-    Raises:
-        UsageError: It stands in a file, in a folder that is not writable, or its name is too long.
-    """
-    place = folder.absolute()
-    try:
-        while not place.exists():
-            place = place.parent
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--report: {str(folder)!r} is not a usable path", hint="choose another folder") from error
-    if not place.is_dir():
-        raise UsageError(f"--report: {place} is a file", hint="name a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(f"--report: no permission to write in {place}", hint="choose another folder")
 
 
 def _what(options: Options) -> Asked:

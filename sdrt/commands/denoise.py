@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from sdrt.commands.options import (
     file_option,
     folder_option,
     json_option,
+    output_file_option,
+    output_folder_option,
     precision_option,
     print_json,
     provider_option,
@@ -27,6 +28,7 @@ from sdrt.commands.options import (
     threads_option,
     token_merging_option,
 )
+from sdrt.commands.paths import OutputFile, check_empty, check_writable
 from sdrt.errors import UsageError
 from sdrt.runtime.request import (
     DEFAULT_GUIDANCE_SCALE,
@@ -149,17 +151,17 @@ class Options:
 @precision_option(PRECISIONS)
 @provider_option
 @file_option("--latents", "Unit noise to start from, an .npy of [n,4,64,64].")
-@file_option("--save-latents", "Write the final latents, before the scaling factor, as .npy.")
+@output_file_option("--save-latents", "Write the final latents, before the scaling factor, as .npy.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     default="picture.png",
     show_default=True,
     metavar="FILE.png",
     help="The picture.",
 )
 @click.option("--preview", is_flag=True, help="Show what is being drawn, where the terminal can.")
-@folder_option("--preview-dir", "Write what is being drawn after each step into this empty or new folder.")
+@output_folder_option("--preview-dir", "Write what is being drawn after each step into this empty or new folder.")
 @file_option("--from", "Repeat a picture that sdrt wrote.", "repeat")
 @store_option
 @click.option(
@@ -201,8 +203,6 @@ def run(options: Options) -> None:
 
         run_prompts(options)
         return
-    if options.save_latents:
-        check_writable("--save-latents", options.save_latents)
     if options.preview_dir:
         check_empty("--preview-dir", options.preview_dir)
     progress = for_terminal()
@@ -254,46 +254,9 @@ def check_together(options: Options) -> None:
 
 
 def check_png(path: Path) -> None:
-    """Hold that a picture can be written.
-
-    Raises:
-        UsageError: It is not named .png, or its folder is missing or not writable.
-    """
+    """Raise UsageError unless a path is named .png."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"--out: {str(path)!r} does not end in .png", hint="pictures are written as PNG")
-    check_writable("--out", path)
-
-
-def check_writable(option: str, path: Path) -> None:
-    """Hold that a file can be written or replaced.
-
-    Raises:
-        UsageError: Its folder is missing or not writable, its name too long, or it is a folder itself.
-    """
-    try:
-        if not path.parent.is_dir():
-            raise UsageError(f"{option}: there is no folder {path.parent}", hint="make the folder first")
-        if len(os.fsencode(path.name)) > os.pathconf(path.parent, "PC_NAME_MAX"):
-            raise UsageError(f"{option}: the name is too long for the file system", hint="choose a shorter name")
-        if path.is_dir():
-            raise UsageError(f"{option}: {path} is a folder", hint="name a file")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{option}: {str(path)!r} is not a usable path", hint="choose another file") from error
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{option}: no permission to write in {path.parent}", hint="choose another folder")
-
-
-def check_empty(option: str, folder: Path) -> None:
-    """Hold that files can be written into a folder that is empty or not there yet.
-
-    Raises:
-        UsageError: Its parent is missing, it is not empty, or there is no permission.
-    """
-    check_writable(option, folder / "step-0001.png" if folder.is_dir() else folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f"{option}: {folder} is not empty", hint="name an empty folder, or one that is not there yet")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{option}: {folder} is a file", hint="name a folder")
 
 
 def _request(options: Options, record: dict[str, Any] | None) -> Request:

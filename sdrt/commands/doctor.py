@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sdrt.commands.options import json_option, print_json, size_text, store_option
+from sdrt.commands.options import json_option, print_json, print_text, size_text, store_option
 
 
 @click.command("doctor")
@@ -23,7 +23,7 @@ def command(store: Path | None, as_json: bool) -> None:
         print_json(found)
         return
     for line in lines(found):
-        click.echo(line)
+        print_text(line)
 
 
 def lines(found: dict[str, Any]) -> list[str]:

@@ -11,13 +11,15 @@ import click
 from sdrt.bundle import check_token_merging
 from sdrt.commands.options import (
     checkpoint_option,
-    folder_option,
     json_option,
+    output_folder_option,
     print_json,
+    print_text,
     revision_option,
     size_text,
     token_merging_option,
 )
+from sdrt.commands.paths import check_free
 from sdrt.errors import UsageError
 from sdrt.files import disk_errors
 
@@ -30,7 +32,7 @@ COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_encoder", 
 @click.command("export")
 @checkpoint_option
 @revision_option
-@folder_option("--out", "Folder of the bundle.")
+@output_folder_option("--out", "Folder of the bundle.")
 @click.option(
     "--precision",
     type=click.Choice(("fp32", "fp16", "int8")),
@@ -104,22 +106,4 @@ def command(
         return
     for name, component in bundle.manifest.components.items():
         click.echo(f"{name:18}{component.parameters / 1e6:9.2f} M parameters {component.flops / 1e9:10.2f} GFLOP")
-    click.echo(f"{out} ({size_text(bundle.size_bytes)}, digest {bundle.digest})")
-
-
-def check_free(out: Path, force: bool) -> None:
-    """Hold that an output folder may be written.
-
-    Raises:
-        UsageError: It is a file, a folder that is not empty and ``force`` was not given, or one that holds the current
-            folder.
-    """
-    try:
-        if out.exists() and not out.is_dir():
-            raise UsageError(f"--out: {out} is a file", hint="name a folder")
-        if out.is_dir() and any(out.iterdir()) and not force:
-            raise UsageError(f"--out: {out} is not empty", hint="name another folder, or replace it with --force")
-        if Path.cwd().is_relative_to(out.resolve()):
-            raise UsageError(f"--out: {out} holds the current folder", hint="name another folder")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--out: {str(out)!r} is not a usable path", hint="choose another folder") from error
+    print_text(f"{out} ({size_text(bundle.size_bytes)}, digest {bundle.digest})")

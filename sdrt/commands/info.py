@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from sdrt.commands.options import json_option, print_json
+from sdrt.commands.paths import InputPath
 from sdrt.terminal import printable
 
 
 @click.command("info")
-@click.argument("picture", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("picture", type=InputPath(exists=True, folder=False))
 @json_option
 def command(picture: Path, as_json: bool) -> None:
     """Show how PICTURE, a PNG that sdrt wrote, was made; sdrt denoise --from PICTURE repeats it."""

@@ -8,7 +8,8 @@ from typing import Any, get_args
 import click
 
 from sdrt.bundle import ComponentName
-from sdrt.commands.options import file_option, json_option, print_json, revision_option
+from sdrt.commands.options import file_option, json_option, output_file_option, print_json, revision_option
+from sdrt.commands.paths import InputName
 from sdrt.errors import UsageError
 from sdrt.terminal import printable
 
@@ -16,7 +17,7 @@ DEFAULT_DEPTH = 2
 
 
 @click.command("inspect")
-@click.argument("named", metavar="CHECKPOINT|BUNDLE|ENGINES")
+@click.argument("named", type=InputName(), metavar="CHECKPOINT|BUNDLE|ENGINES")
 @click.option("--component", type=click.Choice(get_args(ComponentName)), help="Show this one only.")
 @click.option(
     "--depth",
@@ -29,8 +30,8 @@ DEFAULT_DEPTH = 2
     "--measure", type=click.IntRange(1, 1000), metavar="N", help="Run a BUNDLE N times and time each block, on the CPU."
 )
 @file_option("--benchmark", "JSON of sdrt bench, to show each component's share of the time.")
-@file_option("--html", "Write all of it to one page.")
-@file_option("--drawing", "Draw the UNet as a U with its skips, as SVG.")
+@output_file_option("--html", "Write all of it to one page.")
+@output_file_option("--drawing", "Draw the UNet as a U with its skips, as SVG.")
 @json_option
 def command(
     named: str,
@@ -53,6 +54,8 @@ def command(
     from sdrt.inspect.examine import add_measured, examine, plain
     from sdrt.inspect.listing import lines
 
+    if drawing is not None and drawing.suffix.lower() != ".svg":
+        raise UsageError(f"--drawing: {drawing} is not an .svg", hint="name a file that ends in .svg")
     found = examine(named, revision=revision, component=component)
     if benchmark is not None:
         from sdrt.inspect.times import add_times
@@ -69,7 +72,7 @@ def command(
     for line in lines(found, DEFAULT_DEPTH if depth is None else depth):
         click.echo(printable(line))
     for path in wrote:
-        click.echo(f"wrote {path}", err=True)
+        click.echo(printable(f"wrote {path}"), err=True)
 
 
 def _write(found: dict[str, Any], html: Path | None, drawing: Path | None) -> list[Path]:
@@ -85,17 +88,15 @@ def _write(found: dict[str, Any], html: Path | None, drawing: Path | None) -> li
     if drawing is not None:
         from sdrt.inspect.drawing import drawing as draw
 
-        if drawing.suffix.lower() != ".svg":
-            raise UsageError(f"--drawing: {drawing} is not an .svg", hint="name a file that ends in .svg")
         tree = found["components"].get("unet", {}).get("tree")
         if tree is None:
             hint = "give a checkpoint, or a bundle with a unet"
             raise UsageError("--drawing: there is no tree of a unet to draw", hint=hint)
-        write_atomically(drawing, draw(tree, found["checkpoint"]).encode())
+        write_atomically(drawing, draw(tree, found["checkpoint"]).encode(errors="backslashreplace"))
         wrote.append(drawing)
     if html is not None:
         from sdrt.inspect.page import page
 
-        write_atomically(html, page(found).encode())
+        write_atomically(html, page(found).encode(errors="backslashreplace"))
         wrote.append(html)
     return wrote

@@ -6,12 +6,12 @@ import json
 import math
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from sdrt.bundle import MAX_TOKEN_MERGING
+from sdrt.commands.paths import InputName, InputPath, OutputFile, OutputFolder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -22,13 +22,23 @@ BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 def folder_option(name: str, text: str) -> Callable[[Command], Command]:
-    """An option that takes a folder."""
-    return click.option(name, type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help=text)
+    """Build an option that takes a folder to read."""
+    return click.option(name, type=InputPath(folder=True), metavar="DIR", help=text)
 
 
 def file_option(name: str, text: str, *names: str) -> Callable[[Command], Command]:
-    """An option that takes a file; whether it can be read or written is checked where it is."""
-    return click.option(name, *names, type=click.Path(path_type=Path), metavar="FILE", help=text)
+    """Build an option that takes a file to read."""
+    return click.option(name, *names, type=InputPath(), metavar="FILE", help=text)
+
+
+def output_folder_option(name: str, text: str) -> Callable[[Command], Command]:
+    """Build an option that takes a folder to write."""
+    return click.option(name, type=OutputFolder(), metavar="DIR", help=text)
+
+
+def output_file_option(name: str, text: str) -> Callable[[Command], Command]:
+    """Build an option that takes a file to write."""
+    return click.option(name, type=OutputFile(), metavar="FILE", help=text)
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
@@ -50,7 +60,10 @@ class Number(click.ParamType):  # type: ignore[type-arg]
 
 
 checkpoint_option = click.option(
-    "--checkpoint", default=None, metavar="C", help="A folder, a .safetensors file, a Hub id, or demo.  [default: demo]"
+    "--checkpoint",
+    type=InputName(),
+    metavar="C",
+    help="A folder, a .safetensors file, a Hub id, or demo.  [default: demo]",
 )
 revision_option = click.option("--revision", metavar="R", help="Branch, tag or commit of a Hub id.")
 store_option = folder_option("--store", "Where bundles and engines are kept.  [default: the user's cache]")
@@ -90,6 +103,11 @@ def print_json(value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     text = CONTROLS_OF_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     click.echo(text.encode(errors="backslashreplace"))
+
+
+def print_text(text: str) -> None:
+    """Print a line on stdout; bytes of a path that are not UTF-8 come as they are."""
+    click.echo(text.encode(errors="surrogateescape"))
 
 
 def size_text(size_bytes: int) -> str:

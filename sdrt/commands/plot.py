@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdrt.commands.denoise import check_writable
 from sdrt.commands.options import (
     BACKENDS,
     Command,
@@ -19,10 +18,12 @@ from sdrt.commands.options import (
     file_option,
     folder_option,
     json_option,
+    output_file_option,
     print_json,
     revision_option,
     store_option,
 )
+from sdrt.commands.paths import OutputFile
 from sdrt.errors import UsageError
 from sdrt.runtime.request import MAX_GUIDANCE_SCALE, MAX_SEED, MAX_STEPS
 
@@ -64,7 +65,6 @@ class Common:
 
 def common_options(name: str) -> Callable[[Command], Command]:
     """The options that every plot takes; ``name`` is its file's."""
-    out = click.Path(path_type=Path)
     options: Sequence[Callable[[Command], Command]] = (
         checkpoint_option,
         revision_option,
@@ -75,7 +75,12 @@ def common_options(name: str) -> Callable[[Command], Command]:
             "--seed", type=Number(int, 0, MAX_SEED), default=0, show_default=True, metavar="N", help="Of the noise."
         ),
         click.option(
-            "--out", type=out, default=f"{name}.png", show_default=True, metavar="FILE", help="Ends in .png or .svg."
+            "--out",
+            type=OutputFile(),
+            default=f"{name}.png",
+            show_default=True,
+            metavar="FILE",
+            help="Ends in .png or .svg.",
         ),
         json_option,
     )
@@ -240,7 +245,7 @@ def prediction(
 @steps_option(50)
 @every_option(5)
 @guidance_option(None)
-@file_option("--animation", "Write the pictures as an animated .gif or .png too.")
+@output_file_option("--animation", "Write the pictures as an animated .gif or .png too.")
 @common_options("trajectory")
 def trajectory(
     prompt: str | None, steps: int, every: int, guidance_scale: float | None, animation: Path | None, **values: Any
@@ -259,7 +264,6 @@ def trajectory(
     shown_steps(steps, every)
     if animation is not None:
         check_animation(animation)
-        check_writable("--animation", animation)
         if animation.absolute() == options.out.absolute():
             raise UsageError("--animation and --out are the same file", hint="give the animation another name")
     progress = for_terminal()
@@ -354,7 +358,6 @@ def _checked(options: Common) -> Common:
     from sdrt.plots.figure import check_drawable
 
     check_drawable(options.out)
-    check_writable("--out", options.out)
     options.source()
     return options
 

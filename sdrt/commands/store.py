@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from sdrt.commands.build import facts
-from sdrt.commands.options import json_option, print_json, size_text, store_option
-from sdrt.errors import TrustError
+from sdrt.commands.options import json_option, print_json, print_text, size_text, store_option
+from sdrt.commands.paths import InputPath
+from sdrt.errors import ResourceError, TrustError
 from sdrt.terminal import printable
 
 DAY_S = 86400
@@ -52,13 +53,16 @@ def verify(store: Path | None, as_json: bool) -> None:
     else:
         for path, error in problems.items():
             click.echo(printable(f"{'ok' if error is None else error.message}  {path}"))
+    unread = [error for error in broken.values() if isinstance(error, ResourceError)]
+    if unread and len(unread) == len(broken):
+        raise ResourceError(f"{len(broken)} of {len(problems)} stored artefacts cannot be read", hint=unread[0].hint)
     if broken:
         hint = "the next build moves it to quarantine and builds it again"
         raise TrustError(f"{len(broken)} of {len(problems)} stored artefacts are not whole", hint=hint)
 
 
 @command.command("import")
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", type=InputPath(exists=True, folder=True))
 @click.option(
     "--trust", required=True, metavar="DIGEST", help="SHA-256 of its manifest.json, as build --out printed it."
 )
@@ -72,7 +76,7 @@ def import_engines(folder: Path, trust: str, store: Path | None, as_json: bool) 
     if as_json:
         print_json(facts(engines))
     else:
-        click.echo(engines.path)
+        print_text(str(engines.path))
 
 
 @command.command("gc")
@@ -92,5 +96,5 @@ def gc(unused_days: float, store: Path | None, as_json: bool) -> None:
         print_json([{"path": str(entry.path), "size_bytes": entry.size_bytes} for entry in removed])
         return
     for entry in removed:
-        click.echo(entry.path)
+        print_text(str(entry.path))
     click.echo(f"{size_text(sum(entry.size_bytes for entry in removed))} freed", err=True)

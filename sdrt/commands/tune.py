@@ -19,6 +19,7 @@ from sdrt.commands.options import (
     store_option,
     threads_option,
 )
+from sdrt.commands.paths import InputPath
 from sdrt.errors import NumericError
 from sdrt.runtime.request import MAX_STEPS
 
@@ -29,7 +30,7 @@ MAX_BATCH = 16
 
 
 @click.command("tune")
-@click.argument("bundle", required=False, type=click.Path(path_type=Path, file_okay=False))
+@click.argument("bundle", required=False, type=InputPath(folder=True))
 @checkpoint_option
 @revision_option
 @click.option("--backend", metavar="NAMES", help=f"Try only these of {', '.join(BACKENDS)}.  [default: what runs here]")

@@ -160,7 +160,7 @@ def _planted(bundle: Bundle, fault: Fault, folder: Path) -> Manifest:
 
     manifest = bundle.manifest
     if fault.plant is not None:
-        path = folder / bundle.graph(fault.component).relative_to(bundle.path)
+        path = folder / bundle.component(fault.component).graph
         model = onnx.load(str(path), load_external_data=False)
         fault.plant(model, path)
         path.write_bytes(model.SerializeToString(deterministic=True))

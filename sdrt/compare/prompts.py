@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdrt.errors import UsageError
+from sdrt.files import unreadable
 from sdrt.runtime.request import MAX_SEED, check_text
 
 MAX_PROMPTS = 64
@@ -57,7 +58,7 @@ def read_prompts(path: Path) -> tuple[PromptSeed, ...]:
             raise UsageError(f"--prompts: {path} is larger than {LIMIT_BYTES >> 20} MiB", hint=hint)
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UsageError(f"--prompts: cannot read {path}: {error.strerror}", hint=hint) from error
+        raise unreadable(path, error, UsageError, hint=hint, subject="--prompts: ") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"--prompts: {path} is not UTF-8 at byte {error.start}", hint=hint) from error
     found: list[PromptSeed] = []

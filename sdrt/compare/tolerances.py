@@ -14,6 +14,7 @@ from sdrt.bundle import ComponentName, Precision
 from sdrt.compare.schema import Kind, ToleranceRecord
 from sdrt.engines.engine_set import BackendName
 from sdrt.errors import UsageError
+from sdrt.files import unreadable
 
 TABLE = Path(__file__).with_name("tolerances.toml")
 #: What each kind of row may limit.
@@ -75,7 +76,7 @@ def _rows(path: Path) -> dict[Key, ToleranceRecord]:
             raise UsageError(f"--tolerances: {path} is larger than {LIMIT_BYTES >> 20} MiB", hint=hint)
         parsed = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"--tolerances: cannot read {path}: {error.strerror}", hint=hint) from error
+        raise unreadable(path, error, UsageError, hint=hint, subject="--tolerances: ") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--tolerances: {path} is not TOML: {error}", hint=hint) from error
     rows: dict[Key, ToleranceRecord] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from sdrt.bundle import MANIFEST, Bundle, ComponentName, file_records, seal
@@ -16,7 +17,7 @@ from sdrt.engines.locks import Lease
 from sdrt.engines.request import BuildRequest, component_batch
 from sdrt.engines.store import PRIVATE_MODE, Store
 from sdrt.errors import BundleError, EngineError, TrustError, UsageError
-from sdrt.files import disk_errors, folder_published_as, sha256_file
+from sdrt.files import disk_errors, folder_published_as, sha256_file, utf8_path
 from sdrt.progress import Progress
 from sdrt.runtime.backends.cpu import available_memory_bytes, usable_cpus
 
@@ -169,10 +170,17 @@ def _compile(
     timing_caches: Path | None,
 ) -> str:
     """Put a whole engine set together in a folder; the digest of its manifest."""
-    with _in_use(bundle):
+    with ExitStack() as stack:
+        stack.enter_context(_in_use(bundle))
+        # Paths travel to the workers as JSON, and from there to compilers.
+        spelled = stack.enter_context(utf8_path(folder))
+        if key.recipe and timing_caches is not None:
+            with disk_errors(timing_caches):
+                timing_caches.mkdir(mode=PRIVATE_MODE, parents=True, exist_ok=True)
+            timing_caches = stack.enter_context(utf8_path(timing_caches))
         with progress.stage("checking the bundle"):
             bundle.verify_weights()
-        jobs = [_job(bundle, request, key, name, folder, timing_caches) for name in key.components]
+        jobs = [_job(bundle, request, key, name, spelled, timing_caches) for name in key.components]
         at_once = usable_cpus() if builder(key.backend).side_by_side else 1
         components = lanes.build_all(jobs, progress, available_memory_bytes(), at_once)
         with disk_errors(folder):

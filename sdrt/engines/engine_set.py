@@ -26,7 +26,7 @@ from sdrt.bundle import (
 )
 from sdrt.engines.locks import Lease
 from sdrt.errors import EngineError, ResourceError, TrustError
-from sdrt.files import read_with_sha256, sha256_bytes, sha256_file
+from sdrt.files import read_with_sha256, sha256_bytes, sha256_file, system_errors
 
 BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 TOKENIZER = "tokenizer/tokenizer.json"
@@ -150,6 +150,7 @@ class EngineSet:
     _checked: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
+    @system_errors()
     def open(
         cls, path: Path, *, trust: str | None = None, private_root: Path | None = None, verify: bool = True
     ) -> EngineSet:
@@ -164,7 +165,7 @@ class EngineSet:
         Raises:
             EngineError: The manifest or a file is missing or malformed.
             TrustError: It is neither in the store nor vouched for, others can write to it, or a digest differs.
-            ResourceError: The store belongs to somebody else.
+            ResourceError: The store belongs to somebody else, or a file cannot be read.
         """
         lease = Lease(path)
         try:

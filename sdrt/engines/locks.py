@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sdrt.errors import EngineError, TimeLimitError
-from sdrt.files import disk_errors
+from sdrt.files import disk_errors, unreadable
 from sdrt.parts import is_abandoned, owner_name, try_exclusive
 from sdrt.progress import Progress
 
@@ -94,8 +94,7 @@ class Lease:
         try:
             self._handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            hint = "give an engine set's folder"
-            raise EngineError(f"cannot open {folder}: {error.strerror}", hint=hint) from error
+            raise unreadable(folder, error, EngineError, hint="give an engine set's folder") from error
         # Some network file systems refuse to lock folders; there a set in use is not kept from gc, but runs.
         with contextlib.suppress(OSError):
             fcntl.flock(self._handle, fcntl.LOCK_SH)

@@ -13,6 +13,7 @@ from sdrt.bundle import ComponentName, Record
 from sdrt.engines.engine_set import BatchRange
 from sdrt.engines.request import component_rows
 from sdrt.errors import UsageError
+from sdrt.files import unreadable
 from sdrt.runtime.backends.nvidia import RtxArchitecture
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -111,7 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise UsageError(f"{path} is too large for a recipe", hint=hint)
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read the recipe {path}: {error.strerror}", hint=hint) from error
+        raise unreadable(path, error, UsageError, hint=hint) from error
     except ValueError as error:
         raise UsageError(f"{path} is not TOML: {error}", hint=hint) from error
 

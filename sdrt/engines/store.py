@@ -19,7 +19,7 @@ from sdrt.bundle import MANIFEST, Bundle, Manifest, parse_manifest, read_manifes
 from sdrt.engines.engine_set import EngineManifest, EngineSet, check_private
 from sdrt.engines.locks import drop_dead_holders, exclusive, try_exclusive
 from sdrt.errors import ArtefactError, EngineError, ResourceError, SdrtError, TimeLimitError, TrustError
-from sdrt.files import disk_errors, fsync_path, sha256_bytes
+from sdrt.files import disk_errors, fsync_path, is_there, sha256_bytes, system_errors
 from sdrt.parts import PART_PREFIX, is_abandoned, owner_name, sweep
 from sdrt.progress import Progress, silent
 
@@ -81,7 +81,7 @@ class Store:
             ResourceError: It belongs to somebody else.
             TrustError: Others can write to it.
         """
-        check_private(folder for folder in (self.root, *(self.root / part for part in PARTS)) if folder.exists())
+        check_private(folder for folder in (self.root, *(self.root / part for part in PARTS)) if is_there(folder))
 
     def prepare(self) -> None:
         """Make the store's folders, or hold that those that are there are ours alone; sweep what dead processes left.
@@ -144,7 +144,7 @@ class Store:
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:
         """A folder of this process's on the store's own file system, removed at the end."""
-        with disk_errors(self.root):
+        with disk_errors(self.root / "staging"):
             folder = Path(tempfile.mkdtemp(prefix=PART_PREFIX + owner_name(), dir=self.root / "staging"))
         try:
             with try_exclusive(folder):
@@ -217,13 +217,18 @@ class Store:
         return aside
 
     def entries(self) -> tuple[StoreEntry, ...]:
-        """Everything in the store, in the order of its paths; hashes nothing."""
-        places: tuple[tuple[Kind, str], ...] = (
-            ("bundle", "bundles/*"),
-            ("engines", "engines/*/*"),
-            ("quarantine", "quarantine/*/*"),
+        """Return everything in the store, in the order of its paths; hashes nothing.
+
+        Raises:
+            ResourceError: The store cannot be read.
+        """
+        places: tuple[tuple[Kind, str, int], ...] = (
+            ("bundle", "bundles", 1),
+            ("engines", "engines", 2),
+            ("quarantine", "quarantine", 2),
         )
-        found = (_entry(path, kind) for kind, place in places for path in sorted(self.root.glob(place)))
+        with system_errors():
+            found = [_entry(path, kind) for kind, part, depth in places for path in _below(self.root / part, depth)]
         return tuple(entry for entry in found if entry is not None)
 
     def verify(self) -> dict[Path, SdrtError | None]:
@@ -310,6 +315,15 @@ def _publish(made: Path, target: Path) -> None:
         if not target.is_dir():
             raise
     fsync_path(target.parent)
+
+
+def _below(folder: Path, depth: int) -> list[Path]:
+    """Return what lies so many levels below a folder, sorted; Path.glob would pass over what it may not read."""
+    if depth == 0:
+        return [folder]
+    if not folder.is_dir():
+        return []
+    return [found for inner in sorted(folder.iterdir()) for found in _below(inner, depth - 1)]
 
 
 def _entry(path: Path, kind: Kind) -> StoreEntry | None:

@@ -30,7 +30,7 @@ from sdrt.export.components import Source, load_source, model_record
 from sdrt.export.denoise_step import describe, write_denoise_step
 from sdrt.export.flops import count_flops
 from sdrt.export.onnx_export import export_graph, quiet, tensor_specs
-from sdrt.files import canonical_json, folder_published_as
+from sdrt.files import canonical_json, folder_published_as, utf8_path
 from sdrt.graphs.structure import OPSETS
 from sdrt.progress import Progress, silent
 from sdrt.runtime.lms import Schedule
@@ -83,7 +83,7 @@ def export_bundle(
     _check_merging(token_merging, components)
     prediction_type = _prediction_type(checkpoint, progress)
     names = [name for name in COMPONENTS if name in components]
-    with folder_published_as(out) as folder:
+    with folder_published_as(out) as published, utf8_path(published) as folder:
         _write_settings(checkpoint, folder)
         plans = _precisions(checkpoint, folder / TOKENIZER, names, precision, progress)
         described: dict[ComponentName, Component] = {}

@@ -22,7 +22,7 @@ from sdrt.bundle import DEEPCACHE, Bundle, Component, ComponentName, Manifest, T
 from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.export.calibration import open_session
 from sdrt.export.shared_prefix import PRODUCTS, count_flops
-from sdrt.files import disk_errors, folder_published_as
+from sdrt.files import disk_errors, folder_published_as, utf8_path
 from sdrt.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -74,17 +74,19 @@ def add_deepcache(bundle: Bundle, out: Path, *, progress: Progress = silent) -> 
     if bundle.manifest.precision == "int8":
         hint = "leave out int8 or DeepCache: give a bundle in fp32 or fp16"
         raise UsageError(f"{bundle.path} is in int8; DeepCache's passes are cut from fp32 and fp16 alone", hint=hint)
-    unet, graph = bundle.component("unet"), bundle.graph("unet")
+    unet = bundle.component("unet")
+    bundle.graph("unet")
     bundle.verify_weights()
     with (
         progress.stage("cut the UNet for DeepCache", 2) as advance,
-        folder_published_as(out) as folder,
-        disk_errors(folder),
+        folder_published_as(out) as published,
+        disk_errors(published),
+        utf8_path(published) as folder,
     ):
         for name in bundle.manifest.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path / name, folder / name)
-        passes = write_passes(folder / graph.relative_to(bundle.path), unet)
+        passes = write_passes(folder / unet.graph, unet)
         advance(1)
         check_passes(folder, passes)
         advance(1)

@@ -16,7 +16,7 @@ from sdrt.export.calibration import Calibration, calibrate, open_session
 from sdrt.export.denoise_step import describe, write_denoise_step
 from sdrt.export.quantise import products, quantise
 from sdrt.export.sensitivity import by_sensitivity, to_keep
-from sdrt.files import disk_errors, folder_published_as
+from sdrt.files import disk_errors, folder_published_as, utf8_path
 from sdrt.progress import Progress, silent
 from sdrt.runtime.noise_config import PredictionType
 
@@ -67,9 +67,9 @@ def quantise_bundle(bundle: Bundle, out: Path, *, progress: Progress = silent) -
     if not nodes:
         raise BundleError(f"{source} has no product to quantise", hint="export the checkpoint again")
     calibration = calibrate(bundle, list(dict.fromkeys(node.input[0] for node in nodes)), progress)
-    with folder_published_as(out) as folder, disk_errors(folder):
+    with folder_published_as(out) as published, disk_errors(published), utf8_path(published) as folder:
         _copy_others(bundle, folder)
-        target = folder / source.relative_to(bundle.path)
+        target = folder / bundle.component("unet").graph
         _quantise(source, target, calibration, progress)
         write_vectors(target, [(made.feeds, made.output) for made in calibration.held_out])
         components = _described(bundle, folder)

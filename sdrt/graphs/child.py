@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrt.errors import BundleError, SdrtError
+from sdrt.files import utf8_path
 from sdrt.graphs.structure import HINT, Expected, check_structure
 
 MESSAGE_LIMIT = 300
@@ -71,7 +72,8 @@ def check_by_onnx(path: Path) -> None:
         return
     refusals = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError)
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        with utf8_path(path) as spelled:
+            onnx.checker.check_model(str(spelled), full_check=True)
     except refusals as error:
         reason = " ".join(str(error).split())
         raise BundleError(f"{path} is refused by ONNX's checker: {reason}", hint=HINT) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrt.errors import BundleError, TrustError
-from sdrt.files import path_inside
+from sdrt.files import path_inside, unreadable
 from sdrt.graphs.wire import Message, WireError, read_model
 
 #: The largest graph without its weights; the demo's UNet takes 0.34 MB.
@@ -82,7 +82,7 @@ def check_structure(path: Path, expected: Expected | None = None) -> None:
             raise BundleError(f"{path} is larger than {GRAPH_LIMIT_BYTES >> 20} MiB", hint=hint)
         model = read_model(inside.read_bytes())
     except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}", hint=HINT) from error
+        raise unreadable(path, error, BundleError, hint=HINT) from error
     except WireError as error:
         raise BundleError(f"{path} is not a well-formed ONNX file: it {error}", hint=HINT) from error
     _Checks(path, expected).run(model)

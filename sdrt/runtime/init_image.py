@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdrt.errors import ArtefactError, UsageError
+from sdrt.files import unreadable
 from sdrt.runtime.backends.base import Engine, check_finite
 
 Floats = npt.NDArray[np.float32]
@@ -85,9 +86,10 @@ def open_picture(path: Path) -> Image.Image:
         if path.stat().st_size > LIMIT_BYTES:
             raise ArtefactError(f"{path} is larger than {LIMIT_BYTES >> 20} MiB", hint=hint)
         data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a usable path"
-        raise ArtefactError(f"cannot read {path}: {reason}", hint=hint) from error
+    except OSError as error:
+        raise unreadable(path, error, ArtefactError, hint=hint) from error
+    except ValueError as error:
+        raise ArtefactError(f"cannot read {path}: not a usable path", hint=hint) from error
     try:
         with warnings.catch_warnings():
             # What Pillow remarks on a file is either harmless or shows as an error below.

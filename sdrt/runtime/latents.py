@@ -14,7 +14,7 @@ import numpy.lib.format as npy
 import numpy.typing as npt
 
 from sdrt.errors import ArtefactError, UsageError
-from sdrt.files import write_atomically
+from sdrt.files import unreadable, write_atomically
 from sdrt.runtime.request import MAX_SEED
 
 LATENT_SHAPE = (4, 64, 64)
@@ -96,7 +96,7 @@ def load_latents(path: Path, count: int, shape: tuple[int, ...] = LATENT_SHAPE) 
             raise ArtefactError(f"{path} is larger than latents of shape {(count, *shape)} can be", hint=hint)
         return check_latents(_parse_npy(path.read_bytes()), count, shape)
     except OSError as error:
-        raise ArtefactError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+        raise unreadable(path, error, ArtefactError, hint=hint) from error
     except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise ArtefactError(f"{path} is not an .npy file of numbers", hint=hint) from error
     except UsageError as error:

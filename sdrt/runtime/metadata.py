@@ -20,6 +20,7 @@ from sdrt import __version__
 from sdrt.bundle import CheckpointRecord, Digest, Precision, TokenMerging
 from sdrt.engines.request import Provider
 from sdrt.errors import ArtefactError
+from sdrt.files import unreadable
 from sdrt.runtime.request import MAX_PICTURES, MAX_SEED, MIN_DEEPCACHE, LmsStart
 
 RECORD_KEYWORD = "sdrt"
@@ -114,7 +115,7 @@ def read_record(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = _find_record(file)
     except OSError as error:
-        raise ArtefactError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+        raise unreadable(path, error, ArtefactError, hint=hint) from error
     except ValueError as error:
         raise ArtefactError(f"{path} {error}", hint=hint) from error
     try:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sdrt.bundle import DEEPCACHE
 from sdrt.errors import UsageError
+from sdrt.files import system_errors
 from sdrt.progress import Progress, silent
 from sdrt.runtime import images
 from sdrt.runtime.backends import GPU_BACKENDS, open_session
@@ -105,6 +106,7 @@ class Pipeline:
         self.load_s = time.perf_counter() - start
 
     @classmethod
+    @system_errors()
     def load(
         cls,
         checkpoint: str | None = None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdrt.errors import UsageError
+from sdrt.files import unreadable
 from sdrt.runtime.request import Request, make_request
 
 LIMIT_BYTES = 64 << 20
@@ -51,9 +52,10 @@ def read_prompt_file(path: Path, settings: dict[str, Any]) -> tuple[Line, ...]:
         if path.stat().st_size > LIMIT_BYTES:
             raise UsageError(f"{path} is larger than {LIMIT_BYTES >> 20} MiB", hint="split the file")
         rows = {number: row for number, row in enumerate(path.read_bytes().split(b"\n"), start=1) if row.strip()}
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a usable path"
-        raise UsageError(f"cannot read {path}: {reason}", hint=hint) from error
+    except OSError as error:
+        raise unreadable(path, error, UsageError, hint=hint) from error
+    except ValueError as error:
+        raise UsageError(f"cannot read {path}: not a usable path", hint=hint) from error
     if not 1 <= len(rows) <= MAX_QUEUED:
         raise UsageError(f"{path} has {len(rows)} lines; 1 to {MAX_QUEUED} can be drawn at once", hint=hint)
     lines: list[Line] = []

@@ -15,6 +15,7 @@ import tokenizers
 
 from sdrt.checkpoint.tokenizer import NORMALIZER, PRE_TOKENIZER
 from sdrt.errors import ArtefactError, ResourceError
+from sdrt.files import unreadable
 from sdrt.runtime.request import check_text
 
 TOKENIZER_LIMIT_BYTES = 64 << 20
@@ -70,7 +71,7 @@ class Tokenizer:
                 raise ArtefactError(f"{path} is larger than {TOKENIZER_LIMIT_BYTES >> 20} MiB", hint=hint)
             tokenizer = tokenizers.Tokenizer.from_buffer(path.read_bytes())
         except OSError as error:
-            raise ArtefactError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+            raise unreadable(path, error, ArtefactError, hint=hint) from error
         except ValueError as error:
             raise ArtefactError(f"{path} is not a tokenizer: {error}", hint=hint) from error
         _check_pieces(path, tokenizer)

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError, UsageError
+from sdrt.files import system_errors
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import nvidia
 from sdrt.runtime.backends.cpu import unsuited, usable_cpus
@@ -90,6 +91,7 @@ def choose_backend(record: TuneRecord | None = None) -> tuple[BackendName, str]:
     raise BackendUnavailableError("no backend can run here: " + "; ".join(refused), hint="pip install 'sdrt[cpu]'")
 
 
+@system_errors()
 def open_engine(engines: EngineSet, component: ComponentName, *, threads: int | None = None) -> Engine:
     """Open one component of an engine set, to be run here.
 

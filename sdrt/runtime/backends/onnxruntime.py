@@ -9,6 +9,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from sdrt.errors import BackendUnavailableError, EngineError
+from sdrt.files import utf8_path
 from sdrt.runtime.backends.base import Array, Engine, library_error
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def open_session(name: str, path: Path, threads: int, provider: str) -> onnxrunt
     wanted = PROVIDERS[provider]
     hint = "sdrt doctor says what the driver, CUDA and cuDNN lack; or run with --provider cpu"
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=wanted)
+        with utf8_path(path) as spelled:
+            session = onnxruntime.InferenceSession(spelled, options, providers=wanted)
     except ERRORS as error:
         failed = library_error(f"onnxruntime cannot open {path}", error)
         if provider == "cpu" or not isinstance(failed, EngineError):

@@ -1,0 +1,177 @@
+"""Paths on the command line: what cannot be read or written is refused as the options are read, before work starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdrt.errors import UsageError
+from sdrt.files import check_readable, working_folder_is_gone
+
+#: The checkpoint that ships with the package, whatever lies in the current folder.
+DEMO = "demo"
+
+
+class InputPath(click.Path):
+    """A file or folder to read. No permission is a ResourceError; the command checks what lies there.
+
+    Args:
+        exists: Whether it must be there.
+        folder: Whether it is a folder (True), a file (False) or either (None).
+    """
+
+    def __init__(self, *, exists: bool = False, folder: bool | None = None) -> None:
+        super().__init__(
+            exists=exists,
+            file_okay=folder is not True,
+            dir_okay=folder is not False,
+            readable=False,
+            path_type=Path,
+        )
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check that it can be read where it is there."""
+        check_readable(Path(value))
+        return super().convert(value, param, ctx)
+
+
+class InputName(click.ParamType):  # type: ignore[type-arg]
+    """Text that names something to read, by its path or otherwise. No permission is a ResourceError."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check that it can be read where something is there by that path."""
+        if value != DEMO:
+            check_readable(Path(value))
+        return str(value)
+
+
+class OutputFile(click.Path):
+    """A file to write or replace."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check that it can be written."""
+        check_writable(_option(param), Path(value))
+        return super().convert(value, param, ctx)
+
+
+class OutputFolder(click.Path):
+    """A folder to write; it and those above it are made where they are missing."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check that it can be written; nothing is made yet."""
+        check_folder(_option(param), Path(value))
+        return super().convert(value, param, ctx)
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raise UsageError unless a file can be written or replaced.
+
+    Raises:
+        UsageError: Its folder is missing or not writable, its name too long, or it is a folder itself.
+    """
+    try:
+        _check_working_folder(option, path)
+        if not path.parent.is_dir():
+            raise UsageError(f"{option}: there is no folder {path.parent}", hint="make the folder first")
+        if len(os.fsencode(path.name)) > os.pathconf(path.parent, "PC_NAME_MAX"):
+            raise UsageError(f"{option}: the name is too long for the file system", hint="choose a shorter name")
+        _check_permission(option, path.parent)
+        if path.is_dir():
+            raise UsageError(f"{option}: {path} is a folder", hint="name a file")
+    except PermissionError as error:
+        raise _no_permission(option, path) from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{option}: {str(path)!r} is not a usable path", hint="choose another file") from error
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Raise UsageError unless a folder can be written, or made.
+
+    Raises:
+        UsageError: It is or stands in a file or in a folder that is not writable, or its name is too long.
+    """
+    try:
+        _check_working_folder(option, folder)
+        place = folder.absolute()
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise UsageError(f"{option}: {place} is a file", hint="name a folder")
+    except PermissionError as error:
+        raise _no_permission(option, folder) from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{option}: {str(folder)!r} is not a usable path", hint="choose another folder") from error
+    _check_permission(option, place)
+
+
+def check_empty(option: str, folder: Path) -> None:
+    """Raise UsageError unless files can be written into a folder that is empty or not there yet.
+
+    Raises:
+        UsageError: Its parent is missing, it is not empty, or there is no permission.
+    """
+    check_writable(option, folder / "step-0001.png" if folder.is_dir() else folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{option}: {folder} is a file", hint="name a folder")
+    if folder.is_dir() and _holds_something(option, folder):
+        raise UsageError(f"{option}: {folder} is not empty", hint="name an empty folder, or one that is not there yet")
+
+
+def check_free(out: Path, force: bool) -> None:
+    """Raise UsageError unless ``--out`` can be made, or replaced.
+
+    Raises:
+        UsageError: It is a file, a folder that is not empty and ``force`` was not given, or one that holds the current
+            folder; or there is no permission.
+    """
+    try:
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"--out: {out} is a file", hint="name a folder")
+        if out.is_dir() and _holds_something("--out", out) and not force:
+            raise UsageError(f"--out: {out} is not empty", hint="name another folder, or replace it with --force")
+        if not working_folder_is_gone() and Path.cwd().is_relative_to(out.resolve()):
+            raise UsageError(f"--out: {out} holds the current folder", hint="name another folder")
+        # It is replaced by another one that is made beside it.
+        check_folder("--out", out.absolute().parent)
+    except PermissionError as error:
+        raise _no_permission("--out", out) from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--out: {str(out)!r} is not a usable path", hint="choose another folder") from error
+
+
+def _option(param: click.Parameter | None) -> str:
+    return param.opts[0] if param is not None else "path"
+
+
+def _check_working_folder(option: str, path: Path) -> None:
+    """Raise UsageError for a relative path where the working folder was removed: the system would still take it."""
+    if not path.is_absolute() and working_folder_is_gone():
+        hint = "change to a folder that exists, or give an absolute path"
+        raise UsageError(f"{option}: the working folder is gone, so {path} cannot be written", hint=hint)
+
+
+def _check_permission(option: str, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{option}: no permission to write in {folder}", hint="choose another folder")
+
+
+def _holds_something(option: str, folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except PermissionError as error:
+        raise UsageError(f"{option}: no permission to read {folder}", hint="choose another folder") from error
+
+
+def _no_permission(option: str, path: Path) -> UsageError:
+    return UsageError(f"{option}: no permission for {path}", hint="choose a place in a folder of yours")

@@ -1,0 +1,121 @@
+"""No permission, in every command and for every option that takes a path: one line, 6 to read, 2 to write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from sdrt.bundle import Bundle
+from sdrt.checkpoint.sources import DEMO_FOLDER
+from sdrt.cli import cli
+from sdrt.commands.paths import InputName, InputPath, OutputFile, OutputFolder
+from sdrt.engines.store import Store
+from tests.faults.killer import Killer, tree
+
+PATHS = (InputName, InputPath, OutputFile, OutputFolder)
+LOOKING = (
+    ("store", "list", "--store", "store"),
+    ("store", "verify", "--store", "store"),
+    ("store", "gc", "--store", "store"),
+)
+#: What the metavar or the name of what takes a path holds.
+WORDS = {"DIR", "FILE", "FILE.png", "C", "checkpoint", "bundle", "engines", "folder", "picture", "store"}
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command of the command line, by its words."""
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def parameters() -> list[tuple[tuple[str, ...], click.Parameter]]:
+    """Every option and argument of every command."""
+    return [(words, parameter) for words, command in commands(cli) for parameter in command.params]
+
+
+def answers(killer: Killer, asked: Sequence[tuple[Path, Sequence[object]]], folder: Path) -> list[tuple[int, str]]:
+    """How command lines ended that ran without root's rights, each while something was closed to everybody.
+
+    Returns:
+        Exit codes and the one line of each error; an empty line where there was none.
+    """
+    lines = [(str(closed), [str(word) for word in words]) for closed, words in asked]
+    assert killer("tests.faults.actions:each_unprivileged", lines, folder=folder).code == 0
+    found = []
+    for (closed, words), (code, err) in zip(lines, json.loads((folder / "answers.json").read_text()), strict=True):
+        said = [line for line in err.splitlines() if line.startswith("sdrt: ")]
+        assert len(said) == (code != 0), f"{closed}, {words}: {err}"
+        assert not said or err.endswith(f"{said[0]}\n"), f"{closed}, {words}: {err}"
+        found.append((code, "".join(said)))
+    return found
+
+
+def refused(killer: Killer, asked: Sequence[tuple[Path, Sequence[object]]], folder: Path) -> None:
+    """Hold that every command line ends for want of permission, and names what was closed."""
+    for (closed, words), (code, said) in zip(asked, answers(killer, asked, folder), strict=True):
+        assert code == 6, f"{closed}, {words}: {said}"
+        assert closed.name in said, f"{closed}, {words}: {said}"
+        assert "permission" in said, f"{closed}, {words}: {said}"
+
+
+def test_whatever_takes_a_path_has_a_type_that_checks_it() -> None:
+    for words, parameter in parameters():
+        named = {*(parameter.metavar or "").replace("[", "|").replace("]", "|").split("|"), parameter.name}
+        if named & WORDS or isinstance(parameter.type, click.Path):
+            assert isinstance(parameter.type, PATHS), f"{words}: {parameter.name}"
+
+
+def test_every_option_that_takes_a_path_below_a_closed_folder(killer: Killer, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    lines, codes = [], []
+    for words, parameter in parameters():
+        if isinstance(parameter.type, PATHS):
+            option = parameter.opts[:1] if isinstance(parameter, click.Option) else []
+            lines.append((closed, [*words, *option, "closed/x"]))
+            codes.append(2 if isinstance(parameter.type, OutputFile | OutputFolder) else 6)
+    assert len(lines) > 60
+    for line, code, (found, said) in zip(lines, codes, answers(killer, lines, tmp_path), strict=True):
+        assert found == code, f"{line}: {said}"
+        assert "closed" in said, f"{line}: {said}"
+        assert "permission" in said, f"{line}: {said}"
+    assert tree(tmp_path) == ["answers.json", "closed", "tmp"]
+
+
+def test_everything_in_a_checkpoint(killer: Killer, tmp_path: Path) -> None:
+    shutil.copytree(DEMO_FOLDER, tmp_path / "checkpoint")
+    inside = [path for path in (tmp_path / "checkpoint").rglob("*") if path.suffix != ".md"]
+    refused(killer, [(path, ("inspect", "checkpoint")) for path in inside], tmp_path)
+
+
+def test_everything_in_a_bundle(killer: Killer, bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "bundle")
+    words = ("denoise", "--bundle", "bundle", "--backend", "onnxruntime", "--store", "store", "--prompt", "a")
+    refused(killer, [(path, words) for path in (tmp_path / "bundle").rglob("*")], tmp_path)
+
+
+def test_everything_in_an_engine_set(killer: Killer, ready: Path, tmp_path: Path) -> None:
+    shutil.copytree(ready, tmp_path / "store")
+    (engines,) = (tmp_path / "store" / "engines").glob("*/*")
+    words = ("denoise", "--engines", engines, "--store", "store", "--prompt", "a", "--steps", 1)
+    refused(killer, [(path, words) for path in (engines, *engines.rglob("*"))], tmp_path)
+
+
+def test_everything_in_a_store(killer: Killer, ready: Path, bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(ready, tmp_path / "store")
+    store = tmp_path / "store"
+    (engines,) = (store / "engines").glob("*/*")
+    build = ("build", bundle.path, "--backend", "onnxruntime", "--components", "vae_decoder", "--store", "store")
+    reading = [(path, words) for path in (store, store / "engines", engines.parent, engines) for words in LOOKING]
+    writing = [(path, build) for path in (store, store / "locks", store / "staging", engines.parent)]
+    refused(killer, [*reading, *writing], tmp_path)
+    assert Store(store).open_engines(engines).path == engines
