@@ -13,6 +13,7 @@ from typing import Any
 from sdrt import __version__
 from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, SdrtError
+from sdrt.files import working_folder_is_gone
 from sdrt.runtime.backends import BACKENDS, available, choose_backend, nvidia
 from sdrt.runtime.backends.cpu import available_memory_bytes, cpu_features, supports_bf16, usable_cpus
 from sdrt.runtime.backends.packages import distribution
@@ -153,6 +154,8 @@ def shelf(store: Store) -> dict[str, Any]:
     place = store.root
     while not os.path.exists(place):  # noqa: PTH110  # where there is no permission, nothing is there
         place = place.parent
+    if problem is None and not store.root.is_absolute() and working_folder_is_gone():
+        problem = "the working folder is gone (change to a folder that exists)"
     if problem is None and not os.access(place, os.W_OK):
         problem = f"no permission to write in {place} (choose another with --store)"
     size_bytes = None

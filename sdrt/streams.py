@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import select
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
@@ -44,9 +45,12 @@ class _Raw(io.RawIOBase):
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Write; raise ResourceError for the first failure where the data must arrive."""
-        if not self._lost:
+        while not self._lost:
             try:
                 return os.write(self._descriptor, data)
+            except BlockingIOError:
+                # The program at the other end made the pipe one that does not wait.
+                select.select([], [self._descriptor], [])
             except OSError as error:
                 # What is buffered is written again as the process ends, and would fail again.
                 self._lost = True

@@ -14,6 +14,7 @@ import sdrt as package
 from sdrt.cli import COMMANDS
 from sdrt.commands import export, info
 from sdrt.errors import TimeLimitError
+from sdrt.streams import STDOUT_HINT
 from tests.command_line import CommandLine
 
 SUBCOMMANDS = ("list", "verify", "import", "gc")
@@ -110,13 +111,14 @@ def test_sigterm_ends_as_ctrl_c_does(sdrt: CommandLine, monkeypatch: pytest.Monk
     assert (ended.code, ended.complaint) == (130, "sdrt: interrupted")
 
 
-def test_a_reader_that_goes_away_ends_it_silently() -> None:
+def test_a_reader_that_goes_away_is_said_in_one_line() -> None:
     read, write = os.pipe()
     os.close(read)
     words = [sys.executable, "-W", "error", "-m", "sdrt", "--help"]
     ended = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
-    assert (ended.returncode, ended.stderr) == (1, "")
+    assert ended.returncode == 6
+    assert ended.stderr == f"sdrt: cannot write to stdout: what read it has ended ({STDOUT_HINT})\n"
 
 
 def test_info_refuses_what_is_no_picture_of_ours(sdrt: CommandLine, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -15,6 +16,7 @@ HOSTILE = "a\x1b[2J\x9b31m\x7f\r\nb\u2028\ud800"
 
 def test_controls_are_spelled_out_and_all_else_stays() -> None:
     assert printable(HOSTILE) == r"a\x1b[2J\x9b31m\x7f\x0d\x0ab\x2028\xd800"
+    assert printable(os.fsdecode(b"mod\xe8le")) == r"mod\xe8le"
     assert printable("grün 👩‍👩‍👧 \\x1b") == "grün 👩‍👩‍👧 \\x1b"
 
 

@@ -78,7 +78,7 @@ def check_writable(option: str, path: Path) -> None:
     """Raise UsageError unless a file can be written or replaced.
 
     Raises:
-        UsageError: Its folder is missing or not writable, its name too long, or it is a folder itself.
+        UsageError: Its folder is missing or not writable, its name too long, or it is a folder or device itself.
     """
     try:
         _check_working_folder(option, path)
@@ -89,6 +89,8 @@ def check_writable(option: str, path: Path) -> None:
         _check_permission(option, path.parent)
         if path.is_dir():
             raise UsageError(f"{option}: {path} is a folder", hint="name a file")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{option}: {path} is no plain file, which would be replaced", hint="name a file")
     except PermissionError as error:
         raise _no_permission(option, path) from error
     except (OSError, ValueError) as error:

@@ -174,13 +174,14 @@ def _compile(
         stack.enter_context(_in_use(bundle))
         # Paths travel to the workers as JSON, and from there to compilers.
         spelled = stack.enter_context(utf8_path(folder))
+        caches = None
         if key.recipe and timing_caches is not None:
             with disk_errors(timing_caches):
                 timing_caches.mkdir(mode=PRIVATE_MODE, parents=True, exist_ok=True)
-            timing_caches = stack.enter_context(utf8_path(timing_caches))
+            caches = stack.enter_context(utf8_path(timing_caches))
         with progress.stage("checking the bundle"):
             bundle.verify_weights()
-        jobs = [_job(bundle, request, key, name, spelled, timing_caches) for name in key.components]
+        jobs = [_job(bundle, request, key, name, spelled, caches) for name in key.components]
         at_once = usable_cpus() if builder(key.backend).side_by_side else 1
         components = lanes.build_all(jobs, progress, available_memory_bytes(), at_once)
         with disk_errors(folder):
