@@ -118,7 +118,8 @@ def disk_errors(path: Path, verb: str = "write", *, hint: str | None = None) -> 
         reason = reasons[error.errno] + (f", at {_file_system(path)}" if error.errno in FULL else "")
         if hint is None:
             temporary = any(part.startswith(TEMPORARY_PREFIX) for part in path.parts)
-            hint = TEMPORARY_HINT if temporary else "free space, or choose another place with --store or --out"
+            place = "choose another place with --store or --out"
+            hint = TEMPORARY_HINT if temporary else f"free space, or {place}" if error.errno in FULL else place
         raise ResourceError(f"cannot {verb} {path}: {reason}", hint=NO_PLACE_HINTS.get(error.errno, hint)) from error
 
 

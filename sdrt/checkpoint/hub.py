@@ -9,7 +9,7 @@ from pathlib import Path
 from sdrt.checkpoint.configs import CLASSES, GENERATION_CONFIG
 from sdrt.checkpoint.weights import PICKLE_HINT, STEMS, is_pickle_name, weight_names
 from sdrt.errors import BackendUnavailableError, CheckpointError, TrustError
-from sdrt.files import disk_errors
+from sdrt.files import check_readable, disk_errors
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 INDEX = "model_index.json"
@@ -41,6 +41,7 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
     except ModuleNotFoundError as error:
         raise BackendUnavailableError("huggingface_hub is not installed", hint="pip install 'sdrt[export]'") from error
     what = f"{repo} at {revision}" if revision else repo
+    _check_cache(repo)
     try:
         if constants.HF_HUB_OFFLINE:
             return _cached(repo, revision)
@@ -95,6 +96,20 @@ def wanted_files(repo: str, names: Collection[str]) -> list[str]:
             raise CheckpointError(f"{repo} has no weights of {component}", hint="give a whole checkpoint")
         wanted.append(present[0])
     return wanted
+
+
+def _check_cache(repo: str) -> None:
+    """Raise ResourceError where the cache may not be read, which the Hub's library takes for a cache without the file.
+
+    Raises:
+        ResourceError: No permission for it, or for what it holds of the repository.
+    """
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    kept = cache / f"models--{repo.replace('/', '--')}"
+    for folder in (cache, kept, kept / "refs", kept / "snapshots"):
+        check_readable(folder)
 
 
 def _is_config(name: str) -> bool:

@@ -365,7 +365,7 @@ def test_a_dropped_lease_ends(stored: Path) -> None:
 
 
 def test_a_lease_on_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="cannot open"):
+    with pytest.raises(EngineError, match="cannot read"):
         Lease(tmp_path / "nothing")
     with try_exclusive(tmp_path / "nothing") as unused:
         assert not unused

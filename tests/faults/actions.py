@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from sdrt.bundle import MANIFEST
@@ -24,6 +25,7 @@ from tests.engines.sets import KEY, make_set
 
 BACKEND = "openvino"
 CAPABILITY_VERSION_3 = 0x20080522
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2
 
 
 def write(path: str) -> None:
@@ -142,6 +144,27 @@ def drop_privileges() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
+@contextlib.contextmanager
+def rights_dropped() -> Iterator[None]:
+    """Do without root's right to read and write everywhere while the block runs (capget(2), capset(2)).
+
+    The process may take it back, so access(2) still counts it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    # Effective, permitted and inheritable, twice 32 bits.
+    held = (ctypes.c_uint32 * 6)()
+    if libc.capget(header, held) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    dropped = (ctypes.c_uint32 * 6)(held[0] & ~(CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH), *held[1:])
+    try:
+        if libc.capset(header, dropped) != 0:
+            raise OSError(ctypes.get_errno(), "capset")
+        yield
+    finally:
+        libc.capset(header, held)
+
+
 def at_once_without_locks(count: int, words: list[str]) -> None:
     """As `at_once`, on a file system whose locks always succeed."""
     at_once(count, words, locks=False)
@@ -174,15 +197,30 @@ def each_unprivileged(commands: list[tuple[str, list[str]]]) -> None:
     drop_privileges()
     answers = []
     for closed, words in commands:
-        path, said = Path(closed), io.StringIO()
+        path = Path(closed)
         mode = path.stat().st_mode
         path.chmod(0)
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
-            try:
-                main(words)
-            except SystemExit as ended:
-                answers.append((ended.code, said.getvalue()))
-            except Exception:
-                answers.append((1, traceback.format_exc()))
+        answers.append(_ended(words))
         path.chmod(mode)
     Path("answers.json").write_text(json.dumps(answers))
+
+
+def each_in_a_folder_that_is_gone(commands: list[list[str]]) -> None:
+    """Run command lines one after the other in a current folder that was removed; answers as `each_unprivileged`."""
+    answers = Path("answers.json").absolute()
+    Path("gone").mkdir()
+    os.chdir("gone")
+    answers.with_name("gone").rmdir()
+    answers.write_text(json.dumps([_ended(words) for words in commands]))
+
+
+def _ended(words: list[str]) -> tuple[object, str]:
+    """How a command line ends: its exit code and what it said on stderr."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
+        try:
+            main(words)
+        except SystemExit as ended:
+            return ended.code, said.getvalue()
+        except Exception:
+            return 1, traceback.format_exc()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdrt.bundle import Bundle
+from tests.faults.actions import rights_dropped
 from tests.faults.killer import Killer
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
 from tests.runtime.backends.cuda_double.plans import word_tokenizer
@@ -39,6 +40,13 @@ def exporter() -> Iterator[Killer]:
     """Runs commands in forks of a process that has the exporter in memory, too."""
     with Killer([*RUNTIME, "sdrt.export.bundle_export"]) as server:
         yield server
+
+
+@pytest.fixture
+def without_rights() -> Iterator[None]:
+    """Runs the test without root's right to read and write everywhere."""
+    with rights_dropped():
+        yield
 
 
 @pytest.fixture(scope="session")

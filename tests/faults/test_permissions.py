@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
+import numpy as np
+import pytest
+from PIL import Image
 
 from sdrt.bundle import Bundle
 from sdrt.checkpoint.sources import DEMO_FOLDER
 from sdrt.cli import cli
 from sdrt.commands.paths import InputName, InputPath, OutputFile, OutputFolder
 from sdrt.engines.store import Store
+from sdrt.errors import ResourceError
+from sdrt.runtime.images import read_record, write_png
+from sdrt.runtime.init_image import open_picture
+from sdrt.runtime.latents import load_latents, save_latents
+from sdrt.runtime.pipeline import Pipeline
+from sdrt.runtime.prompt_file import read_prompt_file
 from tests.faults.killer import Killer, tree
 
 PATHS = (InputName, InputPath, OutputFile, OutputFolder)
@@ -22,6 +31,14 @@ LOOKING = (
     ("store", "verify", "--store", "store"),
     ("store", "gc", "--store", "store"),
 )
+RECORD = {
+    "prompt": "a",
+    "negative_prompt": "",
+    "num_inference_steps": 1,
+    "guidance_scale": 1.0,
+    "seed": 0,
+    "checkpoint": {"name": "demo"},
+}
 #: What the metavar or the name of what takes a path holds.
 WORDS = {"DIR", "FILE", "FILE.png", "C", "checkpoint", "bundle", "engines", "folder", "picture", "store"}
 
@@ -119,3 +136,33 @@ def test_everything_in_a_store(killer: Killer, ready: Path, bundle: Bundle, tmp_
     writing = [(path, build) for path in (store, store / "locks", store / "staging", engines.parent)]
     refused(killer, [*reading, *writing], tmp_path)
     assert Store(store).open_engines(engines).path == engines
+
+
+@pytest.mark.usefixtures("without_rights")
+def test_from_python(bundle: Bundle, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    shutil.copytree(bundle.path, closed / "bundle")
+    calls: dict[str, Callable[[Path], object]] = {
+        "checkpoint": lambda path: Pipeline.load(str(path)),
+        "bundle": lambda path: Pipeline.load(bundle=path, backend="onnxruntime"),
+        "engines": lambda path: Pipeline.load(engines=path),
+        "store": lambda path: Pipeline.load(bundle=bundle.path, backend="onnxruntime", store=path),
+        "picture to start from": open_picture,
+        "record": read_record,
+        "latents": lambda path: load_latents(path, 1),
+        "prompts": lambda path: read_prompt_file(path, {"seed": 0}),
+        "picture to write": lambda path: write_png(Image.new("RGB", (8, 8)), path, RECORD),
+        "latents to write": lambda path: save_latents(path, np.zeros((1, 4, 64, 64), np.float32)),
+        "bundle itself": Bundle.open,
+        "entries": lambda path: Store(path).entries(),
+        "import": lambda path: Store(tmp_path / "store").import_engines(path, trust="0" * 64),
+    }
+    closed.chmod(0)
+    try:
+        for name, call in calls.items():
+            with pytest.raises(ResourceError, match="permission") as caught:
+                call(closed / "bundle")
+            assert "closed" in caught.value.message, name
+    finally:
+        closed.chmod(0o700)
