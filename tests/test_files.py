@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sdrt import files, parts
-from sdrt.errors import ResourceError, TrustError
+from sdrt.errors import CheckpointError, ResourceError, SdrtError, TrustError
 from sdrt.files import (
     READ_BYTES,
     canonical_json,
@@ -370,3 +370,85 @@ def test_reading_and_hashing_in_one_pass_is_reading_and_hashing(tmp_path: Path, 
     data, digest = read_with_sha256(path)
     assert data == path.read_bytes()
     assert digest == sha256_file(path)
+
+
+ODD = os.fsdecode(b"mod\xe8le")
+
+
+@pytest.mark.parametrize("name", ["folder/file", f"{ODD}/file", f"{ODD}/{ODD}", f"{ODD}/below/file"])
+def test_every_file_has_a_path_in_utf_8(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"bytes")
+    file.with_name("beside").write_bytes(b"weights")
+    with files.utf8_path(file) as path:
+        str(path).encode()
+        assert path.read_bytes() == b"bytes"
+        if ODD not in file.name:
+            assert path.with_name("beside").read_bytes() == b"weights"
+        assert (path == file) == (ODD not in name)
+    assert path == file or not path.exists()
+
+
+def test_a_folder_and_a_new_file_have_a_path_in_utf_8(tmp_path: Path) -> None:
+    (tmp_path / ODD).mkdir()
+    for target in (tmp_path / ODD, tmp_path / ODD / "folder"):
+        target.mkdir(exist_ok=True)
+        with files.utf8_path(target) as path:
+            (path / "file").write_bytes(b"bytes")
+        assert (target / "file").read_bytes() == b"bytes"
+    with files.utf8_path(tmp_path / ODD / "new") as path:
+        path.write_bytes(b"bytes")
+    assert (tmp_path / ODD / "new").read_bytes() == b"bytes"
+
+
+@pytest.mark.parametrize("text", ["modèle", "model"])
+def test_text_stays_and_other_bytes_are_spelled_out(text: str) -> None:
+    assert files.utf8_text(text) == text
+    assert files.utf8_text(f"{text}{ODD}") == rf"{text}mod\xe8le"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "reason"),
+    [
+        (errno.EACCES, ResourceError, "no permission"),
+        (errno.EIO, ResourceError, "the disk gives an error"),
+        (errno.EMFILE, ResourceError, "too many open files"),
+        (errno.ENOENT, CheckpointError, "No such file or directory"),
+        (errno.EISDIR, CheckpointError, "Is a directory"),
+    ],
+)
+def test_what_the_system_refuses_to_read_is_told_from_what_is_wrong(
+    code: int, kind: type[SdrtError], reason: str
+) -> None:
+    error = files.unreadable(Path("file"), OSError(code, os.strerror(code)), CheckpointError, hint="", subject="--x: ")
+    assert type(error) is kind
+    assert error.message == f"--x: cannot read file: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "", "a file"), "cannot use a file: no permission"),
+        (OSError(errno.ENOSPC, "", b"mod\xe8le"), r"cannot use mod\xe8le: the disk is full"),
+        (OSError(errno.EBUSY, "Device or resource busy", "a file"), "cannot use a file: Device or resource busy"),
+        (OSError(errno.ENOSPC, ""), "the system refuses a file operation: the disk is full"),
+    ],
+)
+def test_every_error_of_the_system_is_one_of_ours(error: OSError, message: str) -> None:
+    with pytest.raises(ResourceError) as caught, files.system_errors():
+        raise error
+    assert caught.value.message == message
+
+
+def test_a_librarys_own_error_stays() -> None:
+    with pytest.raises(OSError, match="a library"), files.system_errors():
+        raise OSError("a library")
+
+
+def test_whether_anything_is_there(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_bytes(b"")
+    assert files.is_there(tmp_path)
+    for name in ("nothing", "file/below", "loop", "n" * 300, "nul\0"):
+        assert not files.is_there(tmp_path / name)

@@ -7,116 +7,62 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sdrt.bundle import Bundle
+from sdrt.checkpoint import open_checkpoint
+from sdrt.runtime.images import read_record
 from tests.command_line import CommandLine
+from tests.faults.killer import Killer
 
 #: "modèle" in Latin-1.
 ODD = os.fsdecode(b"mod\xe8le")
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_a_bundle_a_store_and_a_picture(
-    backend: str, sdrt: CommandLine, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs the test in a folder of its own, and gives it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_bundle_a_store_and_pictures(killer: Killer, bundle: Bundle, ready: Path, here: Path) -> None:
+    shutil.copytree(bundle.path, here / ODD)
+    shutil.copytree(ready, here / "store")
+    words = ("denoise", "--prompt", "a", "--seed", "1", "--steps", "2", "--backend", "onnxruntime")
+    for folder, store, out in ((bundle.path, "store", "plain.png"), (ODD, f"{ODD}-store", f"{ODD}.png")):
+        ended = killer.sdrt(*words, "--bundle", folder, "--store", store, "--out", out, folder=here)
+        assert ended.code == 0, ended.err
+    assert read_record(here / f"{ODD}.png")["seed"] == 1
+    with Image.open(here / "plain.png") as plain, Image.open(here / f"{ODD}.png") as odd:
+        assert odd.tobytes() == plain.tobytes()
+    ended = killer.sdrt(*words, "--bundle", f"{ODD}-2", "--store", "store", folder=here)
+    assert ended.code == 3
+    assert r"mod\xe8le-2/manifest.json" in ended.err
+
+
+def test_a_checkpoint_is_exported_as_under_another_name(
+    sdrt: CommandLine, tiny_path: Path, tiny_bundle: Bundle, here: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(bundle.path, tmp_path / ODD)
-    words = ("denoise", "--prompt", "a", "--seed", 1, "--steps", 2, "--backend", backend, "--threads", 1)
-    ended = sdrt(*words, "--bundle", ODD, "--store", f"{ODD}-store", "--out", f"{ODD}.png", "--json")
+    shutil.copytree(tiny_path, here / ODD)
+    ended = sdrt("export", "--checkpoint", ODD, "--components", "vae_decoder", "--out", f"{ODD}-bundle", "--json")
     assert ended.code == 0, ended.err
-    assert ended.json["images"][0]["path"] == f"{ODD}.png"
+    assert ended.json["path"] == f"{ODD}-bundle"
+    made = Bundle.open(here / f"{ODD}-bundle")
+    assert made.manifest.checkpoint.name == r"mod\xe8le"
+    assert made.manifest.checkpoint.digest == tiny_bundle.manifest.checkpoint.digest
+    decoder = made.manifest.components["vae_decoder"]
+    for name in filter(None, (decoder.graph, decoder.weights)):
+        assert made.manifest.files[name] == tiny_bundle.manifest.files[name]
 
 
-def test_tour(sdrt: CommandLine, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny_path, tmp_path / ODD)
-    S = ("--store", ODD + "-s")
-    for words in (
-        ("inspect", ODD, "--html", ODD + ".html", "--drawing", ODD + ".svg"),
-        ("export", "--checkpoint", ODD, "--out", ODD + "-b"),
-        ("export", "--checkpoint", ODD, "--out", ODD + "-d", "--deepcache"),
-        ("inspect", ODD + "-b", "--measure", 1, "--json"),
-        ("build", ODD + "-b", "--out", ODD + "-e", "--backend", "onnxruntime", *S),
-        ("denoise", "--checkpoint", ODD, "--prompt", "a", "--steps", 1, *S, "--out", ODD + ".png"),
-        ("info", ODD + ".png"),
-        ("denoise", "--from", ODD + ".png", *S, "--out", ODD + "2.png"),
-        ("denoise", "--from", ODD + ".png", "--checkpoint", ODD, *S, "--out", ODD + "2.png"),
-        ("plot", "sigmas", "--checkpoint", ODD, "--out", ODD + "-p.svg"),
-        (
-            "plot",
-            "noising",
-            "--image",
-            ODD + ".png",
-            "--checkpoint",
-            ODD,
-            *S,
-            "--out",
-            ODD + "-n.svg",
-            "--steps",
-            5,
-            "--every",
-            5,
-        ),
-        (
-            "plot",
-            "trajectory",
-            "--prompt",
-            "a",
-            "--checkpoint",
-            ODD,
-            *S,
-            "--out",
-            ODD + "-n.png",
-            "--steps",
-            2,
-            "--every",
-            1,
-            "--animation",
-            ODD + ".gif",
-        ),
-        ("plot", "attention", "--prompt", "a", "--checkpoint", ODD, *S, "--out", ODD + "-n.png", "--steps", 1),
-        ("store", "list", *S),
-        ("store", "verify", *S),
-        ("doctor", *S),
-        (
-            "compare",
-            ODD + "-b",
-            "--checkpoint",
-            ODD,
-            "--report",
-            ODD + "-r",
-            "--steps",
-            1,
-            "--save-tensors",
-            *S,
-            "--backend",
-            "onnxruntime",
-        ),
-        ("export", "--checkpoint", ODD, "--out", ODD + "-8", "--precision", "int8"),
-        (
-            "bench",
-            "--bundle",
-            ODD + "-b",
-            "--rounds",
-            1,
-            "--cold-rounds",
-            1,
-            "--steps",
-            1,
-            "--backend",
-            "onnxruntime",
-            "--report",
-            ODD + "-bench",
-            *S,
-            "--json",
-        ),
-        ("tune", ODD + "-b", "--rounds", 1, "--steps", 1, "--backend", "onnxruntime", "--precision", "fp32", *S),
-        ("store", "gc", "--unused-days", 0, *S),
-    ):
-        import traceback
-
-        try:
-            ended = sdrt(*words)
-            print(ended.code, ascii(words), ascii(ended.err[-300:]) if ended.code else "")
-        except BaseException:
-            print("TRACE", ascii(words), ascii(traceback.format_exc()[-1500:]))
+def test_a_checkpoint_is_looked_into(sdrt: CommandLine, tiny_path: Path, here: Path) -> None:
+    shutil.copytree(tiny_path, here / ODD)
+    assert open_checkpoint(ODD).name == r"mod\xe8le"
+    ended = sdrt("inspect", ODD, "--html", f"{ODD}.html", "--drawing", f"{ODD}.svg", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["wrote"] == [f"{ODD}.svg", f"{ODD}.html"]
+    assert r"mod\xe8le" in (here / f"{ODD}.html").read_text() + (here / f"{ODD}.svg").read_text()
+    assert sdrt("plot", "sigmas", "--checkpoint", ODD, "--out", f"{ODD}-plot.svg").code == 0
+    assert r"mod\xe8le" in (here / f"{ODD}-plot.svg").read_text()
+    assert r"mod\xe8le-2" in sdrt("inspect", f"{ODD}-2").complaint
