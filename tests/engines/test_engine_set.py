@@ -79,7 +79,7 @@ def flip(path: Path) -> None:
         (lambda s: os.link(s / BLOB, s / "second name"), TrustError, "is a hard link"),
         (lambda s: (s / "manifest.json").unlink(), EngineError, "cannot read"),
         (lambda s: (s / "manifest.json").write_bytes(b"[]"), EngineError, "not a JSON object"),
-        (lambda s: shutil.rmtree(s), EngineError, "cannot open"),
+        (lambda s: shutil.rmtree(s), EngineError, "cannot read"),
     ],
 )
 def test_a_spoiled_set_is_refused_and_let_go(

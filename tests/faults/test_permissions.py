@@ -124,7 +124,9 @@ def test_everything_in_an_engine_set(killer: Killer, ready: Path, tmp_path: Path
     shutil.copytree(ready, tmp_path / "store")
     (engines,) = (tmp_path / "store" / "engines").glob("*/*")
     words = ("denoise", "--engines", engines, "--store", "store", "--prompt", "a", "--steps", 1)
-    refused(killer, [(path, words) for path in (engines, *engines.rglob("*"))], tmp_path)
+    # An engine is read when it is opened, and the encoder is not.
+    opened = (path for path in engines.rglob("*") if path.parent.name != "vae_encoder")
+    refused(killer, [(path, words) for path in (engines, *opened)], tmp_path)
 
 
 def test_everything_in_a_store(killer: Killer, ready: Path, bundle: Bundle, tmp_path: Path) -> None:
