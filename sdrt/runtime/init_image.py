@@ -1,26 +1,26 @@
 """A picture to start from: opened with care, brought to the size that the model takes, and drawn into latents.
 
 The rule: the first frame, turned as its EXIF orientation says, transparency over white, 16-bit grey scaled to 8 bits,
-any other mode to RGB without its colour profile; of that the largest square around the centre, resized by Lanczos.
+any other mode to RGB without its colour profile; of that the largest square around the centre, resized by Lanczos. What
+else the metadata holds, well-formed or not, does not matter.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
-import warnings
-import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from sdrt.errors import ArtefactError, UsageError
 from sdrt.files import unreadable
 from sdrt.runtime.backends.base import Engine, check_finite
+from sdrt.runtime.picture_bytes import without_metadata
+from sdrt.runtime.rgb import UndrawableError, pillow_errors, to_rgb
 
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -30,8 +30,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 #: As RGBA that is 256 MiB. Pillow itself refuses at 179 million pixels only.
 MAX_PIXELS = 1 << 26
 LIMIT_BYTES = 256 << 20
-# What Pillow raises on damaged files, the one for a file that says it is enormous beside them.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +47,16 @@ class InitImage:
             size: Width and height that the model takes.
 
         Raises:
-            UsageError: It is no picture of Pillow's.
-            ArtefactError: Its pixels are 32-bit numbers, which have no white.
+            UsageError: It is no picture of Pillow's, or one that cannot be brought to RGB: see sdrt.runtime.rgb.
         """
         if not isinstance(picture, Image.Image):
             hint = "open it first: PIL.Image.open(path)"
             raise UsageError(f"image is a {type(picture).__name__}; it must be a PIL.Image.Image", hint=hint)
-        upright = to_rgb(picture)
+        try:
+            upright = to_rgb(picture)
+        except UndrawableError as error:
+            hint = error.hint or "give a picture whose file is whole, and that is not closed yet"
+            raise UsageError(f"image {error}", hint=hint) from error
         side = min(upright.size)
         left, top = (upright.width - side) // 2, (upright.height - side) // 2
         # Cut out first: resizing a box of a picture looks beyond its edges.
@@ -91,43 +92,12 @@ def open_picture(path: Path) -> Image.Image:
     except ValueError as error:
         raise ArtefactError(f"cannot read {path}: not a usable path", hint=hint) from error
     try:
-        with warnings.catch_warnings():
-            # What Pillow remarks on a file is either harmless or shows as an error below.
-            warnings.simplefilter("ignore")
-            with Image.open(BytesIO(data), formats=FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ArtefactError(f"{path} has {picture.width}x{picture.height} pixels: too many", hint=hint)
-                return to_rgb(picture)
-    except UnidentifiedImageError as error:
-        raise ArtefactError(f"{path} is not a picture that can be read", hint=hint) from error
-    except _DAMAGED as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ArtefactError(f"{path} is a damaged picture: {reason}", hint=hint) from error
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """A picture upright and in RGB, transparency over white.
-
-    Raises:
-        ArtefactError: Its pixels are 32-bit numbers, or of colours that Pillow does not convert.
-    """
-    turned = ImageOps.exif_transpose(picture)
-    if turned.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255.
-        levels = np.rint(np.asarray(turned, np.float64) * (255 / 65535)).astype(np.uint8)
-        return Image.fromarray(levels).convert("RGB")
-    if turned.mode in ("I", "F"):
-        hint = "save it with 8 or 16 bits a channel"
-        raise ArtefactError(f"the picture has 32-bit pixels (mode {turned.mode}): how bright is white?", hint=hint)
-    try:
-        if turned.mode not in ("RGBA", "RGBa", "LA", "La", "PA") and "transparency" not in turned.info:
-            return turned.convert("RGB")
-        over = turned.convert("RGBA")
-    except ValueError as error:
-        hint = "save it as RGB or RGBA"
-        raise ArtefactError(f"pictures of mode {turned.mode} cannot be converted", hint=hint) from error
-    white = Image.new("RGBA", over.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, over).convert("RGB")
+        with pillow_errors(), Image.open(BytesIO(without_metadata(data)), formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UndrawableError(f"has {picture.width}x{picture.height} pixels: too many")
+            return to_rgb(picture)
+    except UndrawableError as error:
+        raise ArtefactError(f"{path} {error}", hint=error.hint or hint) from error
 
 
 def encode_picture(encoder: Engine, init: InitImage) -> Floats:

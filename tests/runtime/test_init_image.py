@@ -15,7 +15,8 @@ from PIL import Image
 
 from sdrt.errors import ArtefactError, UsageError
 from sdrt.runtime import init_image
-from sdrt.runtime.init_image import MAX_PIXELS, InitImage, draw_latents, open_picture, to_rgb
+from sdrt.runtime.init_image import MAX_PIXELS, InitImage, draw_latents, open_picture
+from tests.runtime.picture_files import SIGNATURE, chunk
 
 SIZE = 16
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -32,15 +33,10 @@ def saved(folder: Path, picture: Image.Image, name: str = "picture.png", **optio
     return folder / name
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def png_that_says(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header says so many pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 4096)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
+    return SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 4096)) + chunk(b"IEND", b"")
 
 
 def colours(picture: Image.Image, size: int = SIZE) -> set[tuple[int, ...]]:
@@ -134,17 +130,6 @@ def test_of_an_animation_the_first_frame_is_taken(name: str, tmp_path: Path) -> 
     frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, BLUE)]
     path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:])
     assert farthest(open_picture(path), RED) < 12
-
-
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_pixels_without_a_white_are_refused(mode: str) -> None:
-    with pytest.raises(ArtefactError, match="32-bit pixels"):
-        to_rgb(Image.new(mode, (4, 4)))
-
-
-def test_modes_that_cannot_be_converted_are_refused() -> None:
-    with pytest.raises(ArtefactError, match="mode La cannot be converted"):
-        to_rgb(Image.new("La", (4, 4)))
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (9_000, 9_000), (MAX_PIXELS + 1, 1)])
