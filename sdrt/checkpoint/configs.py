@@ -12,6 +12,7 @@ from typing import Any
 from sdrt.checkpoint.misplaced import folder_hint
 from sdrt.errors import CheckpointError
 from sdrt.files import unreadable
+from sdrt.runtime.noise_config import OTHER_SCHEDULER_HINT, WITHOUT_BETAS
 from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE
 
 _SHORT = reprlib.Repr()
@@ -187,10 +188,17 @@ def read_scheduler(folder: Path) -> dict[str, Any]:
     """scheduler/scheduler_config.json; ``prediction_type`` is set.
 
     Raises:
-        CheckpointError: It is malformed or asks for a prediction type that is neither epsilon nor v_prediction.
+        CheckpointError: It is malformed, is of a class without betas, or asks for a prediction type that is neither
+            epsilon nor v_prediction.
     """
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path)
+    name = config.get("_class_name")
+    if isinstance(name, str) and name in WITHOUT_BETAS:
+        message = (
+            f"{path}: _class_name is {name!r}, a scheduler without betas, hence without the discrete sigmas of LMS"
+        )
+        raise CheckpointError(message, hint=OTHER_SCHEDULER_HINT)
     _one_of(path, "prediction_type", config.setdefault("prediction_type", "epsilon"), PREDICTION_TYPES)
     return config
 

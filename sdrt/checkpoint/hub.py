@@ -15,6 +15,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 INDEX = "model_index.json"
 CONFIG_SUFFIXES = (".json", ".txt")
 LISTING_TIMEOUT_S = 30.0
+#: How many of a cache's commits an error lists.
+MOST_COMMITS = 5
 
 
 def download(repo: str, revision: str | None) -> tuple[Path, str]:
@@ -51,8 +53,7 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
                 return folder, revision
         return _fetched(repo, revision)
     except errors.LocalEntryNotFoundError as error:
-        hint = "unset HF_HUB_OFFLINE to download it, or give a folder"
-        raise CheckpointError(f"{what} is not in the Hub's cache, and the Hub is off-line", hint=hint) from error
+        raise _not_cached(repo, revision, Path(constants.HF_HUB_CACHE)) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"the Hub has no {what}", hint="give a branch, tag or commit that exists") from error
     except errors.RepositoryNotFoundError as error:
@@ -63,6 +64,24 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
     except errors.HTTPError as error:  # type: ignore[attr-defined]  # base class of the HTTP library that it uses
         hint = "check the network; HF_HUB_OFFLINE=1 uses what the cache holds"
         raise CheckpointError(f"the Hub cannot be reached for {what} ({type(error).__name__})", hint=hint) from error
+
+
+def _not_cached(repo: str, revision: str | None, cache: Path) -> CheckpointError:
+    """Return the error for what the Hub's cache lacks off-line; it names the commits that the cache has."""
+    what = f"{repo} at {revision}" if revision else repo
+    missing = f"{what} is not in the Hub's cache, and the Hub is off-line"
+    try:
+        snapshots = (cache / f"models--{repo.replace('/', '--')}" / "snapshots").iterdir()
+        commits = sorted(folder.name for folder in snapshots if is_whole(folder))
+    except OSError:
+        commits = []
+    if not commits:
+        return CheckpointError(missing, hint="unset HF_HUB_OFFLINE to download it, or give a folder")
+    if revision is None or not COMMIT.fullmatch(revision):
+        missing = f"which commit {what} means is not in the Hub's cache, and the Hub is off-line"
+    listed = ", ".join(commits[:MOST_COMMITS]) + (", ..." if len(commits) > MOST_COMMITS else "")
+    hint = f"add --revision {commits[0]}, or unset HF_HUB_OFFLINE to download it"
+    return CheckpointError(f"{missing}; the cache holds {listed}", hint=hint)
 
 
 def is_whole(folder: Path) -> bool:

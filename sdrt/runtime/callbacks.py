@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sdrt.errors import UsageError
+from sdrt.runtime.arguments import shown
 from sdrt.runtime.denoise import Latents
 from sdrt.runtime.latents import check_latents
 
@@ -13,6 +15,13 @@ if TYPE_CHECKING:
 
 #: (pipeline, step, timestep, {"latents": ...}) -> mapping, whose "latents" are gone on with, or None.
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], "Mapping[str, Any] | None"]
+
+
+def check_callback(callback: object) -> None:
+    """Raise UsageError unless ``callback_on_step_end`` is None or can be called."""
+    if callback is not None and not callable(callback):
+        message = f"callback_on_step_end is {shown(callback)}; it must be a function"
+        raise UsageError(message, hint="give a function of pipeline, step, timestep and a mapping with the latents")
 
 
 class Watch:
@@ -27,13 +36,16 @@ class Watch:
         """Latents to go on with, or None where the callback has stopped the run.
 
         Raises:
-            UsageError: The callback's latents are of another shape, or no finite numbers.
+            UsageError: The callback gave no mapping, or latents of another shape or that are no finite numbers.
         """
         self.steps = step + 1
         if self.callback is None:
             return latents
-        given = self.callback(self._pipeline, step, timestep, {"latents": latents}) or {}
-        following = check_latents(given.get("latents", latents), len(latents), latents.shape[1:])
+        given = self.callback(self._pipeline, step, timestep, {"latents": latents})
+        if given is not None and not isinstance(given, Mapping):
+            message = f"callback_on_step_end gave back {shown(given)}; it must be a mapping, or None"
+            raise UsageError(message, hint='return {"latents": ...} to go on with other latents, else nothing')
+        following = check_latents((given or {}).get("latents", latents), len(latents), latents.shape[1:])
         if not self._pipeline.stopping:
             return following
         # A loop that is stopped ends with the latents it has: those must be what the callback gave.

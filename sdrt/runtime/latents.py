@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sdrt.errors import ArtefactError, UsageError
 from sdrt.files import unreadable, write_atomically
+from sdrt.runtime.arguments import whole
 from sdrt.runtime.request import MAX_SEED
 
 LATENT_SHAPE = (4, 64, 64)
@@ -55,11 +56,26 @@ def _normal(seeds: Sequence[int], shape: tuple[int, ...], jumps: int) -> Latents
     """Standard normal numbers [n, *shape]; each jump skips 2^128 draws of a picture's generator."""
     noise = np.empty((len(seeds), *shape), np.float32)
     for row, seed in zip(noise, seeds, strict=True):
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
-            message = f"seed is {repr(seed)[:40]}; it must be a whole number, 0 to {MAX_SEED}"
-            raise UsageError(message, hint="change seed")
-        row[...] = np.random.Generator(np.random.Philox(int(seed)).jumped(jumps)).standard_normal(shape)
+        number = whole("seed", seed, 0, MAX_SEED)
+        row[...] = np.random.Generator(np.random.Philox(number).jumped(jumps)).standard_normal(shape)
     return noise
+
+
+def check_kind(latents: object, shape: tuple[int | None, ...]) -> str:
+    """Raise UsageError unless latents are a floating-point array of a shape, in which None is any length.
+
+    Returns:
+        A hint that says what to give.
+    """
+    wanted = f"({', '.join('n' if length is None else str(length) for length in shape)})"
+    hint = f"give float16, float32 or float64 values of shape {wanted}"
+    if not isinstance(latents, np.ndarray) or latents.dtype.kind != "f":
+        found = latents.dtype if isinstance(latents, np.ndarray) else type(latents).__name__
+        raise UsageError(f"latents are {found}; they must be floating-point numbers in a NumPy array", hint=hint)
+    fits = [length in (None, given) for length, given in zip(shape, latents.shape, strict=False)]
+    if len(shape) != latents.ndim or not all(fits):
+        raise UsageError(f"latents have shape {latents.shape}; it must be {wanted}", hint=hint)
+    return hint
 
 
 def check_latents(latents: npt.NDArray[Any], count: int, shape: tuple[int, ...] = LATENT_SHAPE) -> Latents:
@@ -68,12 +84,8 @@ def check_latents(latents: npt.NDArray[Any], count: int, shape: tuple[int, ...] 
     Raises:
         UsageError: They are no floating-point array, have another shape, or hold NaN or Inf in float32.
     """
-    hint = f"give float16, float32 or float64 values of shape {(count, *shape)}"
-    if not isinstance(latents, np.ndarray) or latents.dtype.kind != "f":
-        found = latents.dtype if isinstance(latents, np.ndarray) else type(latents).__name__
-        raise UsageError(f"latents are {found}; they must be floating-point numbers in a NumPy array", hint=hint)
-    if latents.shape != (count, *shape) and (count, latents.shape) != (1, shape):
-        raise UsageError(f"latents have shape {latents.shape}; it must be {(count, *shape)}", hint=hint)
+    alone = isinstance(latents, np.ndarray) and (count, latents.shape) == (1, shape)
+    hint = check_kind(latents, shape if alone else (count, *shape))
     with np.errstate(over="ignore"):
         checked = np.array(latents, np.float32).reshape(count, *shape)
     if not np.isfinite(checked).all():

@@ -9,7 +9,6 @@ interpolated by a polynomial, and the polynomial is integrated over the step. Th
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from sdrt.errors import ArtefactError, UsageError
-from sdrt.runtime.noise_config import NoiseConfig, PredictionType
+from sdrt.errors import ArtefactError
+from sdrt.runtime.arguments import whole
+from sdrt.runtime.noise_config import OTHER_SCHEDULER_HINT, NoiseConfig, PredictionType
 
 MAX_ORDER = 4
 
@@ -71,8 +71,8 @@ class Schedule:
             array([-147.91835213,    0.        ,    0.        ,    0.        ])
         """
         noise = _validated(config)
-        steps = _in_range("num_inference_steps", num_inference_steps, noise.num_train_timesteps)
-        order = _in_range("order", order, MAX_ORDER)
+        steps = whole("num_inference_steps", num_inference_steps, 1, noise.num_train_timesteps)
+        order = whole("order", order, 1, MAX_ORDER)
         # Rounded to float32 because that is what the UNet gets, and sigmas belong to the timesteps it gets.
         timesteps = np.linspace(0, noise.num_train_timesteps - 1, steps)[::-1].astype(np.float32).astype(np.float64)
         table = noise.sigmas()
@@ -118,22 +118,10 @@ def _validated(config: Mapping[str, Any]) -> NoiseConfig:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "the whole"
         found, wanted = repr(first["input"])[:80], first["msg"].removeprefix("Value error, ")
-        raise ArtefactError(
-            f"scheduler_config.json: {name} is {found}: {wanted}",
-            hint="sdrt samples by LMS over the checkpoint's own betas; change this in its scheduler_config.json",
-        ) from error
-
-
-def _in_range(name: str, value: int, limit: int) -> int:
-    """``value`` as an int from 1 to ``limit``."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if not 1 <= number <= limit or isinstance(value, bool):
-        message = f"{name} is {repr(value)[:40]}; it must be a whole number from 1 to {limit}"
-        raise UsageError(message, hint=f"change {name}")
-    return number
+        hint = "sdrt samples by LMS over the checkpoint's own betas; change this in its scheduler_config.json"
+        if name == "_class_name":
+            hint = OTHER_SCHEDULER_HINT
+        raise ArtefactError(f"scheduler_config.json: {name} is {found}: {wanted}", hint=hint) from error
 
 
 def lms_coefficients(sigmas: Floats, order: int) -> Floats:

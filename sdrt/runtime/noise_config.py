@@ -20,6 +20,21 @@ Singles = npt.NDArray[np.float32]
 MAX_TRAIN_TIMESTEPS = 100_000
 LMS_CLASS = "LMSDiscreteScheduler"
 MAX_COSINE_BETA = 0.999
+#: Scheduler classes of diffusers whose noise levels do not come of betas: flow matching, EDM, consistency models and
+#: others. A config of theirs may hold betas all the same, left over from the class that it was made from.
+WITHOUT_BETAS = frozenset({
+    "AmusedScheduler", "BlockRefinementScheduler", "CMStochasticIterativeScheduler", "ConsistencyDecoderScheduler",
+    "CosineDPMSolverMultistepScheduler", "DDPMWuerstchenScheduler", "DiscreteDDIMScheduler",
+    "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "EntropyBoundScheduler", "FlowMapEulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler", "HeliosDMDScheduler",
+    "HeliosScheduler", "IPNDMScheduler", "KarrasVeScheduler", "LTXEulerAncestralRFScheduler", "MiniMaxH3Scheduler",
+    "PiflowScheduler", "RFD4ProteinaScheduler", "SCMScheduler", "ScoreSdeVeScheduler", "ScoreSdeVpScheduler",
+    "UnCLIPScheduler", "VQDiffusionScheduler",
+})  # fmt: skip
+
+OTHER_SCHEDULER_HINT = (
+    "give the scheduler_config.json of the model that it was tuned from, if that was trained over betas"
+)
 
 
 class NoiseConfig(BaseModel):
@@ -40,6 +55,13 @@ class NoiseConfig(BaseModel):
     use_beta_sigmas: Literal[False] = False
     use_flow_sigmas: Literal[False] = False
     rescale_betas_zero_snr: Literal[False] = False
+
+    @field_validator("class_name")
+    @classmethod
+    def _has_betas(cls, name: str) -> str:
+        if name in WITHOUT_BETAS:
+            raise ValueError("a scheduler without betas, hence without the discrete sigmas that LMS needs")
+        return name
 
     @field_validator("trained_betas")
     @classmethod

@@ -15,17 +15,17 @@ from sdrt.bundle import DEEPCACHE
 from sdrt.errors import UsageError
 from sdrt.files import system_errors
 from sdrt.progress import Progress, silent
-from sdrt.runtime import images
+from sdrt.runtime import images, loading
 from sdrt.runtime.backends import GPU_BACKENDS, open_session
 from sdrt.runtime.backends.base import Engine, check_finite
 from sdrt.runtime.backends.cpu import usable_cpus
 from sdrt.runtime.backends.session import check_cuda_graphs
 from sdrt.runtime.batches import pictures_at_once
-from sdrt.runtime.callbacks import Callback, Watch
+from sdrt.runtime.callbacks import Callback, Watch, check_callback
 from sdrt.runtime.deepcache import CachedUnet
 from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused
 from sdrt.runtime.init_image import InitImage, draw_latents, encode_picture
-from sdrt.runtime.latents import check_latents, posterior_noise, unit_noise
+from sdrt.runtime.latents import check_kind, check_latents, posterior_noise, unit_noise
 from sdrt.runtime.lms import Schedule
 from sdrt.runtime.records import picture_record
 from sdrt.runtime.request import DEFAULT_STRENGTH, LmsStart, Picture, Request, make_request
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from sdrt.engines.engine_set import EngineSet
     from sdrt.engines.request import Provider
     from sdrt.runtime.backends.session import DeviceLoop
-
-#: How a guided step runs: by denoise_step where the engines hold it, or always by the plain UNet.
-LOOPS = ("auto", "plain")
 
 
 class Pipeline:
@@ -72,8 +69,8 @@ class Pipeline:
         that does, since each holds the weights; the seconds count as load all the same. Without ``keep_loaded`` every
         engine is opened when its turn comes.
         """
-        if loop not in LOOPS:
-            raise UsageError(f"loop is {loop[:40]!r}", hint=f"choose among {', '.join(LOOPS)}")
+        names = {"threads": threads, "cuda_graphs": cuda_graphs, "loop": loop, "keep_loaded": keep_loaded}
+        threads, cuda_graphs, *_ = loading.checked(names).values()
         start = time.perf_counter()
         self.engines = engines
         self.keep_loaded = keep_loaded
@@ -109,7 +106,7 @@ class Pipeline:
     @system_errors()
     def load(
         cls,
-        checkpoint: str | None = None,
+        checkpoint: str | Path | None = None,
         *,
         revision: str | None = None,
         bundle: str | Path | None = None,
@@ -156,19 +153,19 @@ class Pipeline:
         Raises:
             SdrtError: Of the kind that fits: see sdrt.errors.
         """
+        given = loading.checked({name: value for name, value in locals().items() if name not in ("cls", "progress")})
         from sdrt.prepare import Source, choose, prepare
 
-        bundle, engines, store = (None if path is None else Path(path) for path in (bundle, engines, store))
-        source, choice = Source(checkpoint, revision, bundle, engines, trust, token_merging), None
-        asked: dict[str, Any] = {"backend": backend, "precision": precision, "provider": provider}
-        if not engines:
-            choice = choose(
-                source, threads=threads, loop=loop, deepcache=deepcache, store=store, progress=progress, **asked
-            )
+        names = ("checkpoint", "revision", "bundle", "engines", "trust", "token_merging")
+        source, choice = Source(**{name: given[name] for name in names}), None
+        asked = {name: given[name] for name in ("backend", "precision", "provider", "store")}
+        threads = given["threads"]
+        if not source.engines:
+            choice = choose(source, threads=threads, loop=loop, deepcache=deepcache, progress=progress, **asked)
             # Before anything is exported or built for a backend that has none.
             check_cuda_graphs(choice.backend, cuda_graphs)
             threads, loop = choice.threads, choice.loop
-        opened = prepare(source, store=store, build=build, choice=choice, progress=progress, **asked)
+        opened = prepare(source, build=build, choice=choice, progress=progress, **asked)
         return cls(
             opened, threads=threads, loop=loop, cuda_graphs=cuda_graphs, keep_loaded=keep_loaded, progress=progress
         )
@@ -242,6 +239,7 @@ class Pipeline:
         progress: Progress = silent,
     ) -> Result:
         """Make the pictures of a checked request, a few at a time. See ``__call__``."""
+        check_callback(callback_on_step_end)
         request = self.settled(request)
         for name in self._denoisers(request):
             self.engines.component(name)
@@ -304,8 +302,10 @@ class Pipeline:
         """Pictures of final latents [n,4,64,64], as few at a time as the engine takes: they need much memory.
 
         Raises:
+            UsageError: They are no latents.
             NumericError: The decoder gave NaN or Inf.
         """
+        check_kind(latents, (None, *self._latent_shape))
         decoder = self._open("vae_decoder")
         (spec,) = decoder.spec.inputs
         unscaled = (latents / np.float32(self.model.scaling_factor)).astype(spec.dtype, copy=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -16,14 +17,21 @@ LIMIT_BYTES = 64 << 20
 #: Pictures of one file: their names are numbered with four digits.
 MAX_QUEUED = 9999
 #: What a line may say, named as the arguments of the pipeline are, and what kind of value each is.
-FIELDS: dict[str, tuple[type, ...]] = {
-    "prompt": (str,),
-    "negative_prompt": (str,),
-    "seed": (int,),
-    "num_images_per_prompt": (int,),
-    "num_inference_steps": (int,),
-    "guidance_scale": (int, float),
-    "guidance_interval": (list,),
+FIELDS: dict[str, str] = {
+    "prompt": "text",
+    "negative_prompt": "text",
+    "seed": "a whole number",
+    "num_images_per_prompt": "a whole number",
+    "num_inference_steps": "a whole number",
+    "guidance_scale": "a number",
+    "guidance_interval": "two numbers",
+}
+#: JSON's 7.0 is a whole number, too; which of the others are not is told by `make_request`.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "text": (str,),
+    "a whole number": (int, float),
+    "a number": (int, float),
+    "two numbers": (list,),
 }
 
 
@@ -39,7 +47,8 @@ def read_prompt_file(path: Path, settings: dict[str, Any]) -> tuple[Line, ...]:
     """The lines of a file, each checked as a request of its own.
 
     Args:
-        path: JSON Lines in UTF-8; blank lines are passed over.
+        path: JSON Lines in UTF-8, with or without a byte order mark, its lines ended as on any system; blank lines are
+            passed over.
         settings: Arguments of `make_request` for what a line leaves out, a seed among them: a line's pictures have the
             line's own and those after it, or else the settings' plus the number of pictures before them in the file.
 
@@ -51,11 +60,12 @@ def read_prompt_file(path: Path, settings: dict[str, Any]) -> tuple[Line, ...]:
     try:
         if path.stat().st_size > LIMIT_BYTES:
             raise UsageError(f"{path} is larger than {LIMIT_BYTES >> 20} MiB", hint="split the file")
-        rows = {number: row for number, row in enumerate(path.read_bytes().split(b"\n"), start=1) if row.strip()}
+        data = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error, UsageError, hint=hint) from error
     except ValueError as error:
         raise UsageError(f"cannot read {path}: not a usable path", hint=hint) from error
+    rows = _rows(path, data)
     if not 1 <= len(rows) <= MAX_QUEUED:
         raise UsageError(f"{path} has {len(rows)} lines; 1 to {MAX_QUEUED} can be drawn at once", hint=hint)
     lines: list[Line] = []
@@ -75,6 +85,24 @@ def read_prompt_file(path: Path, settings: dict[str, Any]) -> tuple[Line, ...]:
     if count > MAX_QUEUED:
         raise UsageError(f"{path} asks for {count} pictures; {MAX_QUEUED} can be drawn at once", hint="split the file")
     return tuple(lines)
+
+
+def _rows(path: Path, data: bytes) -> dict[int, bytes]:
+    """Return the lines that are not blank, by number.
+
+    Raises:
+        UsageError: The file is UTF-16 or UTF-32, or binary.
+    """
+    marks = {codecs.BOM_UTF32_LE: 32, codecs.BOM_UTF32_BE: 32, codecs.BOM_UTF16_LE: 16, codecs.BOM_UTF16_BE: 16}
+    width = next((width for mark, width in marks.items() if data.startswith(mark)), None)
+    if width is not None:
+        raise UsageError(f"{path} is UTF-{width} by its byte order mark", hint="save the file as UTF-8")
+    if b"\0" in data:
+        raise UsageError(f"{path} holds NUL bytes, as UTF-16 text and binary files do", hint="save the file as UTF-8")
+    lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    # Where files were joined, a mark may stand at any line's beginning.
+    rows = {number: line.removeprefix(codecs.BOM_UTF8) for number, line in enumerate(lines, start=1)}
+    return {number: row for number, row in rows.items() if row.strip()}
 
 
 def _request(row: bytes, settings: dict[str, Any]) -> Request:
@@ -97,10 +125,8 @@ def _request(row: bytes, settings: dict[str, Any]) -> Request:
             close = get_close_matches(name, FIELDS, 1)
             said = f"did you mean {close[0]}?" if close else hint
             raise UsageError(f"there is no field {name[:40]!r}", hint=said)
-        if not isinstance(given, FIELDS[name]) or isinstance(given, bool):
-            wanted = {str: "text", int: "a whole number", list: "two numbers"}.get(FIELDS[name][0], "a number")
-            wanted = "a number" if float in FIELDS[name] else wanted
-            raise UsageError(f"{name} is {json.dumps(given)[:40]}; it must be {wanted}", hint=hint)
+        if not isinstance(given, _TYPES[FIELDS[name]]) or isinstance(given, bool):
+            raise UsageError(f"{name} is {json.dumps(given)[:40]}; it must be {FIELDS[name]}", hint=hint)
     if "prompt" not in value:
         raise UsageError("prompt is missing", hint=hint)
     return make_request(**{**settings, **value})

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdrt.errors import UsageError
+from sdrt.runtime.arguments import as_real, as_whole, items, shown, whole
 
 PROMPT_LIMIT_CHARACTERS = 100_000
 MAX_SEED = 2**64 - 1
@@ -117,31 +118,27 @@ def make_request(
     Raises:
         UsageError: Names the argument and its valid range.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    _check_texts("prompt", prompts)
-    count = _whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_PICTURES)
+    prompts = _texts("prompt", prompt)
+    count = whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_PICTURES)
     total = len(prompts) * count
     if not 1 <= total <= MAX_PICTURES:
         raise UsageError(f"{total} pictures are asked for; 1 to {MAX_PICTURES} can be", hint="split the request")
     scale = _guidance_scale(guidance_scale)
-    _whole("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
+    steps = whole("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
     negatives = _negatives(negative_prompt, len(prompts))
     rows = [(p, n) for p, n in zip(prompts, negatives, strict=True) for _ in range(count)]
     pictures = (Picture(p, n, s) for (p, n), s in zip(rows, _seeds(seed, total), strict=True))
-    start = _start(strength, start_step, num_inference_steps)
-    if lms_start not in LMS_STARTS:
-        raise UsageError(f"lms_start is {str(lms_start)[:40]!r}", hint=f"choose among {', '.join(LMS_STARTS)}")
-    interval = _interval(guidance_interval)
-    if deepcache is not None:
-        _whole("deepcache", deepcache, MIN_DEEPCACHE, MAX_STEPS)
+    start = _start(strength, start_step, steps)
+    if not isinstance(lms_start, str) or lms_start not in LMS_STARTS:
+        raise UsageError(f"lms_start is {shown(lms_start)}", hint=f"choose among {', '.join(LMS_STARTS)}")
     return Request(
         tuple(pictures),
-        num_inference_steps,
+        steps,
         scale,
         start,
         lms_start,
-        interval,
-        deepcache,
+        _interval(guidance_interval),
+        None if deepcache is None else whole("deepcache", deepcache, MIN_DEEPCACHE, MAX_STEPS),
         guidance_left_open=guidance_scale is None,
     )
 
@@ -150,30 +147,30 @@ def _guidance_scale(scale: float | None) -> float:
     """The guidance scale, if it is one; the default for None."""
     if scale is None:
         return DEFAULT_GUIDANCE_SCALE
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-        hint = f"{DEFAULT_GUIDANCE_SCALE} is what most checkpoints are drawn with"
-        raise UsageError(f"guidance_scale is {scale!r}; it must be a finite number", hint=hint)
-    if abs(scale) > MAX_GUIDANCE_SCALE:
+    hint = f"{DEFAULT_GUIDANCE_SCALE} is what most checkpoints are drawn with"
+    number = as_real(scale)
+    if number is None or not math.isfinite(number):
+        raise UsageError(f"guidance_scale is {shown(scale)}; it must be a finite number", hint=hint)
+    if abs(number) > MAX_GUIDANCE_SCALE:
         raise UsageError(
-            f"guidance_scale is {scale!r}; it must be -{MAX_GUIDANCE_SCALE:.0f} to {MAX_GUIDANCE_SCALE:.0f}",
-            hint=f"{DEFAULT_GUIDANCE_SCALE} is what most checkpoints are drawn with; 1 and below turn guidance off",
+            f"guidance_scale is {shown(scale)}; it must be -{MAX_GUIDANCE_SCALE:.0f} to {MAX_GUIDANCE_SCALE:.0f}",
+            hint=f"{hint}; 1 and below turn guidance off",
         )
-    return float(scale)
+    return number
 
 
 def _interval(sigmas: Sequence[float] | None) -> tuple[float, float] | None:
     """The guidance interval, if it is one."""
     if sigmas is None:
         return None
-    bounds = [
-        float(sigma) if isinstance(sigma, int | float) and not isinstance(sigma, bool) else math.nan for sigma in sigmas
-    ]
-    if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1] <= MAX_SIGMA:
+    values = items("guidance_interval", sigmas, "two sigmas, 0 <= low < high")
+    low, high = [as_real(value) for value in values] if len(values) == 2 else (None, None)
+    if low is None or high is None or not 0 <= low < high <= MAX_SIGMA:
         raise UsageError(
-            f"guidance_interval is {str(tuple(sigmas))[:60]}; it must be two sigmas, 0 <= low < high",
+            f"guidance_interval is {', '.join(map(shown, values[:4]))[:60]}; it must be two sigmas, 0 <= low < high",
             hint="noise levels of SD v1 fall from 14.6 to 0.03; 0.3 to 5 is where guidance does most",
         )
-    return bounds[0], bounds[1]
+    return low, high
 
 
 def _start(strength: float | None, start_step: int | None, steps: int) -> int | None:
@@ -181,24 +178,29 @@ def _start(strength: float | None, start_step: int | None, steps: int) -> int | 
     if strength is not None and start_step is not None:
         raise UsageError("strength and start_step exclude each other", hint="both say where to start: give one")
     if start_step is not None:
-        return _whole("start_step", start_step, 0, steps - 1)
+        return whole("start_step", start_step, 0, steps - 1)
     if strength is None:
         return None
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
-        raise UsageError(f"strength is {strength!r}; it must be above 0 and up to 1", hint="0.8 is the default")
+    share = as_real(strength)
+    if share is None or not 0 < share <= 1:
+        raise UsageError(f"strength is {shown(strength)}; it must be above 0 and up to 1", hint="0.8 is the default")
     # As diffusers rounds it: get_timesteps of StableDiffusionImg2ImgPipeline.
-    left = min(int(steps * strength), steps)
+    left = min(int(steps * share), steps)
     if left < 1:
-        message = f"strength {strength!r} leaves none of {steps} steps to run"
+        message = f"strength {share!r} leaves none of {steps} steps to run"
         raise UsageError(message, hint=f"ask for more steps, or a strength of at least {1 / steps:.2g}")
     return steps - left
 
 
-def _check_texts(name: str, values: list[str]) -> None:
-    for value in values:
-        if not isinstance(value, str):
-            raise UsageError(f"{name} holds a {type(value).__name__}; it must be text", hint=f"give {name} as text")
-        check_text(name, value)
+def _texts(name: str, value: str | Sequence[str]) -> list[str]:
+    """Return one text, or each of several."""
+    texts = [value] if isinstance(value, str) else items(name, value, "text, or a list of texts")
+    for text in texts:
+        if not isinstance(text, str):
+            raise UsageError(f"{name} holds a {type(text).__name__}; it must be text", hint=f"give {name} as text")
+        check_text(name, text)
+    # NumPy's texts become Python's.
+    return [str(text) for text in texts]
 
 
 def check_text(name: str, text: str) -> None:
@@ -217,11 +219,9 @@ def check_text(name: str, text: str) -> None:
 
 
 def _negatives(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:
+    negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
     if negative_prompt is None or isinstance(negative_prompt, str):
-        negatives = [negative_prompt or ""] * count
-    else:
-        negatives = list(negative_prompt)
-    _check_texts("negative_prompt", negatives)
+        negatives *= count
     if len(negatives) != count:
         hint = "give one negative prompt for all, or one for each prompt"
         raise UsageError(f"{len(negatives)} negative prompts do not fit {count} prompts", hint=hint)
@@ -232,21 +232,14 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     """One seed a picture."""
     if seed is None:
         seed = secrets.randbelow(DRAWN_SEEDS)
-    if isinstance(seed, int):
-        first = _whole("seed", seed, 0, MAX_SEED)
-        _whole("seed", first + count - 1, 0, MAX_SEED)
+    if as_whole(seed) is not None:
+        first = whole("seed", seed, 0, MAX_SEED)
+        whole("seed", first + count - 1, 0, MAX_SEED)
         return list(range(first, first + count))
-    seeds = [_whole("seed", value, 0, MAX_SEED) for value in seed]
+    given = items("seed", seed, f"a whole number, 0 to {MAX_SEED}, or a list of them")
+    seeds = [whole("seed", value, 0, MAX_SEED) for value in given]
     if len(seeds) != count:
         raise UsageError(
             f"{len(seeds)} seeds do not fit {count} pictures", hint="give one seed, or one for each picture"
         )
     return seeds
-
-
-def _whole(name: str, value: int, least: int, most: int) -> int:
-    """The value, if it is a whole number in the range."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        shown = repr(value)[:40]
-        raise UsageError(f"{name} is {shown}; it must be a whole number, {least} to {most}", hint=f"change {name}")
-    return value

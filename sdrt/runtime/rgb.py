@@ -209,7 +209,7 @@ def _clear_16_bit(picture: Image.Image) -> npt.NDArray[np.bool_] | None:
     numbers = np.zeros((picture.height, picture.width, 3), np.uint16)
     for stored, factor in (("RGB;16B", 256), ("RGB;16L", 1)):
         with Image.open(BytesIO(data), formats=("PNG",)) as again:
-            again.tile = [tile._replace(args=stored) for tile in again.tile]  # type: ignore[attr-defined]
+            again.tile = [tile._replace(args=stored) for tile in again.tile]
             again.load()
             numbers += np.asarray(again).astype(np.uint16) * np.uint16(factor)
     clear: npt.NDArray[np.bool_] = (numbers == transparent).all(axis=2)

@@ -66,6 +66,12 @@ def test_row_7_another_pipeline_is_refused_with_found_and_expected(
     refused(copy, cache, f"_class_name is {name!r}; expected StableDiffusionPipeline")
 
 
+def test_a_scheduler_without_betas_is_refused_by_its_class(copy: Path, cache: Path, edit: Edit) -> None:
+    for name in ("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"):
+        edit("scheduler/scheduler_config.json", {"_class_name": name})
+        refused(copy, cache, f"_class_name is {name!r}: a scheduler without betas")
+
+
 def test_row_7_parts_that_are_not_used_are_ignored(copy: Path, cache: Path, edit: Edit) -> None:
     (copy / "safety_checker").mkdir()
     (copy / "safety_checker" / "pytorch_model.bin").write_bytes(b"\x80\x04 never opened")

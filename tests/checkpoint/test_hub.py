@@ -78,6 +78,33 @@ def test_row_27_offline_and_not_cached_fails_at_once(offline: Path, cache: Path,
     assert REPO in caught.value.message
 
 
+@pytest.mark.parametrize("revision", [None, "main", "v2", "refs/pr/3", "5" * 40])
+def test_offline_the_commits_that_are_cached_are_named(
+    offline: Path, tiny: Path, cache: Path, revision: str | None
+) -> None:
+    for commit in COMMITS:
+        snapshot(offline, tiny, commit)
+    # Of a download that was broken off.
+    (snapshot(offline, tiny, "3" * 40) / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    if revision == "v2":
+        point(offline, "main", COMMITS[0])
+    with pytest.raises(CheckpointError, match="the Hub is off-line; the cache holds") as caught:
+        open_checkpoint(REPO, revision=revision, cache=cache)
+    assert all(commit in caught.value.message for commit in COMMITS)
+    assert "3" * 40 not in caught.value.message
+    assert ("which commit" in caught.value.message) == (revision != "5" * 40)
+    assert f"--revision {COMMITS[0]}" in caught.value.hint
+    assert open_checkpoint(REPO, revision=COMMITS[0], cache=cache).revision == COMMITS[0]
+
+
+def test_of_many_commits_a_few_are_named(offline: Path, tiny: Path, cache: Path) -> None:
+    first = snapshot(offline, tiny, "0" * 40)
+    for number in range(1, 7):
+        (first.parent / (str(number) * 40)).symlink_to(first)
+    with pytest.raises(CheckpointError, match=r"4{40}, \.\.\.$"):
+        open_checkpoint(REPO, cache=cache)
+
+
 def test_row_27_a_branch_that_moved_shows_in_the_commit(offline: Path, tiny: Path, cache: Path) -> None:
     for commit in COMMITS:
         snapshot(offline, tiny, commit)

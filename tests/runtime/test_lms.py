@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from sdrt.errors import ArtefactError, UsageError
 from sdrt.runtime import lms
 from sdrt.runtime.lms import Schedule
+from sdrt.runtime.noise_config import WITHOUT_BETAS
 
 # diffusers hands torch tensors to np.array, which numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -194,7 +198,7 @@ def test_trained_betas_equal_diffusers() -> None:
     config = {"trained_betas": np.linspace(0.001, 0.02, 50).tolist(), "num_train_timesteps": 50}
     schedule, scheduler = Schedule.from_config(config, 20), reference(config, 20)
     np.testing.assert_allclose(schedule.sigmas, scheduler.sigmas.numpy(), rtol=SIGMA_TOLERANCE)
-    with pytest.raises(UsageError, match="from 1 to 50"):
+    with pytest.raises(UsageError, match="1 to 50"):
         Schedule.from_config(config, 51)
 
 
@@ -280,13 +284,13 @@ def test_add_noise_equals_diffusers() -> None:
 
 @pytest.mark.parametrize("steps", [0, -1, 1001, 10**9, 2.5, float("nan"), True, "5", None])
 def test_steps_outside_the_range_are_refused(steps: Any) -> None:
-    with pytest.raises(UsageError, match=r"num_inference_steps .* from 1 to 1000"):
+    with pytest.raises(UsageError, match=r"num_inference_steps .* 1 to 1000"):
         Schedule.from_config(SD_V1, steps)
 
 
 @pytest.mark.parametrize("order", [0, 5])
 def test_an_order_outside_the_range_is_refused(order: int) -> None:
-    with pytest.raises(UsageError, match=r"order .* from 1 to 4"):
+    with pytest.raises(UsageError, match=r"order .* 1 to 4"):
         Schedule.from_config(SD_V1, 10, order)
 
 
@@ -324,3 +328,20 @@ def test_other_samplers_options_do_not_count() -> None:
     ours, plain = Schedule.from_config(SD_V1 | other, 10), Schedule.from_config(SD_V1, 10)
     np.testing.assert_array_equal(ours.sigmas, plain.sigmas)
     np.testing.assert_array_equal(ours.timesteps, plain.timesteps)
+
+
+def test_classes_without_betas_are_refused_by_name() -> None:
+    """Those are all of diffusers' that take no betas, and whose pictures LMS over default betas would ruin."""
+    without = set()
+    for path in (Path(diffusers.__file__).parent / "schedulers").rglob("scheduling_*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and "SchedulerMixin" in [ast.unparse(base) for base in node.bases]:
+                (init,) = (one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__")
+                if "beta_start" not in [argument.arg for argument in init.args.args]:
+                    without.add(node.name)
+    assert without == WITHOUT_BETAS
+    for name in sorted(without):
+        # Betas may be left over from the class that the config was made from.
+        with pytest.raises(ArtefactError, match=f"_class_name is '{name}': a scheduler without betas") as caught:
+            Schedule.from_config({**SD_V1, "_class_name": name}, 5)
+        assert "tuned from" in caught.value.hint

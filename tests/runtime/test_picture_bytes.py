@@ -159,6 +159,7 @@ def test_jpegs_are_decoded_as_before(options: dict[str, Any]) -> None:
 
 TAGS: dict[str, tuple[int, tuple[int, int, bytes]]] = {
     "a description beyond the file": (270, (2, 2**31, b"\xff" * 4)),
+    "a description that the file cuts off": (270, (2, 400, struct.pack("<I", 500))),
     "a maker of an unknown type": (271, (77, 9, b"\xff" * 4)),
     "a resolution that is text": (282, (2, 4, b"abc\0")),
     "a unit that is text": (296, (2, 4, b"abc\0")),

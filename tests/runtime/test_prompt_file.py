@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,43 @@ def test_what_is_wrong_is_said_by_its_line(row: str | bytes, said: str, tmp_path
     message = complaint(tmp_path, b'{"prompt": "a"}\n' + wrong + b"\n")
     assert message.startswith("/prompts.jsonl, line 2: ")
     assert said in message
+
+
+BOM = "\ufeff"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOM + '{"prompt": "a", "seed": 1}\r\n\r\n{"prompt": "b", "seed": 2}\r\n',
+        '{"prompt": "a", "seed": 1}\r\r{"prompt": "b", "seed": 2}',
+        # Two files joined.
+        BOM + '{"prompt": "a", "seed": 1.0}\n' + BOM + "\n" + BOM + '{"prompt": "b", "seed": 2.0}\n',
+    ],
+)
+def test_marks_and_ends_of_lines_of_other_systems(text: str, tmp_path: Path) -> None:
+    plain = read(tmp_path, '{"prompt": "a", "seed": 1}\n\n{"prompt": "b", "seed": 2}\n')
+    assert repr(read(tmp_path, text)) == repr(plain)
+    assert [line.number for line in plain] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-16", "is UTF-16 by its byte order mark"),
+        ("utf-16-be", "holds NUL bytes, as UTF-16 text"),
+        ("utf-16-le", "holds NUL bytes, as UTF-16 text"),
+        ("utf-32", "is UTF-32 by its byte order mark"),
+    ],
+)
+def test_other_encodings_are_refused_by_name(encoding: str, said: str, tmp_path: Path) -> None:
+    assert complaint(tmp_path, '{"prompt": "a"}\r\n'.encode(encoding)).startswith(f"/prompts.jsonl {said}")
+    marked = codecs.BOM_UTF16_BE + '{"prompt": "a"}'.encode("utf-16-be")
+    assert "is UTF-16 by its byte order mark" in complaint(tmp_path, marked)
+
+
+def test_a_mark_alone_is_an_empty_file(tmp_path: Path) -> None:
+    assert "has 0 lines" in complaint(tmp_path, BOM + "\r\n")
 
 
 def test_other_wrong_lines_are_named(tmp_path: Path) -> None:

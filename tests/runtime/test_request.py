@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sdrt.errors import UsageError
@@ -108,7 +111,7 @@ def test_strange_text_is_text(prompt: str) -> None:
         ({"num_inference_steps": -1}, "1 to 1000"),
         ({"num_inference_steps": 1001}, "1 to 1000"),
         ({"num_inference_steps": 10**9}, "1 to 1000"),
-        ({"num_inference_steps": 10.0}, "10.0"),
+        ({"num_inference_steps": 10.5}, "num_inference_steps is 10.5; it must be a whole number"),
         ({"num_inference_steps": True}, "True"),
         ({"num_inference_steps": "9" * 5000}, "'9999"),
         ({"guidance_scale": math.nan}, "guidance_scale is nan"),
@@ -121,12 +124,52 @@ def test_strange_text_is_text(prompt: str) -> None:
         ({"seed": MAX_SEED, "num_images_per_prompt": 2}, f"0 to {MAX_SEED}"),
         ({"seed": True}, "seed is True"),
         ({"seed": [1, -1], "num_images_per_prompt": 2}, "seed is -1"),
+        ({"seed": "abc"}, f"seed is 'abc'; it must be a whole number, 0 to {MAX_SEED}, or a list of them"),
+        ({"seed": "5"}, "seed is '5'; it must be a whole number"),
+        ({"seed": 5.5}, "seed is 5.5; it must be a whole number"),
+        ({"seed": 5j}, "seed is 5j; it must be a whole number"),
+        ({"seed": object()}, "it must be a whole number"),
+        ({"seed": {5}}, "seed is {5}; it must be a whole number"),
+        ({"seed": np.True_}, "seed is np.True_; it must be a whole number"),
+        ({"seed": np.int8(-1)}, "seed is -1; it must be a whole number"),
+        ({"seed": np.float32(5.5)}, "seed is 5.5; it must be a whole number"),
+        ({"seed": np.array(["5"])}, "seed is np.str_('5'); it must be"),
+        ({"seed": np.array([[5]])}, "seed is array([5]); it must be a whole number"),
+        ({"seed": np.array([True])}, "seed is np.True_; it must be a whole number"),
+        ({"seed": np.arange(3)}, "3 seeds do not fit 1 pictures"),
         ({"seed": [1] * 3}, "3 seeds do not fit 1 pictures"),
         ({"num_images_per_prompt": 0}, "1 to 256"),
+        ({"num_images_per_prompt": None}, "num_images_per_prompt is None; it must be a whole number"),
+        ({"num_inference_steps": None}, "num_inference_steps is None; it must be a whole number"),
+        ({"num_inference_steps": np.array([2])}, "num_inference_steps is array([2]); it must be"),
+        ({"num_inference_steps": np.float64("nan")}, "num_inference_steps is nan; it must be"),
+        ({"num_inference_steps": math.inf}, "num_inference_steps is inf; it must be"),
+        ({"num_inference_steps": 10**5000}, "num_inference_steps is a int; it must be"),
+        ({"guidance_scale": np.True_}, "guidance_scale is np.True_; it must be a finite number"),
+        ({"guidance_scale": np.float32("nan")}, "guidance_scale is nan; it must be a finite number"),
+        ({"guidance_scale": np.complex64(7)}, "it must be a finite number"),
+        ({"guidance_scale": [7.5]}, "guidance_scale is [7.5]; it must be a finite number"),
+        ({"guidance_scale": np.array([7.5])}, "guidance_scale is array([7.5]); it must be a finite number"),
+        ({"guidance_scale": 10**400}, "it must be a finite number"),
+        ({"guidance_interval": 5}, "guidance_interval is 5; it must be two sigmas"),
+        ({"guidance_interval": "05"}, "guidance_interval is '05'; it must be two sigmas"),
+        ({"deepcache": 1}, "deepcache is 1; it must be a whole number, 2 to 1000"),
+        ({"deepcache": True}, "deepcache is True"),
+        ({"lms_start": None}, "lms_start is None"),
+        ({"lms_start": np.arange(2)}, "lms_start is array([0, 1])"),
         ({"num_images_per_prompt": 10**6}, "1 to 256"),
         ({"prompt": []}, "0 pictures"),
         ({"prompt": ["a"] * 200, "num_images_per_prompt": 2}, "400 pictures"),
         ({"prompt": ["a", 7]}, "prompt holds a int"),
+        ({"prompt": None}, "prompt is None; it must be text, or a list of texts"),
+        ({"prompt": 5}, "prompt is 5; it must be text"),
+        ({"prompt": b"a"}, "prompt is b'a'; it must be text"),
+        ({"prompt": {"a": 1}}, "prompt is {'a': 1}; it must be text"),
+        ({"prompt": {"a"}}, "prompt is {'a'}; it must be text"),
+        ({"prompt": np.array(5)}, "prompt is 5; it must be text"),
+        ({"prompt": [["a"]]}, "prompt holds a list"),
+        ({"negative_prompt": 3}, "negative_prompt is 3; it must be text"),
+        ({"negative_prompt": True}, "negative_prompt is True; it must be text"),
         ({"prompt": "\ud800"}, "lone surrogate"),
         ({"prompt": "a" * (PROMPT_LIMIT_CHARACTERS + 1)}, "100001 characters"),
         ({"negative_prompt": "\udfff"}, "negative_prompt has a lone surrogate"),
@@ -141,7 +184,7 @@ def test_strange_text_is_text(prompt: str) -> None:
         ({"strength": 0.01}, "leaves none of 50 steps"),
         ({"start_step": -1}, "0 to 49"),
         ({"start_step": 50}, "0 to 49"),
-        ({"start_step": 1.0}, "start_step is 1.0"),
+        ({"start_step": 1.5}, "start_step is 1.5"),
         ({"start_step": 1, "strength": 0.5}, "exclude each other"),
         ({"lms_start": "cold"}, "lms_start is 'cold'"),
     ],
@@ -155,9 +198,75 @@ def test_what_is_refused(arguments: dict[str, Any], named: str) -> None:
     assert "\n" not in caught.value.message
 
 
+class Tensor:
+    """A number as torch has it: of no NumPy type, and told by its dtype."""
+
+    def __init__(self, value: Any, dtype: str) -> None:
+        self.value, self.dtype, self.ndim = value, dtype, 0
+
+    def __index__(self) -> int:
+        if not isinstance(self.value, int):
+            raise TypeError
+        return self.value
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+
+FIVES: list[Any] = [
+    *(5.0, Fraction(5), Decimal(5), np.array(5), np.array(5.0), np.longdouble(5), np.float16(5)),
+    *(kind(5) for kind in (np.int8, np.uint8, np.int32, np.int64, np.uint64, np.float32, np.float64)),
+    *(Tensor(5, "torch.int64"), Tensor(5.0, "torch.bfloat16")),
+]
+
+
+@pytest.mark.parametrize("five", FIVES, ids=lambda value: type(value).__name__)
+def test_numbers_of_any_library_are_numbers(five: Any) -> None:
+    zero = Tensor(0, five.dtype) if isinstance(five, Tensor) else five - five
+    counts = {"num_inference_steps": five, "num_images_per_prompt": five, "start_step": zero}
+    scales = {"guidance_scale": five, "guidance_interval": [0, five], "deepcache": five}
+    request = make_request("a", seed=five, **counts, **scales)
+    expected = make_request(
+        "a", seed=5, num_inference_steps=5, num_images_per_prompt=5, start_step=0,
+        guidance_scale=5.0, guidance_interval=(0.0, 5.0), deepcache=5,
+    )  # fmt: skip
+    assert request == expected
+    # As JSON has them, and by which requests are told apart.
+    assert repr(request) == repr(expected)
+    assert hash(request) == hash(expected)
+
+
+def test_seeds_of_any_collection_are_seeds() -> None:
+    expected = make_request(["a", "b"], seed=[3, 4])
+    for seeds in (
+        (3.0, 4.0),
+        np.array([3, 4]),
+        np.array([3.0, 4.0]),
+        range(3, 5),
+        [np.uint8(3), np.array(4)],
+        iter([3, 4]),
+    ):
+        assert repr(make_request(np.array(["a", "b"]), seed=seeds)) == repr(expected)
+    assert make_request("a", seed=np.arange(1)).pictures[0].seed == 0
+    assert make_request("a", seed=np.uint64(MAX_SEED)).pictures[0].seed == MAX_SEED
+
+
+def test_a_share_of_any_library_is_a_share() -> None:
+    halves: list[Any] = [np.float32(0.5), np.float16(0.5), np.array(0.5), Fraction(1, 2), Tensor(0.5, "torch.float16")]
+    ones: list[Any] = [1, np.int64(1), np.uint8(1)]
+    nones: list[Any] = [np.True_, Tensor(True, "torch.bool"), np.complex64(0.5), "0.5", np.array([0.5])]
+    assert {make_request("a", strength=half).start_step for half in halves} == {25}
+    assert {make_request("a", strength=one).start_step for one in ones} == {0}
+    for none in nones:
+        with pytest.raises(UsageError, match="strength is "):
+            make_request("a", strength=none)
+
+
 def test_a_guidance_interval_is_two_sigmas() -> None:
     assert make_request("a cat").guidance_interval is None
-    assert make_request("a cat", guidance_interval=[0, 5]).guidance_interval == (0.0, 5.0)
+    sigmas: Any
+    for sigmas in ([0, 5], (0.0, 5.0), np.array([0, 5]), np.array([0, 5], np.float32), iter([0, 5])):
+        assert make_request("a cat", guidance_interval=sigmas).guidance_interval == (0.0, 5.0)
 
 
 @pytest.mark.parametrize(

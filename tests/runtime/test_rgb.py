@@ -150,7 +150,7 @@ def sixteen_bits_decoded() -> Image.Image:
 
 
 def with_info(picture: Image.Image, **info: Any) -> Image.Image:
-    picture.info |= info
+    picture.info.update(info)
     return picture
 
 
