@@ -238,17 +238,13 @@ def test_numbers_of_any_library_are_numbers(five: Any) -> None:
 
 def test_seeds_of_any_collection_are_seeds() -> None:
     expected = make_request(["a", "b"], seed=[3, 4])
-    for seeds in (
-        (3.0, 4.0),
-        np.array([3, 4]),
-        np.array([3.0, 4.0]),
-        range(3, 5),
-        [np.uint8(3), np.array(4)],
-        iter([3, 4]),
-    ):
-        assert repr(make_request(np.array(["a", "b"]), seed=seeds)) == repr(expected)
-    assert make_request("a", seed=np.arange(1)).pictures[0].seed == 0
-    assert make_request("a", seed=np.uint64(MAX_SEED)).pictures[0].seed == MAX_SEED
+    prompts: Any = np.array(["a", "b"])
+    collections: list[Any] = [(3.0, 4.0), np.array([3, 4]), np.array([3.0, 4.0]), range(3, 5), iter([3, 4])]
+    for seeds in [*collections, [np.uint8(3), np.array(4)]]:
+        assert repr(make_request(prompts, seed=seeds)) == repr(expected)
+    pairs: list[tuple[Any, int]] = [(np.arange(1), 0), (np.uint64(MAX_SEED), MAX_SEED)]
+    for one, seed in pairs:
+        assert make_request("a", seed=one).pictures[0].seed == seed
 
 
 def test_a_share_of_any_library_is_a_share() -> None:
