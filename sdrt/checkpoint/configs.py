@@ -195,9 +195,7 @@ def read_scheduler(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     name = config.get("_class_name")
     if isinstance(name, str) and name in WITHOUT_BETAS:
-        message = (
-            f"{path}: _class_name is {name!r}, a scheduler without betas, hence without the discrete sigmas of LMS"
-        )
+        message = f"{path}: _class_name is {name!r}: a scheduler without betas, hence without LMS's sigmas"
         raise CheckpointError(message, hint=OTHER_SCHEDULER_HINT)
     _one_of(path, "prediction_type", config.setdefault("prediction_type", "epsilon"), PREDICTION_TYPES)
     return config

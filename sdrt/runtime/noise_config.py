@@ -60,7 +60,7 @@ class NoiseConfig(BaseModel):
     @classmethod
     def _has_betas(cls, name: str) -> str:
         if name in WITHOUT_BETAS:
-            raise ValueError("a scheduler without betas, hence without the discrete sigmas that LMS needs")
+            raise ValueError("a scheduler without betas, hence without LMS's sigmas")
         return name
 
     @field_validator("trained_betas")
