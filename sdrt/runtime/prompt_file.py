@@ -98,7 +98,9 @@ def _rows(path: Path, data: bytes) -> dict[int, bytes]:
     if width is not None:
         raise UsageError(f"{path} is UTF-{width} by its byte order mark", hint="save the file as UTF-8")
     if b"\0" in data:
-        raise UsageError(f"{path} holds NUL bytes, as UTF-16 text and binary files do", hint="save the file as UTF-8")
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        message = f"{path}, line {line}: it holds NUL bytes, as UTF-16 text and binary files do"
+        raise UsageError(message, hint="save the file as UTF-8")
     lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
     # Where files were joined, a mark may stand at any line's beginning.
     rows = {number: line.removeprefix(codecs.BOM_UTF8) for number, line in enumerate(lines, start=1)}

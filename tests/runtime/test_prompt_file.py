@@ -109,14 +109,14 @@ def test_marks_and_ends_of_lines_of_other_systems(text: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("encoding", "said"),
     [
-        ("utf-16", "is UTF-16 by its byte order mark"),
-        ("utf-16-be", "holds NUL bytes, as UTF-16 text"),
-        ("utf-16-le", "holds NUL bytes, as UTF-16 text"),
-        ("utf-32", "is UTF-32 by its byte order mark"),
+        ("utf-16", " is UTF-16 by its byte order mark"),
+        ("utf-16-be", ", line 1: it holds NUL bytes, as UTF-16 text"),
+        ("utf-16-le", ", line 1: it holds NUL bytes, as UTF-16 text"),
+        ("utf-32", " is UTF-32 by its byte order mark"),
     ],
 )
 def test_other_encodings_are_refused_by_name(encoding: str, said: str, tmp_path: Path) -> None:
-    assert complaint(tmp_path, '{"prompt": "a"}\r\n'.encode(encoding)).startswith(f"/prompts.jsonl {said}")
+    assert complaint(tmp_path, '{"prompt": "a"}\r\n'.encode(encoding)).startswith(f"/prompts.jsonl{said}")
     marked = codecs.BOM_UTF16_BE + '{"prompt": "a"}'.encode("utf-16-be")
     assert "is UTF-16 by its byte order mark" in complaint(tmp_path, marked)
 
