@@ -48,7 +48,7 @@ def as_real(value: Any) -> float | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a single real number, of Python or of a library whose numbers have a dtype."""
+    """Return whether a value is a single real number, of Python or of a library whose numbers have a dtype."""
     if isinstance(value, bool) or not (hasattr(value, "__index__") or hasattr(value, "__float__")):
         return False
     dtype = getattr(value, "dtype", None)

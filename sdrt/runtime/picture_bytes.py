@@ -59,7 +59,7 @@ def _png(data: bytes) -> bytes:
 
 
 def _may_orient(kind: bytes, chunk: memoryview) -> bool:
-    """Whether a chunk of a PNG is undamaged and EXIF, or a short text in which Pillow looks for the orientation."""
+    """Return whether a chunk of a PNG is undamaged and EXIF, or a short text in which Pillow looks for the orientation."""
     if kind not in (b"eXIf", b"tEXt", b"zTXt", b"iTXt") or not 12 <= len(chunk) <= _TEXT_LIMIT_BYTES:
         return False
     if chunk[-4:] != struct.pack(">I", zlib.crc32(chunk[4:-4])):
@@ -78,7 +78,7 @@ def _may_orient(kind: bytes, chunk: memoryview) -> bool:
 
 
 def _is_short(packed: bytes) -> bool:
-    """Whether a text unpacks to no more than the limit."""
+    """Return whether a text unpacks to no more than the limit."""
     unpacking = zlib.decompressobj()
     try:
         unpacking.decompress(packed, _TEXT_LIMIT_BYTES)
