@@ -29,7 +29,7 @@ GPU_ORT ?=
 GPU_ORT_VENV := $(VENV)-gpu-ort
 GPU_ORT_PIP := $(GPU_ORT_VENV)/bin/python $(PIP_INSTALL)
 GPU_ORT_READY := $(GPU_ORT_VENV)/.ready-for-gpu
-# A test that waits for ever ends with a traceback of every thread, and leaves the GPU to the others.
+# A test that waits for long shows where it does, by a traceback of every thread.
 GPU_TEST_RUN := -m gpu -ra -o faulthandler_timeout=120 tests/gpu
 # A worker that dies ends the run: pytest-xdist would put another in its place, and can wait for ever then.
 TEST_RUN_ENDS := --max-worker-restart=0
