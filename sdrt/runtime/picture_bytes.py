@@ -59,7 +59,7 @@ def _png(data: bytes) -> bytes:
 
 
 def _may_orient(kind: bytes, chunk: memoryview) -> bool:
-    """Return whether a chunk of a PNG is undamaged and EXIF, or a short text in which Pillow looks for the orientation."""
+    """Return whether an undamaged chunk of a PNG is EXIF, or a short text in which Pillow looks for the orientation."""
     if kind not in (b"eXIf", b"tEXt", b"zTXt", b"iTXt") or not 12 <= len(chunk) <= _TEXT_LIMIT_BYTES:
         return False
     if chunk[-4:] != struct.pack(">I", zlib.crc32(chunk[4:-4])):
