@@ -134,7 +134,7 @@ def test_what_is_not_there_is_a_usage_error(tmp_path: Path, sdrt: CommandLine) -
 def test_a_place_that_cannot_be_written(tiny_path: Path, tmp_path: Path, sdrt: CommandLine) -> None:
     (tmp_path / "page.html").mkdir()
     ended = sdrt("inspect", tiny_path, "--html", tmp_path / "page.html")
-    assert ended.code == 6
+    assert ended.code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
