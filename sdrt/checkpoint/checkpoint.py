@@ -9,7 +9,7 @@ from typing import Any
 from sdrt.checkpoint.configs import read_configs, read_guidance_scale
 from sdrt.checkpoint.digests import DigestMemory, checkpoint_digest
 from sdrt.checkpoint.safetensors_header import read_header
-from sdrt.checkpoint.tokenizer import build_tokenizer_json, tokenizer_identity
+from sdrt.checkpoint.tokenizer import build_tokenizer_json, prompt_length, tokenizer_identity
 from sdrt.checkpoint.weights import STEMS, find_weights
 
 
@@ -28,6 +28,8 @@ class Checkpoint:
         scheduler: scheduler/scheduler_config.json.
         guidance_scale: What it recommends in generation_config.json; the digest does not count it, since it is no part
             of what is computed.
+        max_tokens: Tokens of a prompt, start and end included: the tokenizer's model_max_length, at most the text
+            encoder's max_position_embeddings.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Checkpoint:
     vae: dict[str, Any]
     scheduler: dict[str, Any]
     guidance_scale: float
+    max_tokens: int
 
     def weights(self, component: str) -> Path:
         """The .safetensors file of "text_encoder", "unet" or "vae", links followed; the fp16 variant if that is all.
@@ -61,15 +64,16 @@ def read_checkpoint(folder: Path, *, name: str, memory: DigestMemory, revision: 
     for path in weights.values():
         read_header(path)
     guidance_scale = read_guidance_scale(folder)
-    digest = checkpoint_digest(configs, weights, tokenizer_identity(folder / "tokenizer"), memory)
-    return Checkpoint(folder, name, digest, revision, **configs, guidance_scale=guidance_scale)
+    max_tokens = prompt_length(folder / "tokenizer", configs["text_encoder"]["max_position_embeddings"])
+    digest = checkpoint_digest(configs, weights, tokenizer_identity(folder / "tokenizer", max_tokens), memory)
+    return Checkpoint(folder, name, digest, revision, **configs, guidance_scale=guidance_scale, max_tokens=max_tokens)
 
 
 def tokenizer_json(checkpoint: Checkpoint) -> bytes:
-    """The checkpoint's tokenizer as one tokenizer.json; it pads to the text encoder's length and does not truncate.
+    """Build the checkpoint's tokenizer as one tokenizer.json; it pads to ``max_tokens`` and does not truncate.
 
     Raises:
         CheckpointError: The tokenizer is malformed or does not fit the text encoder.
     """
-    length, vocab_size = checkpoint.text_encoder["max_position_embeddings"], checkpoint.text_encoder["vocab_size"]
-    return build_tokenizer_json(checkpoint.path / "tokenizer", length, vocab_size)
+    vocab_size = checkpoint.text_encoder["vocab_size"]
+    return build_tokenizer_json(checkpoint.path / "tokenizer", checkpoint.max_tokens, vocab_size)

@@ -7,17 +7,28 @@ the same, which tests/checkpoint/test_tokenizer.py holds it to.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdrt.checkpoint.clip_vocabulary import END, START, WORD_END, read_merges
-from sdrt.checkpoint.configs import read_json
+import tokenizers
+
+from sdrt.checkpoint.added_tokens import (
+    FLAGS,
+    HINT,
+    SIDES,
+    DeclaredTokens,
+    check_side,
+    read_declared_tokens,
+)
+from sdrt.checkpoint.clip_vocabulary import WORD_END, byte_symbols, read_merges
+from sdrt.checkpoint.configs import read_json, shorten
 from sdrt.errors import CheckpointError
 from sdrt.files import sha256_file, unreadable
 
 VOCABULARY_LIMIT_BYTES = 64 << 20
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-SPECIAL_TOKENS = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
 NORMALIZER = {
     "type": "Sequence",
     "normalizers": [
@@ -34,16 +45,39 @@ PRE_TOKENIZER = {
     ],
 }
 DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-HINT = "download or save the checkpoint's tokenizer again"
+SAVED = "tokenizer.json"
+RESIZE_HINT = (
+    "tokenizer and text_encoder must come from one checkpoint; after adding tokens, call the text encoder's "
+    "resize_token_embeddings and save both"
+)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A byte-pair model, and what a tokenizer.json says besides.
+
+    Attributes:
+        path: The file that holds the vocabulary.
+        vocabulary: Token -> id.
+        merges: Pairs of symbols, in order of rank.
+        added: ``added_tokens`` of a tokenizer.json.
+        padding_side: Of its padding.
+    """
+
+    path: Path
+    vocabulary: dict[str, int]
+    merges: list[list[str]]
+    added: list[dict[str, Any]]
+    padding_side: str | None
 
 
 def build_tokenizer_json(folder: Path, max_tokens: int, vocab_size: int) -> bytes:
-    """The tokenizer of a checkpoint's ``tokenizer`` folder as one file; equal input gives equal bytes.
+    """Build one file from a checkpoint's ``tokenizer`` folder; equal input gives equal bytes.
 
-    It pads to ``max_tokens`` and does not truncate: who uses it reports what is cut off.
+    The result pads to ``max_tokens`` and does not truncate: its user reports what is cut off.
 
     Args:
-        folder: Holds vocab.json and merges.txt, or a tokenizer.json; and optionally tokenizer_config.json,
+        folder: Holds tokenizer.json, or else vocab.json and merges.txt; and optionally tokenizer_config.json,
             special_tokens_map.json and added_tokens.json.
         max_tokens: Length of the text encoder's input.
         vocab_size: Rows of the text encoder's token embedding, which no id may reach.
@@ -51,67 +85,126 @@ def build_tokenizer_json(folder: Path, max_tokens: int, vocab_size: int) -> byte
     Raises:
         CheckpointError: A file is missing or malformed, or the vocabulary does not fit the text encoder.
     """
-    vocabulary, merges = _read_model(folder)
-    specials = _special_tokens(folder)
-    added = _added_tokens(folder, specials, vocabulary)
-    ids = {**vocabulary, **{token["content"]: token["id"] for token in added}}
-    for role, token in specials.items():
-        if token["content"] not in ids:
-            raise CheckpointError(f"{folder}: {role} {token['content']!r} is not in the vocabulary", hint=HINT)
-    largest = max(ids.values())
-    if largest >= vocab_size:
-        message = f"{folder}: token id {largest} is beyond the text encoder's vocab_size {vocab_size}"
-        raise CheckpointError(message, hint="tokenizer and text_encoder must come from one checkpoint")
+    source = _read_source(folder)
+    declared = read_declared_tokens(folder, source.added)
+    _check_ids(folder, source.vocabulary, vocab_size)
+    model = _model(source, declared)
+    added = _add_tokens(folder, model, declared.in_order())
+    ids = {**source.vocabulary, **{token["content"]: token["id"] for token in added}}
+    _check_ids(folder, ids, vocab_size)
+    start, end, pad = (_named_id(folder, declared, role, ids) for role in ("bos_token", "eos_token", "pad_token"))
     tokenizer = {
         "version": "1.0",
         "truncation": None,
-        "padding": _padding(specials["pad_token"]["content"], ids, max_tokens),
+        "padding": _padding(pad, max_tokens, declared.padding_side or source.padding_side or SIDES[0]),
         "added_tokens": added,
         "normalizer": NORMALIZER,
         "pre_tokenizer": PRE_TOKENIZER,
-        "post_processor": _post_processor(specials["bos_token"]["content"], specials["eos_token"]["content"], ids),
+        "post_processor": _post_processor(start, end),
         "decoder": DECODER,
-        "model": _model(vocabulary, merges, specials["unk_token"]["content"]),
+        "model": model,
     }
     return (json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
 
-def tokenizer_identity(folder: Path) -> dict[str, Any]:
-    """What decides a tokenizer's ids, for a checkpoint's digest: files by SHA-256, special and added tokens.
+def tokenizer_identity(folder: Path, max_tokens: int) -> dict[str, Any]:
+    """Return what decides a tokenizer's ids, for a checkpoint's digest: files by SHA-256, tokens and settings.
+
+    Args:
+        folder: The checkpoint's ``tokenizer``.
+        max_tokens: Length to which prompts are padded and cut.
 
     Raises:
         CheckpointError: A file is missing or malformed; of the vocabulary only that it is there is checked.
     """
-    names = ("vocab.json", "merges.txt") if (folder / "vocab.json").exists() else ("tokenizer.json",)
-    for name in names:
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} is missing", hint=HINT)
-    files = {name: sha256_file(folder / name) for name in names}
-    return {"files": files, "special": _special_tokens(folder), "added": _added_files(folder)}
-
-
-def _padding(token: str, ids: dict[str, int], max_tokens: int) -> dict[str, Any]:
+    declared = read_declared_tokens(folder)
     return {
-        "strategy": {"Fixed": max_tokens},
-        "direction": "Right",
-        "pad_to_multiple_of": None,
-        "pad_id": ids[token],
-        "pad_type_id": 0,
-        "pad_token": token,
+        "files": {path.name: sha256_file(path) for path in _model_files(folder)},
+        "named": list(declared.named.items()),
+        "extra": declared.extra,
+        "added": sorted(declared.added.items()),
+        "padding_side": declared.padding_side,
+        "max_tokens": max_tokens,
     }
 
 
-def _post_processor(start: str, end: str, ids: dict[str, int]) -> dict[str, Any]:
+def prompt_length(folder: Path, max_position_embeddings: int) -> int:
+    """Return to how many tokens prompts are padded and cut: model_max_length, or all that the text encoder takes.
+
+    Raises:
+        CheckpointError: A file is malformed.
+    """
+    declared = read_declared_tokens(folder).max_length
+    return max_position_embeddings if declared is None else min(declared, max_position_embeddings)
+
+
+def _add_tokens(folder: Path, model: dict[str, Any], tokens: list[tokenizers.AddedToken]) -> list[dict[str, Any]]:
+    """Return the added tokens with the ids that the library gives them, as a tokenizer.json holds them.
+
+    Raises:
+        CheckpointError: The vocabulary leaves out ids, and a token would take one that another has.
+    """
+    library = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "normalizer": NORMALIZER, "model": model}))
+    library.add_tokens(tokens)
+    taken = {number: content for content, number in model["vocab"].items()}
+    for token in tokens:
+        number = library.token_to_id(token.content)
+        if number is not None and taken.setdefault(number, token.content) != token.content:
+            message = f"{folder}: {shorten(token.content)} and {shorten(taken[number])} would have one id, {number}"
+            raise CheckpointError(
+                message, hint="number the vocabulary without gaps; added tokens take ids from its size"
+            )
+    return [_serialized(number, token) for number, token in sorted(library.get_added_tokens_decoder().items())]
+
+
+def _check_ids(folder: Path, ids: Mapping[str, int], vocab_size: int) -> None:
+    token = max(ids, key=lambda each: ids[each])
+    if ids[token] >= vocab_size:
+        message = (
+            f"{folder}: token id {ids[token]} ({shorten(token)}) is beyond the text encoder's vocab_size {vocab_size}"
+        )
+        raise CheckpointError(message, hint=RESIZE_HINT)
+
+
+def _serialized(number: int, token: tokenizers.AddedToken) -> dict[str, Any]:
+    return {"id": number, "content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}}
+
+
+def _named_id(folder: Path, declared: DeclaredTokens, role: str, ids: Mapping[str, int]) -> tuple[str, int]:
+    content = declared.content(role)
+    if content not in ids:
+        raise CheckpointError(f"{folder}: {role} is {shorten(content)}; expected a token", hint=HINT)
+    return content, ids[content]
+
+
+def _padding(pad: tuple[str, int], max_tokens: int, side: str) -> dict[str, Any]:
+    return {
+        "strategy": {"Fixed": max_tokens},
+        "direction": side.capitalize(),
+        "pad_to_multiple_of": None,
+        "pad_id": pad[1],
+        "pad_type_id": 0,
+        "pad_token": pad[0],
+    }
+
+
+def _post_processor(start: tuple[str, int], end: tuple[str, int]) -> dict[str, Any]:
     return {
         "type": "RobertaProcessing",
-        "sep": [end, ids[end]],
-        "cls": [start, ids[start]],
+        "sep": list(end),
+        "cls": list(start),
         "trim_offsets": False,
         "add_prefix_space": False,
     }
 
 
-def _model(vocabulary: dict[str, int], merges: list[list[str]], unknown: str) -> dict[str, Any]:
+def _model(source: _Source, declared: DeclaredTokens) -> dict[str, Any]:
+    """Return CLIP's byte-pair model of a vocabulary; a tokenizer.json's own settings of the model do not count."""
+    unknown = declared.content("unk_token")
+    symbols = {symbol + end for symbol in byte_symbols() for end in ("", WORD_END)}
+    if unknown not in source.vocabulary and not symbols <= source.vocabulary.keys():
+        message = f"{source.path} lacks tokens of single bytes, and the unk_token {shorten(unknown)} to replace them"
+        raise CheckpointError(message, hint=HINT)
     return {
         "type": "BPE",
         "dropout": None,
@@ -121,30 +214,58 @@ def _model(vocabulary: dict[str, int], merges: list[list[str]], unknown: str) ->
         "fuse_unk": False,
         "byte_fallback": False,
         "ignore_merges": False,
-        "vocab": dict(sorted(vocabulary.items(), key=lambda item: item[1])),
-        "merges": merges,
+        "vocab": dict(sorted(source.vocabulary.items(), key=lambda item: item[1])),
+        "merges": source.merges,
     }
 
 
-def _read_model(folder: Path) -> tuple[dict[str, int], list[list[str]]]:
-    """Vocabulary and merges, from the two files of v1 or else out of a tokenizer.json."""
-    if (folder / "vocab.json").exists():
-        path = folder / "vocab.json"
-        vocabulary: Any = _read_large_json(path)
-        merges: Any = _read_merges(folder / "merges.txt")
-    else:
-        path = folder / "tokenizer.json"
-        if not path.exists():
-            raise CheckpointError(f"{folder / 'vocab.json'} is missing", hint=HINT)
-        model = _read_large_json(path).get("model")
-        if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-            raise CheckpointError(f"{path} holds no byte-pair model", hint=HINT)
-        vocabulary, merges = model.get("vocab"), model.get("merges")
+def _model_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files of the byte-pair model: tokenizer.json where there is one, as transformers 5 chooses.
+
+    Raises:
+        CheckpointError: One is missing.
+    """
+    if (folder / SAVED).is_file():
+        return (folder / SAVED,)
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if not vocabulary.is_file() and not merges.is_file():
+        raise CheckpointError(f"{folder} has no tokenizer.json, and no vocab.json and merges.txt", hint=HINT)
+    for path in (vocabulary, merges):
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing", hint=HINT)
+    return vocabulary, merges
+
+
+def _read_source(folder: Path) -> _Source:
+    path, *others = _model_files(folder)
+    document = _read_large_json(path)
+    if others:
+        return _source(path, document, _read_merges(others[0]), [], None)
+    model = document.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        raise CheckpointError(f"{path} holds no byte-pair model", hint=HINT)
+    added = document.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+        raise CheckpointError(f"{path}: added_tokens is no list of tokens", hint=HINT)
+    check_side(path, "truncation's direction", _direction(document, "truncation"), SIDES[:1])
+    side = _direction(document, "padding")
+    check_side(path, "padding's direction", side, SIDES)
+    return _source(path, model.get("vocab"), model.get("merges"), added, side)
+
+
+def _direction(document: dict[str, Any], field: str) -> str | None:
+    setting = document.get(field)
+    direction = setting.get("direction") if isinstance(setting, dict) else None
+    return None if direction is None else str(direction).lower()
+
+
+def _source(path: Path, vocabulary: Any, merges: Any, added: list[dict[str, Any]], side: str | None) -> _Source:
+    """Validate a vocabulary and its merges."""
     if not isinstance(vocabulary, dict) or not vocabulary or not all(type(i) is int for i in vocabulary.values()):
         raise CheckpointError(f"{path} holds no map from tokens to ids", hint=HINT)
     if len(set(vocabulary.values())) != len(vocabulary) or min(vocabulary.values()) < 0:
         raise CheckpointError(f"{path} gives two tokens one id, or a negative one", hint=HINT)
-    return vocabulary, _pairs(path, merges, vocabulary)
+    return _Source(path, vocabulary, _pairs(path, merges, vocabulary), added, side)
 
 
 def _read_large_json(path: Path) -> dict[str, Any]:
@@ -172,50 +293,3 @@ def _pairs(path: Path, merges: Any, vocabulary: dict[str, int]) -> list[list[str
         if not known or not {*pair, "".join(pair)} <= vocabulary.keys():
             raise CheckpointError(f"{path.parent}: merge {rank} is not a pair of tokens of the vocabulary", hint=HINT)
     return pairs
-
-
-def _special_tokens(folder: Path) -> dict[str, dict[str, Any]]:
-    """Role -> token; special_tokens_map.json has the last word, as in transformers."""
-    tokens: dict[str, Any] = dict(SPECIAL_TOKENS)
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).exists():
-            config = read_json(folder / name)
-            tokens |= {role: config[role] for role in SPECIAL_TOKENS if config.get(role) is not None}
-    return {role: _token(folder, token) for role, token in tokens.items()}
-
-
-def _token(folder: Path, value: Any) -> dict[str, Any]:
-    """One added token's fields; a plain string is matched before normalisation."""
-    fields = {"content": value} if isinstance(value, str) else value
-    if not isinstance(fields, dict) or not isinstance(fields.get("content"), str):
-        raise CheckpointError(f"{folder}: a special token is neither a string nor a token with content", hint=HINT)
-    flags = {flag: bool(fields.get(flag, False)) for flag in ("single_word", "lstrip", "rstrip", "normalized")}
-    return {"content": fields["content"], **flags, "special": bool(fields.get("special", False))}
-
-
-def _added_tokens(
-    folder: Path, specials: dict[str, dict[str, Any]], vocabulary: dict[str, int]
-) -> list[dict[str, Any]]:
-    """Tokens that are matched whole, by id: the special ones, and any that were taught later (textual inversion)."""
-    tokens = {token["content"]: {**token, "special": True} for token in specials.values()}
-    ids = {content: vocabulary[content] for content in tokens if content in vocabulary}
-    for token, number in _added_files(folder):
-        content = token["content"]
-        tokens[content] = {**token, "special": token["special"] or content in tokens}
-        ids[content] = number
-    return sorted(({"id": ids[content], **tokens[content]} for content in ids), key=lambda token: token["id"])
-
-
-def _added_files(folder: Path) -> list[tuple[dict[str, Any], int]]:
-    """Tokens that added_tokens.json (older) or tokenizer_config.json (newer) adds, with their ids."""
-    found: list[tuple[Any, Any]] = []
-    if (folder / "added_tokens.json").exists():
-        older = read_json(folder / "added_tokens.json")
-        found += [({"content": content, "normalized": True}, number) for content, number in older.items()]
-    if (folder / "tokenizer_config.json").exists():
-        newer = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-        found += [(token, number) for number, token in newer.items()] if isinstance(newer, dict) else []
-    for _, number in found:
-        if not str(number).isdecimal():
-            raise CheckpointError(f"{folder}: {number!r} is not a token id", hint=HINT)
-    return [(_token(folder, token), int(number)) for token, number in found]

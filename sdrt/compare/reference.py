@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from diffusers import LMSDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import TextualInversionLoaderMixin
 from transformers import CLIPTokenizer
 
 from sdrt.bundle import ComponentName, Precision
@@ -173,11 +174,12 @@ class Reference:
         )
 
     def tokenize(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Token ids [n, tokens] by transformers' own tokenizer."""
+        """Token ids [n, tokens] by transformers' own tokenizer, after diffusers' expansion of textual inversions."""
         with _quiet():
             tokenizer = CLIPTokenizer.from_pretrained(self.checkpoint.path / "tokenizer", local_files_only=True)
             length = self.model.max_tokens
-            found = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)
+            expanded = TextualInversionLoaderMixin().maybe_convert_prompt(list(texts), tokenizer)
+            found = tokenizer(expanded, padding="max_length", truncation=True, max_length=length)
         return np.asarray(found["input_ids"], np.int64)
 
     def decode(self, latents: Latents) -> list[Image.Image]:

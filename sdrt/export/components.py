@@ -105,7 +105,7 @@ class Source:
 
 def model_record(checkpoint: Checkpoint) -> ModelRecord:
     """The numbers that the runtime needs, from the checkpoint's configs."""
-    vae, unet, text = checkpoint.vae, checkpoint.unet, checkpoint.text_encoder
+    vae, unet = checkpoint.vae, checkpoint.unet
     size = unet["sample_size"]
     if not isinstance(size, int):
         size = size[0]
@@ -114,8 +114,8 @@ def model_record(checkpoint: Checkpoint) -> ModelRecord:
         latent_size=size,
         image_size=size * 2 ** (len(vae["block_out_channels"]) - 1),
         scaling_factor=vae.get("scaling_factor", 0.18215),
-        max_tokens=text["max_position_embeddings"],
-        hidden_size=text["hidden_size"],
+        max_tokens=checkpoint.max_tokens,
+        hidden_size=checkpoint.text_encoder["hidden_size"],
         guidance_scale=checkpoint.guidance_scale,
     )
 

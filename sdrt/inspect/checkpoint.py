@@ -29,8 +29,16 @@ PARTS: dict[ComponentName, str] = {
 IDLE = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
 
 
-def config_trees(text_encoder: Mapping[str, Any], unet: Mapping[str, Any], vae: Mapping[str, Any]) -> dict[str, Block]:
+def config_trees(
+    text_encoder: Mapping[str, Any], unet: Mapping[str, Any], vae: Mapping[str, Any], max_tokens: int | None = None
+) -> dict[str, Block]:
     """The four components as trees, from a checkpoint's configs alone.
+
+    Args:
+        text_encoder: text_encoder/config.json.
+        unet: unet/config.json.
+        vae: vae/config.json.
+        max_tokens: Tokens of a prompt; None is as many as the text encoder has positions.
 
     Raises:
         CheckpointError: A config has a structure that Stable Diffusion v1 has not.
@@ -38,8 +46,8 @@ def config_trees(text_encoder: Mapping[str, Any], unet: Mapping[str, Any], vae: 
     size = unet["sample_size"]
     latent_size = size if isinstance(size, int) else size[0]
     return {
-        "text_encoder": text_encoder_tree(text_encoder),
-        "unet": unet_tree(unet, text_encoder["max_position_embeddings"]),
+        "text_encoder": text_encoder_tree(text_encoder, max_tokens),
+        "unet": unet_tree(unet, text_encoder["max_position_embeddings"] if max_tokens is None else max_tokens),
         "vae_encoder": encoder_tree(vae, latent_size),
         "vae_decoder": decoder_tree(vae, latent_size),
     }
@@ -52,7 +60,7 @@ def examine_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         CheckpointError: A config has a structure that Stable Diffusion v1 has not, or another number of weights than
             the file.
     """
-    trees = config_trees(checkpoint.text_encoder, checkpoint.unet, checkpoint.vae)
+    trees = config_trees(checkpoint.text_encoder, checkpoint.unet, checkpoint.vae, checkpoint.max_tokens)
     files = {part: _file(checkpoint.weights(part)) for part in STEMS}
     for part, file in files.items():
         expected = sum(trees[name].parameters for name, of in PARTS.items() if of == part)

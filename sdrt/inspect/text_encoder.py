@@ -10,21 +10,23 @@ from sdrt.inspect.block import Block, Shape, holding
 from sdrt.inspect.parts import attention_flops, layer_norm, linear
 
 
-def text_encoder_tree(config: Mapping[str, Any]) -> Block:
+def text_encoder_tree(config: Mapping[str, Any], max_tokens: int | None = None) -> Block:
     """The text encoder: token ids become a hidden state each.
 
     Args:
         config: text_encoder/config.json, as a `Checkpoint` holds it.
+        max_tokens: Tokens of a prompt; None is as many as the config has positions.
 
     Raises:
         CheckpointError: The number or width of its layers is not a number.
     """
-    length, width = config["max_position_embeddings"], config["hidden_size"]
+    positions, width = config["max_position_embeddings"], config["hidden_size"]
+    length = positions if max_tokens is None else max_tokens
     layers, inner = (_count(config, name) for name in ("num_hidden_layers", "intermediate_size"))
     hidden = (length, width)
     embeddings = [
         Block("embeddings.token_embedding", "Embedding", config["vocab_size"] * width, 0, (length,), hidden),
-        Block("embeddings.position_embedding", "Embedding", length * width, 0, (length,), hidden),
+        Block("embeddings.position_embedding", "Embedding", positions * width, 0, (length,), hidden),
     ]
     encoder = [_layer(f"encoder.layers.{number}", hidden, inner) for number in range(layers)]
     parts = [

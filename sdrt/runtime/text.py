@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, max_tokens: int) -> None:
         self._tokenizer = tokenizer
+        self._vectors = _vectors((token.content for token in tokenizer.get_added_tokens_decoder().values()), max_tokens)
         self.max_tokens = max_tokens
 
     @classmethod
@@ -85,18 +87,19 @@ class Tokenizer:
     def encode(self, prompts: Sequence[str]) -> Tokens:
         """Token ids of each prompt, as transformers' CLIPTokenizer gives them, cut and padded to ``max_tokens``.
 
+        A token of a textual inversion with several vectors becomes all of its tokens first, as in diffusers.
+
         Raises:
             UsageError: A prompt is over 100,000 characters, or holds half of a UTF-16 pair and so is not text.
         """
-        for prompt in prompts:
-            check_text("prompt", prompt)
-        encodings = self._tokenizer.encode_batch(list(prompts))
+        texts = [self._with_every_vector(prompt) for prompt in prompts]
+        encodings = self._tokenizer.encode_batch(texts)
         rows, truncated = [], []
-        for prompt, encoding in zip(prompts, encodings, strict=True):
+        for text, encoding in zip(texts, encodings, strict=True):
             ids, lost = encoding.ids, ""
             if len(ids) > self.max_tokens:
                 first_lost, _ = encoding.offsets[self.max_tokens - 1]
-                ids, lost = [*ids[: self.max_tokens - 1], ids[-1]], prompt[first_lost:].strip()
+                ids, lost = [*ids[: self.max_tokens - 1], ids[-1]], text[first_lost:].strip()
             rows.append(ids)
             truncated.append(lost)
         return Tokens(np.array(rows, dtype=np.int64).reshape(len(rows), self.max_tokens), tuple(truncated))
@@ -107,16 +110,46 @@ class Tokenizer:
         Raises:
             UsageError: The prompt is over 100,000 characters, or holds half of a UTF-16 pair and so is not text.
         """
-        check_text("prompt", prompt)
-        encoding = self._tokenizer.encode(prompt)
+        text = self._with_every_vector(prompt)
+        encoding = self._tokenizer.encode(text)
         positions: dict[int, list[int]] = {}
         for position, number in enumerate(encoding.word_ids[: self.max_tokens - 1]):
             if number is not None:
                 positions.setdefault(number, []).append(position)
         return tuple(
-            Word(prompt[encoding.offsets[places[0]][0] : encoding.offsets[places[-1]][1]], tuple(places))
+            Word(text[encoding.offsets[places[0]][0] : encoding.offsets[places[-1]][1]], tuple(places))
             for places in positions.values()
         )
+
+    def _with_every_vector(self, prompt: str) -> str:
+        """Put "<tok> <tok>_1 <tok>_2" for "<tok>", as diffusers' maybe_convert_prompt does.
+
+        Like there, it is the token as it was added that is replaced, wherever it stands: within "<tok>_1" too.
+        """
+        check_text("prompt", prompt)
+        if not self._vectors:
+            return prompt
+        text = prompt
+        encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
+        unpadded = compress(encoding.tokens, encoding.attention_mask)
+        for token in dict.fromkeys(unpadded):
+            if token in self._vectors:
+                text = text.replace(token, self._vectors[token])
+                check_text(f"prompt, with all vectors of {token},", text)
+        return text
+
+
+def _vectors(added: Iterable[str], most: int) -> dict[str, str]:
+    """Map each token of several vectors, <tok>, to the text of all of them, or ``most``: "<tok> <tok>_1 <tok>_2"."""
+    tokens = set(added)
+    found = {}
+    for token in tokens:
+        names = [token]
+        while len(names) < most and f"{token}_{len(names)}" in tokens:
+            names.append(f"{token}_{len(names)}")
+        if len(names) > 1:
+            found[token] = " ".join(names)
+    return found
 
 
 def _check_memory() -> None:

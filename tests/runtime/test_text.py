@@ -178,3 +178,40 @@ def test_a_missing_tokenizer_and_one_without_padding_are_refused(path: Path, tmp
     unpadded.write_text(json.dumps(json.loads(path.read_bytes()) | {"padding": None}))
     with pytest.raises(ArtefactError, match="no padding token"):
         Tokenizer.open(unpadded, 77)
+
+
+@pytest.fixture(scope="module")
+def learned(folder: Path) -> Path:
+    """The bundle's tokenizer.json with a token of three vectors, and one of a hundred."""
+    document = json.loads(folder.with_name("tokenizer.json").read_bytes())
+    names = ["<tok>", "<tok>_1", "<tok>_2", "<many>", *(f"<many>_{number}" for number in range(1, 100))]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    document["added_tokens"] += [{"id": 49408 + place, "content": name, **flags} for place, name in enumerate(names)]
+    path = folder.with_name("learned.json")
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_a_token_of_several_vectors_stands_for_all_of_them(learned: Path) -> None:
+    tokenizer = Tokenizer.open(learned, 77)
+    tokens = tokenizer.encode(["a <tok>, x", "<tok>_2", "<tok>_1 <tok>", "<TOK>"]).input_ids
+    assert tokens[0, :8].tolist() == [START, 320, 49408, 49409, 49410, 267, 343, END]
+    # As in diffusers: another vector alone, and the token in other letters, are what they are.
+    assert tokens[1, :3].tolist() == [START, 49410, END]
+    assert tokens[3, :3].tolist() == [START, 49408, END]
+    # And the token within the name of another vector is replaced where the token itself is in the prompt.
+    left = [number for number in tokenizer.encode(["_1"]).input_ids[0, 1:].tolist() if number != END]
+    all_three = [49408, 49409, 49410]
+    assert tokens[2, : 8 + len(left)].tolist() == [START, *all_three, *left, *all_three, END]
+    assert [word.text for word in tokenizer.words("a <tok>")] == ["a", "<tok>", "<tok>_1", "<tok>_2"]
+
+
+def test_more_vectors_than_a_prompt_holds(learned: Path) -> None:
+    tokens = Tokenizer.open(learned, 77).encode(["<many>"])
+    assert tokens.input_ids[0].tolist() == [START, *range(49411, 49411 + 75), END]
+    assert tokens.truncated[0].startswith("<many>_75")
+
+
+def test_a_prompt_that_grows_beyond_the_limit(learned: Path) -> None:
+    with pytest.raises(UsageError, match=r"prompt, with all vectors of <many>, has \d+ characters; the limit is"):
+        Tokenizer.open(learned, 77).encode(["<many>" * 1000])
