@@ -93,7 +93,7 @@ def write_model(folder: Path, merges: list[str]) -> None:
 
 def taught(folder: Path) -> CLIPTokenizer:
     """The folder's tokenizer with added tokens and a padding token of its own."""
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.add_tokens([*TAUGHT, *FLAGGED])
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     return tokenizer
@@ -200,7 +200,7 @@ def padded_by_tokenizer_json(folder: Path) -> None:
     write(folder / "tokenizer_config.json", {**config, "max_len": 50})
 
 
-LAYOUTS = [
+LAYOUTS: list[Callable[[Path], None]] = [
     saved_today, beside_the_two_files, beside_another_model, merges_as_strings, saved_by_4_57, saved_by_4_20,
     numbered_with_gaps, saved_fast_by_4_57, own_roles, named_extra, padded_on_the_left, padded_by_tokenizer_json,
 ]  # fmt: skip

@@ -173,8 +173,8 @@ def test_walks_no_deeper_than_asked() -> None:
 
 def test_shorter_prompts_leave_the_weights_as_they_are() -> None:
     found = configs("v1.4")
-    parts = [found[part] for part in ("text_encoder", "unet", "vae")]
-    whole, short = config_trees(*parts), config_trees(*parts, max_tokens=40)
+    whole = trees(found)
+    short = config_trees(found["text_encoder"], found["unet"], found["vae"], max_tokens=40)
     for name in ("text_encoder", "unet"):
         assert short[name].parameters == whole[name].parameters
         assert short[name].flops < whole[name].flops
