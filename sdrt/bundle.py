@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -33,6 +33,9 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: Of each 2x2 tokens one takes in the others, so no more can be merged.
 MAX_TOKEN_MERGING = 0.75
 TokenMerging = Annotated[float, Field(gt=0, le=MAX_TOKEN_MERGING)]
+
+MAX_LATENT_CHANNELS = 64
+MAX_LATENT_SIZE = 512
 
 
 class Record(BaseModel):
@@ -88,8 +91,8 @@ class ModelRecord(Record):
     that is 7.5 the field is not written: the manifest is what it was before there was such a thing.
     """
 
-    latent_channels: int = Field(gt=0, le=64)
-    latent_size: int = Field(gt=0, le=512)
+    latent_channels: int = Field(gt=0, le=MAX_LATENT_CHANNELS)
+    latent_size: int = Field(gt=0, le=MAX_LATENT_SIZE)
     image_size: int = Field(gt=0, le=4096)
     scaling_factor: float = Field(gt=0)
     max_tokens: int = Field(gt=0, le=4096)
@@ -257,11 +260,20 @@ def check_files(folder: Path, manifest: SealedManifest, hashed: Iterable[str], k
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. ``digest`` is the SHA-256 of its manifest and so covers every file."""
+    """An opened bundle. ``digest`` is the SHA-256 of its manifest and so covers every file.
+
+    ``named`` is the checkpoint that the user named, where another with the same weights was exported first.
+    """
 
     path: Path
     manifest: Manifest
     digest: str
+    named: CheckpointRecord | None = field(default=None, compare=False)
+
+    @property
+    def checkpoint(self) -> CheckpointRecord:
+        """The checkpoint that it is of, by the name that the user gave."""
+        return self.named or self.manifest.checkpoint
 
     @classmethod
     @system_errors()

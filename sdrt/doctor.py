@@ -14,6 +14,7 @@ from sdrt import __version__
 from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, SdrtError
 from sdrt.files import working_folder_is_gone
+from sdrt.install_lines import extra_line, removal_line
 from sdrt.runtime.backends import BACKENDS, available, choose_backend, nvidia
 from sdrt.runtime.backends.cpu import available_memory_bytes, cpu_features, supports_bf16, usable_cpus
 from sdrt.runtime.backends.packages import distribution
@@ -108,9 +109,9 @@ def install_line(name: str, held: Set[str]) -> str:
     """
     # What only one extra brings tells that this extra was asked for once.
     begun = [extra for extra in PACKAGES[name] if any(PACKAGES[other] == (extra,) for other in held)]
-    line = f"pip install 'sdrt[{(begun or PACKAGES[name])[0]}]'"
+    line = extra_line((begun or PACKAGES[name])[0])
     rival = RIVALS.get(name)
-    return f"pip uninstall --yes {rival} && {line}" if rival in held else line
+    return line if rival is None or rival not in held else f"{removal_line(rival)} && {line}"
 
 
 def _version(name: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,12 +19,13 @@ from sdrt.engines.request import BuildRequest, Provider
 from sdrt.engines.store import Store
 from sdrt.errors import ArtefactError, BackendUnavailableError, BundleError, TrustError, UsageError
 from sdrt.files import canonical_json, sha256_bytes
+from sdrt.install_lines import extra_line
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import GPU_BACKENDS, available, choose_backend
 from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from sdrt.bundle import ComponentName
     from sdrt.checkpoint import Checkpoint
@@ -344,10 +345,12 @@ def open_bundle(
     """
     if deepcache:
         plain = open_bundle(source, store, precision=precision, build=build, progress=progress)
-        return plain if set(DEEPCACHE) <= plain.manifest.components.keys() else _cut(plain, store, build, progress)
+        held = set(DEEPCACHE) <= plain.manifest.components.keys()
+        return plain if held else replace(_cut(plain, store, build, progress), named=plain.named)
     if precision == "int8":
         exported = open_bundle(source, store, build=build, progress=progress)
-        return exported if exported.manifest.precision == "int8" else _quantised(exported, store, build, progress)
+        held = exported.manifest.precision == "int8"
+        return exported if held else replace(_quantised(exported, store, build, progress), named=exported.named)
     if source.bundle:
         bundle = Bundle.open(source.bundle)
         _check_merging(source, bundle)
@@ -365,7 +368,7 @@ def open_bundle(
 
             export_bundle(checkpoint, folder, precision=precision, token_merging=merging, progress=progress)
 
-        return _stored_or_made(path, export, store, progress)
+        return _named_as(checkpoint, _stored_or_made(path, export, store, progress))
     if not path.exists():
         options = {
             "checkpoint": name,
@@ -376,7 +379,13 @@ def open_bundle(
         }
         hint = "run: " + _command("build", **options)
         raise ArtefactError(f"no bundle of {name} is stored", hint=hint)
-    return store.open_bundle(path)
+    return _named_as(checkpoint, store.open_bundle(path))
+
+
+def _named_as(checkpoint: Checkpoint, bundle: Bundle) -> Bundle:
+    """Return a bundle under the name of the checkpoint that was asked for: one with equal weights may have made it."""
+    record = bundle.manifest.checkpoint.model_copy(update={"name": checkpoint.name, "revision": checkpoint.revision})
+    return replace(bundle, named=record)
 
 
 def _bundle_name(checkpoint: Checkpoint, precision: Precision, merging: float | None) -> str:
@@ -390,7 +399,7 @@ def _bundle_name(checkpoint: Checkpoint, precision: Precision, merging: float | 
     return "-".join([*parts, _exporter_key()[:16]])
 
 
-def _versions(libraries: Iterable[str], purpose: str, extras: str) -> dict[str, str]:
+def _versions(libraries: Iterable[str], purpose: str, extras: Sequence[str]) -> dict[str, str]:
     """The installed versions of the libraries that something is made with.
 
     Raises:
@@ -400,7 +409,7 @@ def _versions(libraries: Iterable[str], purpose: str, extras: str) -> dict[str, 
         return {name: version(name) for name in libraries}
     except PackageNotFoundError as error:
         message = f"{error.name} is needed to {purpose} and is not installed"
-        raise BackendUnavailableError(message, hint=f"pip install 'sdrt[{extras}]'") from error
+        raise BackendUnavailableError(message, hint=extra_line(*extras)) from error
 
 
 def _exporter_key() -> str:
@@ -409,7 +418,7 @@ def _exporter_key() -> str:
     Raises:
         BackendUnavailableError: A library that exports is not installed.
     """
-    versions = _versions(EXPORTED_WITH, "export a checkpoint", "export")
+    versions = _versions(EXPORTED_WITH, "export a checkpoint", ["export"])
     return sha256_bytes(canonical_json({"exporter": EXPORTER, **versions}))
 
 
@@ -422,7 +431,7 @@ def _quantised(exported: Bundle, store: Store, build: bool, progress: Progress) 
     """
     from sdrt.export.quantised_bundle import QUANTISER, quantise_bundle
 
-    versions = _versions(QUANTISED_WITH, "quantise a bundle", "cpu,export")
+    versions = _versions(QUANTISED_WITH, "quantise a bundle", ["cpu", "export"])
     made_by = sha256_bytes(canonical_json({"quantiser": QUANTISER, "exporter": EXPORTER, **versions}))
     path = store.bundle_path(f"{exported.digest[:16]}-int8-{made_by[:16]}")
     if build:
@@ -440,7 +449,7 @@ def _cut(plain: Bundle, store: Store, build: bool, progress: Progress) -> Bundle
     """
     from sdrt.export.deepcache import CUTTER, add_deepcache
 
-    versions = _versions(CUT_WITH, "cut the UNet for DeepCache", "cpu,export")
+    versions = _versions(CUT_WITH, "cut the UNet for DeepCache", ["cpu", "export"])
     made_by = sha256_bytes(canonical_json({"cutter": CUTTER, **versions}))
     path = store.bundle_path(f"{plain.digest[:16]}-deepcache-{made_by[:16]}")
     if build:

@@ -90,6 +90,9 @@ class Bars:
         if self._open == 0:
             self._bars.start()
         self._open += 1
+        # The same stage again takes the row's place: a queue has one for every run.
+        for row in [row.id for row in self._bars.tasks if row.finished and row.description == name]:
+            self._bars.remove_task(row)
         task = self._bars.add_task(name, total=total)
         try:
             yield lambda units: self._bars.advance(task, units)

@@ -74,6 +74,19 @@ def test_bars_show_stages_and_notes(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().out == ""
 
 
+def test_a_stage_that_comes_again_takes_its_rows_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bars = Bars()
+    with bars.stage("pictures", 20) as advance:
+        for _ in range(20):
+            with bars.stage("denoise", 2) as step, bars.stage("denoise", 1):
+                step(1)
+            advance(1)
+        # Two at a time were open under one name.
+        assert [task.description for task in bars._bars.tasks] == ["pictures", "denoise", "denoise"]
+    assert bars._bars.tasks == []
+
+
 def test_bars_let_errors_through_and_can_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     progress = for_terminal()

@@ -1,4 +1,4 @@
-"""The wheel in an empty environment: the demo runs with `sdrt[cpu]` alone, without torch and without a repository."""
+"""The wheel in an empty environment: the demo runs with the extra cpu, without torch and without a repository."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ sdrt is Apache-2.0. So are the demo checkpoint's weights, which sdrt's own train
 configs of Stable Diffusion v1 in `sdrt/assets/sd-v1` have a licence page beside them. Weights that you bring have
 their own licence: that of Stable Diffusion v1 is CreativeML Open RAIL-M, and what it forbids is yours to heed.
 
-sdrt redistributes none of the packages below. `runtime` is always installed, the others are extras (`sdrt[cpu]`);
+sdrt redistributes none of the packages below. `runtime` is always installed, the others are extras of sdrt;
 `build` makes the package.
 """
 PROPRIETARY = "proprietary"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sdrt.errors import BackendUnavailableError
+from sdrt.install_lines import extra_line
 from sdrt.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Judge:
         try:
             from sdrt.compare.reference import Reference
         except ModuleNotFoundError as error:
-            hint = "pip install 'sdrt[cpu,export,compare]'"
+            hint = extra_line("cpu", "export", "compare")
             message = f"{error.name} is needed to check what is tuned and is not installed"
             raise BackendUnavailableError(message, hint=hint) from error
         from sdrt.compare.prompts import default_prompts

@@ -63,14 +63,13 @@ def bench(
             raise measured.problems[first]
         found = tuple(_result(each, measured, settings, _reference(each, results)) for each in results)
     ceilings = _ceilings(measured, precisions)
-    manifest = plan.bundle.manifest
     copied = [float(limits["bytes_a_second"]) for rows in measured.limits.values() for limits in rows]
     return Bench(
         schema_version=1,
         sdrt=__version__,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        checkpoint=manifest.checkpoint.name,
-        checkpoint_digest=manifest.checkpoint.digest,
+        checkpoint=plan.bundle.checkpoint.name,
+        checkpoint_digest=plan.bundle.checkpoint.digest,
         bundle_digest=plan.bundle.digest,
         settings=settings,
         machine=facts,

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from sdrt.bench.contender import Job
 from sdrt.bench.schema import Build, ComponentBuild, ContenderResult
 from sdrt.checkpoint import open_checkpoint
+from sdrt.checkpoint.places import find_recorded
 from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, CheckpointError, SdrtError, UsageError
 from sdrt.graphs.validate import validate_once
+from sdrt.install_lines import extra_line, package_line
 from sdrt.prepare import Choice, Source, choose, open_bundle, prepare
 from sdrt.progress import Progress
 from sdrt.runtime.backends import GPU_BACKENDS
@@ -46,14 +48,15 @@ class Asked:
 class Peer:
     """Somebody else's way. ``how`` is its documented fast path, ``packages`` what has to be installed for it.
 
-    ``install`` brings them; "{openvino}" in it stands for the release of OpenVINO that is installed.
+    ``brought_by`` names the extras that bring them, or the package, in which "{openvino}" stands for the release of
+    OpenVINO that is installed.
 
     ``precisions`` are those that it computes in, the first that this machine has natively being taken.
     """
 
     kind: str
     packages: tuple[str, ...]
-    install: str
+    brought_by: tuple[str, ...] | str
     precisions: tuple[Precision, ...]
     how: str
     scheduler: str = "LMS"
@@ -62,26 +65,26 @@ class Peer:
 
 PEERS: dict[str, Peer] = {
     "diffusers-fp32": Peer(
-        "diffusers", ("torch", "diffusers", "scipy"), "pip install 'sdrt[export,compare]'", ("fp32",), "SDPA, inference"
+        "diffusers", ("torch", "diffusers", "scipy"), ("export", "compare"), ("fp32",), "SDPA, inference"
     ),
     "diffusers-bf16": Peer(
         "diffusers",
         ("torch", "diffusers", "scipy"),
-        "pip install 'sdrt[export,compare]'",
+        ("export", "compare"),
         ("bf16",),
         "SDPA, channels-last weights",
     ),
     "torch-compile": Peer(
         "torch-compile",
         ("torch", "diffusers", "scipy"),
-        "pip install 'sdrt[export,compare]'",
+        ("export", "compare"),
         ("bf16", "fp32"),
         "torch.compile of UNet and VAE decoder; its cache is kept between processes",
     ),
     "onnxruntime": Peer(
         "onnxruntime",
         ("onnxruntime",),
-        "pip install 'sdrt[cpu]'",
+        ("cpu",),
         ("fp32",),
         "default session options on the exported graphs, NumPy between",
         gpu=False,
@@ -89,7 +92,7 @@ PEERS: dict[str, Peer] = {
     "openvino-genai": Peer(
         "openvino-genai",
         ("openvino", "openvino-genai", "openvino-tokenizers"),
-        "pip install 'openvino-genai=={openvino}.*'",
+        "openvino-genai=={openvino}.*",
         ("bf16", "fp32"),
         "Text2ImagePipeline, converted from the same graphs",
         scheduler="Euler (it has no LMS)",
@@ -98,7 +101,7 @@ PEERS: dict[str, Peer] = {
     "stable-diffusion-cpp": Peer(
         "stable-diffusion-cpp",
         ("stable-diffusion-cpp-python",),
-        "pip install stable-diffusion-cpp-python",
+        "stable-diffusion-cpp-python",
         ("fp16",),
         "GGML on the CPU with flash attention",
         scheduler="Euler (it has no LMS)",
@@ -248,11 +251,12 @@ def find_checkpoint(source: Source, bundle: Bundle) -> Checkpoint:
     """
     if source.checkpoint:
         return open_checkpoint(source.checkpoint, revision=source.revision)
-    record = bundle.manifest.checkpoint
-    if record.name != "demo" and "/" not in record.name and not Path(record.name).exists():
+    found = find_recorded(bundle.checkpoint)
+    if found is None:
         hint = "name its place with --checkpoint, in place of the bundle"
-        raise CheckpointError(f"the checkpoint {record.name!r}, of which the bundle was made, is not here", hint=hint)
-    return open_checkpoint(record.name, revision=record.revision)
+        name = bundle.checkpoint.name
+        raise CheckpointError(f"the checkpoint {name!r}, of which the bundle was made, is not here", hint=hint)
+    return open_checkpoint(found[0], revision=found[1])
 
 
 def _peer(name: str, base: Job, folder: Path, progress: Progress) -> Entry:
@@ -294,12 +298,15 @@ def _absent(result: ContenderResult, problem: str, remedy: str) -> Entry:
 
 def _install_line(peer: Peer) -> str:
     """The command that brings a peer and leaves the OpenVINO that is here as it is: engines go by its version."""
-    if "{openvino}" not in peer.install:
-        return peer.install
+    if not isinstance(peer.brought_by, str):
+        return extra_line(*peer.brought_by)
+    if "{openvino}" not in peer.brought_by:
+        return package_line(peer.brought_by)
     try:
-        return peer.install.format(openvino=version("openvino"))
+        return package_line(peer.brought_by.format(openvino=version("openvino")))
     except PackageNotFoundError:
-        return PEERS["onnxruntime"].install
+        # Of which the release has to be known first.
+        return extra_line("cpu")
 
 
 def _installed(package: str) -> bool:

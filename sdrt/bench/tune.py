@@ -82,7 +82,7 @@ def tune(source: Source, settings: Settings, store: Path | None = None, progress
         sdrt=__version__,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=machine_key(),
-        checkpoint=bundle.manifest.checkpoint.name,
+        checkpoint=bundle.checkpoint.name,
         bundle_digest=bundle.digest,
         pictures=settings.pictures,
         steps=settings.steps,

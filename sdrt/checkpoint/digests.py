@@ -14,6 +14,7 @@ from sdrt.files import canonical_json, disk_errors, sha256_bytes, sha256_file, w
 
 REMEMBERED_FROM_BYTES = 16 << 20  # smaller files are hashed in a few hundredths of a second
 REMEMBERED_FILES = 256
+REMEMBERED_PLACES = 8  # of one digest
 VOLATILE_KEYS = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
@@ -43,22 +44,61 @@ class DigestMemory:
         return digest
 
     def _read(self) -> dict[str, str]:
-        try:
-            known = json.loads(self.path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        if not isinstance(known, dict):
-            return {}
+        known = _known(self.path)
         return {key: value for key, value in known.items() if isinstance(value, str) and len(value) == 64}
 
     def _remember(self, key: str, digest: str) -> None:
         known = self._read()
         known.pop(key, None)
-        newest = [*known.items(), (key, digest)][-REMEMBERED_FILES:]
-        # A folder that cannot be written costs time only.
-        with contextlib.suppress(ResourceError, FileNotFoundError), disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, json.dumps(dict(newest), indent=1).encode())
+        _keep(self.path, dict([*known.items(), (key, digest)][-REMEMBERED_FILES:]))
+
+
+class Places:
+    """Absolute paths of checkpoints that were opened, by their digests, remembered in one JSON file of the cache.
+
+    Like `DigestMemory` it only helps: where it is damaged it is started anew, where it cannot be written it is done
+    without.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self.path = cache / "places.json"
+
+    def of(self, digest: str) -> list[Path]:
+        """Return where checkpoints of a digest lay, the last one first; they may be gone or changed."""
+        return [Path(place) for place in self._read().get(digest, [])]
+
+    def remember(self, digest: str, place: Path) -> None:
+        """Remember a checkpoint's folder or file, as the last one that was opened."""
+        known = self._read()
+        places = known.pop(digest, [])
+        if places[:1] == [str(place)]:
+            return
+        others = [other for other in places if other != str(place)]
+        newest = [*known.items(), (digest, [str(place), *others][:REMEMBERED_PLACES])][-REMEMBERED_FILES:]
+        _keep(self.path, dict(newest))
+
+    def _read(self) -> dict[str, list[str]]:
+        return {
+            digest: [place for place in places if isinstance(place, str) and "\0" not in place]
+            for digest, places in _known(self.path).items()
+            if isinstance(places, list)
+        }
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a memory's file; empty where there is none."""
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _keep(path: Path, known: Mapping[str, Any]) -> None:
+    """Write a memory's file, if it can be written: without, sdrt only takes longer."""
+    with contextlib.suppress(ResourceError, FileNotFoundError), disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(known, indent=1).encode())
 
 
 def _key(file: Path, status: os.stat_result) -> str:

@@ -10,6 +10,7 @@ from sdrt.checkpoint.configs import CLASSES, GENERATION_CONFIG
 from sdrt.checkpoint.weights import PICKLE_HINT, STEMS, is_pickle_name, weight_names
 from sdrt.errors import BackendUnavailableError, CheckpointError, TrustError
 from sdrt.files import check_readable, disk_errors
+from sdrt.install_lines import requirement_line
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 INDEX = "model_index.json"
@@ -41,7 +42,9 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
     try:
         from huggingface_hub import constants, errors
     except ModuleNotFoundError as error:
-        raise BackendUnavailableError("huggingface_hub is not installed", hint="pip install 'sdrt[export]'") from error
+        raise BackendUnavailableError(
+            "huggingface_hub is not installed", hint=requirement_line("huggingface_hub", extra="export")
+        ) from error
     what = f"{repo} at {revision}" if revision else repo
     _check_cache(repo)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sdrt.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from sdrt.checkpoint.clip_vocabulary import SD_V1
-from sdrt.checkpoint.digests import DigestMemory
+from sdrt.checkpoint.digests import DigestMemory, Places
 from sdrt.checkpoint.misplaced import file_hint, is_safetensors_name, is_weights_name, nothing_hint
 from sdrt.errors import CheckpointError, TrustError, UsageError
 from sdrt.files import is_there, system_errors, utf8_text
@@ -36,7 +36,7 @@ def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | N
         ResourceError: It cannot be read for want of permission, or the cache cannot be written.
         TimeLimitError: Another process holds the conversion of the same file for too long.
     """
-    cache = _default_cache() if cache is None else cache
+    cache = default_cache() if cache is None else cache
     memory = DigestMemory(cache / "digests.json")
     path = Path(source)
     is_hub_id = source != DEMO and not is_there(path) and HUB_ID.fullmatch(source) is not None
@@ -47,9 +47,13 @@ def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | N
     if source == DEMO:
         return read_checkpoint(DEMO_FOLDER, name=DEMO, memory=memory)
     if source and path.is_dir():
-        return read_checkpoint(path.absolute(), name=utf8_text(path.resolve().name), memory=memory)
+        opened = read_checkpoint(path.absolute(), name=utf8_text(path.resolve().name), memory=memory)
+        Places(cache).remember(opened.digest, path.absolute())
+        return opened
     if path.is_file():
-        return _open_file(path, cache, memory)
+        opened = _open_file(path, cache, memory)
+        Places(cache).remember(opened.digest, path.absolute())
+        return opened
     if is_hub_id:
         from sdrt.checkpoint.hub import download
 
@@ -69,7 +73,8 @@ def _open_file(path: Path, cache: Path, memory: DigestMemory) -> Checkpoint:
     return read_checkpoint(converted_folder(path, cache, memory), name=utf8_text(path.stem), memory=memory)
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
+    """Return the user's cache folder for converted files and what is remembered of checkpoints."""
     from platformdirs import user_cache_path
 
     return user_cache_path("sdrt") / "checkpoints"

@@ -25,6 +25,7 @@ from sdrt.commands.options import (
 )
 from sdrt.commands.paths import InputName, InputPath
 from sdrt.errors import BackendUnavailableError, NumericError, UsageError
+from sdrt.install_lines import extra_line
 from sdrt.runtime.request import MAX_STEPS
 from sdrt.terminal import printable
 
@@ -108,7 +109,7 @@ def run(options: Options) -> None:
     try:
         from sdrt.compare.compare import check_faults, compare
     except ModuleNotFoundError as error:
-        hint = "pip install 'sdrt[cpu,export,compare]'"
+        hint = extra_line("cpu", "export", "compare")
         raise BackendUnavailableError(f"{error.name} is needed to compare and is not installed", hint=hint) from error
     from sdrt.compare.against import against, read_comparison
     from sdrt.compare.report import write_report

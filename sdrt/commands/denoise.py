@@ -150,7 +150,9 @@ class Options:
 @backend_option(("auto", *BACKENDS), "auto")
 @precision_option(PRECISIONS)
 @provider_option
-@file_option("--latents", "Unit noise to start from, an .npy of [n,4,64,64].")
+@file_option(
+    "--latents", "Unit noise to start from, an .npy of the model's [n,channels,height,width], for v1 [n,4,64,64]."
+)
 @output_file_option("--save-latents", "Write the final latents, before the scaling factor, as .npy.")
 @click.option(
     "--out",
@@ -195,6 +197,7 @@ def run(options: Options) -> None:
     """Check everything that can be checked before the first engine opens; then make and write the pictures."""
     from sdrt.commands.denoise_repeat import check_repeats, record_of, with_record
     from sdrt.progress import for_terminal
+    from sdrt.runtime.latents import check_latents_of
 
     check_together(options)
     check_png(options.out)
@@ -213,6 +216,8 @@ def run(options: Options) -> None:
         check_writable("--out", path)
     noise, image = _noise(options, request), init_image(options)
     with load(options, progress) as pipeline:
+        if noise is not None and options.latents is not None:
+            check_latents_of(options.latents, noise, pipeline.latent_shape)
         check_repeats(record, pipeline, image, progress)
         say_guidance(pipeline, [request], progress)
         preview = _preview(options, request, progress)
@@ -394,7 +399,7 @@ def facts(pipeline: Pipeline, result: Result, written: dict[Path, int]) -> dict[
     manifest, timings, request = pipeline.engines.manifest, result.timings, result.request
     return {
         "images": [{"path": str(path), "seed": seed} for path, seed in written.items()],
-        "checkpoint": manifest.checkpoint.name,
+        "checkpoint": pipeline.engines.checkpoint.name,
         "backend": manifest.backend,
         "precision": manifest.precision,
         **pipeline.way(request),

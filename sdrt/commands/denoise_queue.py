@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,10 @@ def run_prompts(options: Options) -> None:
     with load(options, progress) as pipeline:
         say_guidance(pipeline, [line.request for line in lines], progress)
         for finished in run_queue(pipeline, lines, timings, image=image, progress=progress):
-            done.append(finished)
             _write(finished, paths, options.as_json)
             _warn(finished, progress)
+            # A night's pictures do not fit in memory.
+            done.append(replace(finished, image=None, record=None))
         if options.as_json:
             print_json(_facts(pipeline, done, paths, timings, with_encoder=image is not None))
     _check_all_made(done)
@@ -127,7 +129,7 @@ def _facts(
             for finished in ordered
             if finished.error is not None
         ],
-        "checkpoint": manifest.checkpoint.name,
+        "checkpoint": pipeline.engines.checkpoint.name,
         "backend": manifest.backend,
         "precision": manifest.precision,
         "scheduler": "LMS",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdrt.bundle import CheckpointRecord
 from sdrt.errors import ArtefactError, CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -76,17 +76,17 @@ def with_record(options: Options, record: dict[str, Any] | None) -> Options:
     if record["loop"] == "plain":
         # The fused loop is what runs anyway wherever the engines hold it.
         options = replace(options, loop="plain")
-    checkpoint = options.checkpoint
+    checkpoint, revision = options.checkpoint, options.revision
     if not (checkpoint or options.bundle or options.engines):
-        checkpoint = record["checkpoint"]["name"]
-        if checkpoint != "demo" and not Path(checkpoint).exists():
-            raise CheckpointError(f"the checkpoint {checkpoint!r} is not here", hint="name its place with --checkpoint")
+        checkpoint, recorded = _recorded(CheckpointRecord.model_validate(record["checkpoint"]))
+        revision = revision or recorded
     if options.engines:
         return replace(options, threads=options.threads or _threads(record))
     backend = record["backend"] if options.backend in (None, "auto") else options.backend
     options = replace(
         options,
         checkpoint=checkpoint,
+        revision=revision,
         backend=backend,
         precision=options.precision or record["precision"],
         token_merging=None if options.bundle else record["token_merging"],
@@ -100,6 +100,20 @@ def with_record(options: Options, record: dict[str, Any] | None) -> Options:
         cuda_graphs=graphs,
         threads=options.threads or _threads(record),
     )
+
+
+def _recorded(record: CheckpointRecord) -> tuple[str, str | None]:
+    """Return what to name, and at which revision, to open the checkpoint of a picture.
+
+    Raises:
+        CheckpointError: It is not here.
+    """
+    from sdrt.checkpoint.places import find_recorded
+
+    found = find_recorded(record)
+    if found is None:
+        raise CheckpointError(f"the checkpoint {record.name!r} is not here", hint="name its place with --checkpoint")
+    return found
 
 
 def _threads(record: dict[str, Any]) -> int | None:

@@ -22,6 +22,7 @@ from sdrt.commands.options import (
 from sdrt.commands.paths import check_free
 from sdrt.errors import UsageError
 from sdrt.files import disk_errors
+from sdrt.install_lines import extra_line
 
 if TYPE_CHECKING:
     from sdrt.bundle import ComponentName, Precision
@@ -80,7 +81,7 @@ def command(
     try:
         from sdrt.export.bundle_export import export_bundle
     except ModuleNotFoundError as error:
-        hint = "pip install 'sdrt[export]'"
+        hint = extra_line("export")
         raise BackendUnavailableError(f"{error.name} is needed to export and is not installed", hint=hint) from error
     progress = for_terminal()
     asked: Any = {

@@ -22,6 +22,7 @@ from sdrt.bundle import Bundle, ComponentName, ModelRecord
 from sdrt.compare.metrics import broken, measure
 from sdrt.compare.schema import ComponentResult, Departure, ToleranceRecord
 from sdrt.errors import BackendUnavailableError
+from sdrt.install_lines import requirement_line
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import available
 from sdrt.runtime.backends.cpu import usable_cpus
@@ -71,7 +72,7 @@ def check_available() -> None:
     """
     available("onnxruntime")
     if importlib.util.find_spec("onnx") is None:
-        hint = "pip install 'sdrt[export]'"
+        hint = requirement_line("onnx", extra="export")
         raise BackendUnavailableError("onnx, which reads graphs, is not installed", hint=hint)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from sdrt.errors import NumericError
+from sdrt.install_lines import extra_line
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ def open_lpips() -> tuple[Lpips | None, str]:
         reachable.
     """
     if find_spec("lpips") is None:
-        return None, "not measured: pip install 'sdrt[lpips]'"
+        return None, f"not measured: {extra_line('lpips')}"
     try:
         weights = _alexnet_weights()
     except (OSError, RuntimeError) as error:

@@ -27,6 +27,7 @@ from sdrt.bundle import ComponentName, Precision
 from sdrt.checkpoint import Checkpoint
 from sdrt.errors import BackendUnavailableError
 from sdrt.export.components import Source, load_source, model_record
+from sdrt.install_lines import extra_line
 from sdrt.progress import Progress, silent
 from sdrt.runtime.latents import unit_noise
 from sdrt.runtime.request import Request
@@ -197,7 +198,7 @@ class Reference:
             try:
                 scheduler = LMSDiscreteScheduler.from_config(self.checkpoint.scheduler, timestep_spacing="linspace")
             except ImportError as error:
-                hint = "pip install 'sdrt[compare]'"
+                hint = extra_line("compare")
                 message = "scipy, by which diffusers integrates LMS, is not installed"
                 raise BackendUnavailableError(message, hint=hint) from error
             scheduler.set_timesteps(num_inference_steps)

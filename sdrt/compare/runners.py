@@ -151,7 +151,7 @@ class EngineRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no types
             # What fp16 cannot hold becomes Inf, and shows as such in the outputs.
             feeds = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}
         outputs = self.engine.run(**feeds)
-        self.inference_time = self.engine.seconds[-1]
+        self.inference_time = self.engine.last_s
         return OrderedDict((name, array.astype(np.float32, copy=False)) for name, array in outputs.items())
 
     def deactivate_impl(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sdrt.bundle import DEEPCACHE, Bundle, CheckpointRecord, ComponentName, Precision, read_manifest
 from sdrt.checkpoint import open_checkpoint
+from sdrt.checkpoint.places import find_recorded
 from sdrt.compare.runners import Candidate, candidate
 from sdrt.engines import build as engines_build
 from sdrt.engines.store import Store
@@ -88,7 +89,7 @@ def open_subject(asked: Asked, progress: Progress, threads: int | None = None) -
         given = Source(engines=asked.folder, trust=asked.trust)
         engines = prepare(given, backend=asked.backend, precision=asked.precision, store=asked.store)
         manifest = engines.manifest
-        made_from = manifest.checkpoint
+        made_from = engines.checkpoint
         checkpoint = open_reference(asked, made_from)
         made = candidate(engines, threads=threads)
         if not set(DEEPCACHE).isdisjoint(made.parts):
@@ -114,7 +115,7 @@ def open_graphs(asked: Asked, progress: Progress) -> tuple[Bundle, Checkpoint]:
     if precision != "fp32":
         hint = "export one with --precision fp32: what faults do would drown in rounding"
         raise UsageError(f"--self-test needs a bundle in fp32; {bundle.path} is in {precision}", hint=hint)
-    return bundle, open_reference(asked, bundle.manifest.checkpoint)
+    return bundle, open_reference(asked, bundle.checkpoint)
 
 
 def _source(asked: Asked) -> Source:
@@ -138,7 +139,7 @@ def _from_bundle(asked: Asked, source: Source, progress: Progress, threads: int 
     backend = choice.backend
     exported = bundle_precision(backend, choice.precision)
     bundle = open_bundle(source, shelf, precision=exported, progress=progress)
-    record = bundle.manifest.checkpoint
+    record = bundle.checkpoint
     checkpoint = open_reference(asked, record)
     try:
         available(backend)
@@ -164,8 +165,8 @@ def open_reference(asked: Asked, made_from: CheckpointRecord) -> Checkpoint:
     """
     if asked.checkpoint is not None:
         return open_checkpoint(asked.checkpoint, revision=asked.revision)
-    name = made_from.name
-    if name != "demo" and "/" not in name and not Path(name).exists():
+    found = find_recorded(made_from)
+    if found is None:
         hint = "name its place with --checkpoint"
-        raise CheckpointError(f"the checkpoint {name!r}, of which this was made, is not here", hint=hint)
-    return open_checkpoint(name, revision=made_from.revision)
+        raise CheckpointError(f"the checkpoint {made_from.name!r}, of which this was made, is not here", hint=hint)
+    return open_checkpoint(found[0], revision=found[1])

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from sdrt.bundle import MANIFEST, Bundle, ComponentName, file_records, seal
@@ -86,13 +87,15 @@ def find(bundle: Bundle, request: BuildRequest, store: Store, *, verify: bool = 
     Raises:
         SdrtError: As `build_key`, and a TrustError or ResourceError when the store is not this user's alone.
     """
-    return _stored(store, build_key(bundle, request), verify)
+    found = _stored(store, build_key(bundle, request), verify)
+    return None if found is None else replace(found, named=bundle.named)
 
 
 def build(bundle: Bundle, request: BuildRequest, store: Store, progress: Progress, *, verify: bool = True) -> EngineSet:
     """Get the set that answers a request from the store; compile it first if it is not there or not sound.
 
-    A set that is not sound goes to the store's quarantine. Of several processes that ask for one set, one compiles.
+    A set that is not sound goes to the store's quarantine. Of several processes that ask for one set, one compiles. The
+    set goes by the name of the bundle's checkpoint.
 
     Args:
         bundle: What to build.
@@ -109,6 +112,10 @@ def build(bundle: Bundle, request: BuildRequest, store: Store, progress: Progres
         ResourceError: The store cannot be written, or memory ran out.
         TimeLimitError: Another process held the set for too long.
     """
+    return replace(_found_or_built(bundle, request, store, progress, verify), named=bundle.named)
+
+
+def _found_or_built(bundle: Bundle, request: BuildRequest, store: Store, progress: Progress, verify: bool) -> EngineSet:
     key = build_key(bundle, request)
     found = _stored(store, key, verify)
     if found is not None:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from sdrt.bundle import (
     DEEPCACHE,
     MANIFEST,
+    CheckpointRecord,
     ComponentName,
     Digest,
     Precision,
@@ -137,7 +138,8 @@ class EngineSet:
     opened: a run opens some of them alone.
 
     ``digest`` is the SHA-256 of its manifest and so covers every file. ``private`` says that it is trusted by right of
-    lying in a store that nobody else can write to, so that what else this user puts there can be trusted too.
+    lying in a store that nobody else can write to, so that what else this user puts there can be trusted too. ``named``
+    is the checkpoint that the user named, where another with the same weights was exported first.
     """
 
     path: Path
@@ -145,6 +147,7 @@ class EngineSet:
     digest: str
     lease: Lease = field(repr=False, compare=False)
     private: bool = field(default=False, compare=False)
+    named: CheckpointRecord | None = field(default=None, compare=False)
     # What to do with a set one of whose engines is not what was sealed.
     refuse: Callable[[TrustError], TrustError] = field(default=_as_it_is, repr=False, compare=False)
     _checked: set[str] = field(default_factory=set, repr=False, compare=False)
@@ -206,6 +209,11 @@ class EngineSet:
         if sha256 != self.manifest.files[file].sha256:
             hint = "build the engines again, or copy them again"
             raise self.refuse(TrustError(f"{self.path / file} does not match its digest in {MANIFEST}", hint=hint))
+
+    @property
+    def checkpoint(self) -> CheckpointRecord:
+        """The checkpoint that it is of, by the name that the user gave."""
+        return self.named or self.manifest.checkpoint
 
     def component(self, name: ComponentName) -> EngineComponent:
         """One component's record.

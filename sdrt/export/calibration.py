@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from sdrt.bundle import Bundle
 from sdrt.errors import BackendUnavailableError
+from sdrt.install_lines import extra_line
 from sdrt.progress import Progress
 from sdrt.runtime import lms
 from sdrt.runtime.latents import unit_noise
@@ -132,7 +133,7 @@ def open_session(model: bytes | str, *, base: str | None = None) -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        hint = "pip install 'sdrt[cpu]', or 'sdrt[gpu]'"
+        hint = f"{extra_line('cpu')}; on an NVIDIA GPU: {extra_line('gpu')}"
         message = "onnxruntime is needed to run a bundle's graphs and is not installed"
         raise BackendUnavailableError(message, hint=hint) from error
     options = onnxruntime.SessionOptions()

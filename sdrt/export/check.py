@@ -14,6 +14,7 @@ from sdrt.bundle import TensorSpec
 from sdrt.errors import BackendUnavailableError, NumericError
 from sdrt.export.components import EXAMPLE_BATCH, Source
 from sdrt.export.onnx_export import tensor_specs
+from sdrt.install_lines import extra_line
 from sdrt.runtime import lms
 from sdrt.runtime.noise_config import PredictionType
 
@@ -103,7 +104,7 @@ def _session(path: Path) -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        hint = "pip install 'sdrt[cpu]', or 'sdrt[gpu]'"
+        hint = f"{extra_line('cpu')}; on an NVIDIA GPU: {extra_line('gpu')}"
         message = "onnxruntime is needed to check an export and is not installed"
         raise BackendUnavailableError(message, hint=hint) from error
     options = onnxruntime.SessionOptions()

@@ -77,6 +77,8 @@ def validate_bundle(bundle: Bundle, limits: Limits = LIMITS) -> None:
     _run(jobs, limits)
 
 
+#: Bundles that a process remembers to have validated.
+REMEMBERED_BUNDLES = 256
 #: Path and digest of the bundles that this process has had validated: their digests stand for what was read.
 _validated: set[tuple[Path, str]] = set()
 
@@ -90,6 +92,8 @@ def validate_once(bundle: Bundle) -> None:
     key = bundle.path.absolute(), bundle.digest
     if key not in _validated:
         validate_bundle(bundle)
+        if len(_validated) >= REMEMBERED_BUNDLES:
+            _validated.clear()
         _validated.add(key)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sdrt.errors import BackendUnavailableError
 from sdrt.inspect.block import Block, Shape
+from sdrt.install_lines import requirement_line
 
 if TYPE_CHECKING:
     import onnx
@@ -85,7 +86,7 @@ def load_graph(path: Path) -> onnx.GraphProto:
     try:
         import onnx
     except ImportError as error:
-        hint = "pip install 'sdrt[export]'"
+        hint = requirement_line("onnx", extra="export")
         raise BackendUnavailableError("onnx, which reads graphs, is not installed", hint=hint) from error
     return onnx.load(path, load_external_data=False).graph
 

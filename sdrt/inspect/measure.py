@@ -14,6 +14,7 @@ from sdrt.bundle import Bundle, Component, ComponentName
 from sdrt.errors import BackendUnavailableError, ResourceError
 from sdrt.files import TEMPORARY_HINT, disk_errors, temporary_folder
 from sdrt.inspect.graph import load_graph, module_path
+from sdrt.install_lines import extra_line
 from sdrt.progress import Progress
 from sdrt.runtime.backends.base import library_error
 from sdrt.runtime.backends.cpu import usable_cpus
@@ -108,7 +109,7 @@ def _profile(path: Path, component: Component, folder: Path, runs: int, stage: S
     try:
         from sdrt.runtime.backends.onnxruntime import ERRORS
     except ImportError as error:
-        hint = "pip install 'sdrt[cpu]'"
+        hint = extra_line("cpu")
         raise BackendUnavailableError("onnxruntime, which measures, is not installed", hint=hint) from error
     feeds = _example(component)
     try:

@@ -19,6 +19,7 @@ import numpy as np
 from sdrt.compare.error_plot import COLOURS
 from sdrt.errors import BackendUnavailableError, UsageError
 from sdrt.files import write_atomically
+from sdrt.install_lines import extra_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,9 +97,7 @@ def check_drawable(path: Path) -> None:
         hint = "its ending says what is written: name it .png or .svg"
         raise UsageError(f"--out: {str(path)!r} ends in neither .png nor .svg", hint=hint)
     if find_spec("matplotlib") is None:
-        raise BackendUnavailableError(
-            "matplotlib is needed to plot and is not installed", hint="pip install 'sdrt[plot]'"
-        )
+        raise BackendUnavailableError("matplotlib is needed to plot and is not installed", hint=extra_line("plot"))
 
 
 def shown(text: str, limit: int = SHOWN_CHARACTERS) -> str:

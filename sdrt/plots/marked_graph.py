@@ -17,6 +17,7 @@ import numpy.typing as npt
 from sdrt.bundle import Bundle
 from sdrt.engines.engine_set import EngineComponent
 from sdrt.errors import BackendUnavailableError, BundleError
+from sdrt.install_lines import extra_line
 from sdrt.runtime.backends.base import Array, Engine, library_error
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def check_markable() -> None:
     """
     for name in ("onnx", "onnxruntime"):
         if find_spec(name) is None:
-            hint = "pip install 'sdrt[cpu,plot]'"
+            hint = extra_line("cpu", "plot")
             raise BackendUnavailableError(f"{name} is needed to see attention and is not installed", hint=hint)
 
 

@@ -69,13 +69,13 @@ class Model:
     def described(self) -> str:
         """What figures say of it: checkpoint, backend and precision."""
         manifest = self.engines.manifest
-        return f"checkpoint {manifest.checkpoint.name}, {manifest.backend} {manifest.precision}"
+        return f"checkpoint {self.engines.checkpoint.name}, {manifest.backend} {manifest.precision}"
 
     def facts(self) -> dict[str, Any]:
         """What --json says of it."""
         manifest = self.engines.manifest
         return {
-            "checkpoint": manifest.checkpoint.model_dump(mode="json"),
+            "checkpoint": self.engines.checkpoint.model_dump(mode="json"),
             "backend": manifest.backend,
             "precision": manifest.precision,
         }

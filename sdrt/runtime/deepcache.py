@@ -61,8 +61,8 @@ class CachedUnet:
             outputs = self._whole.run(**feeds)
             self._features = outputs.pop("deep_features")
             self.whole_steps.append(step)
-            self.seconds.append(self._whole.seconds[-1])
+            self.seconds.append(self._whole.last_s)
         else:
             outputs = self._shallow.run(**feeds, deep_features=self._features[-rows:])
-            self.seconds.append(self._shallow.seconds[-1])
+            self.seconds.append(self._shallow.last_s)
         return outputs

@@ -13,12 +13,15 @@ import numpy as np
 import numpy.lib.format as npy
 import numpy.typing as npt
 
+from sdrt.bundle import MAX_LATENT_CHANNELS, MAX_LATENT_SIZE
 from sdrt.errors import ArtefactError, UsageError
 from sdrt.files import unreadable, write_atomically
 from sdrt.runtime.arguments import whole
 from sdrt.runtime.request import MAX_SEED
 
 LATENT_SHAPE = (4, 64, 64)
+#: The most channels, rows and columns that a model's latents can have.
+LIMITS = (MAX_LATENT_CHANNELS, MAX_LATENT_SIZE, MAX_LATENT_SIZE)
 HEADER_LIMIT_BYTES = 16 << 10
 
 Latents = npt.NDArray[np.float32]
@@ -78,34 +81,73 @@ def check_kind(latents: object, shape: tuple[int | None, ...]) -> str:
     return hint
 
 
-def check_latents(latents: npt.NDArray[Any], count: int, shape: tuple[int, ...] = LATENT_SHAPE) -> Latents:
-    """Latents from outside as float32 [count, *shape]; one picture's may lack the first axis.
+def check_latents(latents: npt.NDArray[Any], count: int, shape: tuple[int, ...] | None = None) -> Latents:
+    """Return latents from outside as float32 [count, *shape]; one picture's may lack the first axis.
+
+    Args:
+        latents: What was given.
+        count: Pictures that they are for.
+        shape: (channels, height, width) of the model's latents; None takes any that a model can have.
 
     Raises:
         UsageError: They are no floating-point array, have another shape, or hold NaN or Inf in float32.
     """
-    alone = isinstance(latents, np.ndarray) and (count, latents.shape) == (1, shape)
-    hint = check_kind(latents, shape if alone else (count, *shape))
+    hint = f"give float16, float32 or float64 values of shape {_shape_text(count, shape)}"
+    if not isinstance(latents, np.ndarray) or latents.dtype.kind != "f":
+        found = latents.dtype if isinstance(latents, np.ndarray) else type(latents).__name__
+        raise UsageError(f"latents are {found}; they must be floating-point numbers in a NumPy array", hint=hint)
+    several = latents.ndim == len(LIMITS) + 1
+    each = latents.shape[1:] if several else latents.shape
+    if (latents.shape[0] if several else 1) != count or not _fits(each, shape):
+        raise UsageError(f"latents have shape {latents.shape}; it must be {_shape_text(count, shape)}", hint=hint)
     with np.errstate(over="ignore"):
-        checked = np.array(latents, np.float32).reshape(count, *shape)
+        checked = np.array(latents, np.float32).reshape(count, *each)
     if not np.isfinite(checked).all():
         raise UsageError("latents hold NaN or Inf, or values beyond float32", hint=hint)
     return checked
 
 
-def load_latents(path: Path, count: int, shape: tuple[int, ...] = LATENT_SHAPE) -> Latents:
-    """Latents of ``count`` pictures from an .npy file, as float32 [count, *shape].
+def _fits(found: tuple[int, ...], shape: tuple[int, ...] | None) -> bool:
+    if shape is not None:
+        return found == shape
+    return len(found) == len(LIMITS) and all(0 < length <= most for length, most in zip(found, LIMITS, strict=True))
+
+
+def _shape_text(count: int, shape: tuple[int, ...] | None) -> str:
+    return f"({count}, channels, height, width)" if shape is None else str((count, *shape))
+
+
+def check_latents_of(path: Path, latents: Latents, shape: tuple[int, int, int]) -> None:
+    """Raise an error unless the latents of a file are of the model's shape.
+
+    Raises:
+        ArtefactError: They are not; names the file and both shapes.
+    """
+    if latents.shape[1:] != shape:
+        wanted = (len(latents), *shape)
+        hint = f"give an .npy file of {wanted} floating-point values, or the checkpoint that these latents are for"
+        raise ArtefactError(f"{path}: latents have shape {latents.shape}; this model's is {wanted}", hint=hint)
+
+
+def load_latents(path: Path, count: int, shape: tuple[int, ...] | None = None) -> Latents:
+    """Read latents of ``count`` pictures from an .npy file, as float32 [count, *shape].
+
+    Args:
+        path: The file.
+        count: Pictures that they are for.
+        shape: (channels, height, width) of the model's latents; None takes any that a model can have.
 
     Raises:
         ArtefactError: The file cannot be read, is no .npy of numbers, or ``check_latents`` refuses what it holds.
     """
-    hint = f"give an .npy file of {(count, *shape)} floating-point values, as --save-latents writes"
-    limit = count * math.prod(shape) * np.dtype(np.float64).itemsize + HEADER_LIMIT_BYTES
+    wanted = _shape_text(count, shape)
+    hint = f"give an .npy file of {wanted} floating-point values, as --save-latents writes"
+    limit = count * math.prod(shape or LIMITS) * np.dtype(np.float64).itemsize + HEADER_LIMIT_BYTES
     try:
         if not path.is_file():
             raise ArtefactError(f"{path} is not a file", hint=hint)
         if path.stat().st_size > limit:
-            raise ArtefactError(f"{path} is larger than latents of shape {(count, *shape)} can be", hint=hint)
+            raise ArtefactError(f"{path} is larger than latents of shape {wanted} can be", hint=hint)
         return check_latents(_parse_npy(path.read_bytes()), count, shape)
     except OSError as error:
         raise unreadable(path, error, ArtefactError, hint=hint) from error

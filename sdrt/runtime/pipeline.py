@@ -31,7 +31,7 @@ from sdrt.runtime.records import picture_record
 from sdrt.runtime.request import DEFAULT_STRENGTH, LmsStart, Picture, Request, make_request
 from sdrt.runtime.result import Result, Timings
 from sdrt.runtime.text import Tokenizer
-from sdrt.runtime.text_states import EncodedText, conditioning_of, encode_texts
+from sdrt.runtime.text_states import EncodedText, conditioning_of, encode_texts, texts_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,8 +66,8 @@ class Pipeline:
         """Open the engines of a set. ``load`` is the usual way, and says what the arguments mean.
 
         Where the set holds both the UNet and denoise_step, the one that a request needs is opened by the first request
-        that does, since each holds the weights; the seconds count as load all the same. Without ``keep_loaded`` every
-        engine is opened when its turn comes.
+        that does, since each holds the weights; the seconds are that request's load. Those of opening the pipeline are
+        the first request's. Without ``keep_loaded`` every engine is opened when its turn comes.
         """
         names = {"threads": threads, "cuda_graphs": cuda_graphs, "loop": loop, "keep_loaded": keep_loaded}
         threads, cuda_graphs, *_ = loading.checked(names).values()
@@ -89,6 +89,7 @@ class Pipeline:
         #: Of the run that is under way, or of the last one; for callbacks.
         self.schedule: Schedule | None = None
         self._stop = False
+        self._opened_s = 0.0  # of opening engines, by the run that is under way
         unet: tuple[ComponentName, ...] = () if self._holds_step else (self._unet,)
         needed: tuple[ComponentName, ...] = ("text_encoder", *unet, "vae_decoder")
         try:
@@ -100,6 +101,7 @@ class Pipeline:
         except BaseException:
             self.close()
             raise
+        #: Seconds of opening the pipeline, until the first result counts them.
         self.load_s = time.perf_counter() - start
 
     @classmethod
@@ -204,7 +206,7 @@ class Pipeline:
             deepcache: N: only every N-th step computes the whole UNet; the engines must be loaded with ``deepcache``.
             num_images_per_prompt: Pictures of each prompt.
             seed: Picture i has ``seed`` + i; a list gives each picture's; None draws one.
-            latents: Unit noise [n,4,64,64] in place of the seeds'.
+            latents: Unit noise [n,channels,height,width] of the model's ``latent_shape``, in place of the seeds'.
             callback_on_step_end: Called after each step; may give back other latents under "latents", decode them by
                 ``decode``, and end the run by ``stop``.
 
@@ -248,11 +250,11 @@ class Pipeline:
         if request.start_step is not None:
             schedule = schedule.starting_at(request.start_step, fresh=request.lms_start == "fresh")
         self.schedule = schedule
-        first = unit_noise([p.seed for p in request.pictures], self._latent_shape)
+        first = unit_noise([p.seed for p in request.pictures], self.latent_shape)
         if latents is not None:
-            first = check_latents(latents, len(request.pictures), self._latent_shape)
+            first = check_latents(latents, len(request.pictures), self.latent_shape)
         first *= np.float32(schedule.init_noise_sigma)
-        timings, loaded_s = Timings(), self.load_s
+        timings, opening_s, self._opened_s = Timings(), self.load_s, 0.0
         self._stop = False
         with timings.measure("total"):
             if init is not None:
@@ -265,10 +267,9 @@ class Pipeline:
             with timings.measure("vae_decoder"):
                 pictures = [picture for final in finals for picture in self.decode(final)]
             self.done_with("vae_decoder")
-        timings.load = self.load_s
-        timings.total += loaded_s
-        if not self.keep_loaded:
-            self.load_s = 0.0
+        timings.load = opening_s + self._opened_s
+        timings.total += opening_s
+        self.load_s = 0.0
         facts = self.way(request) | {
             "init_image": None if init is None else init.digest,
             "latents_given": latents is not None,
@@ -305,7 +306,7 @@ class Pipeline:
             UsageError: They are no latents.
             NumericError: The decoder gave NaN or Inf.
         """
-        check_kind(latents, (None, *self._latent_shape))
+        check_kind(latents, (None, *self.latent_shape))
         decoder = self._open("vae_decoder")
         (spec,) = decoder.spec.inputs
         unscaled = (latents / np.float32(self.model.scaling_factor)).astype(spec.dtype, copy=False)
@@ -338,14 +339,15 @@ class Pipeline:
         self.close()
 
     @property
-    def _latent_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a picture's latents."""
         return (self.model.latent_channels, self.model.latent_size, self.model.latent_size)
 
     def _open(self, name: ComponentName) -> Engine:
         """A component's engine; where it has to be opened, the seconds are the load's."""
         start = time.perf_counter()
         engine = self._session.engine(name)
-        self.load_s += time.perf_counter() - start
+        self._opened_s += time.perf_counter() - start
         return engine
 
     def denoiser(self, request: Request) -> ComponentName:
@@ -389,7 +391,7 @@ class Pipeline:
         """Open what the request's steps need, unless it is; the time is the load's, not the steps'."""
         start = time.perf_counter()
         device = self._session.device_loop() if self.denoiser(request) == "denoise_step" else None
-        self.load_s += time.perf_counter() - start
+        self._opened_s += time.perf_counter() - start
         for name in self._denoisers(request) if device is None else ():
             self._open(name)
         return device
@@ -412,9 +414,11 @@ class Pipeline:
         made, finals, stopped_after = [], [], None
         for index, group in self._groups(request):
             conditioning = conditioning_of(group, request, texts)
-            part, watch = first[index : index + len(group)], Watch(self, callback)
+            part, watch, opened_s = first[index : index + len(group)], Watch(self, callback), self._opened_s
             with timings.measure("unet"), progress.stage("denoise", schedule.num_inference_steps) as advance:
                 final, seconds = self._denoise(request, schedule, part, conditioning, watch, advance, device)
+            # A callback may have opened the decoder.
+            timings.unet -= self._opened_s - opened_s
             made.append(group)
             finals.append(final)
             timings.steps += seconds
@@ -440,9 +444,10 @@ class Pipeline:
             hook = watch if watch.callback else None
             return device.denoise(schedule, latents, conditioning, hook, advance), list(device.seconds)
         engine = self._open(self.denoiser(request))
-        before = len(engine.seconds)
+        seconds: list[float] = []
 
         def on_step(step: int, timestep: float, latents: Latents) -> Latents | None:
+            seconds.append(engine.last_s)
             advance(1)
             return watch(step, timestep, latents)
 
@@ -450,7 +455,7 @@ class Pipeline:
             cached = CachedUnet(engine, self._open(DEEPCACHE[1]), request.deepcache)
             return denoise(cached, schedule, latents, conditioning, on_step), cached.seconds
         run = denoise_fused if self.denoiser(request) == "denoise_step" else denoise
-        return run(engine, schedule, latents, conditioning, on_step), engine.seconds[before:]
+        return run(engine, schedule, latents, conditioning, on_step), seconds
 
     def _groups(self, request: Request) -> Iterator[tuple[int, tuple[Picture, ...]]]:
         """The pictures, as many at a time as the engine that denoises them takes."""
@@ -483,16 +488,13 @@ class Pipeline:
         with timings.measure("vae_encoder"):
             parameters = encode_picture(encoder, init)
         self.done_with("vae_encoder")
-        noise = posterior_noise([picture.seed for picture in request.pictures], self._latent_shape)
+        noise = posterior_noise([picture.seed for picture in request.pictures], self.latent_shape)
         return draw_latents(parameters, noise) * np.float32(self.model.scaling_factor)
 
     def _encode_texts(self, request: Request, timings: Timings) -> dict[str, EncodedText]:
         """Hidden states of every prompt and, with guidance, negative prompt; each distinct text once, alone."""
-        texts = [picture.prompt for picture in request.pictures]
-        if request.guided:
-            texts += [picture.negative_prompt for picture in request.pictures]
         encoder = self._open("text_encoder")
         with timings.measure("text_encoder"):
-            encoded = encode_texts(encoder, self.tokenizer, texts)
+            encoded = encode_texts(encoder, self.tokenizer, texts_of(request))
         self.done_with("text_encoder")
         return encoded

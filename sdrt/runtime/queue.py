@@ -97,11 +97,7 @@ def run_queue(
                 advance(1)
                 yield Finished(run.slots[0], error=error)
                 continue
-            seconds = result.timings
-            if pipeline.keep_loaded:
-                # Every run of such a pipeline counts all that was loaded since it was opened.
-                seconds = replace(seconds, load=seconds.load - timings.load, total=seconds.total - timings.load)
-            timings.add(seconds)
+            timings.add(result.timings)
             advance(len(run.slots))
             made = zip(run.slots, result.images, result.records, result.truncated, strict=True)
             yield from (Finished(slot, picture, record, lost) for slot, picture, record, lost in made)

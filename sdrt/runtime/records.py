@@ -33,7 +33,7 @@ def picture_record(
         "deepcache": request.deepcache,
         "token_merging": manifest.token_merging,
         "scheduler": "LMS",
-        "checkpoint": manifest.checkpoint.model_dump(mode="json"),
+        "checkpoint": engines.checkpoint.model_dump(mode="json"),
         "backend": manifest.backend,
         "precision": manifest.precision,
         "engines": engines.digest,

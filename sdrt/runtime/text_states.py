@@ -39,6 +39,12 @@ def encode_texts(encoder: Engine, tokenizer: Tokenizer, texts: Iterable[str]) ->
     return encoded
 
 
+def texts_of(request: Request) -> list[str]:
+    """Return the prompts of a request and, with guidance, its negative prompts."""
+    negatives = [picture.negative_prompt for picture in request.pictures] if request.guided else []
+    return [picture.prompt for picture in request.pictures] + negatives
+
+
 def conditioning_of(group: Sequence[Picture], request: Request, texts: Mapping[str, EncodedText]) -> Conditioning:
     """What a group of pictures is drawn by.
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sdrt import install_lines
 from sdrt.bench import plan
 from sdrt.bench.contender import Job
 from sdrt.bench.peers.preparation import prepare_peer
@@ -14,6 +16,7 @@ from sdrt.bench.plan import PEERS, Asked, find_checkpoint, make_plan, names_of
 from sdrt.bench.worker import KINDS
 from sdrt.bundle import Bundle
 from sdrt.errors import BackendUnavailableError, CheckpointError
+from sdrt.install_lines import extra_line, package_line
 from sdrt.prepare import Source
 from sdrt.progress import silent
 from sdrt.runtime.backends.tuned import Trial, TuneRecord, machine_key, write_record
@@ -103,7 +106,7 @@ def test_who_is_missing_is_named_with_the_line_that_brings_it(
     monkeypatch.setattr(plan, "_installed", lambda package: package != "openvino-genai")
     found = make_plan(asked(hand_bundle, hand_store, peers=("openvino-genai", "diffusers-fp32")), 1, tmp_path, silent)
     _, genai, diffusers = (entry.result for entry in found.entries)
-    line = f"pip install 'openvino-genai=={version('openvino')}.*'"
+    line = package_line(f"openvino-genai=={version('openvino')}.*")
     assert (genai.problem, genai.remedy) == ("openvino-genai is not installed", line)
     # The bundle was made of a checkpoint that is nowhere here.
     assert diffusers.problem == "the checkpoint is not here"
@@ -192,19 +195,28 @@ def test_without_openvino_it_comes_first(monkeypatch: pytest.MonkeyPatch) -> Non
         raise PackageNotFoundError(package)
 
     monkeypatch.setattr(plan, "version", absent)
-    assert plan._install_line(PEERS["openvino-genai"]) == "pip install 'sdrt[cpu]'"
-    assert plan._install_line(PEERS["diffusers-fp32"]) == PEERS["diffusers-fp32"].install
+    assert plan._install_line(PEERS["openvino-genai"]) == extra_line("cpu")
+    assert plan._install_line(PEERS["diffusers-fp32"]) == extra_line("export", "compare")
 
 
-def test_the_page_tells_what_brings_each_peer() -> None:
+def test_the_page_tells_what_brings_each_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     page = Path(plan.__file__).parents[2].joinpath("docs/how-to-bench.md").read_text()
     rows = {
         cells[1].strip(): cells[3].strip()
         for cells in (line.split("|") for line in page.splitlines())
         if len(cells) == 5
     }
-    lines = {name: f"`{peer.install}`".format(openvino="2026.4.1") for name, peer in PEERS.items()}
-    assert {name: cell for name, cell in rows.items() if name in PEERS} == lines
+    monkeypatch.setattr(plan, "version", lambda _: "2026.4.1")
+    clone = install_lines.clone_root()
+    assert clone is not None
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(sys, "executable", str(clone / ".venv/bin/python"))
+    said = {name: plan._install_line(peer) for name, peer in PEERS.items()}
+    shorter = {
+        name: "`" + line.replace("python -m pip", "pip").replace("--editable", "-e") + "`"
+        for name, line in said.items()
+    }
+    assert {name: cell for name, cell in rows.items() if name in PEERS} == shorter
 
 
 def test_the_help_names_every_peer(sdrt: CommandLine) -> None:

@@ -112,8 +112,10 @@ def test_latents_that_are_none(here: Path, tmp_path: Path, sdrt: CommandLine) ->
     refused(sdrt(*words), 3, here, "latents.npy is not a file")
     path.write_bytes(b"noise")
     refused(sdrt(*words), 3, here, "is not an .npy file")
-    np.save(path, np.zeros((1, 4, 32, 32), np.float32))
-    refused(sdrt(*words), 3, here, "(1, 4, 64, 64)")
+    np.save(path, np.zeros((1, 64, 64), np.int64))
+    refused(sdrt(*words), 3, here, "latents are int64")
+    np.save(path, np.zeros((2, 4, 64, 64), np.float32))
+    refused(sdrt(*words), 3, here, "have shape (2, 4, 64, 64); it must be (1, channels, height, width)")
     np.save(path, np.full((1, 4, 64, 64), np.nan, np.float32))
     refused(sdrt(*words), 3, here, "NaN")
 

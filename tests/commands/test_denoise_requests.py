@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import pytest
 from PIL import Image
 
 from sdrt.runtime.backends.base import Engine
+from sdrt.runtime.batches import PICTURES_AT_ONCE
 from sdrt.runtime.images import read_record, write_png
+from sdrt.runtime.latents import unit_noise
 from sdrt.runtime.pipeline import Pipeline
 from tests.command_line import Ended
+from tests.models.tiny_bundle import LATENTS
 
 Array = npt.NDArray[Any]
 Denoise = Callable[..., Ended]
@@ -203,6 +207,46 @@ def test_a_picture_of_a_file_is_repeated_bit_for_bit(denoise: Denoise) -> None:
     assert denoise("--prompts", "prompts.jsonl", "--steps", 2).code == 0
     assert denoise("--from", "picture-0002.png", "--out", "again.png").code == 0
     assert Path("again.png").read_bytes() == Path("picture-0002.png").read_bytes()
+
+
+def test_a_picture_that_was_written_is_let_go_of(denoise: Denoise, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines(*({"prompt": f"{number}"} for number in range(5 * PICTURES_AT_ONCE)))
+    monkeypatch.setattr("sdrt.runtime.queue.GROUPS_A_RUN", 1)
+    pictures: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def write(image: Image.Image, path: Path, record: Any) -> None:
+        pictures.append(weakref.ref(image))
+        alive.append(sum(picture() is not None for picture in pictures))
+        write_png(image, path, record)
+
+    monkeypatch.setattr("sdrt.runtime.images.write_png", write)
+    assert denoise("--prompts", "prompts.jsonl", "--steps", 1, "--seed", 0).code == 0
+    assert len(alive) == 5 * PICTURES_AT_ONCE
+    # Those of the run under way, and one that is still being passed on.
+    assert max(alive) <= PICTURES_AT_ONCE + 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_latents_of_the_models_own_size_go_out_and_come_in(denoise: Denoise, count: int) -> None:
+    np.save("noise.npy", unit_noise(range(count), LATENTS))
+    words = ("--prompt", "a", "--steps", 2, "--seed", 0, "--num-images", count)
+    assert denoise(*words, "--latents", "noise.npy", "--save-latents", "final.npy", "--out", "given.png").code == 0
+    final = np.load("final.npy")
+    assert (final.shape, final.dtype) == ((count, *LATENTS), np.float32)
+    # The noise of the seeds by another way: the same latents.
+    assert denoise(*words, "--save-latents", "drawn.npy", "--out", "drawn.png").code == 0
+    np.testing.assert_array_equal(np.load("drawn.npy"), final)
+    # What was saved can be given.
+    assert denoise(*words, "--latents", "final.npy", "--out", "again.png").code == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 64, 64), (1, 3, 8, 8), (4, 8, 9), (1, 4, 9, 8)])
+def test_latents_of_another_models_size_are_refused(denoise: Denoise, shape: tuple[int, ...]) -> None:
+    np.save("noise.npy", np.zeros(shape, np.float32))
+    ended = denoise("--prompt", "a", "--latents", "noise.npy")
+    refused(ended, 3, "noise.npy: latents have shape", "this model's is (1, 4, 8, 8)")
+    assert made() == ["noise.npy"]
 
 
 def test_a_wrong_line_is_named_and_nothing_is_made(denoise: Denoise, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from sdrt.bundle import seal
 from sdrt.commands.doctor import lines
 from sdrt.engines.engine_set import AttentionLayer, EngineManifest, LayerList
 from sdrt.engines.store import Store
+from sdrt.install_lines import extra_line, removal_line
 from sdrt.runtime.backends import nvidia
 from tests.engines.sets import make_set
 from tests.models.tiny_bundle import tiny_bundle
@@ -61,13 +62,13 @@ def test_every_package_comes_with_the_extras_that_the_doctor_names() -> None:
 @pytest.mark.parametrize(
     ("missing", "held", "line"),
     [
-        ("cuda-bindings", set(), "pip install 'sdrt[rtx]'"),
-        ("cuda-bindings", {"tensorrt"}, "pip install 'sdrt[trt]'"),
-        ("cuda-bindings", {"tensorrt-rtx", "torch"}, "pip install 'sdrt[rtx]'"),
-        ("onnx", {"openvino"}, "pip install 'sdrt[export]'"),
-        ("onnx", {"tensorrt-rtx"}, "pip install 'sdrt[rtx]'"),
-        ("onnxruntime-gpu", set(), "pip install 'sdrt[gpu]'"),
-        ("onnxruntime-gpu", {"onnxruntime"}, "pip uninstall --yes onnxruntime && pip install 'sdrt[gpu]'"),
+        ("cuda-bindings", set(), extra_line("rtx")),
+        ("cuda-bindings", {"tensorrt"}, extra_line("trt")),
+        ("cuda-bindings", {"tensorrt-rtx", "torch"}, extra_line("rtx")),
+        ("onnx", {"openvino"}, extra_line("export")),
+        ("onnx", {"tensorrt-rtx"}, extra_line("rtx")),
+        ("onnxruntime-gpu", set(), extra_line("gpu")),
+        ("onnxruntime-gpu", {"onnxruntime"}, f"{removal_line('onnxruntime')} && {extra_line('gpu')}"),
     ],
 )
 def test_the_line_that_installs_a_package(missing: str, held: set[str], line: str) -> None:

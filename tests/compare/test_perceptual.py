@@ -11,6 +11,7 @@ from PIL import Image
 
 from sdrt.compare import perceptual
 from sdrt.errors import NumericError
+from sdrt.install_lines import extra_line
 
 
 class Fetch:
@@ -72,7 +73,7 @@ def weights(value: float) -> dict[str, Any]:
 
 def test_without_the_extra_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda _: None)
-    assert perceptual.open_lpips() == (None, "not measured: pip install 'sdrt[lpips]'")
+    assert perceptual.open_lpips() == (None, f"not measured: {extra_line('lpips')}")
 
 
 @pytest.mark.usefixtures("installed")

@@ -17,7 +17,7 @@ from tests.engines.graphs import HALF, write
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPTS = Path(sys.executable).parent
 #: What is explained and not run here: installing, exporting in the environment, what needs a driver or a checkpoint.
-NOT_RUN = ("pip ", "export ", "sha256sum ", "sdrt denoise ", "sdrt compare ", "polygraphy run ")
+NOT_RUN = ("pip ", ".venv/bin/pip ", "export ", "sha256sum ", "sdrt denoise ", "sdrt compare ", "polygraphy run ")
 PICTURE, LATENTS = ("batch", 3, 512, 512), ("batch", 8, 64, 64)
 
 
@@ -84,7 +84,8 @@ def test_the_polygraphy_page(folder: Path) -> None:
 
 
 def test_the_portable_engines_page(folder: Path) -> None:
-    build, inspect, _, take, denoise = commands("how-to-portable-engines.md")
+    build, inspect, _, install, take, denoise = commands("how-to-portable-engines.md")
+    assert install.startswith(NOT_RUN)
     built = run(folder, build)
     assert built.returncode == 0, built.stderr
     digest = hashlib.sha256((folder / "engines/manifest.json").read_bytes()).hexdigest()

@@ -12,6 +12,7 @@ from sdrt.engines.key import BuildKey
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, BundleError, UsageError
+from sdrt.install_lines import extra_line
 from sdrt.runtime.backends import cpu
 from tests.models.tiny_bundle import tiny_bundle
 
@@ -122,4 +123,4 @@ def test_a_missing_library_names_its_extra(bundle: Bundle, monkeypatch: pytest.M
     monkeypatch.setattr("sdrt.runtime.backends.packages.version", missing)
     with pytest.raises(BackendUnavailableError, match="onnxruntime is not installed") as refused:
         build_key(bundle, BuildRequest("onnxruntime"))
-    assert refused.value.hint == "pip install 'sdrt[cpu]'"
+    assert refused.value.hint == extra_line("cpu")

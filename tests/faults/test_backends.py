@@ -23,6 +23,7 @@ from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, ResourceError
+from sdrt.install_lines import extra_line
 from sdrt.progress import silent
 from sdrt.runtime import backends
 from sdrt.runtime.backends import open_engine
@@ -68,7 +69,7 @@ def test_row_65_a_backend_that_is_not_installed_names_its_extra(
     monkeypatch.setattr(backends, "_check_rtx_gpu", lambda: None)
     ended = draw("--backend", backend)
     assert ended.code == 4
-    assert f"{backend} is not installed (pip install 'sdrt[{EXTRAS[backend]}]')" in ended.complaint
+    assert f"{backend} is not installed ({extra_line(EXTRAS[backend])})" in ended.complaint
     assert not (tmp_path / "store").exists()
     automatic = draw()
     assert (automatic.code, "no backend can run here" in automatic.complaint) == (4, True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,6 +106,17 @@ def test_a_bundle_is_validated_once(bundle: Bundle, monkeypatch: pytest.MonkeyPa
     assert len(runs) == 1
     validate_bundle(bundle)
     assert len(runs) == 2
+
+
+def test_so_many_validated_bundles_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(validate, "_validated", set())
+    monkeypatch.setattr(validate, "REMEMBERED_BUNDLES", 2)
+    monkeypatch.setattr(validate, "validate_bundle", lambda bundle: seen.append(bundle.digest))
+    for digest in ("a", "a", "b", "c", "c", "a"):
+        validate_once(SimpleNamespace(path=tmp_path, digest=digest))  # type: ignore[arg-type]
+        assert len(validate._validated) <= 2
+    assert seen == ["a", "b", "c", "a"]
 
 
 def test_every_graph_of_a_bundle_is_held_against_its_manifest(bundle: Bundle) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from sdrt.bundle import Bundle
 from sdrt.checkpoint import open_checkpoint
 from sdrt.errors import BackendUnavailableError, BundleError, UsageError
+from sdrt.install_lines import extra_line
 from sdrt.plots import marked_graph
 from sdrt.plots.attention import Attention, Sums, WordMap, attend, draw_attention, overlaid, word_maps
 from sdrt.plots.marked_graph import MarkedUnet, attention_weights, mark
@@ -133,7 +134,7 @@ def test_without_what_marks_a_graph_the_extra_is_named(missing: str, monkeypatch
     monkeypatch.setattr(marked_graph, "find_spec", lambda name: None if name == missing else name)
     with pytest.raises(BackendUnavailableError, match=f"^{missing} is needed") as caught:
         marked_graph.check_markable()
-    assert "sdrt[cpu,plot]" in caught.value.hint
+    assert caught.value.hint == extra_line("cpu", "plot")
 
 
 def test_weights_are_shares_whatever_the_scores() -> None:

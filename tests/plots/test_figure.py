@@ -15,6 +15,7 @@ from PIL import Image
 
 from sdrt.compare.error_plot import COLOURS
 from sdrt.errors import BackendUnavailableError, UsageError
+from sdrt.install_lines import extra_line
 from sdrt.plots import figure as figures
 from sdrt.plots.figure import (
     DARK,
@@ -169,4 +170,4 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(figures, "find_spec", lambda _: None)
     with pytest.raises(BackendUnavailableError) as caught:
         check_drawable(Path("a.png"))
-    assert caught.value.hint == "pip install 'sdrt[plot]'"
+    assert caught.value.hint == extra_line("plot")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdrt.errors import ArtefactError, ResourceError, UsageError
-from sdrt.runtime.latents import check_latents, load_latents, save_latents, unit_noise
+from sdrt.runtime.latents import LIMITS, check_latents, check_latents_of, load_latents, save_latents, unit_noise
 from sdrt.runtime.request import MAX_SEED
 
 SHAPE = (4, 8, 8)
@@ -155,6 +155,47 @@ def test_arrays_that_are_no_latents_are_refused(array: np.ndarray, message: str,
     path.write_bytes(npy(array))
     with pytest.raises(ArtefactError, match=rf"latents\.npy: .*{message}"):
         load_latents(path, 1, SHAPE)
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 64), (4, 8, 8), (1, 1, 1), (16, 96, 64), (LIMITS[0], 2, 3)])
+@pytest.mark.parametrize("count", [1, 2])
+def test_latents_of_any_model_are_read_where_the_model_is_not_known(
+    shape: tuple[int, int, int], count: int, tmp_path: Path
+) -> None:
+    path, noise = tmp_path / "latents.npy", unit_noise(range(count), shape)
+    save_latents(path, noise)
+    np.testing.assert_array_equal(load_latents(path, count), noise)
+    if count == 1:
+        save_latents(path, noise[0])
+        np.testing.assert_array_equal(load_latents(path, 1), noise)
+    check_latents_of(path, noise, shape)
+    for other in ((shape[0] + 1, *shape[1:]), (*shape[:2], shape[2] + 1), (shape[0], shape[1] + 1, shape[2])):
+        with pytest.raises(ArtefactError, match=r"latents\.npy: latents have shape") as refused:
+            check_latents_of(path, noise, other)
+        assert str((count, *other)) in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [
+        ((3, 4, 8, 8), 2),
+        ((4, 8, 8), 2),
+        ((4, 8, 8), 4),
+        ((2, 4, 8), 2),
+        ((8, 8), 1),
+        ((), 1),
+        ((1, 1, 4, 8, 8), 1),
+        ((1, 0, 8, 8), 1),
+        ((1, LIMITS[0] + 1, 1, 1), 1),
+        ((1, 1, LIMITS[1] + 1, 1), 1),
+        ((1, 1, 1, LIMITS[2] + 1), 1),
+    ],
+)
+def test_shapes_that_no_models_latents_have_are_refused(shape: tuple[int, ...], count: int, tmp_path: Path) -> None:
+    path = tmp_path / "latents.npy"
+    np.save(path, np.zeros(shape, np.float32))
+    with pytest.raises(ArtefactError, match=rf"it must be \({count}, channels, height, width\)"):
+        load_latents(path, count)
 
 
 def test_what_is_no_array_is_refused() -> None:

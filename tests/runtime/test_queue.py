@@ -140,9 +140,6 @@ def test_timings_are_those_of_all_runs(hand_sets: Sets, keep_loaded: bool) -> No
     with Pipeline(hand_sets(), keep_loaded=keep_loaded) as pipe:
         opened_s = pipe.load_s
         finish(pipe, [line(1), line(2, steps=3), line(3, steps=4)], timings)
-        if keep_loaded:
-            # Loaded once, counted once.
-            assert timings.load == pytest.approx(pipe.load_s)
     assert len(timings.steps) == 9
     assert timings.load >= opened_s
     assert timings.load + timings.text_encoder + timings.unet + timings.vae_decoder <= timings.total

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
+from sdrt.install_lines import extra_line
 
 if TYPE_CHECKING:
     import onnx
@@ -46,7 +47,7 @@ def gpu_graph(path: Path) -> onnx.ModelProto:
     try:
         import onnx
     except ModuleNotFoundError as error:
-        hint = "pip install 'sdrt[gpu]'"
+        hint = extra_line("gpu")
         raise BackendUnavailableError("onnx is needed to build for a GPU and is not installed", hint=hint) from error
 
     model = onnx.shape_inference.infer_shapes(onnx.load(str(path), load_external_data=False))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sdrt.bundle import TensorSpec
 from sdrt.engines.trt.library import Library
 from sdrt.errors import BackendUnavailableError, EngineError
+from sdrt.install_lines import requirement_line
 from sdrt.runtime.backends.tensorrt_log import Messages
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def check_onnx(path: Path) -> None:
     try:
         import onnx
     except ModuleNotFoundError as error:
-        hint = "pip install 'sdrt[rtx]', or 'sdrt[trt]'"
+        hint = requirement_line("onnx", extra="rtx")
         raise BackendUnavailableError("onnx is needed to build plans and is not installed", hint=hint) from error
 
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError, UsageError
 from sdrt.files import system_errors
+from sdrt.install_lines import extra_line, package_line
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import nvidia
 from sdrt.runtime.backends.cpu import unsuited, usable_cpus
@@ -88,7 +89,7 @@ def choose_backend(record: TuneRecord | None = None) -> tuple[BackendName, str]:
             continue
         because = f"{backend} {installed_version(backend)} is the fastest that can run here"
         return backend, "; ".join([because, *refused])
-    raise BackendUnavailableError("no backend can run here: " + "; ".join(refused), hint="pip install 'sdrt[cpu]'")
+    raise BackendUnavailableError("no backend can run here: " + "; ".join(refused), hint=extra_line("cpu"))
 
 
 @system_errors()
@@ -185,7 +186,7 @@ def check_host(manifest: EngineManifest) -> None:
         if here == built_by or (manifest.version_compatible and _is_later_of_the_same_major(here, built_by)):
             continue
         name, _ = distribution(library) or (library, here)
-        hint = f"pip install {name}=={built_by}, or build them again here"
+        hint = f"{package_line(f'{name}=={built_by}')}; or build them again here"
         raise EngineError(f"the engines were built by {library} {built_by}; here is {here}", hint=hint)
     lacking = unsuited(manifest.host)
     if lacking:
@@ -228,4 +229,4 @@ def _check_rtx_gpu() -> None:
     if gpu.architecture not in nvidia.RTX_ARCHITECTURES:
         kinds = ", ".join(nvidia.RTX_ARCHITECTURES)
         message = f"tensorrt-rtx runs on {kinds}; {gpu.name} is {gpu.architecture}"
-        raise BackendUnavailableError(message, hint="choose tensorrt, which runs on it: pip install 'sdrt[trt]'")
+        raise BackendUnavailableError(message, hint=f"choose tensorrt, which runs on it: {extra_line('trt')}")

@@ -36,13 +36,13 @@ class Engine(ABC):
         spec: Its inputs, outputs and batch range.
 
     Attributes:
-        seconds: How long each run took, in order.
+        last_s: Seconds of the last run; 0 before the first.
     """
 
     def __init__(self, name: ComponentName, spec: EngineComponent) -> None:
         self.name = name
         self.spec = spec
-        self.seconds: list[float] = []
+        self.last_s = 0.0
 
     def run(self, **feeds: Array) -> dict[str, Array]:
         """Run once.
@@ -62,7 +62,7 @@ class Engine(ABC):
         checked = self._checked(feeds, axes)
         start = time.perf_counter()
         outputs = self.execute(checked)
-        self.seconds.append(time.perf_counter() - start)
+        self.last_s = time.perf_counter() - start
         for spec in self.spec.outputs:
             self._check_output(spec, outputs[spec.name], axes)
         return outputs

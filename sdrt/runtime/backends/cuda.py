@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError
+from sdrt.install_lines import extra_line
 from sdrt.runtime.backends.base import Array
 
 # After these the process can do nothing more on the GPU: every later call gives the same status.
@@ -91,7 +92,7 @@ class Cuda:
         try:
             runtime = import_module("cuda.bindings.runtime")
         except ImportError as error:
-            hint = f"pip install 'sdrt[{extra}]'"
+            hint = extra_line(extra)
             raise BackendUnavailableError("cuda-bindings is not installed", hint=hint) from error
         cuda = cls(runtime)
         cuda.call("cudaGetDeviceCount")

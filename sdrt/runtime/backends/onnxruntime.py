@@ -10,6 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from sdrt.errors import BackendUnavailableError, EngineError
 from sdrt.files import utf8_path
+from sdrt.install_lines import extra_line, removal_line
 from sdrt.runtime.backends.base import Array, Engine, library_error
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def check_provider(provider: str) -> None:
     lacking = set(PROVIDERS[provider]).difference(onnxruntime.get_available_providers())
     if lacking:
         message = f"this onnxruntime has no {' and no '.join(sorted(lacking))}"
-        hint = "pip uninstall onnxruntime; pip install 'sdrt[gpu]'"
+        hint = f"{removal_line('onnxruntime')} && {extra_line('gpu')}"
         raise BackendUnavailableError(message, hint=hint)
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sdrt.engines.engine_set import EngineComponent
 
 INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16"}
+#: Shapes of inputs that an engine remembers to have run; one more costs the pages of weights another reading.
+REMEMBERED_SHAPES = 64
 
 
 def inference_precision(precision: Precision) -> str:
@@ -164,6 +166,8 @@ class OpenVinoEngine(Engine):
         if self._request is None or self._blob is None:
             raise EngineError(f"{self.name} is closed", hint="open it again")
         shapes = tuple(array.shape for array in feeds.values())
+        if len(self._copied_for) >= REMEMBERED_SHAPES:
+            self._copied_for.clear()
         try:
             with nullcontext() if shapes in self._copied_for else self._blob.given_back():
                 # Inputs are read where they lie; outputs are copied out, since the next run overwrites them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from sdrt.errors import BackendUnavailableError
+from sdrt.install_lines import extra_line
 
 # Distributions that bring the same module; only one of a row can be installed.
 _DISTRIBUTIONS = {
@@ -41,5 +42,5 @@ def installed_version(library: str, needed_by: str | None = None) -> str:
     found = distribution(library)
     if found is not None:
         return found[1]
-    hint = f"pip install 'sdrt[{_EXTRAS[needed_by or library]}]'"
+    hint = extra_line(_EXTRAS[needed_by or library])
     raise BackendUnavailableError(f"{library} is not installed", hint=hint)

@@ -73,7 +73,7 @@ def test_engines_compute_what_the_graph_says(
     for batch in (1, 2, 3):
         [output] = engine.run(**feeds(component, batch)).values()
         assert relative_l2(output, reference(hand_made, component, batch)) < TOLERANCE["fp32"]
-    assert len(engine.seconds) == 3
+    assert engine.last_s > 0
 
 
 @pytest.mark.parametrize("backend", RUNNERS)

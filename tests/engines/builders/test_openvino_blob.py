@@ -113,4 +113,9 @@ def test_pages_are_given_back_for_new_shapes_alone(
         for batch in (1, 1, 2, 1, 2):
             engine.run(**feeds("unet", batch))
             counts.append(len(times))
-    assert counts == [2, 2, 3, 3, 3]
+        assert counts == [2, 2, 3, 3, 3]
+        # Remembering is bounded.
+        monkeypatch.setattr("sdrt.runtime.backends.openvino.REMEMBERED_SHAPES", 2)
+        for batch in (3, 3, 4, 5):
+            engine.run(**feeds("unet", batch))
+            assert len(engine._copied_for) <= 2

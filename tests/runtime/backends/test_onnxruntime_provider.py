@@ -16,6 +16,7 @@ from sdrt.engines.build import build_key, build_to
 from sdrt.engines.builders.onnxruntime_gpu import OPSET, gpu_graph
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
+from sdrt.install_lines import extra_line, removal_line
 from sdrt.prepare import Source, prepare
 from sdrt.progress import silent
 from sdrt.runtime.backends import open_engine
@@ -70,7 +71,7 @@ def test_row_65_a_provider_that_is_not_installed_is_an_error_before_anything_is_
     with pytest.raises(BackendUnavailableError, match=r"this onnxruntime has no .*CUDAExecutionProvider") as caught:
         prepare(Source(bundle=hand_bundle.path), backend="onnxruntime", provider=provider, store=tmp_path / "store")
     assert caught.value.exit_code == 4
-    assert "sdrt[gpu]" in caught.value.hint
+    assert caught.value.hint == f"{removal_line('onnxruntime')} && {extra_line('gpu')}"
     assert not (tmp_path / "store").exists()
 
 

@@ -14,6 +14,7 @@ import pytest
 from sdrt.bundle import Bundle, ComponentName
 from sdrt.engines.engine_set import TOKENIZER, BatchRange, EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, TrustError, UsageError
+from sdrt.install_lines import extra_line
 from sdrt.runtime.backends import available, nvidia
 from sdrt.runtime.backends.cuda import Cuda
 from sdrt.runtime.backends.tensorrt import TensorRtEngine, TensorRtSession, open_alone
@@ -499,7 +500,7 @@ def test_row_65_without_cuda_bindings_the_extra_is_named(monkeypatch: pytest.Mon
     monkeypatch.setattr("sdrt.runtime.backends.cuda.import_module", missing)
     with pytest.raises(BackendUnavailableError, match="cuda-bindings is not installed") as caught:
         Cuda.open("rtx")
-    assert caught.value.hint == "pip install 'sdrt[rtx]'"
+    assert caught.value.hint == extra_line("rtx")
 
 
 def test_row_66_a_driver_that_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,6 +522,6 @@ def test_row_65_a_gpu_backend_without_cuda_bindings_is_not_available(monkeypatch
     monkeypatch.setattr("sdrt.runtime.backends.packages.version", version)
     with pytest.raises(BackendUnavailableError, match="cuda-bindings is not installed") as caught:
         available("tensorrt-rtx")
-    assert caught.value.hint == "pip install 'sdrt[rtx]'"
+    assert caught.value.hint == extra_line("rtx")
     monkeypatch.setattr("sdrt.runtime.backends.packages.version", lambda name: "1.7")
     available("tensorrt-rtx")
