@@ -267,9 +267,8 @@ class Pipeline:
             with timings.measure("vae_decoder"):
                 pictures = [picture for final in finals for picture in self.decode(final)]
             self.done_with("vae_decoder")
-        timings.load = opening_s + self._opened_s
+        timings.load, self.load_s = opening_s + self._opened_s, 0.0
         timings.total += opening_s
-        self.load_s = 0.0
         facts = self.way(request) | {
             "init_image": None if init is None else init.digest,
             "latents_given": latents is not None,
