@@ -30,7 +30,7 @@ IDLE = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
 
 
 def config_trees(
-    text_encoder: Mapping[str, Any], unet: Mapping[str, Any], vae: Mapping[str, Any], max_tokens: int | None = None
+    text_encoder: Mapping[str, Any], unet: Mapping[str, Any], vae: Mapping[str, Any], *, max_tokens: int | None = None
 ) -> dict[str, Block]:
     """The four components as trees, from a checkpoint's configs alone.
 
@@ -60,7 +60,7 @@ def examine_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         CheckpointError: A config has a structure that Stable Diffusion v1 has not, or another number of weights than
             the file.
     """
-    trees = config_trees(checkpoint.text_encoder, checkpoint.unet, checkpoint.vae, checkpoint.max_tokens)
+    trees = config_trees(checkpoint.text_encoder, checkpoint.unet, checkpoint.vae, max_tokens=checkpoint.max_tokens)
     files = {part: _file(checkpoint.weights(part)) for part in STEMS}
     for part, file in files.items():
         expected = sum(trees[name].parameters for name, of in PARTS.items() if of == part)
