@@ -35,7 +35,7 @@ GPU_TEST_RUN := -m gpu -ra -o faulthandler_timeout=120 tests/gpu
 TEST_RUN_ENDS := --max-worker-restart=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup denoise engines compare bench test test-long test-full test-gpu fuzz check audit constraints docs tutorial wheel sd-v1-random demo-checkpoint clean
+.PHONY: help setup denoise engines compare bench test test-long test-full test-gpu gpu-day fuzz check audit constraints docs tutorial wheel sd-v1-random demo-checkpoint clean
 
 help: ## List the targets and variables
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -117,6 +117,9 @@ test-full: $(DEV_READY) sd-v1-random ## Run the tests on the full-size model (85
 
 fuzz: $(FUZZ_READY) ## Fuzz every reader of files from elsewhere, FUZZ_S seconds each, by coverage (Atheris)
 	$(BIN)/python -m tests.fuzz.run --seconds '$(FUZZ_S)' --corpus build/fuzz
+
+gpu-day: $(GPU_READY) ## On a new NVIDIA GPU: what shows most of it first; a page into build/gpu-day
+	@$(BIN)/python -m tools.gpu_day --store '$(STORE)'
 
 test-gpu: $(GPU_READY) $(if $(GPU_ORT),$(GPU_ORT_READY)) ## Run the tests that need an NVIDIA GPU; GPU_ORT=1: ONNX Runtime's too
 	$(BIN)/python -m pytest $(GPU_TEST_RUN)

@@ -1,0 +1,102 @@
+"""What a part of a GPU day finds, kept in a JSON file that is written anew after every line."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sdrt.files import write_atomically
+
+State = Literal["running", "done", "failed", "skipped", "timed out", "died"]
+#: States of a part that call for a look.
+BAD: frozenset[State] = frozenset({"failed", "timed out", "died"})
+
+
+class Check(BaseModel):
+    """Something that must hold, and whether it did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    good: bool
+    detail: str
+
+
+class Report(BaseModel):
+    """What one part found. ``reason`` says why it was skipped or how it ended."""
+
+    model_config = ConfigDict(validate_assignment=True)
+
+    part: str
+    state: State = "running"
+    reason: str = ""
+    seconds: float = 0.0
+    facts: dict[str, Any] = {}
+    checks: list[Check] = []
+
+
+class Skipped(Exception):  # noqa: N818  # Not an error: the part does not apply here.
+    """Raised by a part that cannot run on this machine; the message says why."""
+
+
+class Findings:
+    """Collects facts and checks of a part.
+
+    Args:
+        folder: Where PART.json is written.
+        part: The part's name.
+    """
+
+    def __init__(self, folder: Path, part: str) -> None:
+        self.report = Report(part=part)
+        self._folder = folder
+        self._start = time.perf_counter()
+        self._write()
+
+    def fact(self, name: str, value: Any) -> None:
+        """Keep a number or text, and print it."""
+        self.report.facts[name] = value
+        print(f"  {name:52} {value}", flush=True)
+        self._write()
+
+    def check(self, name: str, good: bool, detail: object = "") -> None:
+        """Keep whether something holds, and print it."""
+        self.report.checks.append(Check(name=name, good=bool(good), detail=str(detail)))
+        print(f"  {name:52} {'ok' if good else 'WRONG'} {detail}", flush=True)
+        self._write()
+
+    def close(self, state: State | None = None, reason: str = "") -> Report:
+        """End the part: as given, or by its checks."""
+        by_checks: State = "done" if all(check.good for check in self.report.checks) else "failed"
+        self.report.state, self.report.reason = state or by_checks, reason
+        self._write()
+        return self.report
+
+    def _write(self) -> None:
+        self.report.seconds = round(time.perf_counter() - self._start, 2)
+        write_report(self._folder, self.report)
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write PART.json; a reader sees the old one or the new one."""
+    data = json.dumps(report.model_dump(mode="json"), indent=1, default=str) + "\n"
+    write_atomically(folder / f"{report.part}.json", data.encode())
+
+
+def read_report(folder: Path, part: str) -> Report | None:
+    """Return what a part wrote; None where it wrote nothing readable."""
+    try:
+        return Report.model_validate_json((folder / f"{part}.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def tail(path: Path, size_bytes: int = 2000) -> str:
+    """Return the end of a log."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size_bytes))
+        return file.read().decode(errors="replace").strip()
