@@ -77,11 +77,15 @@ class FileRecord(Record):
 
 
 class CheckpointRecord(Record):
-    """Where the weights came from. ``digest`` covers every weight and config that was exported."""
+    """Where the weights came from. ``digest`` covers every weight and config that was exported.
+
+    ``variant`` is omitted for plain weights, so older manifests keep their digests.
+    """
 
     name: str
     digest: Digest
     revision: str | None = None
+    variant: str | None = Field(default=None, exclude_if=lambda variant: variant is None)
 
 
 class ModelRecord(Record):

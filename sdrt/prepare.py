@@ -58,6 +58,7 @@ class Source:
     engines: Path | None = None
     trust: str | None = None
     token_merging: float | None = None
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         check_token_merging(self.token_merging)
@@ -68,6 +69,8 @@ class Source:
             raise UsageError("--trust is for --engines, which is missing", hint="give both, or neither")
         if self.revision and not self.checkpoint:
             raise UsageError("--revision is for --checkpoint, which is missing", hint="give both, or neither")
+        if self.variant is not None and not self.checkpoint:
+            raise UsageError("--variant is for --checkpoint, which is missing", hint="give both, or neither")
 
 
 @dataclass(frozen=True)
@@ -358,7 +361,7 @@ def open_bundle(
     name, merging = source.checkpoint or "demo", source.token_merging
     if name == "demo" and precision == "fp32" and merging is None and (DEMO_BUNDLE / "manifest.json").exists():
         return Bundle.open(DEMO_BUNDLE)
-    checkpoint = open_checkpoint(name, revision=source.revision)
+    checkpoint = open_checkpoint(name, revision=source.revision, variant=source.variant)
     path = store.bundle_path(_bundle_name(checkpoint, precision, merging))
     if build:
 
@@ -373,6 +376,7 @@ def open_bundle(
         options = {
             "checkpoint": name,
             "revision": source.revision,
+            "variant": source.variant,
             "precision": None if precision == "fp32" else precision,
             "token-merging": merging,
             "store": _named(store),
@@ -384,7 +388,8 @@ def open_bundle(
 
 def _named_as(checkpoint: Checkpoint, bundle: Bundle) -> Bundle:
     """Return a bundle under the name of the checkpoint that was asked for: one with equal weights may have made it."""
-    record = bundle.manifest.checkpoint.model_copy(update={"name": checkpoint.name, "revision": checkpoint.revision})
+    asked = {"name": checkpoint.name, "revision": checkpoint.revision, "variant": checkpoint.variant}
+    record = bundle.manifest.checkpoint.model_copy(update=asked)
     return replace(bundle, named=record)
 
 

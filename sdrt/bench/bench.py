@@ -231,7 +231,8 @@ def _with_build_times(plan: Plan, asked: Asked, folder: Path, progress: Progress
     export_s = None
     if checkpoint is not None:
         revision = ["--revision", asked.source.revision] if asked.source.revision else []
-        words = ["export", "--checkpoint", checkpoint, *revision, "--out", str(folder / "exported")]
+        variant = ["--variant", asked.source.variant] if asked.source.variant else []
+        words = ["export", "--checkpoint", checkpoint, *revision, *variant, "--out", str(folder / "exported")]
         with progress.stage("export anew"):
             export_s = _command_s(words)
     entries: list[Entry] = []

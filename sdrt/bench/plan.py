@@ -250,13 +250,13 @@ def find_checkpoint(source: Source, bundle: Bundle) -> Checkpoint:
         CheckpointError: It is not here.
     """
     if source.checkpoint:
-        return open_checkpoint(source.checkpoint, revision=source.revision)
+        return open_checkpoint(source.checkpoint, revision=source.revision, variant=source.variant)
     found = find_recorded(bundle.checkpoint)
     if found is None:
         hint = "name its place with --checkpoint, in place of the bundle"
         name = bundle.checkpoint.name
         raise CheckpointError(f"the checkpoint {name!r}, of which the bundle was made, is not here", hint=hint)
-    return open_checkpoint(found[0], revision=found[1])
+    return open_checkpoint(found[0], revision=found[1], variant=bundle.checkpoint.variant)
 
 
 def _peer(name: str, base: Job, folder: Path, progress: Progress) -> Entry:

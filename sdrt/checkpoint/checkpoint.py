@@ -8,9 +8,9 @@ from typing import Any
 
 from sdrt.checkpoint.configs import read_configs, read_guidance_scale
 from sdrt.checkpoint.digests import DigestMemory, checkpoint_digest
-from sdrt.checkpoint.safetensors_header import read_header
 from sdrt.checkpoint.tokenizer import build_tokenizer_json, prompt_length, tokenizer_identity
-from sdrt.checkpoint.weights import STEMS, find_weights
+from sdrt.checkpoint.weight_file import WeightFile, read_weight_file
+from sdrt.checkpoint.weights import STEMS, find_variant_weights, weight_names
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Checkpoint:
             of what is computed.
         max_tokens: Tokens of a prompt, start and end included: the tokenizer's model_max_length, at most the text
             encoder's max_position_embeddings.
+        variant: The variant of the weights that was asked for, such as "non_ema".
+        weight_files: The weights by component, as their headers describe them.
+        notes: What was read otherwise than it stands in the files, a line each.
     """
 
     path: Path
@@ -42,31 +45,61 @@ class Checkpoint:
     scheduler: dict[str, Any]
     guidance_scale: float
     max_tokens: int
+    variant: str | None
+    weight_files: dict[str, WeightFile]
+    notes: tuple[str, ...]
 
     def weights(self, component: str) -> Path:
-        """The .safetensors file of "text_encoder", "unet" or "vae", links followed; the fp16 variant if that is all.
-
-        Raises:
-            CheckpointError: It is gone.
-        """
-        return find_weights(self.path, component)
+        """Return the .safetensors file of "text_encoder", "unet" or "vae", links followed."""
+        return self.weight_files[component].path
 
 
-def read_checkpoint(folder: Path, *, name: str, memory: DigestMemory, revision: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    folder: Path, *, name: str, memory: DigestMemory, revision: str | None = None, variant: str | None = None
+) -> Checkpoint:
     """Check a folder in the diffusers layout and describe it; weights are hashed, but not loaded.
 
+    Args:
+        folder: The checkpoint.
+        name: What pictures and manifests call it.
+        memory: Where the digests of large files are remembered.
+        revision: The commit, of a checkpoint from the Hub.
+        variant: The variant of the weights to load, as in diffusers. Without, it is the plain files, and a component
+            that has fp16 weights only is read from those.
+
     Raises:
+        UsageError: No component has weights of that variant.
         CheckpointError: It is incomplete, malformed or not Stable Diffusion v1; the message names the file.
         TrustError: It holds pickled weights only.
     """
     configs = read_configs(folder)
-    weights = {component: find_weights(folder, component) for component in STEMS}
-    for path in weights.values():
-        read_header(path)
+    weights = find_variant_weights(folder, variant)
+    layers = configs["text_encoder"].get("num_hidden_layers")
+    files = {component: read_weight_file(weights[component], component, layers) for component in STEMS}
+    notes = [*_plain_instead(folder, variant), *(note for file in files.values() for note in file.notes)]
     guidance_scale = read_guidance_scale(folder)
     max_tokens = prompt_length(folder / "tokenizer", configs["text_encoder"]["max_position_embeddings"])
     digest = checkpoint_digest(configs, weights, tokenizer_identity(folder / "tokenizer", max_tokens), memory)
-    return Checkpoint(folder, name, digest, revision, **configs, guidance_scale=guidance_scale, max_tokens=max_tokens)
+    return Checkpoint(
+        folder,
+        name,
+        digest,
+        revision,
+        **configs,
+        guidance_scale=guidance_scale,
+        max_tokens=max_tokens,
+        variant=variant,
+        weight_files=files,
+        notes=tuple(notes),
+    )
+
+
+def _plain_instead(folder: Path, variant: str | None) -> list[str]:
+    """Return a line for each component that has no weights of the variant."""
+    if variant is None:
+        return []
+    wanted = {component: folder / component / weight_names(component, variant)[0] for component in STEMS}
+    return [f"{path} is missing: {name}'s plain weights are read" for name, path in wanted.items() if not path.exists()]
 
 
 def tokenizer_json(checkpoint: Checkpoint) -> bytes:

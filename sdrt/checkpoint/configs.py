@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdrt.checkpoint.config_fields import DECIDING, completed, is_json
 from sdrt.checkpoint.misplaced import folder_hint
 from sdrt.errors import CheckpointError
 from sdrt.files import unreadable
-from sdrt.runtime.noise_config import OTHER_SCHEDULER_HINT, WITHOUT_BETAS
+from sdrt.runtime.noise_config import OTHER_SCHEDULER_HINT, WITHOUT_BETAS, NoiseConfig
 from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE
 
 _SHORT = reprlib.Repr()
@@ -43,7 +45,17 @@ OTHER_CONDITIONING = (
 MOST_PARTS = {"layers_per_block": 16, "transformer_layers_per_block": 16, "num_hidden_layers": 128}
 MOST_OF_ANY = 1_000_000
 LONGEST_LIST = 64
+COUNTS_OF_TEXT_ENCODER = (
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "vocab_size",
+)
 LATENT_STATISTICS = ("latents_mean", "latents_std", "shift_factor")
+#: The scheduler's fields that sdrt.runtime.noise_config reads.
+NOISE_FIELDS = frozenset(field.alias or name for name, field in NoiseConfig.model_fields.items())
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 #: Beside model_index.json, where there is one: what a checkpoint recommends, under the names of transformers'
 #: GenerationConfig. diffusers passes it over.
@@ -114,17 +126,26 @@ def check_index(folder: Path) -> None:
 
 
 def read_text_encoder(folder: Path) -> dict[str, Any]:
-    """text_encoder/config.json of a CLIP text model; ``max_position_embeddings`` is set.
+    """Read text_encoder/config.json of a CLIP text model, or of a whole CLIP, whose ``text_config`` it is.
 
     Raises:
         CheckpointError: It is malformed or another model's.
     """
     path = folder / "text_encoder" / "config.json"
-    config = _network(path)
-    _one_of(path, "model_type", config.get("model_type", "clip_text_model"), ("clip_text_model",))
-    config.setdefault("max_position_embeddings", 77)
-    for field in ("hidden_size", "max_position_embeddings", "vocab_size"):
-        _count(path, field, config.get(field))
+    config = read_json(path)
+    if "text_config" in config:
+        config = config["text_config"]
+        if not isinstance(config, dict):
+            message = f"{path}: text_config is {shorten(config)}; expected the text encoder's config"
+            raise CheckpointError(message, hint=V1_HINT)
+    if config.get("model_type") is not None:
+        _one_of(path, "model_type", config["model_type"], ("clip_text_model", "clip"))
+    config = _network(path, "text_encoder", config)
+    for field in COUNTS_OF_TEXT_ENCODER:
+        _count(path, field, config[field])
+    if config["hidden_size"] % config["num_attention_heads"]:
+        message = f"{path}: hidden_size is {config['hidden_size']}; expected a multiple of num_attention_heads"
+        raise CheckpointError(f"{message}, {config['num_attention_heads']}", hint=V1_HINT)
     return config
 
 
@@ -139,20 +160,24 @@ def read_unet(folder: Path, hidden_size: int) -> dict[str, Any]:
         CheckpointError: It is malformed, or the UNet takes other inputs than Stable Diffusion v1's.
     """
     path = folder / "unet" / "config.json"
-    config = _network(path)
-    _one_of(path, "_class_name", config.get("_class_name"), CLASSES["unet"])
+    config = _network(path, "unet", read_json(path))
+    if config.get("_class_name") is not None:
+        _one_of(path, "_class_name", config["_class_name"], CLASSES["unet"])
     in_channels = config.get("in_channels", LATENT_CHANNELS)
     if in_channels in (8, 9):
         kind = {8: "an image-editing (pix2pix)", 9: "an inpainting"}[in_channels]
         raise CheckpointError(f"{path}: in_channels is {in_channels}: {kind} UNet; expected 4", hint=V1_HINT)
     _one_of(path, "in_channels", in_channels, (LATENT_CHANNELS,))
     _one_of(path, "out_channels", config.get("out_channels", LATENT_CHANNELS), (LATENT_CHANNELS,))
-    config["sample_size"] = LATENT_SIZE if config.get("sample_size") is None else config["sample_size"]
+    config["sample_size"] = _sample_size(config)
     _one_of(path, "sample_size", config["sample_size"], (LATENT_SIZE, [LATENT_SIZE, LATENT_SIZE]))
     _absent(path, config, OTHER_CONDITIONING)
     _one_of(path, "attention_type", config.get("attention_type", "default"), ("default",))
-    width = config.get("cross_attention_dim")
-    if width != hidden_size:
+    width = config["cross_attention_dim"]
+    levels = config["down_block_types"]
+    if isinstance(width, list) and isinstance(levels, list) and width == [hidden_size] * len(levels):
+        width = config["cross_attention_dim"] = hidden_size
+    if type(width) is not int or width != hidden_size:
         message = f"{path}: cross_attention_dim is {shorten(width)}; the text encoder's hidden_size is {hidden_size}"
         raise CheckpointError(message, hint="unet and text_encoder must come from one checkpoint")
     return config
@@ -165,18 +190,19 @@ def read_vae(folder: Path) -> dict[str, Any]:
         CheckpointError: It is malformed or another autoencoder's.
     """
     path = folder / "vae" / "config.json"
-    config = _network(path)
-    _one_of(path, "_class_name", config.get("_class_name"), CLASSES["vae"])
+    config = _network(path, "vae", read_json(path))
+    if config.get("_class_name") is not None:
+        _one_of(path, "_class_name", config["_class_name"], CLASSES["vae"])
     _one_of(path, "latent_channels", config.get("latent_channels", LATENT_CHANNELS), (LATENT_CHANNELS,))
     for field in ("in_channels", "out_channels"):
         _one_of(path, field, config.get(field, 3), (3,))
-    levels = config.get("block_out_channels")
-    if not isinstance(levels, list) or len(levels) != VAE_LEVELS:
-        raise CheckpointError(
-            f"{path}: block_out_channels is {shorten(levels)}; expected 4 levels (factor 8)", hint=V1_HINT
-        )
+    for field in ("block_out_channels", "down_block_types", "up_block_types"):
+        levels = config[field]
+        if not isinstance(levels, list) or len(levels) != VAE_LEVELS:
+            message = f"{path}: {field} is {shorten(levels)}; expected 4 levels (factor 8)"
+            raise CheckpointError(message, hint=V1_HINT)
     _absent(path, config, LATENT_STATISTICS)
-    scaling_factor = config.setdefault("scaling_factor", 0.18215)  # v1's files predate the field
+    scaling_factor = config["scaling_factor"]  # v1's files predate the field
     if type(scaling_factor) not in (int, float) or not 0 < scaling_factor < math.inf:
         raise CheckpointError(
             f"{path}: scaling_factor is {shorten(scaling_factor)}; expected a number above 0", hint=V1_HINT
@@ -192,7 +218,7 @@ def read_scheduler(folder: Path) -> dict[str, Any]:
             epsilon nor v_prediction.
     """
     path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path)
+    config = {field: value for field, value in read_json(path).items() if field in NOISE_FIELDS or is_json(value)}
     name = config.get("_class_name")
     if isinstance(name, str) and name in WITHOUT_BETAS:
         message = f"{path}: _class_name is {name!r}: a scheduler without betas, hence without LMS's sigmas"
@@ -220,20 +246,31 @@ def read_guidance_scale(folder: Path) -> float:
     return float(scale)
 
 
-def _network(path: Path) -> dict[str, Any]:
-    """The config of a network that can be built in memory and time.
+def _sample_size(config: Mapping[str, Any]) -> Any:
+    """Return the size of latents: 64, as in diffusers, where a file from before its version 0.9 says less."""
+    size = config.get("sample_size")
+    version = re.match(r"0\.(\d{1,3})\b", str(config.get("_diffusers_version")))
+    is_old = version is not None and int(version[1]) < 9
+    return LATENT_SIZE if size is None or (is_old and type(size) is int and size < LATENT_SIZE) else size
+
+
+def _network(path: Path, component: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a network that can be built in memory and time, completed by the libraries' defaults.
 
     Raises:
-        CheckpointError: It is no JSON object, or a number or list in it is beyond what a network of v1's kind has.
+        CheckpointError: A number or list in a field that decides is beyond what a network of v1's kind has.
     """
-    config = read_json(path)
-    for field, value in config.items():
+    whole = completed(component, config)
+    for field in sorted(whole.keys() & DECIDING[component]):
+        value = whole[field]
+        if not is_json(value):
+            message = f"{path}: {field} is {shorten(value)[:80]}; expected finite numbers"
+            raise CheckpointError(message, hint=V1_HINT)
         most = MOST_PARTS.get(field, MOST_OF_ANY)
         if _largest(value) > most:
-            name = field if field.isidentifier() and len(field) < 60 else shorten(field)
-            message = f"{path}: {name} is {shorten(value)[:80]}; expected {most} at most, in short lists"
+            message = f"{path}: {field} is {shorten(value)[:80]}; expected {most} at most, in short lists"
             raise CheckpointError(message, hint=V1_HINT)
-    return config
+    return whole
 
 
 def _largest(value: Any) -> float:
@@ -250,11 +287,18 @@ def _largest(value: Any) -> float:
 
 def _one_of(path: Path, field: str, found: Any, expected: Iterable[Any]) -> None:
     choices = list(expected)
-    if found not in choices or isinstance(found, bool):
+    if not any(_same(found, choice) for choice in choices):
         names = " or ".join(str(choice) for choice in choices)
         raise CheckpointError(
             f"{path}: {field} is {shorten(found)}; expected {names} (Stable Diffusion v1)", hint=V1_HINT
         )
+
+
+def _same(found: Any, choice: Any) -> bool:
+    """Return whether a value equals a choice in type too: neither 1.0 nor true is 1 to the libraries."""
+    if isinstance(choice, list) and isinstance(found, list):
+        return len(found) == len(choice) and all(_same(*pair) for pair in zip(found, choice, strict=True))
+    return type(found) is type(choice) and bool(found == choice)
 
 
 def _count(path: Path, field: str, found: Any) -> None:

@@ -7,7 +7,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from sdrt.checkpoint.configs import CLASSES, GENERATION_CONFIG
-from sdrt.checkpoint.weights import PICKLE_HINT, STEMS, is_pickle_name, weight_names
+from sdrt.checkpoint.weights import (
+    PICKLE_HINT,
+    STEMS,
+    is_pickle_name,
+    no_such_variant,
+    variants_among,
+    weight_names,
+)
 from sdrt.errors import BackendUnavailableError, CheckpointError, TrustError
 from sdrt.files import check_readable, disk_errors
 from sdrt.install_lines import requirement_line
@@ -20,7 +27,7 @@ LISTING_TIMEOUT_S = 30.0
 MOST_COMMITS = 5
 
 
-def download(repo: str, revision: str | None) -> tuple[Path, str]:
+def download(repo: str, revision: str | None, variant: str | None = None) -> tuple[Path, str]:
     """Bring a checkpoint's files into the Hub's cache; pickles are never fetched.
 
     A commit that the cache holds whole is used without asking the Hub, since a commit never changes. A branch or tag is
@@ -29,11 +36,13 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
     Args:
         repo: "org/name".
         revision: Branch, tag or commit; None is the default branch.
+        variant: The variant of the weights; None is the plain files.
 
     Returns:
         The snapshot's folder (of links into the cache) and its commit.
 
     Raises:
+        UsageError: No component has weights of the variant.
         CheckpointError: The Hub or, offline, the cache does not have it; or the Hub cannot be reached.
         TrustError: A component has pickled weights only.
         BackendUnavailableError: huggingface_hub is not installed.
@@ -52,9 +61,9 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
             return _cached(repo, revision)
         if revision is not None and COMMIT.fullmatch(revision):
             folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
-            if is_whole(folder):
+            if is_whole(folder, variant):
                 return folder, revision
-        return _fetched(repo, revision)
+        return _fetched(repo, revision, variant)
     except errors.LocalEntryNotFoundError as error:
         raise _not_cached(repo, revision, Path(constants.HF_HUB_CACHE)) from error
     except errors.RevisionNotFoundError as error:
@@ -87,37 +96,53 @@ def _not_cached(repo: str, revision: str | None, cache: Path) -> CheckpointError
     return CheckpointError(f"{missing}; the cache holds {listed}", hint=hint)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a snapshot has its index, every component's config and its weights."""
+def is_whole(folder: Path, variant: str | None = None) -> bool:
+    """Whether a snapshot has its index, every component's config and its weights.
+
+    Of a variant every component must have some: the Hub alone knows whether one of them has none.
+    """
     configs = [folder / component / "config.json" for component in STEMS]
     return all(path.exists() for path in (folder / INDEX, folder / "tokenizer", *configs)) and all(
-        any((folder / component / name).exists() for name in weight_names(component)) for component in STEMS
+        any((folder / component / name).exists() for name in weight_names(component, variant)[: 1 if variant else None])
+        for component in STEMS
     )
 
 
-def wanted_files(repo: str, names: Collection[str]) -> list[str]:
+def wanted_files(repo: str, names: Collection[str], variant: str | None = None) -> list[str]:
     """Which of a repository's files a checkpoint needs: configs, tokenizer, one weight file a component.
 
     What the checkpoint recommends comes with them, where it says so.
 
     Raises:
+        UsageError: No component has weights of the variant.
         CheckpointError: It is no checkpoint in the diffusers layout, or a component has no weights.
         TrustError: A component has pickled weights only.
     """
     if INDEX not in names:
         hint = "give a Hub id in the diffusers layout, or download its .safetensors file and give that"
         raise CheckpointError(f"{repo} has no {INDEX}", hint=hint)
+    variants = {part: _variants(part, names) for part in STEMS}
+    if variant is not None and not any(variant in found for found in variants.values()):
+        raise no_such_variant(repo, variant, {name for found in variants.values() for name in found})
     wanted = [name for name in (INDEX, GENERATION_CONFIG) if name in names]
     for component in CLASSES:
         wanted += [name for name in names if re.fullmatch(rf"{component}/[^/]+", name) and _is_config(name)]
     for component in STEMS:
-        present = [f"{component}/{name}" for name in weight_names(component) if f"{component}/{name}" in names]
+        present = [f"{component}/{name}" for name in weight_names(component, variant) if f"{component}/{name}" in names]
         if not present:
+            if variants[component]:
+                hint = f"choose one with --variant: {', '.join(variants[component])}"
+                raise CheckpointError(f"{repo} has weights of {component} of other variants only", hint=hint)
             if any(name.startswith(f"{component}/") and is_pickle_name(name) for name in names):
                 raise TrustError(f"{repo} holds only pickled weights of {component}", hint=PICKLE_HINT)
             raise CheckpointError(f"{repo} has no weights of {component}", hint="give a whole checkpoint")
         wanted.append(present[0])
     return wanted
+
+
+def _variants(component: str, names: Collection[str]) -> list[str]:
+    start = f"{component}/"
+    return variants_among(component, [name.removeprefix(start) for name in names if name.startswith(start)])
 
 
 def _check_cache(repo: str) -> None:
@@ -145,11 +170,11 @@ def _cached(repo: str, revision: str | None) -> tuple[Path, str]:
     return folder, folder.name
 
 
-def _fetched(repo: str, revision: str | None) -> tuple[Path, str]:
+def _fetched(repo: str, revision: str | None, variant: str | None) -> tuple[Path, str]:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     listing = HfApi().model_info(repo, revision=revision, timeout=LISTING_TIMEOUT_S)
-    wanted = wanted_files(repo, [file.rfilename for file in listing.siblings or []])
+    wanted = wanted_files(repo, [file.rfilename for file in listing.siblings or []], variant)
     with disk_errors(Path(constants.HF_HUB_CACHE)):
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     return folder, folder.name

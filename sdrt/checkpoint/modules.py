@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -22,16 +21,18 @@ from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdrt.checkpoint.checkpoint import Checkpoint
-from sdrt.checkpoint.safetensors_header import read_header
+from sdrt.checkpoint.config_fields import deciding
+from sdrt.checkpoint.configs import LATENT_CHANNELS, LATENT_SIZE, VAE_LEVELS
+from sdrt.checkpoint.weight_file import CONVERTED, FLOATS
 from sdrt.errors import CheckpointError
 from sdrt.files import utf8_path
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
-FLOATS = ("F32", "F16", "BF16")
 # What the libraries raise on configs that make no sense.
 BAD_CONFIG = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     LookupError,
     RuntimeError,
@@ -40,8 +41,8 @@ BAD_CONFIG = (
     ValueError,
 )
 HINT = "the weights do not belong to this config; download or save the checkpoint again"
-# Parts of CLIP that files carry and a text encoder does not compute with.
-HARMLESS = re.compile(r"(text_model\.)?embeddings\.position_ids|text_projection\.weight|logit_scale")
+SURPLUS_HINT = "give the config.json that was saved with these weights, or save the weights again without the tensor"
+QUANTISED_HINT = "give the checkpoint in fp32, fp16 or bf16"
 # Names of the attention in autoencoders saved by diffusers before 0.15, as those of v1.4.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -52,8 +53,14 @@ def load_text_encoder(checkpoint: Checkpoint) -> CLIPTextModel:
     Raises:
         CheckpointError: The weights do not fit the config, are of a type we do not take, or hold NaN or Inf.
     """
-    config = {key: value for key, value in checkpoint.text_encoder.items() if key not in ("dtype", "torch_dtype")}
-    module: CLIPTextModel = _build("text_encoder", checkpoint, lambda: CLIPTextModel(CLIPTextConfig(**config)))
+    config = deciding("text_encoder", checkpoint.text_encoder)
+    tokens = checkpoint.text_encoder["max_position_embeddings"]
+
+    def run(module: CLIPTextModel) -> None:
+        found = module(torch.zeros(1, tokens, dtype=torch.int64)).last_hidden_state
+        _check_shape(found, (1, tokens, config["hidden_size"]))
+
+    module = _build("text_encoder", checkpoint, lambda: CLIPTextModel(CLIPTextConfig(**config)), run)
     return _load(module, checkpoint, "text_encoder")
 
 
@@ -63,8 +70,14 @@ def load_unet(checkpoint: Checkpoint) -> UNet2DConditionModel:
     Raises:
         CheckpointError: As in `load_text_encoder`.
     """
-    config = checkpoint.unet
-    module: UNet2DConditionModel = _build("unet", checkpoint, lambda: UNet2DConditionModel.from_config(dict(config)))
+    config = deciding("unet", checkpoint.unet)
+
+    def run(module: UNet2DConditionModel) -> None:
+        states = torch.zeros(1, checkpoint.text_encoder["max_position_embeddings"], config["cross_attention_dim"])
+        sample = torch.zeros(1, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
+        _check_shape(module(sample, torch.zeros(1), states).sample, tuple(sample.shape))
+
+    module = _build("unet", checkpoint, lambda: UNet2DConditionModel.from_config(config), run)
     return _load(module, checkpoint, "unet")
 
 
@@ -74,8 +87,16 @@ def load_vae(checkpoint: Checkpoint) -> AutoencoderKL:
     Raises:
         CheckpointError: As in `load_text_encoder`.
     """
-    config = checkpoint.vae
-    module: AutoencoderKL = _build("vae", checkpoint, lambda: AutoencoderKL.from_config(dict(config)))
+    config = deciding("vae", checkpoint.vae)
+
+    def run(module: AutoencoderKL) -> None:
+        size = LATENT_SIZE * 2 ** (VAE_LEVELS - 1)
+        picture = torch.zeros(1, 3, size, size)
+        latents = module.encode(picture).latent_dist.mean
+        _check_shape(latents, (1, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))
+        _check_shape(module.decode(latents).sample, tuple(picture.shape))
+
+    module = _build("vae", checkpoint, lambda: AutoencoderKL.from_config(config), run)
     return _load(module, checkpoint, "vae")
 
 
@@ -92,27 +113,43 @@ def _quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(before[1])
 
 
-def _build(component: str, checkpoint: Checkpoint, make: Callable[[], Module]) -> Module:
-    """A module of the config's shapes without memory for its weights.
+def _build(component: str, checkpoint: Checkpoint, make: Callable[[], Module], run: Callable[[Module], None]) -> Module:
+    """Build a module of the config's shapes without memory for its weights, and run it on tensors that have none.
+
+    Args:
+        component: Its name.
+        checkpoint: What has the config.
+        make: Builds it.
+        run: Runs it on what it is to compute with, and checks the shapes of what comes out.
 
     Raises:
-        CheckpointError: The config does not describe such a network.
+        CheckpointError: The config does not describe a network that can be built, and run on v1's shapes.
     """
+    doing = "built"
     try:
-        with _quiet(), torch.device("meta"):
-            return make()
+        with _quiet(), torch.device("meta"), torch.no_grad():
+            module = make().eval()
+            doing = "run"
+            run(module)
+            return module
     except BAD_CONFIG as error:
         path = checkpoint.path / component / "config.json"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         hint = "download or save the checkpoint again"
-        raise CheckpointError(f"{path} does not describe a network that can be built: {reason}", hint=hint) from error
+        raise CheckpointError(f"{path} does not describe a network that can be {doing}: {reason}", hint=hint) from error
+
+
+def _check_shape(found: torch.Tensor, expected: tuple[int, ...]) -> None:
+    """Raise ValueError unless a tensor has the shape that Stable Diffusion v1's has."""
+    if tuple(found.shape) != expected:
+        raise ValueError(f"it gives {list(found.shape)} where Stable Diffusion v1 has {list(expected)}")
 
 
 def _load(module: Module, checkpoint: Checkpoint, component: str) -> Module:
     """Fill a module from the checkpoint's file, as float32. What is float32 in the file stays mapped, not copied."""
     path = checkpoint.weights(component)
     expected = module.state_dict()
-    names = _match(path, component, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+    names = _match(checkpoint, component, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     tensors = {}
     with utf8_path(path) as spelled, safe_open(spelled, framework="pt") as file:
         for name_in_file, name in names.items():
@@ -124,20 +161,22 @@ def _load(module: Module, checkpoint: Checkpoint, component: str) -> Module:
     return module.requires_grad_(False).eval()
 
 
-def _match(path: Path, component: str, expected: dict[str, tuple[int, ...]]) -> dict[str, str]:
+def _match(checkpoint: Checkpoint, component: str, expected: dict[str, tuple[int, ...]]) -> dict[str, str]:
     """Name in the file -> name in the module, once every name, shape and type was found to fit.
 
     Raises:
         CheckpointError: A tensor is missing, unexpected, there twice, of another shape or of a type we do not take.
     """
+    file = checkpoint.weight_files[component]
+    path, unexpected = file.path, []
     by_plain_name = {_plain_name(component, name): name for name in expected}
     names: dict[str, str] = {}
-    for name_in_file, entry in read_header(path).tensors.items():
-        name = by_plain_name.get(_plain_name(component, name_in_file))
+    for file_name, tensor in file.tensors.items():
+        entry, name_in_file = tensor.entry, tensor.name_in_file
+        name = by_plain_name.get(_plain_name(component, file_name))
         if name is None:
-            if HARMLESS.fullmatch(name_in_file):
-                continue
-            raise CheckpointError(f"{path}: unexpected tensor {name_in_file}", hint=HINT)
+            unexpected.append(name_in_file)
+            continue
         if name in names.values():
             raise CheckpointError(f"{path}: {name_in_file} is there twice, under two names", hint=HINT)
         if not _fits(component, name, entry.shape, expected[name]):
@@ -145,11 +184,14 @@ def _match(path: Path, component: str, expected: dict[str, tuple[int, ...]]) -> 
                 f"{path}: {name_in_file} has shape {list(entry.shape)}; the config asks for {list(expected[name])}"
             )
             raise CheckpointError(message, hint=HINT)
-        if entry.dtype not in FLOATS:
-            message = f"{path}: {name_in_file} is {entry.dtype}; expected {', '.join(FLOATS)}"
-            raise CheckpointError(message, hint="get the checkpoint in fp32 or fp16")
+        if entry.dtype not in FLOATS and entry.dtype not in CONVERTED:
+            message = f"{path}: {name_in_file} is {entry.dtype}; expected {', '.join((*FLOATS, *CONVERTED))}"
+            raise CheckpointError(message, hint=QUANTISED_HINT)
         names[name_in_file] = name
     missing = sorted(expected.keys() - set(names.values()))
+    if unexpected:
+        message = f"{path}: unexpected tensor {unexpected[0]}, which {component}/config.json has no place for"
+        raise CheckpointError(message, hint=HINT if missing else SURPLUS_HINT)
     if missing:
         raise CheckpointError(f"{path}: {len(missing)} tensors are missing, the first is {missing[0]}", hint=HINT)
     return names

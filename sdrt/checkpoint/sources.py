@@ -9,6 +9,7 @@ from sdrt.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from sdrt.checkpoint.clip_vocabulary import SD_V1
 from sdrt.checkpoint.digests import DigestMemory, Places
 from sdrt.checkpoint.misplaced import file_hint, is_safetensors_name, is_weights_name, nothing_hint
+from sdrt.checkpoint.weights import check_variant
 from sdrt.errors import CheckpointError, TrustError, UsageError
 from sdrt.files import is_there, system_errors, utf8_text
 
@@ -19,7 +20,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @system_errors()
-def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str, *, revision: str | None = None, variant: str | None = None, cache: Path | None = None
+) -> Checkpoint:
     """Find a Stable Diffusion v1 checkpoint, check it and describe it; no weights are loaded.
 
     Args:
@@ -27,15 +30,18 @@ def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | N
             ("org/name"), or "demo". A folder called demo is "./demo".
         revision: Branch, tag or commit, for a Hub id. The commit found is in the result: comparing it with an earlier
             one, where a branch may have moved, is the caller's.
+        variant: The variant of a folder's or a Hub id's weights, such as "fp16" or "non_ema". Without, the plain files
+            are read, and fp16 where a component has no others.
         cache: Folder for converted single files and remembered digests; the user's cache folder by default.
 
     Raises:
-        UsageError: Nothing is there, or a revision was given for something that has none.
+        UsageError: Nothing is there, or a revision or variant was given for something that has none.
         CheckpointError: It is malformed, incomplete or not Stable Diffusion v1; or not to be had from the Hub.
         TrustError: It is pickled.
         ResourceError: It cannot be read for want of permission, or the cache cannot be written.
         TimeLimitError: Another process holds the conversion of the same file for too long.
     """
+    check_variant(variant)
     cache = default_cache() if cache is None else cache
     memory = DigestMemory(cache / "digests.json")
     path = Path(source)
@@ -45,20 +51,23 @@ def open_checkpoint(source: str, *, revision: str | None = None, cache: Path | N
         hint = "leave out --revision, or give a Hub id such as org/name"
         raise UsageError(f"--revision is for checkpoints from the Hub; {source!r} is not one", hint=hint)
     if source == DEMO:
-        return read_checkpoint(DEMO_FOLDER, name=DEMO, memory=memory)
+        return read_checkpoint(DEMO_FOLDER, name=DEMO, memory=memory, variant=variant)
     if source and path.is_dir():
-        opened = read_checkpoint(path.absolute(), name=utf8_text(path.resolve().name), memory=memory)
+        opened = read_checkpoint(path.absolute(), name=utf8_text(path.resolve().name), memory=memory, variant=variant)
         Places(cache).remember(opened.digest, path.absolute())
         return opened
     if path.is_file():
+        if variant is not None:
+            hint = "leave out --variant: a single file holds one set of weights"
+            raise UsageError(f"--variant is for folders and Hub ids; {source!r} is a file", hint=hint)
         opened = _open_file(path, cache, memory)
         Places(cache).remember(opened.digest, path.absolute())
         return opened
     if is_hub_id:
         from sdrt.checkpoint.hub import download
 
-        folder, commit = download(source, revision)
-        return read_checkpoint(folder, name=source, memory=memory, revision=commit)
+        folder, commit = download(source, revision, variant)
+        return read_checkpoint(folder, name=source, memory=memory, revision=commit, variant=variant)
     raise UsageError(f"--checkpoint: there is nothing at {source!r}", hint=nothing_hint(source))
 
 

@@ -23,6 +23,7 @@ from sdrt.commands.options import (
     revision_option,
     store_option,
     threads_option,
+    variant_option,
 )
 from sdrt.errors import UsageError
 from sdrt.files import utf8_text
@@ -41,6 +42,7 @@ class Options:
 
     checkpoint: str | None
     revision: str | None
+    variant: str | None
     bundle: Path | None
     backend: str
     precision: str | None
@@ -63,6 +65,7 @@ class Options:
 @click.command("bench")
 @checkpoint_option
 @revision_option
+@variant_option
 @folder_option("--bundle", "A bundle, in place of a checkpoint.")
 @click.option(
     "--backend", default="auto", show_default=True, metavar="NAMES", help=f"auto, or among {', '.join(BACKENDS)}."
@@ -163,7 +166,7 @@ def _asked(options: Options) -> Asked:
     from sdrt.prepare import Source
 
     return Asked(
-        Source(options.checkpoint, options.revision, options.bundle),
+        Source(options.checkpoint, options.revision, options.bundle, variant=options.variant),
         names("--backend", options.backend, ("auto", *BACKENDS)),
         names("--precision", options.precision, PRECISIONS) if options.precision else (),  # type: ignore[arg-type]
         names_of(names("--peers", options.peers, ("all", *PEERS))) if options.peers else (),

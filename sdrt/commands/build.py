@@ -26,6 +26,7 @@ from sdrt.commands.options import (
     store_option,
     threads_option,
     token_merging_option,
+    variant_option,
 )
 from sdrt.commands.paths import InputName, InputPath, check_free
 from sdrt.errors import UsageError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", required=False, type=InputPath(folder=True))
 @checkpoint_option
 @revision_option
+@variant_option
 @backend_option(("auto", *BACKENDS), "auto")
 @precision_option(PRECISIONS)
 @provider_option
@@ -65,6 +67,7 @@ def command(
     bundle: Path | None,
     checkpoint: str | None,
     revision: str | None,
+    variant: str | None,
     backend: str,
     precision: str | None,
     provider: str | None,
@@ -98,7 +101,7 @@ def command(
     progress = for_terminal()
     shelf = Store(store) if store else Store.default()
     pictures = parse_batch(batch)
-    named = Source(checkpoint, revision, bundle, token_merging=token_merging)
+    named = Source(checkpoint, revision, bundle, token_merging=token_merging, variant=variant)
     asked: Any = {"backend": backend, "precision": precision, "provider": provider, "store": store}
     choice = choose(named, **asked, deepcache=deepcache, progress=progress)
     check_provider(choice.backend, provider)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from sdrt.commands.options import (
     revision_option,
     store_option,
     threads_option,
+    variant_option,
 )
 from sdrt.commands.paths import InputName, InputPath
 from sdrt.errors import BackendUnavailableError, NumericError, UsageError
@@ -47,6 +48,7 @@ class Options:
     folder: Path | None
     checkpoint: str | None
     revision: str | None
+    variant: str | None
     backend: str
     precision: Precision | None
     prompts: Path | None
@@ -72,6 +74,7 @@ class Options:
     help="The reference: a folder, a file, a Hub id, or demo.  [default: what it is from]",
 )
 @revision_option
+@variant_option
 @backend_option(("auto", *BACKENDS), "auto")
 @precision_option(PRECISIONS)
 @file_option("--prompts", "What to draw: lines of a prompt, or of SEED, a tab and a prompt.  [default: ours]")
@@ -168,6 +171,7 @@ def _what(options: Options) -> Asked:
         options.folder,
         options.checkpoint,
         options.revision,
+        options.variant,
         options.backend,
         options.precision,
         options.trust,

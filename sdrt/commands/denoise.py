@@ -27,6 +27,7 @@ from sdrt.commands.options import (
     store_option,
     threads_option,
     token_merging_option,
+    variant_option,
 )
 from sdrt.commands.paths import OutputFile, check_empty, check_writable
 from sdrt.errors import UsageError
@@ -72,6 +73,7 @@ class Options:
     lms_start: str | None
     checkpoint: str | None
     revision: str | None
+    variant: str | None
     bundle: Path | None
     engines: Path | None
     trust: str | None
@@ -144,6 +146,7 @@ class Options:
 )
 @checkpoint_option
 @revision_option
+@variant_option
 @folder_option("--bundle", "A bundle to run, in place of a checkpoint.")
 @folder_option("--engines", "An engine set to run, in place of a checkpoint.")
 @click.option("--trust", metavar="DIGEST", help="SHA-256 of the manifest.json of --engines from elsewhere.")
@@ -335,6 +338,7 @@ def load(options: Options, progress: Progress) -> Pipeline:
     return Pipeline.load(
         options.checkpoint,
         revision=options.revision,
+        variant=options.variant,
         bundle=options.bundle,
         engines=options.engines,
         trust=options.trust,

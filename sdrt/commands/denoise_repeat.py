@@ -80,6 +80,7 @@ def with_record(options: Options, record: dict[str, Any] | None) -> Options:
     if not (checkpoint or options.bundle or options.engines):
         checkpoint, recorded = _recorded(CheckpointRecord.model_validate(record["checkpoint"]))
         revision = revision or recorded
+        options = replace(options, variant=record["checkpoint"].get("variant"))
     if options.engines:
         return replace(options, threads=options.threads or _threads(record))
     backend = record["backend"] if options.backend in (None, "auto") else options.backend

@@ -18,6 +18,7 @@ from sdrt.commands.options import (
     revision_option,
     size_text,
     token_merging_option,
+    variant_option,
 )
 from sdrt.commands.paths import check_free
 from sdrt.errors import UsageError
@@ -33,6 +34,7 @@ COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_encoder", 
 @click.command("export")
 @checkpoint_option
 @revision_option
+@variant_option
 @output_folder_option("--out", "Folder of the bundle.")
 @click.option(
     "--precision",
@@ -52,6 +54,7 @@ COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_encoder", 
 def command(
     checkpoint: str | None,
     revision: str | None,
+    variant: str | None,
     out: Path | None,
     precision: Precision,
     components: tuple[ComponentName, ...],
@@ -77,7 +80,7 @@ def command(
     from sdrt.errors import BackendUnavailableError
     from sdrt.progress import for_terminal
 
-    opened = open_checkpoint(checkpoint or "demo", revision=revision)
+    opened = open_checkpoint(checkpoint or "demo", revision=revision, variant=variant)
     try:
         from sdrt.export.bundle_export import export_bundle
     except ModuleNotFoundError as error:

@@ -8,7 +8,14 @@ from typing import Any, get_args
 import click
 
 from sdrt.bundle import ComponentName
-from sdrt.commands.options import file_option, json_option, output_file_option, print_json, revision_option
+from sdrt.commands.options import (
+    file_option,
+    json_option,
+    output_file_option,
+    print_json,
+    revision_option,
+    variant_option,
+)
 from sdrt.commands.paths import InputName
 from sdrt.errors import UsageError
 from sdrt.terminal import printable
@@ -26,6 +33,7 @@ DEFAULT_DEPTH = 2
     help=f"Levels of blocks to show.  [default: {DEFAULT_DEPTH}; all in --json]",
 )
 @revision_option
+@variant_option
 @click.option(
     "--measure", type=click.IntRange(1, 1000), metavar="N", help="Run a BUNDLE N times and time each block, on the CPU."
 )
@@ -38,6 +46,7 @@ def command(
     component: str | None,
     depth: int | None,
     revision: str | None,
+    variant: str | None,
     measure: int | None,
     benchmark: Path | None,
     html: Path | None,
@@ -56,7 +65,7 @@ def command(
 
     if drawing is not None and drawing.suffix.lower() != ".svg":
         raise UsageError(f"--drawing: {drawing} is not an .svg", hint="name a file that ends in .svg")
-    found = examine(named, revision=revision, component=component)
+    found = examine(named, revision=revision, variant=variant, component=component)
     if benchmark is not None:
         from sdrt.inspect.times import add_times
 

@@ -66,6 +66,9 @@ checkpoint_option = click.option(
     help="A folder, a .safetensors file, a Hub id, or demo.  [default: demo]",
 )
 revision_option = click.option("--revision", metavar="R", help="Branch, tag or commit of a Hub id.")
+variant_option = click.option(
+    "--variant", metavar="NAME", help="Variant of the checkpoint's weights: bf16, non_ema, ...  [default: plain files]"
+)
 store_option = folder_option("--store", "Where bundles and engines are kept.  [default: the user's cache]")
 provider_option = click.option(
     "--provider", type=click.Choice(("cpu", "cuda", "tensorrt")), help="What onnxruntime computes with.  [default: cpu]"

@@ -22,6 +22,7 @@ from sdrt.commands.options import (
     print_json,
     revision_option,
     store_option,
+    variant_option,
 )
 from sdrt.commands.paths import OutputFile
 from sdrt.errors import UsageError
@@ -43,6 +44,7 @@ class Common:
 
     checkpoint: str | None
     revision: str | None
+    variant: str | None
     bundle: Path | None
     backend: str
     store: Path | None
@@ -54,7 +56,7 @@ class Common:
         """What is looked at."""
         from sdrt.prepare import Source
 
-        return Source(self.checkpoint, self.revision, self.bundle)
+        return Source(self.checkpoint, self.revision, self.bundle, variant=self.variant)
 
     def model(self, progress: Progress) -> Model:
         """Its engines, made when missing."""
@@ -68,6 +70,7 @@ def common_options(name: str) -> Callable[[Command], Command]:
     options: Sequence[Callable[[Command], Command]] = (
         checkpoint_option,
         revision_option,
+        variant_option,
         folder_option("--bundle", "A bundle to look at, in place of a checkpoint."),
         backend_option(("auto", *BACKENDS), "auto"),
         store_option,
@@ -389,7 +392,7 @@ def _schedule(options: Common, steps: int) -> tuple[str, Schedule]:
         bundle = Bundle.open(options.bundle)
         config = json.loads((bundle.path / SCHEDULER).read_bytes())
         return bundle.manifest.checkpoint.name, Schedule.from_config(config, steps)
-    checkpoint = open_checkpoint(options.checkpoint or "demo", revision=options.revision)
+    checkpoint = open_checkpoint(options.checkpoint or "demo", revision=options.revision, variant=options.variant)
     return checkpoint.name, Schedule.from_config(checkpoint.scheduler, steps)
 
 

@@ -18,6 +18,7 @@ from sdrt.commands.options import (
     revision_option,
     store_option,
     threads_option,
+    variant_option,
 )
 from sdrt.commands.paths import InputPath
 from sdrt.errors import NumericError
@@ -33,6 +34,7 @@ MAX_BATCH = 16
 @click.argument("bundle", required=False, type=InputPath(folder=True))
 @checkpoint_option
 @revision_option
+@variant_option
 @click.option("--backend", metavar="NAMES", help=f"Try only these of {', '.join(BACKENDS)}.  [default: what runs here]")
 @click.option(
     "--precision",
@@ -61,6 +63,7 @@ def command(
     bundle: Path | None,
     checkpoint: str | None,
     revision: str | None,
+    variant: str | None,
     backend: str | None,
     precision: str | None,
     pictures: int,
@@ -89,7 +92,7 @@ def command(
         names("--precision", precision, PRECISIONS) if precision else TRIED,  # type: ignore[arg-type]
         threads,
     )
-    record = tune(Source(checkpoint, revision, bundle), settings, store, for_terminal())
+    record = tune(Source(checkpoint, revision, bundle, variant=variant), settings, store, for_terminal())
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:

@@ -33,6 +33,7 @@ class Asked:
     folder: Path | None = None
     checkpoint: str | None = None
     revision: str | None = None
+    variant: str | None = None
     backend: str = "auto"
     precision: Precision | None = None
     trust: str | None = None
@@ -124,7 +125,7 @@ def _source(asked: Asked) -> Source:
     Raises:
         UsageError: A revision is given of no checkpoint.
     """
-    named = Source(asked.checkpoint, asked.revision)
+    named = Source(asked.checkpoint, asked.revision, variant=asked.variant)
     return named if asked.folder is None else Source(bundle=asked.folder)
 
 
@@ -164,9 +165,9 @@ def open_reference(asked: Asked, made_from: CheckpointRecord) -> Checkpoint:
         CheckpointError: It is not here, or malformed.
     """
     if asked.checkpoint is not None:
-        return open_checkpoint(asked.checkpoint, revision=asked.revision)
+        return open_checkpoint(asked.checkpoint, revision=asked.revision, variant=asked.variant)
     found = find_recorded(made_from)
     if found is None:
         hint = "name its place with --checkpoint"
         raise CheckpointError(f"the checkpoint {made_from.name!r}, of which this was made, is not here", hint=hint)
-    return open_checkpoint(found[0], revision=found[1])
+    return open_checkpoint(found[0], revision=found[1], variant=made_from.variant)

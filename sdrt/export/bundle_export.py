@@ -82,6 +82,8 @@ def export_bundle(
     _check_asked(precision, components, opset)
     _check_merging(token_merging, components)
     prediction_type = _prediction_type(checkpoint, progress)
+    for note in checkpoint.notes:
+        progress.note(note)
     names = [name for name in COMPONENTS if name in components]
     with folder_published_as(out) as published, utf8_path(published) as folder:
         _write_settings(checkpoint, folder)
@@ -94,7 +96,12 @@ def export_bundle(
                 described["denoise_step"] = _export_step(described[name], folder, prediction_type, progress)
         manifest = Manifest(
             schema_version=1,
-            checkpoint=CheckpointRecord(name=checkpoint.name, digest=checkpoint.digest, revision=checkpoint.revision),
+            checkpoint=CheckpointRecord(
+                name=checkpoint.name,
+                digest=checkpoint.digest,
+                revision=checkpoint.revision,
+                variant=checkpoint.variant,
+            ),
             precision=precision,
             opset=opset,
             model=model_record(checkpoint),

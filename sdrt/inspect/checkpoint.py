@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sdrt.bundle import ComponentName
 from sdrt.checkpoint import Checkpoint
-from sdrt.checkpoint.safetensors_header import read_header
+from sdrt.checkpoint.weight_file import WeightFile
 from sdrt.checkpoint.weights import STEMS
 from sdrt.errors import CheckpointError
 from sdrt.inspect.block import Block
@@ -25,8 +24,6 @@ PARTS: dict[ComponentName, str] = {
     "vae_encoder": "vae",
     "vae_decoder": "vae",
 }
-#: What files of CLIP carry and a text encoder does not compute with.
-IDLE = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
 
 
 def config_trees(
@@ -61,7 +58,7 @@ def examine_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             the file.
     """
     trees = config_trees(checkpoint.text_encoder, checkpoint.unet, checkpoint.vae, max_tokens=checkpoint.max_tokens)
-    files = {part: _file(checkpoint.weights(part)) for part in STEMS}
+    files = {part: _file(checkpoint.weight_files[part]) for part in STEMS}
     for part, file in files.items():
         expected = sum(trees[name].parameters for name, of in PARTS.items() if of == part)
         if file["parameters"] != expected:
@@ -75,8 +72,10 @@ def examine_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "checkpoint": checkpoint.name,
         "checkpoint_digest": checkpoint.digest,
         "revision": checkpoint.revision,
+        "variant": checkpoint.variant,
         "prediction_type": checkpoint.scheduler["prediction_type"],
         "guidance_scale": checkpoint.guidance_scale,
+        "notes": list(checkpoint.notes),
         "parameters": sum(file["parameters"] for file in files.values()),
         "files": files,
         "components": {
@@ -85,12 +84,12 @@ def examine_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _file(path: Path) -> dict[str, Any]:
+def _file(file: WeightFile) -> dict[str, Any]:
     """A file of weights: how many there are, their bytes, and how many tensors there are of each type."""
-    tensors = {name: entry for name, entry in read_header(path).tensors.items() if not name.endswith(IDLE)}
+    entries = [tensor.entry for tensor in file.tensors.values()]
     return {
-        "path": str(path),
-        "parameters": sum(math.prod(entry.shape) for entry in tensors.values()),
-        "size_bytes": sum(entry.end - entry.begin for entry in tensors.values()),
-        "dtypes": dict(Counter(entry.dtype for entry in tensors.values())),
+        "path": str(file.path),
+        "parameters": sum(math.prod(entry.shape) for entry in entries),
+        "size_bytes": sum(entry.end - entry.begin for entry in entries),
+        "dtypes": dict(Counter(entry.dtype for entry in entries)),
     }

@@ -12,7 +12,9 @@ from sdrt.inspect.layers import examine as examine_folder
 from sdrt.progress import Progress
 
 
-def examine(named: str, *, revision: str | None = None, component: str | None = None) -> dict[str, Any]:
+def examine(
+    named: str, *, revision: str | None = None, variant: str | None = None, component: str | None = None
+) -> dict[str, Any]:
     """What a checkpoint, a bundle or an engine set consists of.
 
     The result is plain values, but for ``tree`` of each component, a `Block` or None. Nothing is opened to be run, and
@@ -21,6 +23,7 @@ def examine(named: str, *, revision: str | None = None, component: str | None = 
     Args:
         named: A folder with a bundle or an engine set, or what names a checkpoint.
         revision: Of a checkpoint from the Hub.
+        variant: Of a checkpoint's weights.
         component: The only one wanted.
 
     Raises:
@@ -29,12 +32,14 @@ def examine(named: str, *, revision: str | None = None, component: str | None = 
     if (Path(named) / MANIFEST).exists():
         if revision is not None:
             raise UsageError("--revision is for checkpoints from the Hub", hint="leave it out")
+        if variant is not None:
+            raise UsageError("--variant is for checkpoints", hint="leave it out")
         found = examine_folder(Path(named))
     else:
         from sdrt.checkpoint import open_checkpoint
         from sdrt.inspect.checkpoint import examine_checkpoint
 
-        found = examine_checkpoint(open_checkpoint(named, revision=revision))
+        found = examine_checkpoint(open_checkpoint(named, revision=revision, variant=variant))
     if component is not None:
         if component not in found["components"]:
             hint = f"it has {', '.join(found['components'])}"

@@ -98,6 +98,7 @@ def head(found: dict[str, Any]) -> list[str]:
         text = [
             f"checkpoint {found['checkpoint']}, {found['prediction_type']}, digest {found['checkpoint_digest']}",
             f"{count_text(total)} parameters, {size_text(FP32_BYTES * total)} in fp32; files: {files}",
+            *found["notes"],
         ]
     else:
         engines = found["kind"] == "engines"

@@ -12,6 +12,7 @@ from sdrt.inspect.parts import convolution, downsampler, group_norm, linear, res
 
 #: Fields that change the structure in ways that no Stable Diffusion v1 has, and the values that do not.
 USUAL: dict[str, tuple[Any, ...]] = {
+    "num_attention_heads": (None,),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "only_cross_attention": (False,),
     "mid_block_only_cross_attention": (None, False),
@@ -143,6 +144,30 @@ def _check(config: Mapping[str, Any]) -> None:
             raise _unlike(name, found, f"{len(levels)} of {' and '.join(kinds)}")
     for name in ("layers_per_block", "transformer_layers_per_block"):
         _by_level(config, name, 1)
+    _check_heads(config)
+    width = config.get("time_embedding_dim")
+    if width is not None and (type(width) is not int or width < 1):
+        raise _unlike("time_embedding_dim", width, "a positive whole number")
+    for name in ("conv_in_kernel", "conv_out_kernel"):
+        kernel = config.get(name, 3)
+        if type(kernel) is not int or kernel < 1 or kernel % 2 == 0:
+            raise _unlike(name, kernel, "an odd number")
+
+
+def _check_heads(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless heads divide the channels wherever there is attention.
+
+    attention_head_dim is the number of heads. diffusers also takes one that does not divide, by a transformer of fewer
+    channels than its level, which is not described here.
+    """
+    levels, heads = config["block_out_channels"], _by_level(config, "attention_head_dim", 8)
+    attending = [ATTENDING[kind] for kind in config["down_block_types"]]
+    for level, kind in enumerate(reversed(config["up_block_types"])):
+        attending[level] |= ATTENDING[kind]
+    attending[-1] = True  # the middle
+    for level, count in enumerate(heads):
+        if attending[level] and levels[level] % count:
+            raise _unlike("attention_head_dim", config["attention_head_dim"], f"divisors of {levels}")
 
 
 def _by_level(config: Mapping[str, Any], name: str, usual: int) -> Sequence[int]:

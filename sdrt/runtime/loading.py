@@ -78,6 +78,7 @@ def _share(name: str, value: Any) -> float:
 _LOADING: dict[str, Callable[[str, Any], Any]] = {
     "checkpoint": _path_text,
     "revision": _text,
+    "variant": _text,
     "bundle": _path,
     "engines": _path,
     "trust": _text,

@@ -111,6 +111,7 @@ class Pipeline:
         checkpoint: str | Path | None = None,
         *,
         revision: str | None = None,
+        variant: str | None = None,
         bundle: str | Path | None = None,
         engines: str | Path | None = None,
         trust: str | None = None,
@@ -132,6 +133,7 @@ class Pipeline:
         Args:
             checkpoint: A folder, a .safetensors file, a Hub id, or "demo", which is the default.
             revision: Of a Hub id.
+            variant: Variant of the checkpoint's weights, such as "bf16" or "non_ema"; None is the plain files.
             bundle: A bundle folder, in place of a checkpoint.
             engines: An engine set folder, in place of either.
             trust: SHA-256 of the manifest.json of an engine set from elsewhere.
@@ -142,8 +144,7 @@ class Pipeline:
             build: Whether to export and build what is missing; else it is an error.
             threads: Threads to compute with; None is all that this process may use.
             loop: auto runs a guided step as one graph, denoise_step, where the engines hold it; plain never does.
-            cuda_graphs: Whether steps are replayed from a CUDA graph, which tensorrt and tensorrt-rtx do unless told
-                not to; the numbers are the same without.
+            cuda_graphs: Whether tensorrt and tensorrt-rtx replay steps from a CUDA graph; the numbers are the same.
             keep_loaded: Whether engines stay open from request to request. Without, the memory of each is given back
                 when its work is done, and the next request opens it again; on a GPU they stay in any case.
             provider: What ONNX Runtime computes with: cpu (None is the same), cuda or tensorrt.
@@ -158,7 +159,7 @@ class Pipeline:
         given = loading.checked({name: value for name, value in locals().items() if name not in ("cls", "progress")})
         from sdrt.prepare import Source, choose, prepare
 
-        names = ("checkpoint", "revision", "bundle", "engines", "trust", "token_merging")
+        names = ("checkpoint", "revision", "bundle", "engines", "trust", "token_merging", "variant")
         source, choice = Source(**{name: given[name] for name in names}), None
         asked = {name: given[name] for name in ("backend", "precision", "provider", "store")}
         threads = given["threads"]

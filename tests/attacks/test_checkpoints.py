@@ -133,7 +133,7 @@ def test_row_08_a_component_is_missing(
     def read(*_: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("sdrt.checkpoint.checkpoint.read_header", read)
+    monkeypatch.setattr("sdrt.checkpoint.weight_file.read_header", read)
     shutil.rmtree(folder / component)
     refusal(partial(open_checkpoint, str(folder), cache=cache), 3, f"has no {component}")
 

@@ -136,9 +136,9 @@ def test_what_cannot_be_measured_is_refused_at_once(sdrt: CommandLine, words: li
 
 def test_a_result_names_the_command_that_repeats_it() -> None:
     options = Options(
-        checkpoint=None, revision=None, bundle=None, backend="auto", precision="fp32,bf16", steps=5, guidance_scale=7.5,
-        batch="1,2", rounds=3, cold_rounds=0, peers="", prompt="a circle", loop="auto", build_times=True, against=None,
-        report=Path("report"), store=Path("store"), threads=2, as_json=False,
+        checkpoint=None, revision=None, variant=None, bundle=None, backend="auto", precision="fp32,bf16", steps=5,
+        guidance_scale=7.5, batch="1,2", rounds=3, cold_rounds=0, peers="", prompt="a circle", loop="auto",
+        build_times=True, against=None, report=Path("report"), store=Path("store"), threads=2, as_json=False,
     )  # fmt: skip
     assert command_line(options) == (
         "sdrt bench --backend auto --precision fp32,bf16 --steps 5 --guidance-scale 7.5 --batch 1,2 --rounds 3 "

@@ -128,13 +128,13 @@ def test_a_pinned_commit_that_is_not_whole_is_fetched(
     (snapshot(home, tiny, COMMITS[0]) / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     asked = []
 
-    def fetched(repo: str, revision: str | None) -> tuple[Path, str]:
-        asked.append((repo, revision))
+    def fetched(repo: str, revision: str | None, variant: str | None) -> tuple[Path, str]:
+        asked.append((repo, revision, variant))
         return tiny, COMMITS[0]
 
     monkeypatch.setattr(hub, "_fetched", fetched)
     open_checkpoint(REPO, revision=COMMITS[0], cache=cache)
-    assert asked == [(REPO, COMMITS[0])]
+    assert asked == [(REPO, COMMITS[0], None)]
 
 
 @pytest.mark.usefixtures("home")

@@ -51,3 +51,11 @@ def test_steps_run_as_they_ran(record: dict[str, Any], given: dict[str, Any], ex
 def test_without_from_nothing_is_decided() -> None:
     asked = options(repeat=None)
     assert with_record(asked, None) is asked
+
+
+def test_the_variant_of_the_weights_is_the_records() -> None:
+    record = picture_record()
+    record["checkpoint"] = {**record["checkpoint"], "variant": "ema"}
+    assert with_record(options(), record).variant == "ema"
+    assert with_record(options(checkpoint="demo"), record).variant is None
+    assert with_record(options(), picture_record()).variant is None

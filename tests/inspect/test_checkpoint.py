@@ -39,7 +39,7 @@ def test_files_and_trees_agree(tiny_path: Path, tmp_path: Path) -> None:
     [
         ("unet", "layers_per_block", 2),
         ("vae", "layers_per_block", 2),
-        ("text_encoder", "num_hidden_layers", 1),
+        ("text_encoder", "num_hidden_layers", 3),
         ("vae", "use_quant_conv", False),
     ],
 )

@@ -117,6 +117,7 @@ def test_what_is_decoded_are_latents(latents: Any, pipe: Pipeline) -> None:
 LOADING: dict[str, list[Any]] = {
     "checkpoint": [5, b"demo", ["demo"]],
     "revision": [5, b"main"],
+    "variant": [5, b"ema"],
     "bundle": [5, b"bundle"],
     "engines": [5, True],
     "trust": [5],

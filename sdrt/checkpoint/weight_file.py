@@ -1,0 +1,89 @@
+"""A component's file of weights as its header describes it: names repaired, surplus told apart, types named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdrt.checkpoint.safetensors_header import TensorEntry, read_header
+from sdrt.checkpoint.surplus import SurplusKind, surplus_kind, unwrapped
+from sdrt.errors import CheckpointError
+
+#: Types of weights as they are used, and types that are converted to fp32, with what that does.
+FLOATS = ("F32", "F16", "BF16")
+CONVERTED = {"F64": "narrowed", "F8_E4M3": "widened", "F8_E5M2": "widened"}
+
+
+@dataclass(frozen=True)
+class WeightTensor:
+    """One tensor that may belong to the network: its name in the file, and its entry in the header."""
+
+    name_in_file: str
+    entry: TensorEntry
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file of weights.
+
+    Attributes:
+        path: The .safetensors file.
+        tensors: The tensors by name, without what a wrapper put into the names and without harmless surplus.
+        notes: What was repaired, passed over or is converted, a line each.
+    """
+
+    path: Path
+    tensors: dict[str, WeightTensor]
+    notes: tuple[str, ...]
+
+
+def read_weight_file(path: Path, component: str, layers: int | None = None) -> WeightFile:
+    """Read the header of a component's weights.
+
+    Args:
+        path: The .safetensors file.
+        component: "text_encoder", "unet" or "vae".
+        layers: The text encoder's num_hidden_layers.
+
+    Raises:
+        CheckpointError: The file is malformed, a tensor is there under two names, or an adapter or anything else that
+            changes what the network computes was left in.
+    """
+    tensors: dict[str, WeightTensor] = {}
+    passed_over: dict[SurplusKind, list[str]] = {}
+    repaired: list[str] = []
+    for name_in_file, entry in read_header(path).tensors.items():
+        name = unwrapped(name_in_file)
+        kind = surplus_kind(component, name, layers)
+        if kind is None:
+            if name in tensors:
+                raise CheckpointError(
+                    f"{path}: {name_in_file} is there twice, under two names", hint="save the weights again"
+                )
+            if name != name_in_file:
+                repaired.append(name_in_file)
+            tensors[name] = WeightTensor(name_in_file, entry)
+        elif kind.hint is not None:
+            raise CheckpointError(f"{path} holds {kind.what}: {name_in_file}", hint=kind.hint)
+        elif not kind.usual:
+            passed_over.setdefault(kind, []).append(name_in_file)
+    notes = [f"{path}: passed over {_count(names)} of {kind.what}" for kind, names in passed_over.items()]
+    if repaired:
+        notes.append(f"{path}: took a wrapper's prefix off {_count(repaired)}")
+    notes += _conversions(path, tensors.values())
+    return WeightFile(path, tensors, tuple(notes))
+
+
+def _conversions(path: Path, tensors: Iterable[WeightTensor]) -> list[str]:
+    """Return a line for each type of weights that is converted."""
+    lines = []
+    for dtype, how in CONVERTED.items():
+        names = [tensor.name_in_file for tensor in tensors if tensor.entry.dtype == dtype]
+        if names:
+            lines.append(f"{path}: {how} {_count(names)} from {dtype} to F32")
+    return lines
+
+
+def _count(names: list[str]) -> str:
+    return f"1 tensor ({names[0]})" if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
