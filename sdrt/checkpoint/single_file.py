@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sdrt.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from sdrt.checkpoint.clip_vocabulary import SD_V1, write_clip_tokenizer
 from sdrt.checkpoint.configs import V1_HINT, read_json
 from sdrt.checkpoint.digests import DigestMemory
@@ -21,10 +23,11 @@ from sdrt.checkpoint.ldm_names import NAMES, PREFIXES, split_name
 from sdrt.checkpoint.ldm_shapes import SHAPES
 from sdrt.checkpoint.misplaced import pipeline_folder
 from sdrt.checkpoint.safetensors_header import Header, TensorEntry, header_bytes, read_header
-from sdrt.checkpoint.surplus import UNKNOWN_HINT, surplus_kind, unwrapped
+from sdrt.checkpoint.surplus import UNKNOWN_HINT, SurplusKind, surplus_kind, unwrapped
+from sdrt.checkpoint.weight_file import CONVERTED, FLOATS, WeightTensor, reading_notes
 from sdrt.checkpoint.weights import weight_names
 from sdrt.errors import CheckpointError, TimeLimitError
-from sdrt.files import canonical_json, disk_errors, folder_published_as
+from sdrt.files import canonical_json, disk_errors, folder_published_as, utf8_text
 
 LOCK_TIMEOUT_S = 900.0
 COPY_BYTES = 8 << 20
@@ -36,16 +39,31 @@ OTHER_NOISE = {
     "edm_vpred.sigma_max": "EDM's noise levels",
     "edm_vpred.sigma_min": "EDM's noise levels",
 }
-TYPES = ("F32", "F16", "BF16", "F64")
+TYPES = (*FLOATS, *CONVERTED)
 #: Type -> the unsigned integer of its size and the mask of its exponent, which is all ones in NaN and Inf.
-EXPONENTS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000)}
+EXPONENTS = {
+    "F8_E5M2": ("u1", 0x7C),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F32": ("<u4", 0x7F800000),
+}
 
-#: Component -> name in the diffusers layout -> the tensor's name in the file.
-Plan = dict[str, dict[str, str]]
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion reads.
+
+    Attributes:
+        tensors: Component -> name in the diffusers layout -> the tensor's name in the file.
+        notes: What is read otherwise than it stands in the file, a line each.
+    """
+
+    tensors: dict[str, dict[str, str]]
+    notes: tuple[str, ...]
 
 
-def converted_folder(path: Path, cache: Path, memory: DigestMemory, configs: Path = SD_V1) -> Path:
-    """Convert a single file into the cache, unless it is there already, and return the folder in the diffusers layout.
+def open_single_file(path: Path, cache: Path, memory: DigestMemory, configs: Path = SD_V1) -> Checkpoint:
+    """Convert a single file into the cache, unless it is there already, and describe it.
 
     Args:
         path: The .safetensors file.
@@ -53,19 +71,33 @@ def converted_folder(path: Path, cache: Path, memory: DigestMemory, configs: Pat
         memory: Where the file's digest is remembered.
         configs: Folder with the configs of its networks, in the diffusers layout.
 
+    Returns:
+        The checkpoint, of the file's name; its path is the folder in the cache.
+
     Raises:
         CheckpointError: The file is malformed or not a whole Stable Diffusion v1 checkpoint; nothing stays in
             the cache.
         ResourceError: The cache cannot be written.
         TimeLimitError: Another process holds the conversion for too long.
     """
-    from filelock import FileLock, Timeout
-
     header = read_header(path)
     planned = plan(path, header, configs)
     folder = cache / "single-file" / memory.sha256(path)
-    if folder.is_dir():
-        return folder
+    if not folder.is_dir():
+        _convert_once(path, header, planned, folder, configs)
+    return replace(read_checkpoint(folder, name=utf8_text(path.stem), memory=memory), notes=planned.notes)
+
+
+def _convert_once(path: Path, header: Header, planned: Plan, folder: Path, configs: Path) -> None:
+    """Convert a file to a folder, unless another process does so meanwhile.
+
+    Raises:
+        CheckpointError: As in `convert`; nothing is left behind.
+        ResourceError: The cache cannot be written.
+        TimeLimitError: Another process holds the conversion for too long.
+    """
+    from filelock import FileLock, Timeout
+
     lock = folder.with_suffix(".lock")
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +114,6 @@ def converted_folder(path: Path, cache: Path, memory: DigestMemory, configs: Pat
     except Timeout as error:
         hint = f"wait for the other process, or remove {lock} if there is none"
         raise TimeLimitError(f"another process has held {lock} for {LOCK_TIMEOUT_S:.0f} s", hint=hint) from error
-    return folder
 
 
 def plan(path: Path, header: Header, configs: Path = SD_V1) -> Plan:
@@ -97,15 +128,24 @@ def plan(path: Path, header: Header, configs: Path = SD_V1) -> Plan:
     """
     check_kind(path, header)
     found: dict[str, dict[str, str]] = {component: {} for component in PREFIXES}
+    passed_over: dict[SurplusKind, list[str]] = {}
     for name in sorted(header.tensors):
         component, inner = split_name(unwrapped(name))
-        _refuse_surplus(path, name, component, inner)
-        if component:
+        kind = surplus_kind(component, inner)
+        if kind is None and component:
             found[component][name] = inner
-    return {
+        elif kind is not None and kind.hint is not None:
+            raise CheckpointError(f"{path} has tensors of {kind.what} ({name})", hint=kind.hint)
+        elif kind is not None and not kind.usual and component:
+            passed_over.setdefault(kind, []).append(name)
+    tensors = {
         component: _match(path, header, component, found[component], read_json(configs / component / "config.json"))
         for component in ("unet", "text_encoder", "vae")
     }
+    names = [name for matched in tensors.values() for name in matched.values()]
+    repaired = [name for name in names if unwrapped(name) != name]
+    read = [WeightTensor(name, header.tensors[name]) for name in names]
+    return Plan(tensors, reading_notes(path, passed_over, repaired, read))
 
 
 def check_kind(path: Path, header: Header) -> None:
@@ -143,13 +183,6 @@ def check_kind(path: Path, header: Header) -> None:
             raise CheckpointError(f"{path} asks for {noise} ({mark})", hint=hint)
 
 
-def _refuse_surplus(path: Path, name: str, component: str, inner: str) -> None:
-    """Raise CheckpointError for a tensor of a kind that changes what is drawn, or that only another tool can read."""
-    kind = surplus_kind(component, inner)
-    if kind is not None and kind.hint is not None:
-        raise CheckpointError(f"{path} has tensors of {kind.what} ({name})", hint=kind.hint)
-
-
 def _match(
     path: Path, header: Header, component: str, names: Mapping[str, str], config: Mapping[str, Any]
 ) -> dict[str, str]:
@@ -167,8 +200,7 @@ def _match(
         new = rename(inner, config)
         # Of the UNet's, names that stand at another place of a level come to one that is there.
         if new not in expected or (component == "unet" and inner not in shapes and new != inner):
-            if surplus_kind(component, inner) is None:
-                unknown.append(name)
+            unknown.append(name)
             continue
         if new in matched:
             message = f"{path}: {name} and {matched[new]} are the same tensor under two names"
@@ -220,7 +252,7 @@ def convert(path: Path, header: Header, planned: Plan, out: Path, configs: Path 
         (out / "scheduler").mkdir()
         (out / "scheduler" / "scheduler_config.json").write_bytes(canonical_json(scheduler))
         with path.open("rb") as source:
-            for component, names in planned.items():
+            for component, names in planned.tensors.items():
                 (out / component).mkdir()
                 config = read_json(configs / component / "config.json")
                 (out / component / "config.json").write_bytes(canonical_json(config))
@@ -257,6 +289,8 @@ def _is_finite(block: bytes, dtype: str) -> bool:
     if dtype == "F64":
         with np.errstate(over="ignore"):
             return bool(np.isfinite(np.frombuffer(block, "<f8").astype(np.float32)).all())
+    if dtype == "F8_E4M3":  # it has no Inf, and one NaN of either sign
+        return not bool(((np.frombuffer(block, "u1") & 0x7F) == 0x7F).any())
     kind, exponent = EXPONENTS[dtype]
     return not bool(((np.frombuffer(block, kind) & exponent) == exponent).any())
 

@@ -72,14 +72,14 @@ def open_checkpoint(
 
 
 def _open_file(path: Path, cache: Path, memory: DigestMemory) -> Checkpoint:
-    from sdrt.checkpoint.single_file import converted_folder
+    from sdrt.checkpoint.single_file import open_single_file
     from sdrt.checkpoint.weights import PICKLE_HINT, is_pickle_name
 
     if is_pickle_name(path.name):
         raise TrustError(f"{path} is a pickle", hint=PICKLE_HINT)
     if not is_safetensors_name(path.name):
         raise CheckpointError(f"{path} is not a .safetensors file", hint=file_hint(path))
-    return read_checkpoint(converted_folder(path, cache, memory), name=utf8_text(path.stem), memory=memory)
+    return open_single_file(path, cache, memory)
 
 
 def default_cache() -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,16 +68,32 @@ def read_weight_file(path: Path, component: str, layers: int | None = None) -> W
             raise CheckpointError(f"{path} holds {kind.what}: {name_in_file}", hint=kind.hint)
         elif not kind.usual:
             passed_over.setdefault(kind, []).append(name_in_file)
+    return WeightFile(path, tensors, reading_notes(path, passed_over, repaired, tensors.values()))
+
+
+def reading_notes(
+    path: Path,
+    passed_over: Mapping[SurplusKind, list[str]],
+    repaired: list[str],
+    tensors: Iterable[WeightTensor],
+) -> tuple[str, ...]:
+    """Return what is read otherwise than it stands in a file, a line each.
+
+    Args:
+        path: The file.
+        passed_over: Names of tensors that are not read, by kind.
+        repaired: Names that a wrapper's prefix was taken off.
+        tensors: The tensors that are read.
+    """
     notes = [f"{path}: passed over {_count(names)} of {kind.what}" for kind, names in passed_over.items()]
     if repaired:
         notes.append(f"{path}: took a wrapper's prefix off {_count(repaired)}")
-    notes += _conversions(path, tensors.values())
-    return WeightFile(path, tensors, tuple(notes))
+    return (*notes, *_conversions(path, tensors))
 
 
 def _conversions(path: Path, tensors: Iterable[WeightTensor]) -> list[str]:
     """Return a line for each type of weights that is converted."""
-    lines = []
+    lines, tensors = [], list(tensors)
     for dtype, how in CONVERTED.items():
         names = [tensor.name_in_file for tensor in tensors if tensor.entry.dtype == dtype]
         if names:
