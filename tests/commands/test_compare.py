@@ -343,6 +343,8 @@ def test_the_reference_has_to_be_here(
     sdrt: CommandLine, tiny_bundle: Bundle, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # Where it lay when it was exported is remembered, but not here.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(engines_build, "build", lambda *_: pytest.fail("engines are built for nothing"))
     ended = sdrt("compare", tiny_bundle.path, "--store", store.root, "--backend", "onnxruntime")
     assert ended.code == 3

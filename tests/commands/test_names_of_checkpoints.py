@@ -28,6 +28,12 @@ COMMIT = "1" * 40
 Opened = Callable[..., EngineSet]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remember no checkpoint that another test has opened."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def opened(tiny_engines: Opened, store: Store, here: Path) -> Opened:
     """Opens engines, where those of a checkpoint called tiny lie in the store."""
