@@ -41,11 +41,11 @@ class SurplusKind:
 
 LORA = SurplusKind(
     "a LoRA or another adapter that was left in",
-    "load the pipeline in diffusers, then pipe.fuse_lora(); pipe.unload_lora_weights(); pipe.save_pretrained(FOLDER)",
+    "save the pipeline that has it again: pipe.fuse_lora(); pipe.unload_lora_weights(); pipe.save_pretrained(FOLDER)",
 )
 IP_ADAPTER = SurplusKind(
     "an IP-Adapter that was left in",
-    "load the pipeline in diffusers, then pipe.unload_ip_adapter(); pipe.save_pretrained(FOLDER)",
+    "save the pipeline that has it again: pipe.unload_ip_adapter(); pipe.save_pretrained(FOLDER)",
 )
 CUSTOM_DIFFUSION = SurplusKind(
     "Custom Diffusion's attention, which Stable Diffusion v1 does not have", "give the checkpoint without it"

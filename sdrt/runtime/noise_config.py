@@ -7,15 +7,19 @@ count; options that would move the noise levels themselves are refused by name r
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+# numpy is imported where it computes: checkpoints are described by these fields, without it.
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Singles = npt.NDArray[np.float32]
 
 PredictionType = Literal["epsilon", "v_prediction"]
 Beta = Annotated[float, Field(gt=0, lt=1)]
-Singles = npt.NDArray[np.float32]
 
 MAX_TRAIN_TIMESTEPS = 100_000
 LMS_CLASS = "LMSDiscreteScheduler"
@@ -80,6 +84,8 @@ class NoiseConfig(BaseModel):
 
     def betas(self) -> Singles:
         """[num_train_timesteps] the variance added at each training timestep."""
+        import numpy as np
+
         if self.trained_betas is not None:
             return np.array(self.trained_betas, dtype=np.float32)
         if self.beta_schedule == "linear":
@@ -89,6 +95,8 @@ class NoiseConfig(BaseModel):
         return _cosine_betas(self.num_train_timesteps)
 
     def _evenly(self, start: float, end: float) -> Singles:
+        import numpy as np
+
         return np.linspace(start, end, self.num_train_timesteps, dtype=np.float32)
 
     def sigmas(self) -> Singles:
@@ -97,6 +105,8 @@ class NoiseConfig(BaseModel):
         In float32 as diffusers has it: at low noise 1 - alpha_bar keeps only four digits there, and a table in float64
         would differ from the reference by 3e-5.
         """
+        import numpy as np
+
         # torch accumulates a float32 cumprod in float64 and rounds each product.
         alphas = np.float32(1) - self.betas()
         alphas_cumprod = np.cumprod(alphas, dtype=np.float64).astype(np.float32)
@@ -107,6 +117,8 @@ class NoiseConfig(BaseModel):
 
 def _cosine_betas(count: int) -> Singles:
     """The cosine schedule, squared and capped: Nichol and Dhariwal 2021, arXiv:2102.09672, equation 17."""
+    import numpy as np
+
     times = np.arange(count + 1) / count
     alpha_bar = np.cos((times + 0.008) / 1.008 * math.pi / 2) ** 2
     betas: Singles = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], MAX_COSINE_BETA).astype(np.float32)

@@ -139,7 +139,6 @@ def test_row_4_nan_and_inf_are_counted_and_named(copy: Path, cache: Path, compon
         (lambda t: {**t, "conv_in.bias": torch.zeros(33)}, "conv_in.bias has shape [33]; the config asks for [32]"),
         (lambda t: {**t, "conv_in.bias": torch.zeros(32, 1)}, "conv_in.bias has shape [32, 1]; the config asks for"),
         (lambda t: {**t, "conv_in.bias": torch.zeros(32, dtype=torch.int8)}, "conv_in.bias is I8; expected F32, F16"),
-        (lambda t: {**t, "conv_in.bias": torch.zeros(32, dtype=torch.float64)}, "conv_in.bias is F64; expected"),
     ],
 )
 def test_tensors_that_do_not_fit_the_network(
