@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -102,12 +103,14 @@ def load_vae(checkpoint: Checkpoint) -> AutoencoderKL:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep diffusers and transformers from talking to the user about config keys they do not know."""
+    """Keep torch and the libraries from talking to the user about a config."""
     before = diffusers.logging.get_verbosity(), transformers.logging.get_verbosity()
     diffusers.logging.set_verbosity(logging.ERROR)
     transformers.logging.set_verbosity(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         diffusers.logging.set_verbosity(before[0])
         transformers.logging.set_verbosity(before[1])

@@ -167,7 +167,7 @@ def _check_heads(config: Mapping[str, Any]) -> None:
     attending[-1] = True  # the middle
     for level, count in enumerate(heads):
         if attending[level] and levels[level] % count:
-            raise _unlike("attention_head_dim", config["attention_head_dim"], f"divisors of {levels}")
+            raise _unlike("attention_head_dim", config.get("attention_head_dim", 8), f"divisors of {levels}")
 
 
 def _by_level(config: Mapping[str, Any], name: str, usual: int) -> Sequence[int]:

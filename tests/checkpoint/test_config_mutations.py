@@ -10,6 +10,7 @@ import json
 import math
 import random
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def built_by_the_library(component: str, folder: Path) -> bool:
     """Whether the library builds the network of a config and runs it on v1's shapes."""
     raw = json.loads((folder / component / "config.json").read_text())
     try:
-        with torch.device("meta"), torch.no_grad():
+        with warnings.catch_warnings(action="ignore"), torch.device("meta"), torch.no_grad():
             if component == "unet":
                 unet: Any = UNet2DConditionModel.from_config(raw)
                 found = unet.eval()(torch.zeros(1, 4, 64, 64), torch.zeros(1), torch.zeros(1, 77, 32)).sample
