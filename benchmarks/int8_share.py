@@ -30,9 +30,9 @@ from sdrt.engines.builders.openvino_fp32 import keep_last_layers, keep_timestep
 from sdrt.export import calibration
 from sdrt.export.quantise import module_of, products, quantise
 from sdrt.export.shared_prefix import count_flops
+from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import for_terminal
 from sdrt.runtime.backends.base import Array
-from sdrt.runtime.backends.cpu import usable_cpus
 from sdrt.runtime.backends.openvino import core, cpu_config
 
 

@@ -15,9 +15,10 @@ from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, SdrtError
 from sdrt.files import working_folder_is_gone
 from sdrt.install_lines import extra_line, removal_line
-from sdrt.runtime.backends import BACKENDS, available, choose_backend, nvidia
-from sdrt.runtime.backends.cpu import available_memory_bytes, cpu_features, supports_bf16, usable_cpus
-from sdrt.runtime.backends.packages import distribution
+from sdrt.machine import nvidia
+from sdrt.machine.cpu import available_memory_bytes, cpu_features, supports_bf16, usable_cpus
+from sdrt.machine.packages import distribution
+from sdrt.runtime.backends import BACKENDS, available, choose_backend
 
 #: The packages that matter here, by distribution, and the extras that bring each.
 PACKAGES: dict[str, tuple[str, ...]] = {

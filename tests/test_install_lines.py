@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from sdrt import doctor, install_lines
 from sdrt.bench import plan
 from sdrt.install_lines import clone_root, extra_line, package_line, removal_line, requirement_line, requirements
-from sdrt.runtime.backends import packages
+from sdrt.machine import packages
 from sdrt.runtime.backends.tensorrt import _MODULES
 
 ROOT = Path(install_lines.__file__).parents[1]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from sdrt.errors import BackendUnavailableError
-from sdrt.runtime.backends.nvidia import RTX_ARCHITECTURES
+from sdrt.machine.nvidia import RTX_ARCHITECTURES
 
 ASK = ("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
 TIMEOUT_S = 60

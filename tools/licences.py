@@ -49,7 +49,7 @@ NAME_LENGTH = 60
 
 def licence(package: Distribution) -> str:
     """What a package says its licence is: in its metadata, or by the text of its licence file."""
-    said = stated(cast(Message, package.metadata))
+    said = stated(cast("Message", package.metadata))
     if said != UNKNOWN:
         return said
     files = [file for file in package.files or () if "dist-info" in file.parts[0] and "LICENSE" in file.name.upper()]

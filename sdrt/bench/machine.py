@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from sdrt.doctor import gpu, processor
-from sdrt.runtime.backends.cpu import available_memory_bytes, cpu_features, processor_name
+from sdrt.machine.cpu import available_memory_bytes, cpu_features, processor_name
 
 PACKAGES = (
     "torch",

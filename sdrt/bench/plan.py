@@ -16,10 +16,10 @@ from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, CheckpointError, SdrtError, UsageError
 from sdrt.graphs.validate import validate_once
 from sdrt.install_lines import extra_line, package_line
+from sdrt.machine.cpu import supports_bf16
 from sdrt.prepare import Choice, Source, choose, open_bundle, prepare
 from sdrt.progress import Progress
 from sdrt.runtime.backends import GPU_BACKENDS
-from sdrt.runtime.backends.cpu import supports_bf16
 
 if TYPE_CHECKING:
     from sdrt.bundle import Bundle, Precision

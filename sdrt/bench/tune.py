@@ -25,10 +25,10 @@ from sdrt.engines.engine_set import BatchRange
 from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from sdrt.files import temporary_folder
+from sdrt.machine.cpu import usable_cpus
 from sdrt.prepare import STEP, Choice, Source, build_request, bundle_precision, open_bundle
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import BACKENDS, available
-from sdrt.runtime.backends.cpu import usable_cpus
 from sdrt.runtime.backends.tuned import Trial, TuneRecord, machine_key, write_record
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sdrt.bench.contender import Contender, Job, Ran, Stopwatch, Work
-from sdrt.engines.memory import peak_memory_bytes, reset_peak_memory
+from sdrt.machine.memory import peak_memory_bytes, reset_peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

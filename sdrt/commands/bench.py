@@ -179,7 +179,7 @@ def _asked(options: Options) -> Asked:
 def _settings(options: Options) -> Settings:
     from sdrt.bench.schema import Settings
     from sdrt.compare.prompts import default_prompts
-    from sdrt.runtime.backends.cpu import usable_cpus
+    from sdrt.machine.cpu import usable_cpus
 
     prompt = options.prompt
     if prompt is None:

@@ -119,7 +119,7 @@ def _recorded(record: CheckpointRecord) -> tuple[str, str | None]:
 
 def _threads(record: dict[str, Any]) -> int | None:
     """As many threads as made the picture, or as this process may use if that is less; None where it does not say."""
-    from sdrt.runtime.backends.cpu import usable_cpus
+    from sdrt.machine.cpu import usable_cpus
 
     return min(record["threads"], usable_cpus()) if record["threads"] else None
 

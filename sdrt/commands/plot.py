@@ -309,12 +309,12 @@ def attention(prompt: str | None, steps: int, guidance_scale: float | None, **va
     encodes the prompt and decodes the picture.
     """
     from sdrt.engines.store import Store
+    from sdrt.machine.cpu import usable_cpus
     from sdrt.plots.attention import attend, draw_attention
     from sdrt.plots.figure import quoted
     from sdrt.plots.marked_graph import check_markable
     from sdrt.prepare import open_bundle
     from sdrt.progress import for_terminal
-    from sdrt.runtime.backends.cpu import usable_cpus
 
     options, text = _checked(Common(**values)), _prompt(prompt)
     check_markable()

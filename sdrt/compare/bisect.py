@@ -23,9 +23,9 @@ from sdrt.compare.metrics import broken, measure
 from sdrt.compare.schema import ComponentResult, Departure, ToleranceRecord
 from sdrt.errors import BackendUnavailableError
 from sdrt.install_lines import requirement_line
+from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import available
-from sdrt.runtime.backends.cpu import usable_cpus
 
 if TYPE_CHECKING:
     import onnx

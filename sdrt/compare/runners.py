@@ -14,9 +14,9 @@ from polygraphy.common import TensorMetadata
 
 from sdrt.bundle import Bundle, ComponentName, ModelRecord, Precision, TensorSpec
 from sdrt.engines.engine_set import EngineComponent, EngineSet
+from sdrt.machine.cpu import usable_cpus
 from sdrt.runtime.backends import open_engine
 from sdrt.runtime.backends.base import Array, Engine
-from sdrt.runtime.backends.cpu import usable_cpus
 
 if TYPE_CHECKING:
     from sdrt.compare.reference import Reference

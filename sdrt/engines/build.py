@@ -19,8 +19,8 @@ from sdrt.engines.request import BuildRequest, component_batch
 from sdrt.engines.store import PRIVATE_MODE, Store
 from sdrt.errors import BundleError, EngineError, TrustError, UsageError
 from sdrt.files import disk_errors, folder_published_as, sha256_file, utf8_path
+from sdrt.machine.cpu import available_memory_bytes, usable_cpus
 from sdrt.progress import Progress
-from sdrt.runtime.backends.cpu import available_memory_bytes, usable_cpus
 
 
 def build_key(bundle: Bundle, request: BuildRequest) -> BuildKey:

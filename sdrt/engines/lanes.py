@@ -59,9 +59,9 @@ class Lane:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
             bufsize=0,
         )
-        self._jobs = cast(IO[bytes], self._process.stdin)
+        self._jobs = cast("IO[bytes]", self._process.stdin)
         # Unbuffered, so that what waits to be read is what the system says waits.
-        self.answers = cast(IO[bytes], self._process.stdout)
+        self.answers = cast("IO[bytes]", self._process.stdout)
         self._unread = b""
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from sdrt.engines.engine_set import BatchRange
 from sdrt.engines.request import component_rows
 from sdrt.errors import UsageError
 from sdrt.files import unreadable
-from sdrt.runtime.backends.nvidia import RtxArchitecture
+from sdrt.machine.nvidia import RtxArchitecture
 
 FOLDER = Path(__file__).parent / "recipes"
 DEFAULT = "sd-v1-default"

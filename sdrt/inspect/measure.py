@@ -15,9 +15,9 @@ from sdrt.errors import BackendUnavailableError, ResourceError
 from sdrt.files import TEMPORARY_HINT, disk_errors, temporary_folder
 from sdrt.inspect.graph import load_graph, module_path
 from sdrt.install_lines import extra_line
+from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import Progress
 from sdrt.runtime.backends.base import library_error
-from sdrt.runtime.backends.cpu import usable_cpus
 
 if TYPE_CHECKING:
     import onnx

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from sdrt.bundle import DEEPCACHE
 from sdrt.errors import UsageError
 from sdrt.files import system_errors
+from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import Progress, silent
 from sdrt.runtime import images, loading
 from sdrt.runtime.backends import GPU_BACKENDS, open_session
 from sdrt.runtime.backends.base import Engine, check_finite
-from sdrt.runtime.backends.cpu import usable_cpus
 from sdrt.runtime.backends.session import check_cuda_graphs
 from sdrt.runtime.batches import pictures_at_once
 from sdrt.runtime.callbacks import Callback, Watch, check_callback

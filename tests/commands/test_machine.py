@@ -17,7 +17,7 @@ from sdrt.commands.doctor import lines
 from sdrt.engines.engine_set import AttentionLayer, EngineManifest, LayerList
 from sdrt.engines.store import Store
 from sdrt.install_lines import extra_line, removal_line
-from sdrt.runtime.backends import nvidia
+from sdrt.machine import nvidia
 from tests.engines.sets import make_set
 from tests.models.tiny_bundle import tiny_bundle
 

@@ -144,7 +144,7 @@ def test_names_of_what_ran_are_the_options(denoise: Denoise, tmp_path: Path, sdr
 def test_from_takes_as_many_threads_as_made_the_picture_and_says_where_it_cannot(
     denoise: Denoise, tmp_path: Path, sdrt: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdrt.runtime.backends.cpu.usable_cpus", lambda: 3)
+    monkeypatch.setattr("sdrt.machine.cpu.usable_cpus", lambda: 3)
     assert denoise("--seed", "3", "--threads", "2", steps=1).code == 0
     assert sdrt("info", "picture.png", "--json").json["threads"] == 2
     again: dict[str, Any] = {}
@@ -157,7 +157,7 @@ def test_from_takes_as_many_threads_as_made_the_picture_and_says_where_it_cannot
     assert (tmp_path / "equal.png").read_bytes() == (tmp_path / "picture.png").read_bytes()
     said = "the picture was made by 2 threads, this one by 1; it may differ in its last bits"
     assert said in again["asked"].err
-    monkeypatch.setattr("sdrt.runtime.backends.cpu.usable_cpus", lambda: 1)
+    monkeypatch.setattr("sdrt.machine.cpu.usable_cpus", lambda: 1)
     assert said in denoise("--from", "picture.png", "--out", "fewer.png", prompt=None, steps=None).err
 
 

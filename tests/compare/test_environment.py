@@ -15,7 +15,7 @@ from sdrt.compare import compare as comparing
 from sdrt.compare.compare import environment
 from sdrt.compare.runners import candidate
 from sdrt.compare.subject import Subject
-from sdrt.runtime.backends.cpu import usable_cpus
+from sdrt.machine.cpu import usable_cpus
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from sdrt.engines.engine_set import BackendName, BatchRange, EngineSet
 from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import Store
 from sdrt.errors import BundleError, EngineError, TrustError, UsageError
+from sdrt.machine import nvidia
 from sdrt.progress import silent
-from sdrt.runtime.backends import nvidia, open_engine
+from sdrt.runtime.backends import open_engine
 from tests.engines.notes import Notes
 from tests.models.tiny_bundle import feeds, tiny_bundle
 

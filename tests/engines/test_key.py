@@ -13,7 +13,7 @@ from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, BundleError, UsageError
 from sdrt.install_lines import extra_line
-from sdrt.runtime.backends import cpu
+from sdrt.machine import cpu
 from tests.models.tiny_bundle import tiny_bundle
 
 KEY = BuildKey(
@@ -120,7 +120,7 @@ def test_a_missing_library_names_its_extra(bundle: Bundle, monkeypatch: pytest.M
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("sdrt.runtime.backends.packages.version", missing)
+    monkeypatch.setattr("sdrt.machine.packages.version", missing)
     with pytest.raises(BackendUnavailableError, match="onnxruntime is not installed") as refused:
         build_key(bundle, BuildRequest("onnxruntime"))
     assert refused.value.hint == extra_line("cpu")

@@ -14,8 +14,8 @@ from sdrt.engines.engine_set import BatchRange, EngineComponent
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, UsageError
+from sdrt.machine import nvidia
 from sdrt.progress import silent
-from sdrt.runtime.backends import nvidia
 from tests.engines.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle
 
@@ -83,7 +83,7 @@ def test_rtx_plans_depend_on_targets_and_library_and_not_on_this_machine(
     assert before.host == {"gpu": "sm86 sm89 sm120"}
     assert before.machine == {}
     machine["driver"] = nvidia.Driver("1", "12.0", ())
-    monkeypatch.setattr("sdrt.runtime.backends.cpu.cpu_features", lambda: ("another",))
+    monkeypatch.setattr("sdrt.machine.cpu.cpu_features", lambda: ("another",))
     assert build_key(bundle, BuildRequest("tensorrt-rtx")).digest == before.digest
     machine["version"] = "1.7.2"
     assert build_key(bundle, BuildRequest("tensorrt-rtx")).digest != before.digest

@@ -64,7 +64,7 @@ def test_row_65_a_backend_that_is_not_installed_names_its_extra(
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("sdrt.runtime.backends.packages.version", missing)
+    monkeypatch.setattr("sdrt.machine.packages.version", missing)
     monkeypatch.setattr(backends, "_check_nvidia_driver", lambda _: None)
     monkeypatch.setattr(backends, "_check_rtx_gpu", lambda: None)
     ended = draw("--backend", backend)

@@ -17,7 +17,7 @@ import pytest
 from sdrt import Pipeline, Result
 from sdrt.bundle import Precision
 from sdrt.engines.engine_set import EngineSet
-from sdrt.runtime.backends.cpu import supports_bf16
+from sdrt.machine.cpu import supports_bf16
 from sdrt.runtime.batches import PICTURES_AT_ONCE
 from sdrt.runtime.request import Picture, Request
 

@@ -10,7 +10,7 @@ import pytest
 from sdrt import Pipeline
 from sdrt.engines.request import Provider
 from sdrt.engines.store import Store
-from sdrt.runtime.backends.packages import distribution
+from sdrt.machine.packages import distribution
 
 pytestmark = [
     pytest.mark.gpu,

@@ -28,9 +28,10 @@ from sdrt.engines.recipe import DEFAULT, load_recipe
 from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import Store
 from sdrt.errors import NumericError, ResourceError, UsageError
+from sdrt.machine import nvidia
 from sdrt.prepare import Source, open_bundle, prepare
 from sdrt.progress import Silent, silent
-from sdrt.runtime.backends import available, nvidia, open_engine
+from sdrt.runtime.backends import available, open_engine
 from sdrt.runtime.backends.base import Array
 from sdrt.runtime.backends.cuda import Cuda
 from sdrt.runtime.backends.tensorrt_kernels import FOLDER

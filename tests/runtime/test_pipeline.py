@@ -14,9 +14,9 @@ from sdrt.bundle import Bundle, Precision
 from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.store import Store
 from sdrt.errors import BundleError, NumericError, UsageError
+from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import silent
 from sdrt.runtime.backends.base import Engine
-from sdrt.runtime.backends.cpu import usable_cpus
 from sdrt.runtime.batches import PICTURES_AT_ONCE
 from sdrt.runtime.latents import unit_noise
 from sdrt.runtime.metadata import PictureRecord, record_json

@@ -17,7 +17,7 @@ from sdrt.bundle import Bundle
 from sdrt.engines.engine_set import AttentionLayer, BackendName, EngineSet, LayerList
 from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError
-from sdrt.runtime.backends import nvidia
+from sdrt.machine import nvidia
 from sdrt.runtime.backends.cuda import Cuda
 from sdrt.runtime.backends.tensorrt_log import Messages, listen
 from tests.models.tiny_bundle import tiny_bundle as write_bundle

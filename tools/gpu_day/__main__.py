@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdrt.errors import BackendUnavailableError
-from sdrt.runtime.backends import nvidia
+from sdrt.machine import nvidia
 from tools.gpu_day import FULL_SIZE
 from tools.gpu_day.day import PAGE, PARTS, part_named, run_day
 from tools.gpu_day.findings import BAD

@@ -10,10 +10,10 @@ from typing import ClassVar, Protocol
 
 from sdrt.bundle import COMPONENTS, Component, ComponentName, Precision, Record
 from sdrt.engines.engine_set import BackendName, BatchRange, EngineComponent, LayerList
-from sdrt.engines.memory import peak_memory_bytes, reset_peak_memory
 from sdrt.engines.recipe import Recipe
 from sdrt.engines.request import Provider
 from sdrt.errors import BackendUnavailableError, UsageError
+from sdrt.machine.memory import peak_memory_bytes, reset_peak_memory
 
 
 class ComponentJob(Record):

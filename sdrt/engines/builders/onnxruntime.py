@@ -14,9 +14,9 @@ from sdrt.engines.builders.onnxruntime_gpu import OPSET, gpu_graph
 from sdrt.engines.recipe import Recipe
 from sdrt.engines.request import Provider
 from sdrt.files import disk_errors
+from sdrt.machine.cpu import simd_width
+from sdrt.machine.packages import installed_version
 from sdrt.runtime.backends.base import library_error
-from sdrt.runtime.backends.cpu import simd_width
-from sdrt.runtime.backends.packages import installed_version
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"

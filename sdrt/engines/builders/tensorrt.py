@@ -20,9 +20,9 @@ from sdrt.engines.trt.profiles import add_profile
 from sdrt.engines.trt.timing_cache import TimingCache
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, UsageError
 from sdrt.files import disk_errors
-from sdrt.runtime.backends import nvidia
-from sdrt.runtime.backends.collection import uncollected
-from sdrt.runtime.backends.packages import installed_version
+from sdrt.machine import nvidia
+from sdrt.machine.gc_pause import uncollected
+from sdrt.machine.packages import installed_version
 from sdrt.runtime.backends.tensorrt_log import Messages, listen
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class TensorRtBuilder(Builder):
     def _imported(self) -> Library:
         if self._library is None:
             try:
-                self._library = cast(Library, import_module(self.module))
+                self._library = cast("Library", import_module(self.module))
             except ImportError as error:
                 hint = f"reinstall {self.backend}"
                 message = f"{self.backend} is installed but does not import: {error}"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError, UsageError
 from sdrt.files import system_errors
 from sdrt.install_lines import extra_line, package_line
+from sdrt.machine import nvidia
+from sdrt.machine.cpu import unsuited, usable_cpus
+from sdrt.machine.packages import distribution, installed_version
 from sdrt.progress import Progress, silent
-from sdrt.runtime.backends import nvidia
-from sdrt.runtime.backends.cpu import unsuited, usable_cpus
-from sdrt.runtime.backends.packages import distribution, installed_version
 
 if TYPE_CHECKING:
     from sdrt.bundle import ComponentName

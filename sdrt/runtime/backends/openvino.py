@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdrt.errors import BackendUnavailableError, EngineError
+from sdrt.machine.cpu import supports_bf16
 from sdrt.runtime.backends.base import Array, Engine, library_error
-from sdrt.runtime.backends.cpu import supports_bf16
 
 if TYPE_CHECKING:
     from openvino import Core, InferRequest

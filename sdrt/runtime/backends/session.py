@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, Self
 
 from sdrt.errors import UsageError
+from sdrt.machine.malloc_trim import trim_heap
 from sdrt.runtime.backends import GPU_BACKENDS
 from sdrt.runtime.backends.base import Engine
-from sdrt.runtime.backends.heap import trim_heap
 
 if TYPE_CHECKING:
     from sdrt.bundle import ComponentName

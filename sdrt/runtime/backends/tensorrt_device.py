@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError
+from sdrt.machine.gc_pause import uncollected
 from sdrt.progress import Progress, silent
-from sdrt.runtime.backends.collection import uncollected
 from sdrt.runtime.backends.cuda import OUT_OF_MEMORY_HINT, Buffer, Cuda
 from sdrt.runtime.backends.tensorrt_log import LINE_LIMIT, Messages, listen
 

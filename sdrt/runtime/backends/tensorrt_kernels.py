@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sdrt.engines.engine_set import check_private
 from sdrt.engines.sealed import SealedFile
 from sdrt.errors import ResourceError, TimeLimitError, TrustError
+from sdrt.machine.gc_pause import uncollected
 from sdrt.progress import Progress
-from sdrt.runtime.backends.collection import uncollected
 
 if TYPE_CHECKING:
     from sdrt.bundle import ComponentName

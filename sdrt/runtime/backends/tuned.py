@@ -12,8 +12,8 @@ from sdrt.bundle import Digest, Precision, Record, read_document
 from sdrt.engines.engine_set import BackendName
 from sdrt.errors import BackendUnavailableError
 from sdrt.files import canonical_json, disk_errors, sha256_bytes, write_atomically
-from sdrt.runtime.backends import nvidia
-from sdrt.runtime.backends.cpu import cpu_features, processor_name, usable_cpus
+from sdrt.machine import nvidia
+from sdrt.machine.cpu import cpu_features, processor_name, usable_cpus
 
 SCHEMA_VERSION = 1
 LIMIT_BYTES = 4 << 20

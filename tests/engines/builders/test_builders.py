@@ -19,9 +19,9 @@ from sdrt.bundle import COMPONENTS, Bundle, ComponentName, Precision
 from sdrt.engines.builders import builder
 from sdrt.engines.engine_set import BatchRange, EngineComponent
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, UsageError
+from sdrt.machine.cpu import supports_bf16
 from sdrt.runtime.backends import openvino as openvino_backend
 from sdrt.runtime.backends.base import Engine
-from sdrt.runtime.backends.cpu import supports_bf16
 from sdrt.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from sdrt.runtime.backends.openvino import OpenVinoEngine
 from tests.engines.test_lanes import job, without_weights

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sdrt.bundle import Bundle, ComponentName, Precision
 from sdrt.engines.builders import builder
 from sdrt.engines.builders import openvino as openvino_builder
-from sdrt.runtime.backends.cpu import supports_bf16
+from sdrt.machine.cpu import supports_bf16
 from sdrt.runtime.backends.openvino import MappedBlob, OpenVinoEngine, core, cpu_config
 from tests.engines.test_lanes import job
 from tests.models.tiny_bundle import feeds

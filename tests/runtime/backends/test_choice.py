@@ -15,9 +15,10 @@ from sdrt import doctor
 from sdrt.engines.engine_set import EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from sdrt.install_lines import extra_line, package_line
+from sdrt.machine import nvidia
 from sdrt.prepare import Source, prepare
 from sdrt.runtime import backends
-from sdrt.runtime.backends import available, choose_backend, nvidia, open_engine
+from sdrt.runtime.backends import available, choose_backend, open_engine
 from tests.engines.sets import make_set
 
 CPU_PACKAGES = {"onnxruntime": "1.31", "openvino": "2026.4"}
@@ -33,7 +34,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
             raise PackageNotFoundError(name)
         return packages[name]
 
-    monkeypatch.setattr("sdrt.runtime.backends.packages.version", fake_version)
+    monkeypatch.setattr("sdrt.machine.packages.version", fake_version)
     return packages
 
 

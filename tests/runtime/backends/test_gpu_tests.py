@@ -13,7 +13,7 @@ from sdrt.engines.build import build_key
 from sdrt.engines.engine_set import BackendName, EngineSet
 from sdrt.engines.request import BuildRequest
 from sdrt.engines.store import Store
-from sdrt.runtime.backends import nvidia
+from sdrt.machine import nvidia
 from sdrt.runtime.backends.cuda import Cuda
 from tests.command_line import CommandLine
 from tests.gpu import test_tensorrt_gpu as gpu
@@ -126,7 +126,7 @@ def test_of_building_plans(
     here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("A GPU", architecture, 24 << 30),))
     monkeypatch.setattr(nvidia, "driver", lambda: here)
     monkeypatch.setattr("sdrt.runtime.backends._check_nvidia_driver", lambda backend: None)
-    monkeypatch.setattr("sdrt.runtime.backends.packages.version", lambda name: "11.4.0")
+    monkeypatch.setattr("sdrt.machine.packages.version", lambda name: "11.4.0")
     monkeypatch.setattr(gpu, "open_bundle", lambda *_, **__: hand_bundle)
     asked: list[BuildRequest] = []
     monkeypatch.setattr(gpu, "build", lambda bundle, request, *_: asked.append(request))

@@ -15,7 +15,8 @@ from sdrt.bundle import Bundle, ComponentName
 from sdrt.engines.engine_set import TOKENIZER, BatchRange, EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, TrustError, UsageError
 from sdrt.install_lines import extra_line
-from sdrt.runtime.backends import available, nvidia
+from sdrt.machine import nvidia
+from sdrt.runtime.backends import available
 from sdrt.runtime.backends.cuda import Cuda
 from sdrt.runtime.backends.tensorrt import TensorRtEngine, TensorRtSession, open_alone
 from tests.models.tiny_bundle import feeds
@@ -338,7 +339,7 @@ def test_a_runtime_that_is_not_made_says_why(plans: EngineSet, monkeypatch: pyte
 def test_nothing_is_collected_while_tensorrt_works(
     plans: EngineSet, monkeypatch: pytest.MonkeyPatch, rtx: bool
 ) -> None:
-    """See sdrt.runtime.backends.collection: a collection in a call to the log may wait for ever."""
+    """See sdrt.machine.gc_pause: a collection in a call to the log may wait for ever."""
     seen: dict[str, bool] = {}
 
     def spy(kind: type, name: str) -> None:
@@ -519,9 +520,9 @@ def test_row_65_a_gpu_backend_without_cuda_bindings_is_not_available(monkeypatch
     here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("RTX 3090", "sm86", 24 << 30),))
     monkeypatch.setattr(nvidia, "driver", lambda: here)
     monkeypatch.setattr("sdrt.runtime.backends._check_nvidia_driver", lambda backend: None)
-    monkeypatch.setattr("sdrt.runtime.backends.packages.version", version)
+    monkeypatch.setattr("sdrt.machine.packages.version", version)
     with pytest.raises(BackendUnavailableError, match="cuda-bindings is not installed") as caught:
         available("tensorrt-rtx")
     assert caught.value.hint == extra_line("rtx")
-    monkeypatch.setattr("sdrt.runtime.backends.packages.version", lambda name: "1.7")
+    monkeypatch.setattr("sdrt.machine.packages.version", lambda name: "1.7")
     available("tensorrt-rtx")

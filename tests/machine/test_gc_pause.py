@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sdrt.runtime.backends.collection import uncollected
+from sdrt.machine.gc_pause import uncollected
 
 LIMIT_S = 30
 

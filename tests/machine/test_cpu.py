@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.runtime.backends import cpu
+from sdrt.machine import cpu
 
 
 def tree(root: Path, **files: str) -> Path:

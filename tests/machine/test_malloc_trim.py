@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from sdrt.runtime.backends import heap, session
-from sdrt.runtime.backends.heap import trim_heap
+from sdrt.machine import malloc_trim
+from sdrt.machine.malloc_trim import trim_heap
+from sdrt.runtime.backends import session
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ def test_the_c_library_is_told_where_it_can_be(
     told: list[int] = []
     library = SimpleNamespace(malloc_trim=told.append) if has_it else SimpleNamespace()
     monkeypatch.setattr("sys.platform", platform)
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda _: library)  # type: ignore[attr-defined]
+    monkeypatch.setattr(malloc_trim.ctypes, "CDLL", lambda _: library)  # type: ignore[attr-defined]
     trim_heap()
     assert told == expected
 

@@ -1,0 +1,1 @@
+"""Facts about this computer: processor, GPU driver, installed packages, memory."""
