@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from sdrt.errors import ResourceError, SdrtError, TrustError
-from sdrt.parts import ASIDE_PREFIX, PART_PREFIX, owner_name, remove, sweep, try_exclusive
+from sdrt.unfinished import ASIDE_PREFIX, PART_PREFIX, owner_name, remove, sweep, try_exclusive
 
 #: How the names of folders begin in which something lies for a while: what is written there goes by TMPDIR.
 TEMPORARY_PREFIX = "sdrt-temporary-"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrt import files, parts
+from sdrt import files, unfinished
 from sdrt.errors import CheckpointError, ResourceError, SdrtError, TrustError
 from sdrt.files import (
     READ_BYTES,
@@ -359,8 +359,8 @@ def test_the_folder_itself_may_be_reached_by_a_link(tmp_path: Path) -> None:
 
 
 def test_unfinished_things_are_hidden() -> None:
-    assert parts.PART_PREFIX.startswith(".")
-    assert parts.ASIDE_PREFIX.startswith(".")
+    assert unfinished.PART_PREFIX.startswith(".")
+    assert unfinished.ASIDE_PREFIX.startswith(".")
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, READ_BYTES, 2 * READ_BYTES + 3])

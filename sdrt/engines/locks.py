@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 
 from sdrt.errors import EngineError, TimeLimitError
 from sdrt.files import disk_errors, unreadable
-from sdrt.parts import is_abandoned, owner_name, try_exclusive
 from sdrt.progress import Progress
+from sdrt.unfinished import is_abandoned, owner_name, try_exclusive
 
 __all__ = ["Lease", "drop_dead_holders", "exclusive", "try_exclusive"]
 

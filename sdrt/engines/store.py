@@ -20,8 +20,8 @@ from sdrt.engines.engine_set import EngineManifest, EngineSet, check_private
 from sdrt.engines.locks import drop_dead_holders, exclusive, try_exclusive
 from sdrt.errors import ArtefactError, EngineError, ResourceError, SdrtError, TimeLimitError, TrustError
 from sdrt.files import disk_errors, fsync_path, is_there, sha256_bytes, system_errors
-from sdrt.parts import PART_PREFIX, is_abandoned, owner_name, sweep
 from sdrt.progress import Progress, silent
+from sdrt.unfinished import PART_PREFIX, is_abandoned, owner_name, sweep
 
 PRIVATE_MODE = 0o700
 PARTS = ("bundles", "engines", "quarantine", "locks", "staging", "timing")

@@ -17,7 +17,7 @@ from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.locks import Lease, try_exclusive
 from sdrt.engines.store import PARTS, Store
 from sdrt.errors import EngineError, ResourceError, SdrtError, TimeLimitError, TrustError
-from sdrt.parts import is_abandoned, owner_name
+from sdrt.unfinished import is_abandoned, owner_name
 from tests.engines.notes import Notes
 from tests.engines.sets import KEY, make_set
 from tests.models.tiny_bundle import tiny_bundle

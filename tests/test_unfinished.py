@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.parts import ASIDE_PREFIX, PART_PREFIX, is_abandoned, owner_name, sweep, try_exclusive
+from sdrt.unfinished import ASIDE_PREFIX, PART_PREFIX, is_abandoned, owner_name, sweep, try_exclusive
 
 
 @pytest.fixture(scope="module")
 def dead() -> str:
     """The owner's name of a process that is gone."""
-    code = "from sdrt.parts import owner_name; print(owner_name())"
+    code = "from sdrt.unfinished import owner_name; print(owner_name())"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return ended.stdout.strip()
