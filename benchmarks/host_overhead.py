@@ -14,8 +14,8 @@ from sdrt.bundle import TensorSpec
 from sdrt.engines.engine_set import EngineComponent
 from sdrt.runtime.backends.base import Array, Engine
 from sdrt.runtime.denoise import Conditioning, denoise
-from sdrt.runtime.latents import unit_noise
-from sdrt.runtime.lms import Schedule
+from sdrt.sampling.latents import unit_noise
+from sdrt.sampling.lms import Schedule
 
 STEPS, REPEATS, HIDDEN = 50, 21, 768
 V1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -18,8 +18,8 @@ from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 from sdrt.checkpoint.configs import GENERATION_CONFIG
 from sdrt.files import folder_published_as
 from sdrt.runtime.images import to_pictures
-from sdrt.runtime.latents import unit_noise
-from sdrt.runtime.lms import Latents, Schedule, scale_model_input, step
+from sdrt.sampling.latents import unit_noise
+from sdrt.sampling.lms import Latents, Schedule, scale_model_input, step
 
 MODEL_CARD = "README.md"
 #: What the checkpoint recommends to draw with. At 7.5, which it was trained for, red smears stand beside green objects

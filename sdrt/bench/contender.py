@@ -127,6 +127,6 @@ class Contender(ABC):
 
 def noise(work: Work, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """The unit noise that sdrt would draw from the same seeds, [n, *shape], so that all draw the same pictures."""
-    from sdrt.runtime.latents import unit_noise
+    from sdrt.sampling.latents import unit_noise
 
     return unit_noise(work.seeds, shape)

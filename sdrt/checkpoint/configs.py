@@ -14,8 +14,8 @@ from sdrt.checkpoint.config_fields import DECIDING, completed, is_json
 from sdrt.checkpoint.misplaced import folder_hint
 from sdrt.errors import CheckpointError
 from sdrt.files import unreadable
-from sdrt.runtime.noise_config import OTHER_SCHEDULER_HINT, WITHOUT_BETAS, NoiseConfig
 from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE
+from sdrt.sampling.noise_config import OTHER_SCHEDULER_HINT, WITHOUT_BETAS, NoiseConfig
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 60
@@ -54,7 +54,7 @@ COUNTS_OF_TEXT_ENCODER = (
     "vocab_size",
 )
 LATENT_STATISTICS = ("latents_mean", "latents_std", "shift_factor")
-#: The scheduler's fields that sdrt.runtime.noise_config reads.
+#: The scheduler's fields that sdrt.sampling.noise_config reads.
 NOISE_FIELDS = frozenset(field.alias or name for name, field in NoiseConfig.model_fields.items())
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 #: Beside model_index.json, where there is one: what a checkpoint recommends, under the names of transformers'

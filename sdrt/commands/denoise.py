@@ -200,7 +200,7 @@ def run(options: Options) -> None:
     """Check everything that can be checked before the first engine opens; then make and write the pictures."""
     from sdrt.commands.denoise_repeat import check_repeats, record_of, with_record
     from sdrt.progress import for_terminal
-    from sdrt.runtime.latents import check_latents_of
+    from sdrt.sampling.latents import check_latents_of
 
     check_together(options)
     check_png(options.out)
@@ -326,7 +326,7 @@ def _preview(options: Options, request: Request, progress: Progress) -> LivePrev
 def _noise(options: Options, request: Request) -> Any:
     if options.latents is None:
         return None
-    from sdrt.runtime.latents import load_latents
+    from sdrt.sampling.latents import load_latents
 
     return load_latents(options.latents, len(request.pictures))
 
@@ -379,7 +379,7 @@ def _warn(result: Result, progress: Progress) -> None:
 def _write(options: Options, result: Result, record: dict[str, Any] | None) -> dict[Path, int]:
     """Write the pictures (of --from: the one it is) and the latents; gives each path its seed."""
     from sdrt.runtime.images import write_png
-    from sdrt.runtime.latents import save_latents
+    from sdrt.sampling.latents import save_latents
 
     chosen = range(len(result.images)) if record is None else [record["batch_index"]]
     written = {}

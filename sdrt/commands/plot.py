@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sdrt.prepare import Source
     from sdrt.progress import Progress
     from sdrt.runtime.denoise import Latents
-    from sdrt.runtime.lms import Schedule
+    from sdrt.sampling.lms import Schedule
 
 
 @dataclass(frozen=True)
@@ -386,7 +386,7 @@ def _schedule(options: Common, steps: int) -> tuple[str, Schedule]:
     from sdrt.bundle import Bundle
     from sdrt.checkpoint import open_checkpoint
     from sdrt.engines.engine_set import SCHEDULER
-    from sdrt.runtime.lms import Schedule
+    from sdrt.sampling.lms import Schedule
 
     if options.bundle:
         bundle = Bundle.open(options.bundle)

@@ -29,8 +29,8 @@ from sdrt.errors import BackendUnavailableError
 from sdrt.export.components import Source, load_source, model_record
 from sdrt.install_lines import extra_line
 from sdrt.progress import Progress, silent
-from sdrt.runtime.latents import unit_noise
 from sdrt.runtime.request import Request
+from sdrt.sampling.latents import unit_noise
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sdrt.bundle import ComponentName
 from sdrt.engines.engine_set import BatchRange
 from sdrt.errors import NumericError
-from sdrt.runtime.lms import MAX_ORDER, derivative
+from sdrt.sampling.lms import MAX_ORDER, derivative
 
 Array = npt.NDArray[Any]
 #: A compiled graph: feeds by name to outputs by name.

@@ -21,10 +21,10 @@ from sdrt.checkpoint import Checkpoint
 from sdrt.errors import NumericError
 from sdrt.export.components import load_source, model_record
 from sdrt.progress import Advance, Progress
-from sdrt.runtime import lms
-from sdrt.runtime.latents import unit_noise
-from sdrt.runtime.lms import Schedule
 from sdrt.runtime.text import Tokenizer
+from sdrt.sampling import lms
+from sdrt.sampling.latents import unit_noise
+from sdrt.sampling.lms import Schedule
 
 #: The largest finite number of fp16.
 FP16_MAX = 65504.0

@@ -33,8 +33,8 @@ from sdrt.export.onnx_export import export_graph, quiet, tensor_specs
 from sdrt.files import canonical_json, folder_published_as, utf8_path
 from sdrt.graphs.structure import OPSETS
 from sdrt.progress import Progress, silent
-from sdrt.runtime.lms import Schedule
-from sdrt.runtime.noise_config import PredictionType
+from sdrt.sampling.lms import Schedule
+from sdrt.sampling.noise_config import PredictionType
 
 DEFAULT_OPSET = 23
 

@@ -19,10 +19,10 @@ from sdrt.bundle import Bundle
 from sdrt.errors import BackendUnavailableError
 from sdrt.install_lines import extra_line
 from sdrt.progress import Progress
-from sdrt.runtime import lms
-from sdrt.runtime.latents import unit_noise
-from sdrt.runtime.lms import Schedule
 from sdrt.runtime.text import Tokenizer
+from sdrt.sampling import lms
+from sdrt.sampling.latents import unit_noise
+from sdrt.sampling.lms import Schedule
 
 if TYPE_CHECKING:
     import onnx

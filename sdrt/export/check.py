@@ -15,8 +15,8 @@ from sdrt.errors import BackendUnavailableError, NumericError
 from sdrt.export.components import EXAMPLE_BATCH, Source
 from sdrt.export.onnx_export import tensor_specs
 from sdrt.install_lines import extra_line
-from sdrt.runtime import lms
-from sdrt.runtime.noise_config import PredictionType
+from sdrt.sampling import lms
+from sdrt.sampling.noise_config import PredictionType
 
 Array = npt.NDArray[Any]
 

@@ -3,7 +3,7 @@
 No second export: the UNet's nodes are taken as they are, and the step's arithmetic is put before and after them. The
 step scales the latents, runs both halves of classifier-free guidance as one batch, combines them, forms the derivative
 and adds the LMS sum, all in fp32 but for the UNet itself. What the halves have in common is computed once
-(``sdrt.export.shared_prefix``). The formulas are those of ``sdrt.runtime.lms`` and of ``sdrt.runtime.denoise``.
+(``sdrt.export.shared_prefix``). The formulas are those of ``sdrt.sampling.lms`` and of ``sdrt.runtime.denoise``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sdrt.bundle import Component
 from sdrt.errors import BundleError
 from sdrt.export.shared_prefix import SharedPrefix, count_flops, first_axis, split_prefix
 from sdrt.files import disk_errors
-from sdrt.runtime.lms import MAX_ORDER
-from sdrt.runtime.noise_config import PredictionType
+from sdrt.sampling.lms import MAX_ORDER
+from sdrt.sampling.noise_config import PredictionType
 
 if TYPE_CHECKING:
     import onnx

@@ -18,7 +18,7 @@ from sdrt.export.quantise import products, quantise
 from sdrt.export.sensitivity import by_sensitivity, to_keep
 from sdrt.files import disk_errors, folder_published_as, utf8_path
 from sdrt.progress import Progress, silent
-from sdrt.runtime.noise_config import PredictionType
+from sdrt.sampling.noise_config import PredictionType
 
 #: Counts changes of the quantiser that change what it makes.
 QUANTISER = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdrt.bundle import Component, ComponentName, ModelRecord, TensorSpec
 from sdrt.graphs.structure import Spec
-from sdrt.runtime.lms import MAX_ORDER
+from sdrt.sampling.lms import MAX_ORDER
 
 Specs = tuple[Spec, ...]
 

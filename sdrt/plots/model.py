@@ -14,9 +14,9 @@ from sdrt.runtime import images
 from sdrt.runtime.backends import open_session
 from sdrt.runtime.backends.base import Engine, check_finite
 from sdrt.runtime.denoise import Conditioning, Latents
-from sdrt.runtime.latents import unit_noise
-from sdrt.runtime.lms import Schedule
 from sdrt.runtime.text import Tokenizer
+from sdrt.sampling.latents import unit_noise
+from sdrt.sampling.lms import Schedule
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdrt.errors import UsageError
 from sdrt.plots.figure import Panel, picture_grid, styled
-from sdrt.runtime import lms
+from sdrt.sampling import lms
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

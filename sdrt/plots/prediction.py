@@ -10,7 +10,7 @@ import numpy as np
 from sdrt.errors import UsageError
 from sdrt.plots.figure import Panel, picture_grid, styled
 from sdrt.plots.watch import Step, one_step, watch
-from sdrt.runtime import lms
+from sdrt.sampling import lms
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sdrt.plots.model import Model
     from sdrt.progress import Progress
     from sdrt.runtime.denoise import Conditioning, Latents
-    from sdrt.runtime.lms import Schedule
+    from sdrt.sampling.lms import Schedule
 
 #: The four latents, in the order of the figure; what they are called there, and in --json.
 TITLES = {

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sdrt.runtime.lms import Schedule
+    from sdrt.sampling.lms import Schedule
 
 #: What can be shown.
 QUANTITIES = ("sigmas", "timesteps", "coefficients")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdrt.runtime import lms
 from sdrt.runtime.backends.base import Array, Engine
 from sdrt.runtime.denoise import Conditioning, Latents, denoise
-from sdrt.runtime.lms import Schedule
+from sdrt.sampling import lms
+from sdrt.sampling.lms import Schedule
 
 
 @dataclass(frozen=True, eq=False)

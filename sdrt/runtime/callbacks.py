@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sdrt.arguments import shown
 from sdrt.errors import UsageError
-from sdrt.runtime.arguments import shown
 from sdrt.runtime.denoise import Latents
-from sdrt.runtime.latents import check_latents
+from sdrt.sampling.latents import check_latents
 
 if TYPE_CHECKING:
     from sdrt.runtime.pipeline import Pipeline

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrt.errors import UsageError
-from sdrt.runtime import lms
 from sdrt.runtime.backends.base import Array, Engine, check_finite
-from sdrt.runtime.lms import Schedule
+from sdrt.sampling import lms
+from sdrt.sampling.lms import Schedule
 
 if TYPE_CHECKING:
     from sdrt.engines.engine_set import EngineComponent

@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 import numpy as np
 
+from sdrt.arguments import as_real, shown, whole
 from sdrt.bundle import MAX_TOKEN_MERGING, Precision
 from sdrt.engines.request import Provider
 from sdrt.errors import UsageError
-from sdrt.runtime.arguments import as_real, shown, whole
 
 MAX_THREADS = 1024
 #: How a guided step runs: by denoise_step where the engines hold it, or always by the plain UNet.

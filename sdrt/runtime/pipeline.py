@@ -25,13 +25,13 @@ from sdrt.runtime.callbacks import Callback, Watch, check_callback
 from sdrt.runtime.deepcache import CachedUnet
 from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused
 from sdrt.runtime.init_image import InitImage, draw_latents, encode_picture
-from sdrt.runtime.latents import check_kind, check_latents, posterior_noise, unit_noise
-from sdrt.runtime.lms import Schedule
 from sdrt.runtime.records import picture_record
 from sdrt.runtime.request import DEFAULT_STRENGTH, LmsStart, Picture, Request, make_request
 from sdrt.runtime.result import Result, Timings
 from sdrt.runtime.text import Tokenizer
 from sdrt.runtime.text_states import EncodedText, conditioning_of, encode_texts, texts_of
+from sdrt.sampling.latents import check_kind, check_latents, posterior_noise, unit_noise
+from sdrt.sampling.lms import Schedule
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from sdrt.arguments import as_real, as_whole, items, shown, whole
 from sdrt.errors import UsageError
-from sdrt.runtime.arguments import as_real, as_whole, items, shown, whole
 
 PROMPT_LIMIT_CHARACTERS = 100_000
 MAX_SEED = 2**64 - 1

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sdrt.bundle import Bundle
 from sdrt.engines.store import Store
-from sdrt.runtime.lms import Schedule
+from sdrt.sampling.lms import Schedule
 from tests.command_line import CommandLine
 
 GUIDED = ("--prompt", "a red circle", "--steps", 2, "--guidance-scale", 2)

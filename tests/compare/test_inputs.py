@@ -8,8 +8,8 @@ import pytest
 from sdrt.compare.inputs import Inputs, allowed, positions
 from sdrt.compare.reference import Reference, Trajectory
 from sdrt.engines.engine_set import BatchRange
-from sdrt.runtime.lms import Schedule
 from sdrt.runtime.request import make_request
+from sdrt.sampling.lms import Schedule
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from sdrt.compare.schema import TrajectoryResult
 from sdrt.compare.tolerances import Tolerances, load
 from sdrt.compare.trajectories import Drawn, Latents, compare_trajectories, draw, grows_at
 from sdrt.engines.engine_set import EngineSet
-from sdrt.runtime import lms
-from sdrt.runtime.lms import Schedule
 from sdrt.runtime.pipeline import Pipeline
 from sdrt.runtime.request import make_request
+from sdrt.sampling import lms
+from sdrt.sampling.lms import Schedule
 from tests.conftest import Engines
 
 

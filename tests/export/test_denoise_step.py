@@ -19,7 +19,7 @@ from sdrt.export.check import STEP_TOLERANCES, check_denoise_step, relative_l2
 from sdrt.export.denoise_step import compose, write_denoise_step
 from sdrt.export.onnx_export import tensor_specs
 from sdrt.runtime.backends.openvino import core
-from sdrt.runtime.noise_config import PredictionType
+from sdrt.sampling.noise_config import PredictionType
 from tests.models.tiny_bundle import tiny_bundle
 
 WITH_STEP: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")

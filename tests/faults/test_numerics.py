@@ -31,8 +31,8 @@ from sdrt.export.activations import FP16_MAX
 from sdrt.export.quantised_bundle import quantise_bundle
 from sdrt.runtime.backends import open_engine
 from sdrt.runtime.backends.base import Array, Engine
-from sdrt.runtime.lms import Schedule
 from sdrt.runtime.request import make_request
+from sdrt.sampling.lms import Schedule
 from tests.command_line import CommandLine, Ended
 from tests.compare.test_components import Canned
 from tests.engines.notes import Notes

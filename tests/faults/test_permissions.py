@@ -20,9 +20,9 @@ from sdrt.engines.store import Store
 from sdrt.errors import ResourceError
 from sdrt.runtime.images import read_record, write_png
 from sdrt.runtime.init_image import open_picture
-from sdrt.runtime.latents import load_latents, save_latents
 from sdrt.runtime.pipeline import Pipeline
 from sdrt.runtime.prompt_file import read_prompt_file
+from sdrt.sampling.latents import load_latents, save_latents
 from tests.faults.killer import Killer, tree
 
 PATHS = (InputName, InputPath, OutputFile, OutputFolder)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdrt.bundle import Bundle
 from sdrt.engines.builders.openvino import OpenVinoBuilder
-from sdrt.runtime.latents import unit_noise
+from sdrt.sampling.latents import unit_noise
 from tests.full.workshop import ROOT, Workshop
 from tests.models.sd_v1_random import sd_v1_random
 from tests.truth.reference import Picture, assert_has_contrast, psnr

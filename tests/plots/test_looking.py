@@ -22,9 +22,9 @@ from sdrt.plots.trajectory import (
 )
 from sdrt.progress import silent
 from sdrt.runtime.init_image import InitImage
-from sdrt.runtime.latents import unit_noise
-from sdrt.runtime.lms import Schedule
 from sdrt.runtime.pipeline import Pipeline
+from sdrt.sampling.latents import unit_noise
+from sdrt.sampling.lms import Schedule
 
 SEED = 7
 # What goes through the same engines in the same way differs by the rounding of a few float32 operations.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdrt.plots.sigmas import QUANTITIES, draw_schedule, schedule_numbers
-from sdrt.runtime.lms import Schedule
+from sdrt.sampling.lms import Schedule
 
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 

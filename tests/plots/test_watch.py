@@ -7,7 +7,7 @@ import pytest
 
 from sdrt.plots.watch import Step, one_step, watch
 from sdrt.runtime.denoise import Conditioning, Latents, denoise
-from sdrt.runtime.lms import Schedule
+from sdrt.sampling.lms import Schedule
 from tests.plots.formula_unet import SHAPE, FormulaUnet
 
 STEPS = 6

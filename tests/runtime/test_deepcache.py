@@ -17,12 +17,12 @@ from sdrt.errors import EngineError, UsageError
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.deepcache import CachedUnet
 from sdrt.runtime.denoise import Conditioning, denoise
-from sdrt.runtime.lms import Schedule
 from sdrt.runtime.metadata import PictureRecord, record_json
 from sdrt.runtime.prompt_file import Line
 from sdrt.runtime.queue import run_queue
 from sdrt.runtime.request import make_request
 from sdrt.runtime.result import Timings
+from sdrt.sampling.lms import Schedule
 
 Array = npt.NDArray[Any]
 Sets = Callable[..., EngineSet]

@@ -15,7 +15,7 @@ from sdrt.engines.engine_set import EngineComponent
 from sdrt.errors import NumericError, UsageError
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused
-from sdrt.runtime.lms import Schedule
+from sdrt.sampling.lms import Schedule
 
 Array = npt.NDArray[Any]
 Formula = Callable[[Array, Array, Array], Array]

@@ -22,8 +22,8 @@ from sdrt.runtime import denoise as loops
 from sdrt.runtime.backends import open_engine
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused, step_rows
-from sdrt.runtime.lms import Schedule
 from sdrt.runtime.request import make_request
+from sdrt.sampling.lms import Schedule
 from tests.models.tiny_bundle import HIDDEN_SIZE, LATENTS, MAX_TOKENS
 
 Array = npt.NDArray[Any]

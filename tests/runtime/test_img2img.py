@@ -16,9 +16,9 @@ from sdrt.engines.engine_set import BatchRange, EngineSet
 from sdrt.errors import EngineError, NumericError, UsageError
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.init_image import InitImage, draw_latents
-from sdrt.runtime.latents import posterior_noise, unit_noise
 from sdrt.runtime.metadata import PictureRecord
 from sdrt.runtime.request import make_request
+from sdrt.sampling.latents import posterior_noise, unit_noise
 from tests.models.tiny_bundle import LATENTS
 
 Array = npt.NDArray[Any]

@@ -14,11 +14,11 @@ from sdrt import Pipeline
 from sdrt.engines.engine_set import EngineSet
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.batches import PICTURES_AT_ONCE
-from sdrt.runtime.latents import unit_noise
 from sdrt.runtime.prompt_file import Line
 from sdrt.runtime.queue import GROUPS_A_RUN, Finished, plan_runs, run_queue
 from sdrt.runtime.request import make_request
 from sdrt.runtime.result import Timings
+from sdrt.sampling.latents import unit_noise
 from tests.models.tiny_bundle import LATENTS
 
 Array = npt.NDArray[Any]

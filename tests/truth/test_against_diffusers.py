@@ -17,8 +17,8 @@ from sdrt.engines.builders.openvino import OpenVinoBuilder
 from sdrt.engines.store import Store
 from sdrt.prepare import Source, prepare
 from sdrt.runtime import denoise
-from sdrt.runtime.latents import unit_noise
-from sdrt.runtime.lms import Schedule
+from sdrt.sampling.latents import unit_noise
+from sdrt.sampling.lms import Schedule
 from tests.models import odd_checkpoints
 from tests.truth.reference import Latents, Picture, assert_has_contrast, diffusers_pipeline, psnr, reference_picture
 

@@ -16,7 +16,7 @@ from sdrt.engines.store import Store
 from sdrt.prepare import Source, prepare
 from sdrt.runtime import init_image, pipeline
 from sdrt.runtime.init_image import InitImage
-from sdrt.runtime.latents import posterior_noise, unit_noise
+from sdrt.sampling.latents import posterior_noise, unit_noise
 from tests.truth.reference import Picture, assert_has_contrast, diffusers_pipeline, psnr
 
 PROMPT, NEGATIVE_PROMPT = "a red circle on a white background", "dark"

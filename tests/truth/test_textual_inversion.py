@@ -16,8 +16,8 @@ from sdrt import Pipeline
 from sdrt.engines.store import Store
 from sdrt.prepare import Source, prepare
 from sdrt.runtime.backends import open_session
-from sdrt.runtime.latents import unit_noise
 from sdrt.runtime.text_states import encode_texts
+from sdrt.sampling.latents import unit_noise
 from tests.truth.reference import Latents, Picture, assert_has_contrast, diffusers_pipeline, psnr, reference_picture
 
 PROMPT, NEGATIVE_PROMPT = "a photo of <cat>, New York<cat>_1 at night", "<dog>"

@@ -15,7 +15,7 @@ from sdrt.engines.engine_set import EngineSet
 from sdrt.runtime.backends.session import DeviceLoop
 from sdrt.runtime.backends.tensorrt import TensorRtSession
 from sdrt.runtime.denoise import Conditioning, Latents, denoise
-from sdrt.runtime.lms import Schedule
+from sdrt.sampling.lms import Schedule
 from tests.runtime.backends.cuda_double.plans import double_set
 from tests.runtime.backends.cuda_double.rig import sd_v1_schedule
 from tools.gpu_day.findings import Findings

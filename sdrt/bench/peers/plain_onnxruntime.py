@@ -11,10 +11,10 @@ import numpy as np
 import onnxruntime
 
 from sdrt.bench.contender import Contender, Stopwatch, Work, noise
-from sdrt.runtime import lms
 from sdrt.runtime.images import to_pictures
-from sdrt.runtime.lms import Schedule
 from sdrt.runtime.text import Tokenizer
+from sdrt.sampling import lms
+from sdrt.sampling.lms import Schedule
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sdrt.bundle import ComponentName
     from sdrt.engines.engine_set import EngineSet
     from sdrt.runtime.denoise import Conditioning, Latents, OnStep
-    from sdrt.runtime.lms import Schedule
+    from sdrt.sampling.lms import Schedule
 
 
 class DeviceLoop(Protocol):

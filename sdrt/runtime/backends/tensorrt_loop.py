@@ -23,7 +23,7 @@ from sdrt.runtime.denoise import step_rows
 
 if TYPE_CHECKING:
     from sdrt.runtime.denoise import Conditioning, Latents, OnStep
-    from sdrt.runtime.lms import Schedule
+    from sdrt.sampling.lms import Schedule
 
 # Rows of the smallest table; it doubles until the schedule fits.
 LEAST_ROWS = 64

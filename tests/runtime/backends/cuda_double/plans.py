@@ -22,7 +22,7 @@ from sdrt.engines.engine_set import (
 )
 from sdrt.export.denoise_step import compose, describe
 from sdrt.files import sha256_file
-from sdrt.runtime.noise_config import PredictionType
+from sdrt.sampling.noise_config import PredictionType
 
 MAGIC = "sdrt plan of the double\n"
 COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "denoise_step", "unet", "vae_decoder")

@@ -19,7 +19,7 @@ from sdrt.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from sdrt.runtime.backends.session import DeviceLoop, Session
 from sdrt.runtime.backends.tensorrt import TensorRtSession
 from sdrt.runtime.denoise import Conditioning, Latents
-from sdrt.runtime.lms import Schedule
+from sdrt.sampling.lms import Schedule
 from tests.models.tiny_bundle import HIDDEN_SIZE, LATENTS, MAX_TOKENS
 from tests.runtime.backends.cuda_double.plans import SD_V1
 from tests.runtime.backends.cuda_double.runtime import CudaDouble

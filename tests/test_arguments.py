@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from sdrt import Pipeline
+from sdrt.arguments import as_real, as_whole, items, shown, whole
 from sdrt.engines.engine_set import EngineSet
 from sdrt.errors import UsageError
-from sdrt.runtime.arguments import as_real, as_whole, items, shown, whole
-from sdrt.runtime.latents import unit_noise
 from sdrt.runtime.metadata import PictureRecord, record_json
+from sdrt.sampling.latents import unit_noise
 
 Sets = Callable[..., EngineSet]
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from sdrt.arguments import whole
 from sdrt.errors import ArtefactError
-from sdrt.runtime.arguments import whole
-from sdrt.runtime.noise_config import OTHER_SCHEDULER_HINT, NoiseConfig, PredictionType
+from sdrt.sampling.noise_config import OTHER_SCHEDULER_HINT, NoiseConfig, PredictionType
 
 MAX_ORDER = 4
 

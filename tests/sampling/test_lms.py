@@ -18,9 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sdrt.errors import ArtefactError, UsageError
-from sdrt.runtime import lms
-from sdrt.runtime.lms import Schedule
-from sdrt.runtime.noise_config import WITHOUT_BETAS
+from sdrt.sampling import lms
+from sdrt.sampling.lms import Schedule
+from sdrt.sampling.noise_config import WITHOUT_BETAS
 
 # diffusers hands torch tensors to np.array, which numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -60,7 +60,7 @@ def unet(sample: np.ndarray, timestep: float) -> np.ndarray:
 
 
 def our_trajectory(schedule: Schedule, noise: np.ndarray) -> list[np.ndarray]:
-    """Latents after each step, by the functions of sdrt.runtime.lms."""
+    """Latents after each step, by the functions of sdrt.sampling.lms."""
     latents = noise * np.float32(schedule.init_noise_sigma)
     history: list[lms.Latents] = []
     trajectory = []

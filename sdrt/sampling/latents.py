@@ -13,10 +13,10 @@ import numpy as np
 import numpy.lib.format as npy
 import numpy.typing as npt
 
+from sdrt.arguments import whole
 from sdrt.bundle import MAX_LATENT_CHANNELS, MAX_LATENT_SIZE
 from sdrt.errors import ArtefactError, UsageError
 from sdrt.files import unreadable, write_atomically
-from sdrt.runtime.arguments import whole
 from sdrt.runtime.request import MAX_SEED
 
 LATENT_SHAPE = (4, 64, 64)

@@ -1,0 +1,1 @@
+"""Noise levels, the LMS sampler and latents: NumPy only, no model."""
