@@ -19,7 +19,7 @@ class DemoBundleHook(BuildHookInterface):  # type: ignore[type-arg]
         if version == "editable":
             return
         sys.path.insert(0, self.root)
-        from sdrt.engines.store import Store
+        from sdrt.artefacts.store import Store
         from sdrt.prepare import Source, open_bundle
         from sdrt.progress import Lines
 

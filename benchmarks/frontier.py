@@ -29,7 +29,7 @@ from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdrt.bundle import Precision
+    from sdrt.artefacts.bundle import Precision
 
 
 class Setting(NamedTuple):

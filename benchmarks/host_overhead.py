@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 
-from sdrt.bundle import TensorSpec
-from sdrt.engines.engine_set import EngineComponent
+from sdrt.artefacts.bundle import TensorSpec
+from sdrt.artefacts.engine_set import EngineComponent
 from sdrt.runtime.backends.base import Array, Engine
 from sdrt.runtime.denoise import Conditioning, denoise
 from sdrt.sampling.latents import unit_noise

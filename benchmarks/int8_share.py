@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from sdrt.artefacts.bundle import Bundle, Precision
 from sdrt.bench.machine import machine, versions
-from sdrt.bundle import Bundle, Precision
 from sdrt.engines.builders.openvino_fp32 import keep_last_layers, keep_timestep
 from sdrt.export import calibration
 from sdrt.export.quantise import module_of, products, quantise

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sdrt import __version__
-from sdrt.engines.store import Store
+from sdrt.artefacts.store import Store
 from sdrt.errors import BackendUnavailableError, SdrtError
 from sdrt.files import working_folder_is_gone
 from sdrt.install_lines import extra_line, removal_line

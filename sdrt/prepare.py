@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.bundle import DEEPCACHE, Bundle, Precision, check_token_merging
+from sdrt.artefacts.bundle import DEEPCACHE, Bundle, Precision, check_token_merging
+from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines import build as engines_build
 from sdrt.engines.builders import builder
-from sdrt.engines.engine_set import BatchRange
 from sdrt.engines.request import BuildRequest, Provider
-from sdrt.engines.store import Store
 from sdrt.errors import ArtefactError, BackendUnavailableError, BundleError, TrustError, UsageError
 from sdrt.files import canonical_json, sha256_bytes
 from sdrt.install_lines import extra_line
@@ -27,17 +27,17 @@ from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from sdrt.bundle import ComponentName
+    from sdrt.artefacts.bundle import ComponentName
+    from sdrt.artefacts.engine_set import BackendName, EngineSet
+    from sdrt.artefacts.tuned import TuneRecord
     from sdrt.checkpoint import Checkpoint
-    from sdrt.engines.engine_set import BackendName, EngineSet
-    from sdrt.runtime.backends.tuned import TuneRecord
 
 #: The demo's bundle, which a wheel carries so that it runs without torch.
 DEMO_BUNDLE = Path(__file__).parent / "assets" / "demo-bundle"
 #: Counts changes of the exporter that change what it writes.
 EXPORTER = 3
 STEP: ComponentName = "denoise_step"
-#: Where a store keeps what was tuned, as sdrt.runtime.backends.tuned names it.
+#: Where a store keeps what was tuned, as sdrt.artefacts.tuned names it.
 TUNED = "tuned"
 EXPORTED_WITH = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 QUANTISED_WITH = ("onnx", "onnxruntime")
@@ -151,7 +151,7 @@ def tune_record(source: Source, store: Store) -> TuneRecord | None:
     """
     if not (store.root / TUNED).is_dir():
         return None
-    from sdrt.runtime.backends.tuned import find_record
+    from sdrt.artefacts.tuned import find_record
 
     try:
         bundle = open_bundle(source, store, build=False)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from sdrt.bundle import Bundle, Precision
-from sdrt.engines.engine_set import EngineSet
-from sdrt.engines.store import Store
+from sdrt.artefacts.bundle import Bundle, Precision
+from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.prepare import Source, open_bundle, prepare
 from tests.command_line import CommandLine
 from tests.models import odd_checkpoints, tiny_checkpoint

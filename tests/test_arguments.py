@@ -12,7 +12,7 @@ import pytest
 
 from sdrt import Pipeline
 from sdrt.arguments import as_real, as_whole, items, shown, whole
-from sdrt.engines.engine_set import EngineSet
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.errors import UsageError
 from sdrt.runtime.metadata import PictureRecord, record_json
 from sdrt.sampling.latents import unit_noise

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sdrt.artefacts.store import Store
 from sdrt.compare.against import read_comparison
-from sdrt.engines.store import Store
 from tests.makefile import make
 
 

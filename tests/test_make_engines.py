@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from sdrt.bundle import ComponentName
+from sdrt.artefacts.bundle import ComponentName
+from sdrt.artefacts.engine_set import BackendName, EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines.build import check_buildable
-from sdrt.engines.engine_set import BackendName, EngineSet
 from sdrt.engines.request import BuildRequest
-from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError
 from tests.makefile import make
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 
 #: Notes each attempt to look up or reach a host, and refuses it; child processes load this too.
 WATCH = """

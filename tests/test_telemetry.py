@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from tests.models.tiny_bundle import tiny_bundle
 
 OPEN = """

@@ -10,9 +10,9 @@ from sdrt.install_lines import extra_line
 from sdrt.progress import Progress
 
 if TYPE_CHECKING:
+    from sdrt.artefacts.engine_set import EngineSet
     from sdrt.checkpoint import Checkpoint
     from sdrt.compare.prompts import PromptSeed
-    from sdrt.engines.engine_set import EngineSet
 
 GUIDANCE_SCALE = 7.5
 #: Of the set that suits a checkpoint, so many of its first are drawn.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sdrt.artefacts.bundle import read_document
 from sdrt.bench.schema import SCHEMA_VERSION, AgainstResult, Bench, ContenderResult, Figure, Move, Sample
 from sdrt.bench.statistics import spread
-from sdrt.bundle import read_document
 
 LIMIT_BYTES = 16 << 20
 

@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdrt.artefacts.store import Store
 from sdrt.bench.contender import Job
 from sdrt.bench.schema import Build, ComponentBuild, ContenderResult
 from sdrt.checkpoint import open_checkpoint
 from sdrt.checkpoint.places import find_recorded
-from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, CheckpointError, SdrtError, UsageError
 from sdrt.graphs.validate import validate_once
 from sdrt.install_lines import extra_line, package_line
@@ -22,9 +22,9 @@ from sdrt.progress import Progress
 from sdrt.runtime.backends import GPU_BACKENDS
 
 if TYPE_CHECKING:
-    from sdrt.bundle import Bundle, Precision
+    from sdrt.artefacts.bundle import Bundle, Precision
+    from sdrt.artefacts.engine_set import EngineSet
     from sdrt.checkpoint import Checkpoint
-    from sdrt.engines.engine_set import EngineSet
 
 
 @dataclass(frozen=True)

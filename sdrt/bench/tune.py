@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrt import __version__
+from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.store import Store
+from sdrt.artefacts.tuned import Trial, TuneRecord, machine_key, write_record
 from sdrt.bench.accuracy import GUIDANCE_SCALE, Judge
 from sdrt.bench.contender import Job, Work
 from sdrt.bench.plan import find_checkpoint
@@ -21,19 +24,16 @@ from sdrt.bench.process import Process
 from sdrt.bench.statistics import paired
 from sdrt.engines import build as engines_build
 from sdrt.engines.builders import builder
-from sdrt.engines.engine_set import BatchRange
-from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from sdrt.files import temporary_folder
 from sdrt.machine.cpu import usable_cpus
 from sdrt.prepare import STEP, Choice, Source, build_request, bundle_precision, open_bundle
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import BACKENDS, available
-from sdrt.runtime.backends.tuned import Trial, TuneRecord, machine_key, write_record
 
 if TYPE_CHECKING:
-    from sdrt.bundle import Bundle, Precision
-    from sdrt.engines.engine_set import BackendName, EngineSet
+    from sdrt.artefacts.bundle import Bundle, Precision
+    from sdrt.artefacts.engine_set import BackendName, EngineSet
 
 #: A way has to save this share of the time to be kept: less may be chance, and the simpler way is kept.
 LEAST_SAVING = 0.02

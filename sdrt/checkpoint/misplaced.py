@@ -8,7 +8,7 @@ from pathlib import Path
 from sdrt.checkpoint.weights import PICKLE_HINT, is_pickle_name
 
 INDEX = "model_index.json"
-#: What seals a bundle or an engine set, as sdrt.bundle names it.
+#: What seals a bundle or an engine set, as sdrt.artefacts.bundle names it.
 MANIFEST = "manifest.json"
 SAFETENSORS = ".safetensors"
 SOURCE_HINT = 'give a folder, a .safetensors file, a Hub id such as org/name, or "demo"'

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdrt.bundle import DEEPCACHE
+from sdrt.artefacts.bundle import DEEPCACHE
 from sdrt.commands.export import COMPONENTS
 from sdrt.commands.options import (
     BACKENDS,
@@ -32,7 +32,7 @@ from sdrt.commands.paths import InputName, InputPath, check_free
 from sdrt.errors import UsageError
 
 if TYPE_CHECKING:
-    from sdrt.engines.engine_set import BatchRange, EngineSet
+    from sdrt.artefacts.engine_set import BatchRange, EngineSet
     from sdrt.engines.recipe import Recipe
 
 
@@ -90,9 +90,9 @@ def command(
     Engines are kept in the store and reused while nothing they depend on changes. With --out they are written to a
     folder to carry: sdrt denoise --engines DIR --trust DIGEST runs it on a host without torch and without the bundle.
     """
+    from sdrt.artefacts.store import Store
     from sdrt.engines import build as engines_build
     from sdrt.engines.request import BuildRequest
-    from sdrt.engines.store import Store
     from sdrt.prepare import Source, build_request, bundle_precision, check_provider, choose, open_bundle
     from sdrt.progress import for_terminal
 
@@ -182,7 +182,7 @@ def parse_batch(text: str | None) -> BatchRange | None:
     Raises:
         UsageError: It is neither, or the numbers do not rise within 1..16.
     """
-    from sdrt.engines.engine_set import BatchRange
+    from sdrt.artefacts.engine_set import BatchRange
 
     if text is None:
         return None

@@ -15,8 +15,8 @@ from sdrt.commands.options import json_option, print_json, print_text, size_text
 @json_option
 def command(store: Path | None, as_json: bool) -> None:
     """Show what this machine can run, what is missing for the rest, and the line that installs it."""
+    from sdrt.artefacts.store import Store
     from sdrt.doctor import examine
-    from sdrt.engines.store import Store
 
     found = examine(Store(store) if store else Store.default())
     if as_json:

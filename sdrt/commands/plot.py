@@ -308,7 +308,7 @@ def attention(prompt: str | None, steps: int, guidance_scale: float | None, **va
     again from the queries and keys of the bundle's own graph, so the UNet runs by ONNX Runtime on the CPU; --backend
     encodes the prompt and decodes the picture.
     """
-    from sdrt.engines.store import Store
+    from sdrt.artefacts.store import Store
     from sdrt.machine.cpu import usable_cpus
     from sdrt.plots.attention import attend, draw_attention
     from sdrt.plots.figure import quoted
@@ -383,9 +383,9 @@ def _schedule(options: Common, steps: int) -> tuple[str, Schedule]:
     """The checkpoint's name and schedule, read from the configs alone."""
     import json
 
-    from sdrt.bundle import Bundle
+    from sdrt.artefacts.bundle import Bundle
+    from sdrt.artefacts.engine_set import SCHEDULER
     from sdrt.checkpoint import open_checkpoint
-    from sdrt.engines.engine_set import SCHEDULER
     from sdrt.sampling.lms import Schedule
 
     if options.bundle:

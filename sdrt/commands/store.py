@@ -26,7 +26,7 @@ def command() -> None:
 @json_option
 def list_entries(store: Path | None, as_json: bool) -> None:
     """List everything in the store."""
-    from sdrt.engines.store import Store
+    from sdrt.artefacts.store import Store
 
     entries = (Store(store) if store else Store.default()).entries()
     if as_json:
@@ -44,7 +44,7 @@ def list_entries(store: Path | None, as_json: bool) -> None:
 @json_option
 def verify(store: Path | None, as_json: bool) -> None:
     """Hash everything in the store; exit 8 when something does not match its digest."""
-    from sdrt.engines.store import Store
+    from sdrt.artefacts.store import Store
 
     problems = (Store(store) if store else Store.default()).verify()
     broken = {path: error for path, error in problems.items() if error is not None}
@@ -70,7 +70,7 @@ def verify(store: Path | None, as_json: bool) -> None:
 @json_option
 def import_engines(folder: Path, trust: str, store: Path | None, as_json: bool) -> None:
     """Copy an engine set from elsewhere into the store, after checking every digest."""
-    from sdrt.engines.store import Store
+    from sdrt.artefacts.store import Store
 
     engines = (Store(store) if store else Store.default()).import_engines(folder, trust=trust)
     if as_json:
@@ -87,7 +87,7 @@ def import_engines(folder: Path, trust: str, store: Path | None, as_json: bool) 
 @json_option
 def gc(unused_days: float, store: Path | None, as_json: bool) -> None:
     """Remove what has not been used for a while. What is in use stays."""
-    from sdrt.engines.store import Store
+    from sdrt.artefacts.store import Store
     from sdrt.progress import for_terminal
 
     shelf = Store(store) if store else Store.default()

@@ -25,7 +25,7 @@ from sdrt.errors import NumericError
 from sdrt.runtime.request import MAX_STEPS
 
 if TYPE_CHECKING:
-    from sdrt.runtime.backends.tuned import TuneRecord
+    from sdrt.artefacts.tuned import TuneRecord
 
 MAX_BATCH = 16
 

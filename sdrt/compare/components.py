@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from polygraphy.comparator import Comparator, IterationResult
 from polygraphy.logger import G_LOGGER
 
-from sdrt.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.engine_set import EngineComponent, EngineSet
 from sdrt.compare.inputs import Case, Inputs
 from sdrt.compare.metrics import judge
 from sdrt.compare.runners import Candidate, EngineRunner, TorchRunner, candidate
 from sdrt.compare.schema import ComponentCase, ComponentResult, Outcome, OutputResult, ProxyResult, verdict
 from sdrt.compare.tolerances import Tolerances
-from sdrt.engines.engine_set import EngineComponent, EngineSet
 from sdrt.errors import BackendUnavailableError, NumericError, SdrtError
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import available

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.bundle import Bundle, ComponentName, Manifest, file_records, seal
+from sdrt.artefacts.bundle import Bundle, ComponentName, Manifest, file_records, seal
 from sdrt.compare.bisect import module_path
 from sdrt.compare.components import blamed, compare_components
 from sdrt.compare.schema import FaultResult
@@ -28,9 +28,9 @@ from sdrt.progress import Progress, silent
 if TYPE_CHECKING:
     import onnx
 
+    from sdrt.artefacts.engine_set import EngineSet
     from sdrt.compare.inputs import Inputs
     from sdrt.compare.reference import Reference
-    from sdrt.engines.engine_set import EngineSet
 
 Array = npt.NDArray[Any]
 #: Makes of a bundle what is compared.

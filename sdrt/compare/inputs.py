@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.bundle import ComponentName
+from sdrt.artefacts.bundle import ComponentName
 
 if TYPE_CHECKING:
+    from sdrt.artefacts.engine_set import BatchRange
     from sdrt.compare.reference import Reference, Trajectory
-    from sdrt.engines.engine_set import BatchRange
 
 Array = npt.NDArray[Any]
 

@@ -12,8 +12,8 @@ import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from sdrt.bundle import Bundle, ComponentName, ModelRecord, Precision, TensorSpec
-from sdrt.engines.engine_set import EngineComponent, EngineSet
+from sdrt.artefacts.bundle import Bundle, ComponentName, ModelRecord, Precision, TensorSpec
+from sdrt.artefacts.engine_set import EngineComponent, EngineSet
 from sdrt.machine.cpu import usable_cpus
 from sdrt.runtime.backends import open_engine
 from sdrt.runtime.backends.base import Array, Engine

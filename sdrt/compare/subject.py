@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.bundle import DEEPCACHE, Bundle, CheckpointRecord, ComponentName, Precision, read_manifest
+from sdrt.artefacts.bundle import DEEPCACHE, Bundle, CheckpointRecord, ComponentName, Precision, read_manifest
+from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.checkpoint.places import find_recorded
 from sdrt.compare.runners import Candidate, candidate
 from sdrt.engines import build as engines_build
-from sdrt.engines.store import Store
 from sdrt.errors import ArtefactError, BackendUnavailableError, CheckpointError, UsageError
 from sdrt.prepare import Source, build_request, bundle_precision, choose, open_bundle, prepare
 from sdrt.progress import Progress
 from sdrt.runtime.backends import available
 
 if TYPE_CHECKING:
+    from sdrt.artefacts.engine_set import BatchRange, EngineSet
     from sdrt.checkpoint import Checkpoint
-    from sdrt.engines.engine_set import BatchRange, EngineSet
 
 #: Backends that compare without being run: what stands in for them is reported beside, as what it is.
 WITHOUT_GPU = ("tensorrt", "tensorrt-rtx")

@@ -8,13 +8,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.engine_set import EngineComponent
 from sdrt.compare.components import CAUSAL
 from sdrt.compare.inputs import Array, Inputs
 from sdrt.compare.runners import candidate
 from sdrt.compare.schema import ToleranceRecord
 from sdrt.compare.tolerances import Tolerances
-from sdrt.engines.engine_set import EngineComponent
 from sdrt.errors import UsageError
 from sdrt.files import disk_errors, folder_published_as
 

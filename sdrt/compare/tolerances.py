@@ -10,9 +10,9 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from sdrt.bundle import ComponentName, Precision
+from sdrt.artefacts.bundle import ComponentName, Precision
+from sdrt.artefacts.engine_set import BackendName
 from sdrt.compare.schema import Kind, ToleranceRecord
-from sdrt.engines.engine_set import BackendName
 from sdrt.errors import UsageError
 from sdrt.files import unreadable
 

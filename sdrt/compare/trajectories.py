@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.bundle import ComponentName
+from sdrt.artefacts.bundle import ComponentName
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.compare.metrics import measure
 from sdrt.compare.schema import Outcome, ToleranceRecord, TrajectoryResult
 from sdrt.compare.tolerances import Tolerances
-from sdrt.engines.engine_set import EngineSet
 from sdrt.errors import NumericError
 from sdrt.progress import Progress, silent
 from sdrt.runtime.pipeline import Pipeline

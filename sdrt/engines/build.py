@@ -9,14 +9,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from sdrt.bundle import MANIFEST, Bundle, ComponentName, file_records, seal
+from sdrt.artefacts.bundle import MANIFEST, Bundle, ComponentName, file_records, seal
+from sdrt.artefacts.engine_set import SCHEDULER, TOKENIZER, EngineManifest, EngineSet
+from sdrt.artefacts.locks import Lease
+from sdrt.artefacts.store import PRIVATE_MODE, Store
 from sdrt.engines import lanes
 from sdrt.engines.builders import ComponentJob, builder
-from sdrt.engines.engine_set import SCHEDULER, TOKENIZER, EngineManifest, EngineSet
 from sdrt.engines.key import BuildKey
-from sdrt.engines.locks import Lease
 from sdrt.engines.request import BuildRequest, component_batch
-from sdrt.engines.store import PRIVATE_MODE, Store
 from sdrt.errors import BundleError, EngineError, TrustError, UsageError
 from sdrt.files import disk_errors, folder_published_as, sha256_file, utf8_path
 from sdrt.machine.cpu import available_memory_bytes, usable_cpus

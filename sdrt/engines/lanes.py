@@ -15,11 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
 
-import sdrt.bundle
+import sdrt.artefacts.bundle
 from sdrt import errors
-from sdrt.bundle import ComponentName
+from sdrt.artefacts.bundle import ComponentName
+from sdrt.artefacts.engine_set import EngineComponent
 from sdrt.engines.builders.base import ComponentJob
-from sdrt.engines.engine_set import EngineComponent
 from sdrt.engines.worker import Answer, Failure, Note, Percent
 from sdrt.errors import EngineError, ResourceError, SdrtError
 from sdrt.files import disk_errors
@@ -50,7 +50,7 @@ class Lane:
         self._progress: Progress = silent
         self._log = log
         # The worker sees the modules that this process sees, and none of the current folder.
-        places = [str(Path(sdrt.bundle.__file__).parent.parent), *filter(None, sys.path)]
+        places = [str(Path(sdrt.artefacts.bundle.__file__).parent.parent), *filter(None, sys.path)]
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "sdrt.engines.worker"],
             stdin=subprocess.PIPE,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sdrt.bundle import DEEPCACHE, ComponentName, Precision
-from sdrt.engines.engine_set import BackendName, BatchRange
+from sdrt.artefacts.bundle import DEEPCACHE, ComponentName, Precision
+from sdrt.artefacts.engine_set import BackendName, BatchRange
 
 if TYPE_CHECKING:
     from sdrt.engines.recipe import Recipe

@@ -14,10 +14,10 @@ import sys
 import threading
 from typing import IO
 
-from sdrt.bundle import Record
+from sdrt.artefacts.bundle import Record
+from sdrt.artefacts.engine_set import EngineComponent
 from sdrt.engines.builders import Report, builder
 from sdrt.engines.builders.base import ComponentJob
-from sdrt.engines.engine_set import EngineComponent
 from sdrt.errors import SdrtError
 from sdrt.files import disk_errors
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from sdrt.bundle import (
+from sdrt.artefacts.bundle import (
     COMPONENTS,
     Bundle,
     CheckpointRecord,

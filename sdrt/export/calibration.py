@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.errors import BackendUnavailableError
 from sdrt.install_lines import extra_line
 from sdrt.progress import Progress

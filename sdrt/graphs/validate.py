@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 from pydantic import ValidationError
 
 from sdrt import errors
-from sdrt.bundle import Bundle, ComponentName, Record
+from sdrt.artefacts.bundle import Bundle, ComponentName, Record
 from sdrt.errors import BundleError, TrustError
 from sdrt.files import path_inside, temporary_file
 from sdrt.graphs.contract import contract, specs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sdrt.bundle import MANIFEST
+from sdrt.artefacts.bundle import MANIFEST
 from sdrt.errors import UsageError
 from sdrt.inspect.block import Block, timed
 from sdrt.inspect.layers import examine as examine_folder
@@ -63,7 +63,7 @@ def add_measured(found: dict[str, Any], runs: int, progress: Progress) -> None:
     if found["kind"] != "bundle":
         hint = "give a bundle; for engines: sdrt bench, then --benchmark"
         raise UsageError(f"--measure: {found['path']} is no bundle", hint=hint)
-    from sdrt.bundle import Bundle
+    from sdrt.artefacts.bundle import Bundle
     from sdrt.inspect.measure import measure
 
     bundle = Bundle.open(Path(found["path"]))

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from sdrt.bundle import COMPONENTS, Bundle, ComponentName, TensorSpec, read_manifest
-from sdrt.engines.engine_set import EngineManifest
+from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName, TensorSpec, read_manifest
+from sdrt.artefacts.engine_set import EngineManifest
 from sdrt.errors import ArtefactError
 from sdrt.inspect.graph import graph_tree, load_graph
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sdrt.artefacts.bundle import read_document
 from sdrt.bench.schema import SCHEMA_VERSION, Bench, ContenderResult
-from sdrt.bundle import read_document
 from sdrt.errors import UsageError
 
 LIMIT_BYTES = 64 << 20

@@ -21,7 +21,7 @@ from sdrt.runtime.denoise import denoise
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from sdrt.bundle import Bundle
+    from sdrt.artefacts.bundle import Bundle
     from sdrt.plots.model import Model
     from sdrt.progress import Progress
     from sdrt.runtime.denoise import Latents

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.bundle import Bundle
-from sdrt.engines.engine_set import EngineComponent
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import EngineComponent
 from sdrt.errors import BackendUnavailableError, BundleError
 from sdrt.install_lines import extra_line
 from sdrt.runtime.backends.base import Array, Engine, library_error

@@ -21,8 +21,8 @@ from sdrt.sampling.lms import Schedule
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdrt.bundle import ComponentName
-    from sdrt.engines.engine_set import EngineSet
+    from sdrt.artefacts.bundle import ComponentName
+    from sdrt.artefacts.engine_set import EngineSet
     from sdrt.prepare import Source
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sdrt.errors import EngineError
 
 if TYPE_CHECKING:
-    from sdrt.engines.engine_set import BatchRange
+    from sdrt.artefacts.engine_set import BatchRange
     from sdrt.runtime.request import Request
 
 #: Pictures denoised together, unless the engine was made fastest for more. More gain little on a CPU and cost memory

@@ -13,7 +13,7 @@ import numpy as np
 from sdrt.runtime.backends.base import Array, Engine
 
 if TYPE_CHECKING:
-    from sdrt.engines.engine_set import EngineComponent
+    from sdrt.artefacts.engine_set import EngineComponent
 
 
 class CachedUnet:

@@ -17,7 +17,7 @@ from sdrt.sampling import lms
 from sdrt.sampling.lms import Schedule
 
 if TYPE_CHECKING:
-    from sdrt.engines.engine_set import EngineComponent
+    from sdrt.artefacts.engine_set import EngineComponent
 
 Latents = npt.NDArray[np.float32]
 #: Called after each step with (step, timestep, latents); gives the latents to go on with, or None to stop.

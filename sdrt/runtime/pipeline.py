@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.bundle import DEEPCACHE
+from sdrt.artefacts.bundle import DEEPCACHE
 from sdrt.errors import UsageError
 from sdrt.files import system_errors
 from sdrt.machine.cpu import usable_cpus
@@ -36,8 +36,8 @@ from sdrt.sampling.lms import Schedule
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdrt.bundle import ComponentName, Precision
-    from sdrt.engines.engine_set import EngineSet
+    from sdrt.artefacts.bundle import ComponentName, Precision
+    from sdrt.artefacts.engine_set import EngineSet
     from sdrt.engines.request import Provider
     from sdrt.runtime.backends.session import DeviceLoop
 

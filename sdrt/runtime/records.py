@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdrt.engines.engine_set import EngineSet
+    from sdrt.artefacts.engine_set import EngineSet
     from sdrt.runtime.request import Picture, Request
 
 

@@ -14,7 +14,7 @@ import numpy.lib.format as npy
 import numpy.typing as npt
 
 from sdrt.arguments import whole
-from sdrt.bundle import MAX_LATENT_CHANNELS, MAX_LATENT_SIZE
+from sdrt.artefacts.bundle import MAX_LATENT_CHANNELS, MAX_LATENT_SIZE
 from sdrt.errors import ArtefactError, UsageError
 from sdrt.files import unreadable, write_atomically
 from sdrt.runtime.request import MAX_SEED

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.checkpoint import open_checkpoint
 from sdrt.checkpoint.weights import STEMS
-from sdrt.engines.engine_set import EngineSet
 from sdrt.errors import CheckpointError
 from sdrt.files import sha256_bytes
 from tests.attacks.material import UNET, Sentinel, edit, refusal, safetensors, v1_checkpoint

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import sdrt
-from sdrt.bundle import MANIFEST, Bundle, Manifest, file_records, seal
+from sdrt.artefacts.bundle import MANIFEST, Bundle, Manifest, file_records, seal
 from sdrt.files import sha256_file
 from sdrt.graphs.structure import check_structure
 from sdrt.graphs.validate import validate_graph

@@ -12,14 +12,14 @@ from typing import Any
 import onnx
 import pytest
 
-from sdrt.bundle import MANIFEST, Bundle, ComponentName
+from sdrt.artefacts.bundle import MANIFEST, Bundle, ComponentName
+from sdrt.artefacts.engine_set import TOKENIZER, EngineComponent, EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.engines.build import build, build_key, find
 from sdrt.engines.builders import ComponentJob
-from sdrt.engines.engine_set import TOKENIZER, EngineComponent, EngineSet
 from sdrt.engines.key import BuildKey
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
-from sdrt.engines.store import Store
 from sdrt.errors import SdrtError
 from sdrt.files import canonical_json
 from sdrt.progress import silent

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.store import Store
 from sdrt.bench.bench import bench
 from sdrt.bench.plan import PEERS, Asked, Peer
 from sdrt.bench.schema import Bench, Settings
-from sdrt.bundle import Bundle
 from sdrt.commands.bench import Options, command_line
-from sdrt.engines.store import Store
 from sdrt.errors import EngineError, UsageError
 from sdrt.prepare import Source
 from tests.command_line import CommandLine

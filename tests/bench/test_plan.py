@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from sdrt import install_lines
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.tuned import Trial, TuneRecord, machine_key, write_record
 from sdrt.bench import plan
 from sdrt.bench.contender import Job
 from sdrt.bench.peers.preparation import prepare_peer
 from sdrt.bench.plan import PEERS, Asked, find_checkpoint, make_plan, names_of
 from sdrt.bench.worker import KINDS
-from sdrt.bundle import Bundle
 from sdrt.errors import BackendUnavailableError, CheckpointError
 from sdrt.install_lines import extra_line, package_line
 from sdrt.prepare import Source
 from sdrt.progress import silent
-from sdrt.runtime.backends.tuned import Trial, TuneRecord, machine_key, write_record
 from tests.command_line import CommandLine
 from tests.engines.notes import Notes
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from sdrt.artefacts.bundle import Bundle
 from sdrt.bench.roofline import least_bytes, points
 from sdrt.bench.schema import Build, ComponentBuild
-from sdrt.bundle import Bundle
 from tests.bench.results import contender
 from tests.models.tiny_bundle import tiny_bundle
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.store import Store
+from sdrt.artefacts.tuned import Trial, find_record, record_path
 from sdrt.bench import tune as module
 from sdrt.bench.contender import Job, Ran, Work
 from sdrt.bench.tune import LEAST_SAVING, Settings, tune
-from sdrt.bundle import Bundle
-from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, UsageError
 from sdrt.prepare import Source, build_request, choose, prepare
-from sdrt.runtime.backends.tuned import Trial, find_record, record_path
 from tests.command_line import CommandLine
 from tests.engines.notes import Notes
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.engines.engine_set import EngineSet
+from sdrt.artefacts.engine_set import EngineSet
 from tests.command_line import CommandLine, Ended
 from tests.runtime.conftest import hand_sets
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdrt.bundle import Bundle, seal
+from sdrt.artefacts.bundle import Bundle, seal
+from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.compare import compare as comparing
 from sdrt.compare import components, subject
 from sdrt.compare.pictures import Pair
@@ -20,8 +22,6 @@ from sdrt.compare.prompts import PromptSeed
 from sdrt.compare.schema import Comparison, FaultResult
 from sdrt.compare.subject import Asked
 from sdrt.engines import build as engines_build
-from sdrt.engines.engine_set import EngineSet
-from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError
 from tests.command_line import CommandLine, Ended
 from tests.compare.comparisons import comparison, component, output

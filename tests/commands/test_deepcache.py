@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdrt.bundle import COMPONENTS, DEEPCACHE, Bundle, ComponentName
-from sdrt.engines.engine_set import EngineSet
+from sdrt.artefacts.bundle import COMPONENTS, DEEPCACHE, Bundle, ComponentName
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.runtime.images import read_record
 from tests.command_line import CommandLine, Ended
 from tests.engines.compiling import compile_here

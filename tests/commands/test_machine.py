@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from sdrt import cli, doctor
-from sdrt.bundle import seal
+from sdrt.artefacts.bundle import seal
+from sdrt.artefacts.engine_set import AttentionLayer, EngineManifest, LayerList
+from sdrt.artefacts.store import Store
 from sdrt.commands.doctor import lines
-from sdrt.engines.engine_set import AttentionLayer, EngineManifest, LayerList
-from sdrt.engines.store import Store
 from sdrt.install_lines import extra_line, removal_line
 from sdrt.machine import nvidia
 from tests.engines.sets import make_set

@@ -11,10 +11,10 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from sdrt.bundle import Bundle, CheckpointRecord
+from sdrt.artefacts.bundle import Bundle, CheckpointRecord
+from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.commands.denoise_repeat import with_record
-from sdrt.engines.engine_set import EngineSet
-from sdrt.engines.store import Store
 from sdrt.errors import CheckpointError
 from sdrt.prepare import Source, open_bundle, prepare
 from sdrt.runtime.images import read_record

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrt.bundle import Bundle
-from sdrt.engines.engine_set import EngineSet
-from sdrt.engines.store import Store
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.store import Store
 from tests.command_line import CommandLine, Ended
 
 #: What --json says of pictures, in this order ...

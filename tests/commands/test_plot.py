@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdrt.bundle import Bundle
-from sdrt.engines.store import Store
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.store import Store
 from sdrt.sampling.lms import Schedule
 from tests.command_line import CommandLine
 

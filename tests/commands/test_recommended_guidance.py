@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import sdrt.export
-from sdrt.bundle import MANIFEST
+from sdrt.artefacts.bundle import MANIFEST
+from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.checkpoint import Checkpoint
 from sdrt.checkpoint import open_checkpoint as opened
-from sdrt.engines.engine_set import EngineSet
-from sdrt.engines.store import Store
 from sdrt.export.components import model_record
 from sdrt.plots.model import Model
 from sdrt.prepare import Source, open_bundle

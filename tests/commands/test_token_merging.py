@@ -12,13 +12,13 @@ import numpy.typing as npt
 import pytest
 
 import sdrt.export
-from sdrt.bundle import Bundle, seal
+from sdrt.artefacts.bundle import Bundle, seal
+from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.engines import lanes
 from sdrt.engines.build import build_to
 from sdrt.engines.builders import builder
-from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.request import BuildRequest
-from sdrt.engines.store import Store
 from sdrt.errors import ArtefactError, UsageError
 from sdrt.export.check import relative_l2
 from sdrt.files import sha256_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdrt.bundle import ComponentName
+from sdrt.artefacts.bundle import ComponentName
 from sdrt.compare.schema import (
     Compared,
     Comparison,

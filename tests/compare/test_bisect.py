@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.compare import bisect
 from sdrt.compare.bisect import Search, find_departure, locate, module_path
 from sdrt.compare.compare import Settings, compare

@@ -12,7 +12,7 @@ import pytest
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from sdrt.bundle import Bundle, ComponentName, TensorSpec
+from sdrt.artefacts.bundle import Bundle, ComponentName, TensorSpec
 from sdrt.compare import components
 from sdrt.compare.components import blamed, compare_components, run_comparison
 from sdrt.compare.inputs import Case, Inputs

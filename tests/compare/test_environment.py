@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.checkpoint import open_checkpoint
 from sdrt.compare import compare as comparing
 from sdrt.compare.compare import environment

@@ -13,7 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
-from sdrt.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.compare import faults
 from sdrt.compare.faults import FAULTS, plant, self_test
@@ -22,9 +24,7 @@ from sdrt.compare.reference import Reference
 from sdrt.compare.schema import FaultResult
 from sdrt.compare.tolerances import Tolerances, load
 from sdrt.engines import build as engines_build
-from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.request import BuildRequest
-from sdrt.engines.store import Store
 from sdrt.errors import BundleError, NumericError, ResourceError, UsageError
 from sdrt.prepare import Source, open_bundle
 from sdrt.progress import silent

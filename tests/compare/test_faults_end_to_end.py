@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.compare import compare as comparing
 from sdrt.compare.components import blamed
 from sdrt.compare.faults import FAULTS, plant

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sdrt.artefacts.engine_set import BatchRange
 from sdrt.compare.inputs import Inputs, allowed, positions
 from sdrt.compare.reference import Reference, Trajectory
-from sdrt.engines.engine_set import BatchRange
 from sdrt.runtime.request import make_request
 from sdrt.sampling.lms import Schedule
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.bundle import COMPONENTS, DEEPCACHE, ComponentName
+from sdrt.artefacts.bundle import COMPONENTS, DEEPCACHE, ComponentName
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.compare.subject import Asked, open_subject
-from sdrt.engines.engine_set import EngineSet
 from tests.engines.notes import Notes
 from tests.runtime.conftest import hand_sets
 

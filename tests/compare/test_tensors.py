@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.compare.inputs import Inputs
 from sdrt.compare.reference import Reference
 from sdrt.compare.schema import ToleranceRecord

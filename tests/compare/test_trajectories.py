@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.compare.reference import Reference, Trajectory
 from sdrt.compare.schema import TrajectoryResult
 from sdrt.compare.tolerances import Tolerances, load
 from sdrt.compare.trajectories import Drawn, Latents, compare_trajectories, draw, grows_at
-from sdrt.engines.engine_set import EngineSet
 from sdrt.runtime.pipeline import Pipeline
 from sdrt.runtime.request import make_request
 from sdrt.sampling import lms

@@ -11,16 +11,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sdrt.artefacts.bundle import Manifest
+from sdrt.artefacts.engine_set import EngineManifest
 from sdrt.bench.schema import Bench
-from sdrt.bundle import Manifest
 from sdrt.compare.schema import Comparison
-from sdrt.engines.engine_set import EngineManifest
 from sdrt.runtime.metadata import PictureRecord
 
 GOLDEN = Path(__file__).with_name("promised_schemas.json")
 SCHEMAS: dict[str, type[BaseModel]] = {
-    "sdrt.bundle.Manifest": Manifest,
-    "sdrt.engines.engine_set.EngineManifest": EngineManifest,
+    "sdrt.artefacts.bundle.Manifest": Manifest,
+    "sdrt.artefacts.engine_set.EngineManifest": EngineManifest,
     "sdrt.compare.schema.Comparison": Comparison,
     "sdrt.bench.schema.Bench": Bench,
     "sdrt.runtime.metadata.PictureRecord": PictureRecord,

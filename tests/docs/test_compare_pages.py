@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.store import Store
 from sdrt.compare.faults import FAULTS, plant
 from sdrt.compare.tensors import snr_db
 from sdrt.compare.tolerances import load
-from sdrt.engines.store import Store
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPTS = Path(sys.executable).parent

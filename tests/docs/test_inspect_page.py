@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from tests.command_line import CommandLine
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrt.engines.engine_set import EngineSet
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.runtime.pipeline import Pipeline
 from tests.command_line import CommandLine
 from tests.runtime.conftest import hand_sets

@@ -12,8 +12,8 @@ import click
 import pytest
 from PIL import Image
 
+from sdrt.artefacts.store import Store
 from sdrt.cli import cli
-from sdrt.engines.store import Store
 from tests.command_line import CommandLine
 
 DOCS = Path(__file__).parents[2] / "docs"

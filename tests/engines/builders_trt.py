@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sdrt.bundle import Component
+from sdrt.artefacts.bundle import Component
+from sdrt.artefacts.engine_set import BatchRange
 from sdrt.engines.builders.base import ComponentJob
-from sdrt.engines.engine_set import BatchRange
 from sdrt.engines.recipe import Recipe
 
 ONE_TO_FOUR = BatchRange(min=1, opt=1, max=4)

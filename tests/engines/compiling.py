@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from sdrt.bundle import ComponentName
+from sdrt.artefacts.bundle import ComponentName
+from sdrt.artefacts.engine_set import EngineComponent
 from sdrt.engines import lanes
 from sdrt.engines.builders import ComponentJob, builder
-from sdrt.engines.engine_set import EngineComponent
 
 
 def by_its_backend(job: ComponentJob) -> EngineComponent:

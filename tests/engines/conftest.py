@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.bundle import Bundle, ComponentName
-from sdrt.engines.store import Store
+from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.store import Store
 from tests.engines.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle
 

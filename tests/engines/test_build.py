@@ -12,12 +12,12 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from sdrt.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.engine_set import BackendName, BatchRange, EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.engines import lanes
 from sdrt.engines.build import build, build_to, find
-from sdrt.engines.engine_set import BackendName, BatchRange, EngineSet
 from sdrt.engines.request import BuildRequest
-from sdrt.engines.store import Store
 from sdrt.errors import BundleError, EngineError, TrustError, UsageError
 from sdrt.machine import nvidia
 from sdrt.progress import silent
@@ -199,10 +199,10 @@ def test_locks_that_always_succeed_do_not_corrupt(
 BUILD_SCRIPT = """
 import sys
 from pathlib import Path
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.engines.build import build
 from sdrt.engines.request import BuildRequest
-from sdrt.engines.store import Store
+from sdrt.artefacts.store import Store
 from sdrt.progress import Lines
 print("ready", flush=True)
 sys.stdin.readline()

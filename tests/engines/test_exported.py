@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines.build import build_to
 from sdrt.engines.recipe import load_recipe

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import BatchRange
 from sdrt.engines.build import build_key
-from sdrt.engines.engine_set import BatchRange
 from sdrt.engines.key import BuildKey
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest

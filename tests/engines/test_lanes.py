@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sdrt.bundle import Bundle, Component, ComponentName
+from sdrt.artefacts.bundle import Bundle, Component, ComponentName
 from sdrt.engines import lanes
 from sdrt.engines.builders import ComponentJob
 from sdrt.engines.worker import Failure, do

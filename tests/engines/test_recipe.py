@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.engines.engine_set import BatchRange
+from sdrt.artefacts.engine_set import BatchRange
 from sdrt.engines.recipe import FOLDER, Recipe, load_recipe, names
 from sdrt.errors import UsageError
 

@@ -9,8 +9,8 @@ import pytest
 import tensorrt_rtx
 from onnx import TensorProto, helper
 
+from sdrt.artefacts.engine_set import BatchRange
 from sdrt.engines.builders.tensorrt import TensorRtRtxBuilder
-from sdrt.engines.engine_set import BatchRange
 from sdrt.errors import EngineError, UsageError
 from tests.engines.builders_trt import RECIPE, Heard, make_job
 from tests.engines.graphs import FLOAT, HALF, OPERATORS, attention_graph, every_operator, write

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import BatchRange, EngineComponent
 from sdrt.engines.build import build_key, build_to
 from sdrt.engines.builders import ComponentJob
-from sdrt.engines.engine_set import BatchRange, EngineComponent
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, UsageError

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdrt.bundle import COMPONENTS, Bundle, ComponentName
+from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName
 from sdrt.checkpoint import Checkpoint, open_checkpoint, tokenizer_json
 from sdrt.errors import NumericError
 from sdrt.export import export_bundle

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import sdrt
-from sdrt.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle, ComponentName
 from sdrt.checkpoint import open_checkpoint
 from sdrt.errors import UsageError
 from sdrt.export import bundle_export, export_bundle

@@ -11,9 +11,9 @@ from typing import Any
 import onnx
 import pytest
 
-from sdrt.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
-from sdrt.engines.store import Store
 from sdrt.export import export_bundle
 from sdrt.prepare import Source, open_bundle
 from tests.models.tiny_bundle import tiny_bundle as write_bundle

@@ -14,10 +14,10 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdrt.bundle import MANIFEST
+from sdrt.artefacts.bundle import MANIFEST
+from sdrt.artefacts.sealed import SealedFile
+from sdrt.artefacts.store import Store
 from sdrt.cli import main
-from sdrt.engines.sealed import SealedFile
-from sdrt.engines.store import Store
 from sdrt.errors import EngineError, TrustError
 from sdrt.files import folder_published_as, write_atomically
 from sdrt.progress import silent

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from tests.faults.actions import rights_dropped
 from tests.faults.killer import Killer
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle

@@ -16,12 +16,12 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.engines import lanes
 from sdrt.engines.build import build
-from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.request import BuildRequest
-from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError, ResourceError
 from sdrt.install_lines import extra_line
 from sdrt.progress import silent

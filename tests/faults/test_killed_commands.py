@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdrt.bundle import Bundle
-from sdrt.engines.store import Store
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.store import Store
 from tests.faults.killer import Ended, Killer, no_children, tree
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
 

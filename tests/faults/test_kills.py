@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.engines.store import Store
+from sdrt.artefacts.store import Store
 from tests.engines.sets import KEY, make_set
 from tests.faults import actions
 from tests.faults.killer import Ended, Killer, tree

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.checkpoint import open_checkpoint
 from sdrt.runtime.images import read_record
 from tests.command_line import CommandLine

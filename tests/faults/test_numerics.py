@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.checkpoint import open_checkpoint
 from sdrt.compare.components import run_comparison
 from sdrt.compare.faults import FAULTS, self_test
@@ -24,7 +25,6 @@ from sdrt.compare.schema import ToleranceRecord
 from sdrt.compare.tolerances import load
 from sdrt.engines import self_test as self_test_of_engines
 from sdrt.engines.builders import builder
-from sdrt.engines.engine_set import EngineSet
 from sdrt.errors import ArtefactError, NumericError, UsageError
 from sdrt.export import export_bundle, quantised_bundle
 from sdrt.export.activations import FP16_MAX

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.store import Store
 from sdrt.checkpoint.sources import DEMO_FOLDER
 from sdrt.cli import cli
 from sdrt.commands.paths import InputName, InputPath, OutputFile, OutputFolder
-from sdrt.engines.store import Store
 from sdrt.errors import ResourceError
 from sdrt.runtime.images import read_record, write_png
 from sdrt.runtime.init_image import open_picture

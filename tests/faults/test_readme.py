@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from sdrt.engines.store import Store
+from sdrt.artefacts.store import Store
 from tests.makefile import ROOT, make
 
 README = (ROOT / "README.md").read_text()

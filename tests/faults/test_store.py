@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from sdrt.bundle import Bundle
-from sdrt.engines import locks
+from sdrt.artefacts import locks
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.store import PARTS, Store
 from sdrt.engines.build import build, build_key
 from sdrt.engines.request import BuildRequest
-from sdrt.engines.store import PARTS, Store
 from sdrt.progress import silent
 from tests.command_line import CommandLine
 from tests.faults.killer import Ended, Killer, tree
@@ -230,7 +230,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     code = """
 import sys
 from pathlib import Path
-from sdrt.engines.store import Store
+from sdrt.artefacts.store import Store
 store = Store(Path(sys.argv[1]))
 with store.locked(Path(sys.stdin.readline().strip())):
     print("held", flush=True)
@@ -261,7 +261,7 @@ def test_row_37_a_lock_that_never_frees_names_its_holder(
     assert holder.stdout.readline() == "held\n"
     real = locks.exclusive
     monkeypatch.setattr(
-        "sdrt.engines.store.exclusive", lambda path, what, _, progress: real(path, what, 0.05, progress)
+        "sdrt.artefacts.store.exclusive", lambda path, what, _, progress: real(path, what, 0.05, progress)
     )
     words: list[str | Path] = ["build", bundle.path, *DECODER[:-1], tmp_path / "store"]
     ended = sdrt(*words)

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.commands.paths import OutputFile, OutputFolder
 from sdrt.errors import ResourceError
 from sdrt.files import folder_published_as, write_atomically

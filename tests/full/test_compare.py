@@ -30,7 +30,7 @@ ENGINES = sorted({("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", Op
 COMPARE = """
 import json, sys
 from pathlib import Path
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.checkpoint import open_checkpoint
 from sdrt.compare.components import compare_components
 from sdrt.compare.inputs import Inputs
@@ -38,7 +38,7 @@ from sdrt.compare.reference import Reference
 from sdrt.compare.tolerances import load
 from sdrt.engines.build import build
 from sdrt.engines.request import BuildRequest
-from sdrt.engines.store import Store
+from sdrt.artefacts.store import Store
 from sdrt.progress import Lines
 from sdrt.runtime.request import make_request
 

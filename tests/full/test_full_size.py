@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.engines.builders.openvino import OpenVinoBuilder
 from sdrt.sampling.latents import unit_noise
 from tests.full.workshop import ROOT, Workshop

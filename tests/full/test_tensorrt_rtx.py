@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.engines.build import build_to
-from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
 from tests.engines.notes import Notes

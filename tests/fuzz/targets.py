@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image
 
 import sdrt
-from sdrt.bundle import MANIFEST, Bundle
+from sdrt.artefacts.bundle import MANIFEST, Bundle
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.checkpoint.clip_vocabulary import START, WORD_END, byte_symbols
 from sdrt.checkpoint.configs import GENERATION_CONFIG, read_configs, read_guidance_scale
 from sdrt.checkpoint.safetensors_header import header_bytes, read_header
 from sdrt.checkpoint.tokenizer import build_tokenizer_json
-from sdrt.engines.engine_set import EngineSet
 from sdrt.engines.recipe import load_recipe
 from sdrt.errors import SdrtError
 from sdrt.files import sha256_bytes

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sdrt import Pipeline
+from sdrt.artefacts.store import Store
 from sdrt.engines.request import Provider
-from sdrt.engines.store import Store
 from sdrt.machine.packages import distribution
 
 pytestmark = [

@@ -20,13 +20,13 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline, Result
-from sdrt.bundle import COMPONENTS, ComponentName
+from sdrt.artefacts.bundle import COMPONENTS, ComponentName
+from sdrt.artefacts.engine_set import BackendName, EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.compare.tolerances import load as load_tolerances
 from sdrt.engines.build import build
-from sdrt.engines.engine_set import BackendName, EngineSet
 from sdrt.engines.recipe import DEFAULT, load_recipe
 from sdrt.engines.request import BuildRequest
-from sdrt.engines.store import Store
 from sdrt.errors import NumericError, ResourceError, UsageError
 from sdrt.machine import nvidia
 from sdrt.prepare import Source, open_bundle, prepare

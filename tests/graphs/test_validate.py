@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.errors import BundleError, ResourceError, TrustError
 from sdrt.graphs import child, validate
 from sdrt.graphs.structure import HINT

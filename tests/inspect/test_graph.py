@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from sdrt.bundle import COMPONENTS, Bundle
+from sdrt.artefacts.bundle import COMPONENTS, Bundle
+from sdrt.artefacts.store import Store
 from sdrt.checkpoint.configs import read_configs
-from sdrt.engines.store import Store
 from sdrt.inspect.block import Block
 from sdrt.inspect.checkpoint import config_trees
 from sdrt.inspect.graph import DEEPEST, SCOPES, graph_tree, load_graph

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from sdrt.bundle import COMPONENTS, Bundle, ComponentName
+from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError
 from sdrt.inspect.block import Block, timed
 from sdrt.inspect.graph import graph_tree, load_graph

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sdrt.bundle import (
+from sdrt.artefacts.bundle import (
     DEEPCACHE,
     Bundle,
     CheckpointRecord,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrt.engines.engine_set import EngineSet
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.plots.model import Model
 
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.checkpoint import open_checkpoint
 from sdrt.errors import BackendUnavailableError, BundleError, UsageError
 from sdrt.install_lines import extra_line

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sdrt.bundle import Bundle
-from sdrt.engines.engine_set import BatchRange
-from sdrt.engines.store import Store
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.store import Store
 from sdrt.plots.model import Model
 from sdrt.prepare import Choice, Source
 from sdrt.runtime.pipeline import Pipeline

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from sdrt.bundle import COMPONENTS, ComponentName, Precision
+from sdrt.artefacts.bundle import COMPONENTS, ComponentName, Precision
+from sdrt.artefacts.engine_set import BackendName, BatchRange, EngineSet
 from sdrt.engines.build import build_to
-from sdrt.engines.engine_set import BackendName, BatchRange, EngineSet
 from sdrt.engines.request import BuildRequest
 from sdrt.progress import silent
 from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 
 from sdrt import Pipeline
-from sdrt.bundle import COMPONENTS, Bundle, ComponentName
+from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName
+from sdrt.artefacts.engine_set import BackendName, BatchRange, EngineSet
 from sdrt.engines.build import build_to
-from sdrt.engines.engine_set import BackendName, BatchRange, EngineSet
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import EngineError, NumericError, UsageError
 from sdrt.progress import silent

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline
-from sdrt.bundle import COMPONENTS, DEEPCACHE, ComponentName
-from sdrt.engines.engine_set import EngineSet
+from sdrt.artefacts.bundle import COMPONENTS, DEEPCACHE, ComponentName
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.errors import NumericError
 from sdrt.runtime import pipeline as pipeline_module
 from sdrt.runtime.backends.base import Engine

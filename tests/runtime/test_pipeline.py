@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from sdrt import Pipeline, Result
-from sdrt.bundle import Bundle, Precision
-from sdrt.engines.engine_set import EngineSet
-from sdrt.engines.store import Store
+from sdrt.artefacts.bundle import Bundle, Precision
+from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import silent

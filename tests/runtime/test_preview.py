@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline
-from sdrt.engines.engine_set import EngineSet
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.runtime.preview import Preview, Projection
 
 Sets = Callable[..., EngineSet]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline
-from sdrt.engines.engine_set import EngineSet
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.batches import PICTURES_AT_ONCE
 from sdrt.runtime.prompt_file import Line

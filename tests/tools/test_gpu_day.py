@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from sdrt.bundle import Bundle
-from sdrt.engines.engine_set import AttentionLayer, BackendName, EngineSet, LayerList
-from sdrt.engines.store import Store
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import AttentionLayer, BackendName, EngineSet, LayerList
+from sdrt.artefacts.store import Store
 from sdrt.errors import BackendUnavailableError
 from sdrt.machine import nvidia
 from sdrt.runtime.backends.cuda import Cuda

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from sdrt.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle, ComponentName
 from tests.engines.graphs import OPERATORS as EXPORTED
 from tests.engines.graphs import every_operator
 from tools.gpu_day import torch_graph

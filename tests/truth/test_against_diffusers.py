@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from sdrt import Pipeline
-from sdrt.bundle import Precision
+from sdrt.artefacts.bundle import Precision
+from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines.builders.openvino import OpenVinoBuilder
-from sdrt.engines.store import Store
 from sdrt.prepare import Source, prepare
 from sdrt.runtime import denoise
 from sdrt.sampling.latents import unit_noise

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline
-from sdrt.engines.store import Store
+from sdrt.artefacts.store import Store
 from sdrt.prepare import Source, prepare
 from sdrt.runtime import init_image, pipeline
 from sdrt.runtime.init_image import InitImage

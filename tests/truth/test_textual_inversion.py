@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sdrt import Pipeline
-from sdrt.engines.store import Store
+from sdrt.artefacts.store import Store
 from sdrt.prepare import Source, prepare
 from sdrt.runtime.backends import open_session
 from sdrt.runtime.text_states import encode_texts

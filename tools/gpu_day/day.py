@@ -150,7 +150,7 @@ def show(parts: Sequence[Part], reports: Sequence[Report], out: Path) -> None:
 
 def main(words: Sequence[str]) -> int:
     """Run one part by its name, for `run_apart`: OUT STORE CHECKPOINT FULL_SIZE NAME."""
-    from sdrt.engines.store import Store
+    from sdrt.artefacts.store import Store
     from tools.gpu_day.workbench import Workbench
 
     out, store, checkpoint, full_size, name = words

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from sdrt import Pipeline
+from sdrt.artefacts.engine_set import BackendName
 from sdrt.engines.builders import ComponentJob, builder
-from sdrt.engines.engine_set import BackendName
 from sdrt.engines.recipe import DEFAULT, load_recipe
 from sdrt.machine.cpu import usable_cpus
 from sdrt.runtime.backends.tensorrt_log import Messages, listen

@@ -9,12 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import BackendName, EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.engines.build import build
-from sdrt.engines.engine_set import BackendName, EngineSet
 from sdrt.engines.recipe import DEFAULT, load_recipe
 from sdrt.engines.request import BuildRequest
-from sdrt.engines.store import Store
 from sdrt.errors import BackendUnavailableError
 from sdrt.prepare import Source, open_bundle
 from sdrt.progress import silent

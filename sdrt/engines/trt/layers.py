@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
-from sdrt.engines.engine_set import AttentionLayer, LayerList
+from sdrt.artefacts.engine_set import AttentionLayer, LayerList
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.bundle import TensorSpec
+from sdrt.artefacts.bundle import TensorSpec
 from sdrt.engines.trt.library import Library
 from sdrt.errors import BackendUnavailableError, EngineError
 from sdrt.install_lines import requirement_line

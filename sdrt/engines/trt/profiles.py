@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sdrt.bundle import ComponentName, TensorSpec
-from sdrt.engines.engine_set import BatchRange
+from sdrt.artefacts.bundle import ComponentName, TensorSpec
+from sdrt.artefacts.engine_set import BatchRange
 from sdrt.errors import EngineError, UsageError
 from sdrt.runtime.backends.tensorrt_log import Messages
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.engines.sealed import SealedFile
+from sdrt.artefacts.sealed import SealedFile
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx

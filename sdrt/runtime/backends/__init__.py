@@ -18,11 +18,11 @@ from sdrt.machine.packages import distribution, installed_version
 from sdrt.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from sdrt.bundle import ComponentName
-    from sdrt.engines.engine_set import BackendName, EngineManifest, EngineSet
+    from sdrt.artefacts.bundle import ComponentName
+    from sdrt.artefacts.engine_set import BackendName, EngineManifest, EngineSet
+    from sdrt.artefacts.tuned import TuneRecord
     from sdrt.runtime.backends.base import Engine
     from sdrt.runtime.backends.session import Session
-    from sdrt.runtime.backends.tuned import TuneRecord
 
 __all__ = ["BACKENDS", "GPU_BACKENDS", "available", "choose_backend", "open_engine", "open_session"]
 

@@ -12,8 +12,8 @@ import numpy as np
 from sdrt.errors import EngineError, NumericError, ResourceError, SdrtError, UsageError
 
 if TYPE_CHECKING:
-    from sdrt.bundle import ComponentName, TensorSpec
-    from sdrt.engines.engine_set import EngineComponent
+    from sdrt.artefacts.bundle import ComponentName, TensorSpec
+    from sdrt.artefacts.engine_set import EngineComponent
 
 Array = np.ndarray[Any, np.dtype[Any]]
 #: How C++'s standard library, the C library, the loader of shared libraries and threads say that memory ran out.

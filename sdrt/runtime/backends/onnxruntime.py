@@ -14,8 +14,8 @@ from sdrt.install_lines import extra_line, removal_line
 from sdrt.runtime.backends.base import Array, Engine, library_error
 
 if TYPE_CHECKING:
-    from sdrt.bundle import ComponentName
-    from sdrt.engines.engine_set import EngineComponent
+    from sdrt.artefacts.bundle import ComponentName
+    from sdrt.artefacts.engine_set import EngineComponent
 
 # What a session is asked for: TensorRT hands what it does not take to CUDA, and nothing goes to the CPU.
 PROVIDERS = {

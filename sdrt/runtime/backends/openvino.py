@@ -23,8 +23,8 @@ from sdrt.runtime.backends.base import Array, Engine, library_error
 if TYPE_CHECKING:
     from openvino import Core, InferRequest
 
-    from sdrt.bundle import ComponentName, Precision
-    from sdrt.engines.engine_set import EngineComponent
+    from sdrt.artefacts.bundle import ComponentName, Precision
+    from sdrt.artefacts.engine_set import EngineComponent
 
 INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16"}
 #: Shapes of inputs that an engine remembers to have run; one more costs the pages of weights another reading.

@@ -18,8 +18,8 @@ from sdrt.runtime.backends.tensorrt_device import Device, check_architecture
 from sdrt.runtime.backends.tensorrt_kernels import KernelCache
 
 if TYPE_CHECKING:
-    from sdrt.bundle import ComponentName, TensorSpec
-    from sdrt.engines.engine_set import BackendName, EngineSet
+    from sdrt.artefacts.bundle import ComponentName, TensorSpec
+    from sdrt.artefacts.engine_set import BackendName, EngineSet
 
 # TensorRT wants every tensor at a multiple of this.
 ALIGNMENT = 256

@@ -13,7 +13,7 @@ from sdrt.runtime.backends.cuda import OUT_OF_MEMORY_HINT, Buffer, Cuda
 from sdrt.runtime.backends.tensorrt_log import LINE_LIMIT, Messages, listen
 
 if TYPE_CHECKING:
-    from sdrt.engines.engine_set import EngineSet
+    from sdrt.artefacts.engine_set import EngineSet
 
 # As TensorRT 8 to 11 say it, found in reports of users; newer ones leave CUDA's own "out of memory" out.
 _MEMORY_WORDS = (

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sdrt.engines.engine_set import check_private
-from sdrt.engines.sealed import SealedFile
+from sdrt.artefacts.engine_set import check_private
+from sdrt.artefacts.sealed import SealedFile
 from sdrt.errors import ResourceError, TimeLimitError, TrustError
 from sdrt.machine.gc_pause import uncollected
 from sdrt.progress import Progress
 
 if TYPE_CHECKING:
-    from sdrt.bundle import ComponentName
-    from sdrt.engines.engine_set import EngineSet
+    from sdrt.artefacts.bundle import ComponentName
+    from sdrt.artefacts.engine_set import EngineSet
 
 #: In a set's folder; not of its manifest, so what is here is never carried to another machine.
 FOLDER = "kernels"

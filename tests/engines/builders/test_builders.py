@@ -15,9 +15,9 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from sdrt.bundle import COMPONENTS, Bundle, ComponentName, Precision
+from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName, Precision
+from sdrt.artefacts.engine_set import BatchRange, EngineComponent
 from sdrt.engines.builders import builder
-from sdrt.engines.engine_set import BatchRange, EngineComponent
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, UsageError
 from sdrt.machine.cpu import supports_bf16
 from sdrt.runtime.backends import openvino as openvino_backend

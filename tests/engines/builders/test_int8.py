@@ -13,10 +13,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sdrt.bundle import COMPONENTS, Bundle, ComponentName
+from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName
+from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.store import Store
 from sdrt.engines.builders import builder
-from sdrt.engines.engine_set import BatchRange
-from sdrt.engines.store import Store
 from sdrt.errors import ArtefactError, BackendUnavailableError, NumericError, UsageError
 from sdrt.export import calibration, quantised_bundle
 from sdrt.export.calibration import open_session

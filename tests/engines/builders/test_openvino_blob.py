@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sdrt.bundle import Bundle, ComponentName, Precision
+from sdrt.artefacts.bundle import Bundle, ComponentName, Precision
 from sdrt.engines.builders import builder
 from sdrt.engines.builders import openvino as openvino_builder
 from sdrt.machine.cpu import supports_bf16

@@ -10,9 +10,9 @@ import pytest
 import tensorrt_rtx
 from onnx import helper
 
-from sdrt.bundle import Component
+from sdrt.artefacts.bundle import Component
+from sdrt.artefacts.engine_set import EngineComponent
 from sdrt.engines.builders.tensorrt import TensorRtBuilder, TensorRtRtxBuilder
-from sdrt.engines.engine_set import EngineComponent
 from sdrt.engines.trt.attention import attentions
 from sdrt.errors import EngineError, ResourceError
 from tests.engines.builders_trt import RECIPE, Heard, make_job

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tensorrt_rtx as trt
 
-from sdrt.engines.sealed import DIGEST_BYTES
+from sdrt.artefacts.sealed import DIGEST_BYTES
 from sdrt.engines.trt.timing_cache import TimingCache
 from sdrt.runtime.backends.tensorrt_log import Messages, listen
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.bundle import Bundle
-from sdrt.engines.engine_set import EngineSet
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import EngineSet
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 from tests.runtime.backends.cuda_double.plans import double_set
 

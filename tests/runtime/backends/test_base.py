@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdrt.bundle import TensorSpec
-from sdrt.engines.engine_set import BatchRange, EngineComponent
+from sdrt.artefacts.bundle import TensorSpec
+from sdrt.artefacts.engine_set import BatchRange, EngineComponent
 from sdrt.errors import EngineError, NumericError, ResourceError, SdrtError, UsageError
 from sdrt.runtime.backends.base import Array, Engine, check_finite, library_error
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sdrt import doctor
-from sdrt.engines.engine_set import EngineSet
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from sdrt.install_lines import extra_line, package_line
 from sdrt.machine import nvidia

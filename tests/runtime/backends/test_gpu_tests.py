@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from sdrt import Pipeline
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import BackendName, EngineSet
+from sdrt.artefacts.store import Store
 from sdrt.engines.build import build_key
-from sdrt.engines.engine_set import BackendName, EngineSet
 from sdrt.engines.request import BuildRequest
-from sdrt.engines.store import Store
 from sdrt.machine import nvidia
 from sdrt.runtime.backends.cuda import Cuda
 from tests.command_line import CommandLine

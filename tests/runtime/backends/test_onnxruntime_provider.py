@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from sdrt import Pipeline
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.engines.build import build_key, build_to
 from sdrt.engines.builders.onnxruntime_gpu import OPSET, gpu_graph
 from sdrt.engines.request import BuildRequest

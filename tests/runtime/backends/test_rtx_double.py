@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdrt.bundle import Bundle
+from sdrt.artefacts.bundle import Bundle
 from tests.runtime.backends.cuda_double import trt as double
 from tests.runtime.backends.cuda_double.bench import Bench
 from tests.runtime.backends.cuda_double.memory import Misuse

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdrt.bundle import Bundle, ComponentName
-from sdrt.engines.engine_set import TOKENIZER, BatchRange, EngineSet
+from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.engine_set import TOKENIZER, BatchRange, EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, TrustError, UsageError
 from sdrt.install_lines import extra_line
 from sdrt.machine import nvidia

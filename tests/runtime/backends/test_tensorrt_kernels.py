@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdrt.engines.engine_set import EngineSet
-from sdrt.engines.locks import exclusive
-from sdrt.engines.sealed import DIGEST_BYTES, SealedFile
-from sdrt.engines.store import Store
+from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.locks import exclusive
+from sdrt.artefacts.sealed import DIGEST_BYTES, SealedFile
+from sdrt.artefacts.store import Store
 from sdrt.errors import BackendUnavailableError, EngineError, TrustError
 from sdrt.progress import silent
 from sdrt.runtime.backends import tensorrt_kernels

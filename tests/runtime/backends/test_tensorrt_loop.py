@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrt.bundle import Bundle, ComponentName
-from sdrt.engines.engine_set import EngineSet
+from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.engine_set import EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, NumericError, ResourceError, SdrtError
 from sdrt.runtime.backends.tensorrt import STEP_INPUTS, TensorRtEngine
 from sdrt.runtime.backends.tensorrt_loop import LEAST_ROWS, TensorRtLoop, schedule_table

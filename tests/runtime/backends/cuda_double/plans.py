@@ -10,8 +10,8 @@ from typing import Any
 import onnx
 import tokenizers
 
-from sdrt.bundle import Bundle, Component, ComponentName, file_records, seal
-from sdrt.engines.engine_set import (
+from sdrt.artefacts.bundle import Bundle, Component, ComponentName, file_records, seal
+from sdrt.artefacts.engine_set import (
     SCHEDULER,
     TOKENIZER,
     BackendName,

@@ -10,8 +10,8 @@ from typing import Self
 
 import numpy as np
 
-from sdrt.bundle import Bundle, ComponentName
-from sdrt.engines.engine_set import EngineComponent, EngineSet
+from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.engine_set import EngineComponent, EngineSet
 from sdrt.progress import Silent
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.backends.cuda import Cuda

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.engines.locks import exclusive
-from sdrt.engines.sealed import DIGEST_BYTES, SealedFile
+from sdrt.artefacts.locks import exclusive
+from sdrt.artefacts.sealed import DIGEST_BYTES, SealedFile
 from sdrt.errors import ResourceError, TimeLimitError
 from sdrt.files import sha256_bytes
 from sdrt.progress import silent

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sdrt.bundle import FileRecord
-from sdrt.engines.engine_set import BatchRange, EngineSet
-from sdrt.engines.locks import try_exclusive
+from sdrt.artefacts.bundle import FileRecord
+from sdrt.artefacts.engine_set import BatchRange, EngineSet
+from sdrt.artefacts.locks import try_exclusive
 from sdrt.errors import EngineError, ResourceError, SdrtError, TrustError
 from sdrt.files import read_with_sha256, sha256_file
 from tests.engines.sets import make_set
@@ -168,9 +168,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return watching
 
-    monkeypatch.setattr("sdrt.bundle.sha256_file", watched(sha256_file))
-    monkeypatch.setattr("sdrt.engines.engine_set.sha256_file", watched(sha256_file))
-    monkeypatch.setattr("sdrt.engines.engine_set.read_with_sha256", watched(read_with_sha256))
+    monkeypatch.setattr("sdrt.artefacts.bundle.sha256_file", watched(sha256_file))
+    monkeypatch.setattr("sdrt.artefacts.engine_set.sha256_file", watched(sha256_file))
+    monkeypatch.setattr("sdrt.artefacts.engine_set.read_with_sha256", watched(read_with_sha256))
     return seen
 
 

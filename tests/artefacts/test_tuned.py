@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from sdrt.artefacts import tuned
+from sdrt.artefacts.tuned import Trial, TuneRecord, find_record, machine_key, record_path, write_record
 from sdrt.errors import ArtefactError, BackendUnavailableError
 from sdrt.runtime import backends
-from sdrt.runtime.backends import choose_backend, tuned
-from sdrt.runtime.backends.tuned import Trial, TuneRecord, find_record, machine_key, record_path, write_record
+from sdrt.runtime.backends import choose_backend
 
 DIGEST = "ab" * 32
 

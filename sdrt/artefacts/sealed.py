@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from sdrt.engines.locks import exclusive
+from sdrt.artefacts.locks import exclusive
 from sdrt.files import disk_errors, sha256_bytes, write_atomically
 from sdrt.progress import silent
 

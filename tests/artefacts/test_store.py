@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.engines.engine_set import EngineSet
-from sdrt.engines.locks import Lease, try_exclusive
-from sdrt.engines.store import PARTS, Store
+from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.locks import Lease, try_exclusive
+from sdrt.artefacts.store import PARTS, Store
 from sdrt.errors import EngineError, ResourceError, SdrtError, TimeLimitError, TrustError
 from sdrt.unfinished import is_abandoned, owner_name
 from tests.engines.notes import Notes
@@ -49,7 +49,7 @@ def age(path: Path, seconds: float) -> None:
 def other_process(store: Store, code: str) -> Iterator[subprocess.Popen[str]]:
     """A process that runs code with ``store`` and ``Path`` at hand and has said that it is ready; killed at the end."""
     head = (
-        "import sys; from pathlib import Path; from sdrt.engines.store import Store; store = Store(Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from sdrt.artefacts.store import Store; store = Store(Path(sys.argv[1]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", f"{head}\n{code}", str(store.root)],

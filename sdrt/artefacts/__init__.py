@@ -1,0 +1,1 @@
+"""Manifests, bundles, engine sets and the store that keeps them."""
