@@ -16,7 +16,7 @@ import pytest
 
 from sdrt.engines.recipe import Compatibility, Target
 from sdrt.engines.trt.layers import PRECISIONS
-from sdrt.engines.trt.library import Library
+from sdrt.libraries.tensorrt import Library
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = ("10.16", "11.4", "rtx-1.7")

@@ -9,7 +9,7 @@ import pytest
 import tensorrt_rtx as trt
 
 from sdrt.engines.trt.timing_cache import TimingCache
-from sdrt.runtime.backends.tensorrt_log import Messages, listen
+from sdrt.libraries.tensorrt_log import Messages, listen
 
 # TensorRT-RTX has the calls and says that they do nothing; TensorRT, which keeps the caches, needs a GPU.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")

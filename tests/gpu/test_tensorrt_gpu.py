@@ -28,12 +28,12 @@ from sdrt.engines.build import build
 from sdrt.engines.recipe import DEFAULT, load_recipe
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import NumericError, ResourceError, UsageError
+from sdrt.libraries.cuda import Cuda
 from sdrt.machine import nvidia
 from sdrt.prepare import Source, open_bundle, prepare
 from sdrt.progress import Silent, silent
 from sdrt.runtime.backends import available, open_engine
 from sdrt.runtime.backends.base import Array
-from sdrt.runtime.backends.cuda import Cuda
 from sdrt.runtime.backends.tensorrt_kernels import FOLDER
 from sdrt.runtime.images import read_record
 from sdrt.runtime.text import Tokenizer

@@ -12,7 +12,7 @@ from tests.stubs.generate import OUT, stub
 
 ROOT = Path(__file__).parents[2]
 PLANTED = """
-from sdrt.engines.trt.library import Library
+from sdrt.libraries.tensorrt import Library
 
 def build(trt: Library, graph: str) -> None:
     builder = trt.Builder(trt.ILogger())

@@ -17,9 +17,9 @@ from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import AttentionLayer, BackendName, EngineSet, LayerList
 from sdrt.artefacts.store import Store
 from sdrt.errors import BackendUnavailableError
+from sdrt.libraries.cuda import Cuda
+from sdrt.libraries.tensorrt_log import Messages, listen
 from sdrt.machine import nvidia
-from sdrt.runtime.backends.cuda import Cuda
-from sdrt.runtime.backends.tensorrt_log import Messages, listen
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 from tests.runtime.backends.cuda_double.plans import COMPONENTS, double_set
 from tests.runtime.backends.cuda_double.trt import TensorRtDouble

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sdrt.errors import EngineError, ResourceError
-from sdrt.runtime.backends.cuda import Buffer, Cuda
+from sdrt.libraries.cuda import Buffer, Cuda
 from tools.gpu_day.findings import Findings
 from tools.gpu_day.workbench import Workbench
 

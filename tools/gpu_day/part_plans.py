@@ -17,8 +17,8 @@ from sdrt import Pipeline
 from sdrt.artefacts.engine_set import BackendName
 from sdrt.engines.builders import ComponentJob, builder
 from sdrt.engines.recipe import DEFAULT, load_recipe
+from sdrt.libraries.tensorrt_log import Messages, listen
 from sdrt.machine.cpu import usable_cpus
-from sdrt.runtime.backends.tensorrt_log import Messages, listen
 from tools.gpu_day.findings import Findings, tail
 from tools.gpu_day.workbench import Workbench
 

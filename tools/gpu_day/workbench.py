@@ -16,10 +16,10 @@ from sdrt.engines.build import build
 from sdrt.engines.recipe import DEFAULT, load_recipe
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError
+from sdrt.libraries.cuda import Cuda
 from sdrt.prepare import Source, open_bundle
 from sdrt.progress import silent
 from sdrt.runtime.backends import available
-from sdrt.runtime.backends.cuda import Cuda
 from tools.gpu_day import FULL_SIZE
 from tools.gpu_day.findings import Skipped
 from tools.gpu_day.half_double import RealDevice

@@ -13,17 +13,17 @@ from sdrt.engines.recipe import DEFAULT, DEFAULT_TARGETS, Recipe, load_recipe
 from sdrt.engines.trt import attention as attentions
 from sdrt.engines.trt.config import new_config, wanted_workspace_bytes
 from sdrt.engines.trt.layers import layer_list
-from sdrt.engines.trt.library import Library
 from sdrt.engines.trt.monitor import Phases, make_monitor
 from sdrt.engines.trt.network import objections, parse
 from sdrt.engines.trt.profiles import add_profile
 from sdrt.engines.trt.timing_cache import TimingCache
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, UsageError
 from sdrt.files import disk_errors
+from sdrt.libraries.tensorrt import Library
+from sdrt.libraries.tensorrt_log import Messages, listen
 from sdrt.machine import nvidia
 from sdrt.machine.gc_pause import uncollected
 from sdrt.machine.packages import installed_version
-from sdrt.runtime.backends.tensorrt_log import Messages, listen
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx

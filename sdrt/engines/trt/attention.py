@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from sdrt.engines.trt.layers import precision_name
-from sdrt.engines.trt.library import Library
-from sdrt.runtime.backends.tensorrt_log import Messages
+from sdrt.libraries.tensorrt import Library
+from sdrt.libraries.tensorrt_log import Messages
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx

@@ -6,9 +6,9 @@ import re
 from typing import TYPE_CHECKING
 
 from sdrt.engines.recipe import DEFAULT_TARGETS, Recipe
-from sdrt.engines.trt.library import Library
 from sdrt.errors import EngineError
-from sdrt.runtime.backends.tensorrt_log import Messages
+from sdrt.libraries.tensorrt import Library
+from sdrt.libraries.tensorrt_log import Messages
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx

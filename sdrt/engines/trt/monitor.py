@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sdrt.engines.trt.library import Library
+from sdrt.libraries.tensorrt import Library
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx

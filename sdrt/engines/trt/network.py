@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrt.artefacts.bundle import TensorSpec
-from sdrt.engines.trt.library import Library
 from sdrt.errors import BackendUnavailableError, EngineError
 from sdrt.install_lines import requirement_line
-from sdrt.runtime.backends.tensorrt_log import Messages
+from sdrt.libraries.tensorrt import Library
+from sdrt.libraries.tensorrt_log import Messages
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sdrt.artefacts.bundle import ComponentName, TensorSpec
 from sdrt.artefacts.engine_set import BatchRange
 from sdrt.errors import EngineError, UsageError
-from sdrt.runtime.backends.tensorrt_log import Messages
+from sdrt.libraries.tensorrt_log import Messages
 
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx

@@ -7,10 +7,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError
+from sdrt.libraries.cuda import OUT_OF_MEMORY_HINT, Buffer, Cuda
+from sdrt.libraries.tensorrt_log import LINE_LIMIT, Messages, listen
 from sdrt.machine.gc_pause import uncollected
 from sdrt.progress import Progress, silent
-from sdrt.runtime.backends.cuda import OUT_OF_MEMORY_HINT, Buffer, Cuda
-from sdrt.runtime.backends.tensorrt_log import LINE_LIMIT, Messages, listen
 
 if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import EngineSet

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdrt.errors import EngineError, NumericError
+from sdrt.libraries.cuda import Buffer
 from sdrt.machine.gc_pause import uncollected
 from sdrt.runtime.backends.base import Array, check_finite
-from sdrt.runtime.backends.cuda import Buffer
 from sdrt.runtime.backends.tensorrt import STEP_INPUTS, TensorRtEngine, aligned
 from sdrt.runtime.backends.tensorrt_device import Device
 from sdrt.runtime.denoise import step_rows

@@ -13,8 +13,8 @@ from sdrt.artefacts.engine_set import BackendName, EngineSet
 from sdrt.artefacts.store import Store
 from sdrt.engines.build import build_key
 from sdrt.engines.request import BuildRequest
+from sdrt.libraries.cuda import Cuda
 from sdrt.machine import nvidia
-from sdrt.runtime.backends.cuda import Cuda
 from tests.command_line import CommandLine
 from tests.gpu import test_tensorrt_gpu as gpu
 from tests.runtime.backends.cuda_double.plans import COMPONENTS, double_set

@@ -15,9 +15,9 @@ from sdrt.artefacts.bundle import Bundle, ComponentName
 from sdrt.artefacts.engine_set import TOKENIZER, BatchRange, EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, TrustError, UsageError
 from sdrt.install_lines import extra_line
+from sdrt.libraries.cuda import Cuda
 from sdrt.machine import nvidia
 from sdrt.runtime.backends import available
-from sdrt.runtime.backends.cuda import Cuda
 from sdrt.runtime.backends.tensorrt import TensorRtEngine, TensorRtSession, open_alone
 from tests.models.tiny_bundle import feeds
 from tests.runtime.backends.cuda_double.memory import Misuse
@@ -498,7 +498,7 @@ def test_row_65_without_cuda_bindings_the_extra_is_named(monkeypatch: pytest.Mon
     def missing(name: str) -> Any:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr("sdrt.runtime.backends.cuda.import_module", missing)
+    monkeypatch.setattr("sdrt.libraries.cuda.import_module", missing)
     with pytest.raises(BackendUnavailableError, match="cuda-bindings is not installed") as caught:
         Cuda.open("rtx")
     assert caught.value.hint == extra_line("rtx")
@@ -506,7 +506,7 @@ def test_row_65_without_cuda_bindings_the_extra_is_named(monkeypatch: pytest.Mon
 
 def test_row_66_a_driver_that_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     double = CudaDouble(fails={("cudaGetDeviceCount", 1): "cudaErrorInsufficientDriver"})
-    monkeypatch.setattr("sdrt.runtime.backends.cuda.import_module", lambda name: double)
+    monkeypatch.setattr("sdrt.libraries.cuda.import_module", lambda name: double)
     with pytest.raises(BackendUnavailableError, match="cudaGetDeviceCount gave cudaErrorInsufficientDriver"):
         Cuda.open("trt")
 

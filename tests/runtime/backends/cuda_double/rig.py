@@ -12,9 +12,9 @@ import numpy as np
 
 from sdrt.artefacts.bundle import Bundle, ComponentName
 from sdrt.artefacts.engine_set import EngineComponent, EngineSet
+from sdrt.libraries.cuda import Cuda
 from sdrt.progress import Silent
 from sdrt.runtime.backends.base import Engine
-from sdrt.runtime.backends.cuda import Cuda
 from sdrt.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from sdrt.runtime.backends.session import DeviceLoop, Session
 from sdrt.runtime.backends.tensorrt import TensorRtSession
