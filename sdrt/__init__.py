@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdrt.runtime.pipeline import Pipeline
+    from sdrt.pipeline import Pipeline
     from sdrt.runtime.result import Result
 
 __version__ = "0.1.0"
@@ -28,7 +28,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 def __getattr__(name: str) -> Any:
     """Import the pipeline when it is first asked for, so that ``import sdrt`` stays quick."""
     if name == "Pipeline":
-        from sdrt.runtime.pipeline import Pipeline
+        from sdrt.pipeline import Pipeline
 
         return Pipeline
     if name == "Result":

@@ -114,7 +114,7 @@ def test_the_count_of_libraries_sees_one() -> None:
 
 
 def test_the_pipeline_is_found_where_the_readme_says() -> None:
-    code = "from sdrt import Pipeline, Result\nassert Pipeline.__module__ == 'sdrt.runtime.pipeline', Pipeline"
+    code = "from sdrt import Pipeline, Result\nassert Pipeline.__module__ == 'sdrt.pipeline', Pipeline"
     assert python(code).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'Pipelines'"):
         _ = sdrt.Pipelines

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdrt.bench.contender import Contender, Stopwatch, Work
-from sdrt.runtime.pipeline import Pipeline
+from sdrt.pipeline import Pipeline
 from sdrt.runtime.request import Picture, Request
 
 if TYPE_CHECKING:

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sdrt.commands.live_preview import LivePreview
+    from sdrt.pipeline import Pipeline
     from sdrt.progress import Progress
-    from sdrt.runtime.pipeline import Pipeline
     from sdrt.runtime.request import Request
     from sdrt.runtime.result import Result, Timings
 
@@ -333,7 +333,7 @@ def _noise(options: Options, request: Request) -> Any:
 
 def load(options: Options, progress: Progress) -> Pipeline:
     """The pipeline that the options name."""
-    from sdrt.runtime.pipeline import Pipeline
+    from sdrt.pipeline import Pipeline
 
     return Pipeline.load(
         options.checkpoint,

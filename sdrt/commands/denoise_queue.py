@@ -17,8 +17,8 @@ from sdrt.errors import NumericError
 from sdrt.runtime.request import DRAWN_SEEDS
 
 if TYPE_CHECKING:
+    from sdrt.pipeline import Pipeline
     from sdrt.progress import Progress
-    from sdrt.runtime.pipeline import Pipeline
     from sdrt.runtime.prompt_file import Line
     from sdrt.runtime.queue import Finished, Slot
     from sdrt.runtime.result import Timings

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sdrt.commands.denoise import Options
+    from sdrt.pipeline import Pipeline
     from sdrt.progress import Progress
-    from sdrt.runtime.pipeline import Pipeline
 
 #: Options whose values a record holds.
 DECIDED = (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.segment import Segment
 
-    from sdrt.runtime.pipeline import Pipeline
+    from sdrt.pipeline import Pipeline
 
 #: Width of a picture in a terminal, in columns; each row of characters holds two of pixels.
 COLUMNS = 32

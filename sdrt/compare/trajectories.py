@@ -16,8 +16,8 @@ from sdrt.compare.metrics import measure
 from sdrt.compare.schema import Outcome, ToleranceRecord, TrajectoryResult
 from sdrt.compare.tolerances import Tolerances
 from sdrt.errors import NumericError
+from sdrt.pipeline import Pipeline
 from sdrt.progress import Progress, silent
-from sdrt.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,7 +11,7 @@ from sdrt.runtime.denoise import Latents
 from sdrt.sampling.latents import check_latents
 
 if TYPE_CHECKING:
-    from sdrt.runtime.pipeline import Pipeline
+    from sdrt.pipeline import Pipeline
 
 #: (pipeline, step, timestep, {"latents": ...}) -> mapping, whose "latents" are gone on with, or None.
 Callback = Callable[["Pipeline", int, float, dict[str, Any]], "Mapping[str, Any] | None"]

@@ -13,7 +13,7 @@ from PIL import Image
 from sdrt.runtime.denoise import Latents
 
 if TYPE_CHECKING:
-    from sdrt.runtime.pipeline import Pipeline
+    from sdrt.pipeline import Pipeline
 
 Show = Callable[[int, Sequence[Image.Image]], None]
 

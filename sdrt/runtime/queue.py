@@ -14,7 +14,7 @@ from sdrt.runtime.request import MAX_PICTURES, Picture, Request
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdrt.runtime.pipeline import Pipeline
+    from sdrt.pipeline import Pipeline
     from sdrt.runtime.result import Timings
 
 #: Groups that go through a component before it is let go of, where components do not stay: opening one again takes

@@ -110,7 +110,7 @@ def test_row_45_guidance(scale: str, here: Path, sdrt: CommandLine) -> None:
 
 
 def test_row_45_one_and_below_turn_guidance_off() -> None:
-    # That it then equals the single batch bitwise: tests/runtime/test_pipeline.py, test_guidance_off_*.
+    # That it then equals the single batch bitwise: tests/test_pipeline.py, test_guidance_off_*.
     assert [make_request("a", guidance_scale=scale).guided for scale in (-1, 0, 1, 1.01)] == [False] * 3 + [True]
 
 

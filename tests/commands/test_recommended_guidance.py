@@ -17,10 +17,10 @@ from sdrt.artefacts.store import Store
 from sdrt.checkpoint import Checkpoint
 from sdrt.checkpoint import open_checkpoint as opened
 from sdrt.export.components import model_record
+from sdrt.pipeline import Pipeline
 from sdrt.plots.model import Model
 from sdrt.prepare import Source, open_bundle
 from sdrt.runtime.images import read_record
-from sdrt.runtime.pipeline import Pipeline
 from sdrt.runtime.prompt_file import Line
 from sdrt.runtime.queue import plan_runs
 from sdrt.runtime.request import make_request

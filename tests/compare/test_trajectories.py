@@ -15,7 +15,7 @@ from sdrt.compare.reference import Reference, Trajectory
 from sdrt.compare.schema import TrajectoryResult
 from sdrt.compare.tolerances import Tolerances, load
 from sdrt.compare.trajectories import Drawn, Latents, compare_trajectories, draw, grows_at
-from sdrt.runtime.pipeline import Pipeline
+from sdrt.pipeline import Pipeline
 from sdrt.runtime.request import make_request
 from sdrt.sampling import lms
 from sdrt.sampling.lms import Schedule

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sdrt.artefacts.engine_set import EngineSet
-from sdrt.runtime.pipeline import Pipeline
+from sdrt.pipeline import Pipeline
 from tests.command_line import CommandLine
 from tests.runtime.conftest import hand_sets
 

@@ -18,7 +18,7 @@ import sdrt
 from sdrt import errors
 from sdrt.artefacts.bundle import SCHEMA_VERSION
 from sdrt.cli import COMMANDS, cli
-from sdrt.runtime.pipeline import Pipeline
+from sdrt.pipeline import Pipeline
 from sdrt.runtime.result import Result
 from tests.docs.promised import SCHEMAS, fields, golden
 

@@ -22,7 +22,7 @@ RUNTIME = (
     "sdrt.commands.store",
     "sdrt.engines.build",
     "sdrt.prepare",
-    "sdrt.runtime.pipeline",
+    "sdrt.pipeline",
     "sdrt.runtime.backends.onnxruntime",
     "tests.faults.actions",
 )

@@ -15,8 +15,8 @@ from sdrt.artefacts.bundle import Bundle
 from sdrt.commands.paths import OutputFile, OutputFolder
 from sdrt.errors import ResourceError
 from sdrt.files import folder_published_as, write_atomically
+from sdrt.pipeline import Pipeline
 from sdrt.runtime.images import read_record
-from sdrt.runtime.pipeline import Pipeline
 from tests.faults.killer import Killer, tree
 from tests.faults.test_permissions import parameters
 

@@ -17,12 +17,12 @@ from sdrt.artefacts.bundle import Bundle
 from sdrt.checkpoint import open_checkpoint
 from sdrt.errors import BackendUnavailableError, BundleError, UsageError
 from sdrt.install_lines import extra_line
+from sdrt.pipeline import Pipeline
 from sdrt.plots import marked_graph
 from sdrt.plots.attention import Attention, Sums, WordMap, attend, draw_attention, overlaid, word_maps
 from sdrt.plots.marked_graph import MarkedUnet, attention_weights, mark
 from sdrt.plots.model import Model
 from sdrt.progress import silent
-from sdrt.runtime.pipeline import Pipeline
 from sdrt.runtime.text import Tokenizer, Word
 
 Array = npt.NDArray[Any]

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sdrt.errors import UsageError
+from sdrt.pipeline import Pipeline
 from sdrt.plots.model import Model
 from sdrt.plots.noising import draw_noising, noise_picture, shown_steps
 from sdrt.plots.prediction import TITLES, draw_prediction, four, predict
@@ -22,7 +23,6 @@ from sdrt.plots.trajectory import (
 )
 from sdrt.progress import silent
 from sdrt.runtime.init_image import InitImage
-from sdrt.runtime.pipeline import Pipeline
 from sdrt.sampling.latents import unit_noise
 from sdrt.sampling.lms import Schedule
 

@@ -9,9 +9,9 @@ import pytest
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import BatchRange
 from sdrt.artefacts.store import Store
+from sdrt.pipeline import Pipeline
 from sdrt.plots.model import Model
 from sdrt.prepare import Choice, Source
-from sdrt.runtime.pipeline import Pipeline
 
 
 def test_a_tuned_batch_is_not_a_plots(tiny_bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_over_engines(hand_sets: Sets, backend: str, monkeypatch: pytest.MonkeyP
         # Without DeepCache the whole pass is the UNet.
         np.testing.assert_array_equal(draw(pipe).latents, expected)
         # Every step whole, which no request asks for.
-        monkeypatch.setattr("sdrt.runtime.pipeline.CachedUnet", lambda whole, shallow, _: CachedUnet(whole, shallow, 1))
+        monkeypatch.setattr("sdrt.pipeline.CachedUnet", lambda whole, shallow, _: CachedUnet(whole, shallow, 1))
         np.testing.assert_array_equal(draw(pipe, deepcache=2).latents, expected)
         monkeypatch.undo()
         # A set that holds all can do both.
@@ -186,7 +186,7 @@ def test_from_a_picture_the_first_step_that_runs_is_whole(hand_sets: Sets, monke
         seen.append(CachedUnet(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr("sdrt.runtime.pipeline.CachedUnet", keep)
+    monkeypatch.setattr("sdrt.pipeline.CachedUnet", keep)
     with Pipeline(hand_sets(components=HELD)) as pipe:
         draw(pipe, deepcache=3, image=Image.new("RGB", (16, 16), (200, 40, 40)), strength=0.5)
     assert [unet.whole_steps for unet in seen] == [[0, 3]]

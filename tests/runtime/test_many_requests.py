@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline
+from sdrt import pipeline as pipeline_module
 from sdrt.artefacts.bundle import COMPONENTS, DEEPCACHE, ComponentName
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.errors import NumericError
-from sdrt.runtime import pipeline as pipeline_module
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.prompt_file import Line
 from sdrt.runtime.queue import run_queue

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrt import Pipeline
+from sdrt import Pipeline, pipeline
 from sdrt.artefacts.store import Store
 from sdrt.prepare import Source, prepare
-from sdrt.runtime import init_image, pipeline
+from sdrt.runtime import init_image
 from sdrt.runtime.init_image import InitImage
 from sdrt.sampling.latents import posterior_noise, unit_noise
 from tests.truth.reference import Picture, assert_has_contrast, diffusers_pipeline, psnr

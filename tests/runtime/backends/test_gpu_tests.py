@@ -66,7 +66,7 @@ def opened(plans: EngineSet) -> Iterator[Opened]:
 @pytest.fixture
 def reference(carried: EngineSet, hand_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     with monkeypatch.context() as patch:
-        patch.setattr("sdrt.runtime.pipeline.open_session", lambda *_, **__: cpu_session(carried, hand_bundle))
+        patch.setattr("sdrt.pipeline.open_session", lambda *_, **__: cpu_session(carried, hand_bundle))
         return Pipeline(carried)
 
 

@@ -16,10 +16,10 @@ from PIL import Image
 from sdrt.artefacts.bundle import Bundle, ComponentName
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, NumericError, ResourceError, SdrtError
+from sdrt.pipeline import Pipeline
 from sdrt.runtime.backends.tensorrt import STEP_INPUTS, TensorRtEngine
 from sdrt.runtime.backends.tensorrt_loop import LEAST_ROWS, TensorRtLoop, schedule_table
 from sdrt.runtime.denoise import Latents, denoise, denoise_fused
-from sdrt.runtime.pipeline import Pipeline
 from tests.runtime.backends.cuda_double.memory import Misuse
 from tests.runtime.backends.cuda_double.rig import Rig, conditioning, cpu_session, forget, noise, sd_v1_schedule
 from tests.runtime.backends.cuda_double.runtime import CudaDouble
@@ -343,9 +343,9 @@ def pipelines(monkeypatch: pytest.MonkeyPatch, hand_bundle: Bundle) -> Callable[
 
     def make(engines: EngineSet, **options: Any) -> tuple[Pipeline, Pipeline]:
         rig = Rig(engines, **options)
-        monkeypatch.setattr("sdrt.runtime.pipeline.open_session", lambda *_, **__: rig.session)
+        monkeypatch.setattr("sdrt.pipeline.open_session", lambda *_, **__: rig.session)
         device = Pipeline(engines)
-        monkeypatch.setattr("sdrt.runtime.pipeline.open_session", lambda *_, **__: cpu_session(engines, hand_bundle))
+        monkeypatch.setattr("sdrt.pipeline.open_session", lambda *_, **__: cpu_session(engines, hand_bundle))
         return device, Pipeline(engines)
 
     return make
@@ -411,7 +411,7 @@ def test_a_picture_started_from_and_a_run_that_is_stopped_are_the_cpus(
 def test_engines_on_a_device_stay(make_plans: MakePlans, monkeypatch: pytest.MonkeyPatch) -> None:
     engines = make_plans()
     rig = Rig(engines)
-    monkeypatch.setattr("sdrt.runtime.pipeline.open_session", lambda *_, **__: rig.session)
+    monkeypatch.setattr("sdrt.pipeline.open_session", lambda *_, **__: rig.session)
     with Pipeline(engines, keep_loaded=False) as pipe:
         first = pipe("a red circle", num_inference_steps=3, seed=3)
         assert set(rig.session._opened) == {"text_encoder", "denoise_step", "vae_decoder"}
