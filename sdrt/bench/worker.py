@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Kind -> its module and class.
 KINDS: Mapping[str, tuple[str, str]] = {
-    "sdrt": ("sdrt.bench.ours", "Ours"),
+    "sdrt": ("sdrt.bench.sdrt_contender", "Ours"),
     "diffusers": ("sdrt.bench.peers.torch_diffusers", "Diffusers"),
     "torch-compile": ("sdrt.bench.peers.torch_diffusers", "CompiledDiffusers"),
     "onnxruntime": ("sdrt.bench.peers.plain_onnxruntime", "PlainOnnxRuntime"),

@@ -19,8 +19,8 @@ from sdrt.runtime.request import DRAWN_SEEDS
 if TYPE_CHECKING:
     from sdrt.pipeline import Pipeline
     from sdrt.progress import Progress
+    from sdrt.runtime.picture_queue import Finished, Slot
     from sdrt.runtime.prompt_file import Line
-    from sdrt.runtime.queue import Finished, Slot
     from sdrt.runtime.result import Timings
 
 
@@ -32,8 +32,8 @@ def run_prompts(options: Options) -> None:
         NumericError: Some pictures could not be made; all others were written.
     """
     from sdrt.progress import for_terminal
+    from sdrt.runtime.picture_queue import run_queue
     from sdrt.runtime.prompt_file import read_prompt_file
-    from sdrt.runtime.queue import run_queue
     from sdrt.runtime.result import Timings
 
     if options.prompts is None:

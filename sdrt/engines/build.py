@@ -13,7 +13,7 @@ from sdrt.artefacts.bundle import MANIFEST, Bundle, ComponentName, file_records,
 from sdrt.artefacts.engine_set import SCHEDULER, TOKENIZER, EngineManifest, EngineSet
 from sdrt.artefacts.locks import Lease
 from sdrt.artefacts.store import PRIVATE_MODE, Store
-from sdrt.engines import lanes
+from sdrt.engines import build_processes
 from sdrt.engines.builders import ComponentJob, builder
 from sdrt.engines.key import BuildKey
 from sdrt.engines.request import BuildRequest, component_batch
@@ -190,7 +190,7 @@ def _compile(
             bundle.verify_weights()
         jobs = [_job(bundle, request, key, name, spelled, caches) for name in key.components]
         at_once = usable_cpus() if builder(key.backend).side_by_side else 1
-        components = lanes.build_all(jobs, progress, available_memory_bytes(), at_once)
+        components = build_processes.build_all(jobs, progress, available_memory_bytes(), at_once)
         with disk_errors(folder):
             for name in (TOKENIZER, SCHEDULER):
                 if name not in bundle.manifest.files:

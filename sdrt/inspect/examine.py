@@ -8,7 +8,7 @@ from typing import Any
 from sdrt.artefacts.bundle import MANIFEST
 from sdrt.errors import UsageError
 from sdrt.inspect.block import Block, timed
-from sdrt.inspect.layers import examine as examine_folder
+from sdrt.inspect.bundle import examine as examine_folder
 from sdrt.progress import Progress
 
 

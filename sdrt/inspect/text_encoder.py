@@ -7,7 +7,7 @@ from typing import Any
 
 from sdrt.errors import CheckpointError
 from sdrt.inspect.block import Block, Shape, holding
-from sdrt.inspect.parts import attention_flops, layer_norm, linear
+from sdrt.inspect.layers import attention_flops, layer_norm, linear
 
 
 def text_encoder_tree(config: Mapping[str, Any], max_tokens: int | None = None) -> Block:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdrt.errors import CheckpointError
 from sdrt.inspect.block import Block, Shape, holding
-from sdrt.inspect.parts import convolution, downsampler, group_norm, linear, resnet, transformer, upsampler
+from sdrt.inspect.layers import convolution, downsampler, group_norm, linear, resnet, transformer, upsampler
 
 #: Fields that change the structure in ways that no Stable Diffusion v1 has, and the values that do not.
 USUAL: dict[str, tuple[Any, ...]] = {

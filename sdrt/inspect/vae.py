@@ -7,7 +7,7 @@ from typing import Any
 
 from sdrt.errors import CheckpointError
 from sdrt.inspect.block import Block, Shape, holding
-from sdrt.inspect.parts import convolution, downsampler, group_norm, pixel_attention, resnet, upsampler
+from sdrt.inspect.layers import convolution, downsampler, group_norm, pixel_attention, resnet, upsampler
 
 
 def encoder_tree(config: Mapping[str, Any], latent_size: int) -> Block:

@@ -211,7 +211,7 @@ def test_a_picture_of_a_file_is_repeated_bit_for_bit(denoise: Denoise) -> None:
 
 def test_a_picture_that_was_written_is_let_go_of(denoise: Denoise, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lines(*({"prompt": f"{number}"} for number in range(5 * PICTURES_AT_ONCE)))
-    monkeypatch.setattr("sdrt.runtime.queue.GROUPS_A_RUN", 1)
+    monkeypatch.setattr("sdrt.runtime.picture_queue.GROUPS_A_RUN", 1)
     pictures: list[weakref.ref[Any]] = []
     alive: list[int] = []
 

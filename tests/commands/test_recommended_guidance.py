@@ -21,8 +21,8 @@ from sdrt.pipeline import Pipeline
 from sdrt.plots.model import Model
 from sdrt.prepare import Source, open_bundle
 from sdrt.runtime.images import read_record
+from sdrt.runtime.picture_queue import plan_runs
 from sdrt.runtime.prompt_file import Line
-from sdrt.runtime.queue import plan_runs
 from sdrt.runtime.request import make_request
 from tests.command_line import CommandLine, Ended
 from tests.models.tiny_bundle import tiny_bundle as write_bundle

@@ -15,7 +15,7 @@ import sdrt.export
 from sdrt.artefacts.bundle import Bundle, seal
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.store import Store
-from sdrt.engines import lanes
+from sdrt.engines import build_processes
 from sdrt.engines.build import build_to
 from sdrt.engines.builders import builder
 from sdrt.engines.request import BuildRequest
@@ -135,7 +135,9 @@ def test_engines_say_what_their_bundle_says(
     ratio: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And where it merges none they say nothing, as before."""
-    monkeypatch.setattr(lanes, "build_all", lambda jobs, *_: {j.component: builder(j.backend).build(j) for j in jobs})
+    monkeypatch.setattr(
+        build_processes, "build_all", lambda jobs, *_: {j.component: builder(j.backend).build(j) for j in jobs}
+    )
     bundle = write_bundle(tmp_path / "bundle")
     seal(bundle.path, bundle.manifest.model_copy(update={"token_merging": ratio}))
     request = BuildRequest("onnxruntime", "fp32", ("vae_decoder",))

@@ -8,7 +8,7 @@ import pytest
 
 from sdrt.artefacts.bundle import ComponentName
 from sdrt.artefacts.engine_set import EngineComponent
-from sdrt.engines import lanes
+from sdrt.engines import build_processes
 from sdrt.engines.builders import ComponentJob, builder
 
 
@@ -27,5 +27,5 @@ def compile_here(
         done.extend(job.component for job in jobs)
         return {job.component: compiled(job) for job in jobs}
 
-    patch.setattr(lanes, "build_all", build_all)
+    patch.setattr(build_processes, "build_all", build_all)
     return done

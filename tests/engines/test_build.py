@@ -15,7 +15,7 @@ import pytest
 from sdrt.artefacts.bundle import Bundle, ComponentName
 from sdrt.artefacts.engine_set import BackendName, BatchRange, EngineSet
 from sdrt.artefacts.store import Store
-from sdrt.engines import lanes
+from sdrt.engines import build_processes
 from sdrt.engines.build import build, build_to, find
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BundleError, EngineError, TrustError, UsageError
@@ -73,7 +73,7 @@ def test_nothing_is_built_beside_what_is_timed_on_the_gpu(
         asked.append(at_once)
         raise EngineError("enough", hint="none")
 
-    monkeypatch.setattr(lanes, "build_all", build_all)
+    monkeypatch.setattr(build_processes, "build_all", build_all)
     with pytest.raises(EngineError, match="enough"):
         build(hand_made, BuildRequest(backend), own_store, silent)
     assert asked == [at_once]
@@ -116,7 +116,7 @@ def test_a_build_that_fails_leaves_nothing(
         def fail(*_: object, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr(lanes, "build_all", fail)
+        monkeypatch.setattr(build_processes, "build_all", fail)
         with pytest.raises(type(error)):
             build(hand_made, DECODER, own_store, silent)
         assert in_store(own_store, "engines/*/*") == in_store(own_store, "staging/*") == []
@@ -172,14 +172,14 @@ def test_locks_that_always_succeed_do_not_corrupt(
 ) -> None:
     monkeypatch.setattr("fcntl.flock", lambda *_: None)
     together = threading.Barrier(2)
-    real = lanes.build_all
+    real = build_processes.build_all
     errors: list[BaseException] = []
 
     def side_by_side(*args: object) -> object:
         together.wait(20)
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(lanes, "build_all", side_by_side)
+    monkeypatch.setattr(build_processes, "build_all", side_by_side)
 
     def build_one() -> None:
         try:

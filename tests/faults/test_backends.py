@@ -19,7 +19,7 @@ import pytest
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.store import Store
-from sdrt.engines import lanes
+from sdrt.engines import build_processes
 from sdrt.engines.build import build
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, ResourceError
@@ -297,7 +297,7 @@ def test_row_72_no_more_threads_than_processors(
         jobs.extend(job.threads for job in given)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lanes, "build_all", build_all)
+    monkeypatch.setattr(build_processes, "build_all", build_all)
     with contextlib.suppress(KeyboardInterrupt):
         build(bundle, BuildRequest("onnxruntime"), Store(tmp_path / "store"), silent)
     assert set(jobs) == {1}

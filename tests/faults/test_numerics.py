@@ -36,7 +36,7 @@ from sdrt.sampling.lms import Schedule
 from tests.command_line import CommandLine, Ended
 from tests.compare.test_components import Canned
 from tests.engines.notes import Notes
-from tests.engines.test_lanes import job
+from tests.engines.test_build_processes import job
 from tests.models.tiny_bundle import feeds
 
 LOOSE = ToleranceRecord(relative_l2=0.5, peak=0.5, reason="half is allowed")

@@ -18,8 +18,8 @@ from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.deepcache import CachedUnet
 from sdrt.runtime.denoise import Conditioning, denoise
 from sdrt.runtime.metadata import PictureRecord, record_json
+from sdrt.runtime.picture_queue import run_queue
 from sdrt.runtime.prompt_file import Line
-from sdrt.runtime.queue import run_queue
 from sdrt.runtime.request import make_request
 from sdrt.runtime.result import Timings
 from sdrt.sampling.lms import Schedule

@@ -19,8 +19,8 @@ from sdrt.artefacts.bundle import COMPONENTS, DEEPCACHE, ComponentName
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.errors import NumericError
 from sdrt.runtime.backends.base import Engine
+from sdrt.runtime.picture_queue import run_queue
 from sdrt.runtime.prompt_file import Line
-from sdrt.runtime.queue import run_queue
 from sdrt.runtime.request import make_request
 from sdrt.runtime.result import Timings
 from tests.models.tiny_bundle import tiny_bundle as write_bundle

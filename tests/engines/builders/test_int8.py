@@ -25,7 +25,7 @@ from sdrt.prepare import Source, bundle_precision, open_bundle
 from sdrt.progress import Progress
 from sdrt.runtime.backends import openvino as openvino_backend
 from sdrt.runtime.backends.openvino import OpenVinoEngine
-from tests.engines.test_lanes import job
+from tests.engines.test_build_processes import job
 from tests.models.tiny_bundle import HIDDEN_SIZE, MAX_TOKENS, feeds, tiny_bundle
 
 WITH_STEP: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")

@@ -19,7 +19,7 @@ from sdrt.engines.builders import ComponentJob, builder
 from sdrt.engines.builders.onnxruntime_gpu import OPSET, OWN_DOMAIN, gpu_graph
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from tests.engines.graphs import FLOAT, INT64, write
-from tests.engines.test_lanes import job
+from tests.engines.test_build_processes import job
 
 #: What the CUDA provider of onnxruntime-gpu 1.26.0 and of 1.31.1 has kernels for in fp32 at opset 18. Measured with the
 #: providers themselves over stand-ins for CUDA's libraries (docs/decisions/0034): they place all of this on the GPU.

@@ -16,7 +16,7 @@ from sdrt.engines.builders import builder
 from sdrt.engines.builders import openvino as openvino_builder
 from sdrt.machine.cpu import supports_bf16
 from sdrt.runtime.backends.openvino import MappedBlob, OpenVinoEngine, core, cpu_config
-from tests.engines.test_lanes import job
+from tests.engines.test_build_processes import job
 from tests.models.tiny_bundle import feeds
 
 MIB = 2**20

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from sdrt.artefacts.bundle import Bundle, Component, ComponentName
-from sdrt.engines import lanes
+from sdrt.engines import build_processes
+from sdrt.engines.build_worker import Failure, do
 from sdrt.engines.builders import ComponentJob
-from sdrt.engines.worker import Failure, do
 from sdrt.errors import EngineError, ResourceError
 from sdrt.progress import silent
 from tests.engines.notes import Notes
@@ -54,23 +54,23 @@ def shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 def test_components_come_back_in_the_order_asked_for(hand_made: Bundle, tmp_path: Path) -> None:
     notes = Notes()
     jobs = [job(hand_made, name, tmp_path) for name in ALL]
-    built = lanes.build_all(jobs, notes, None, 2)
+    built = build_processes.build_all(jobs, notes, None, 2)
     assert tuple(built) == ALL
     assert all((tmp_path / component.file).exists() for component in built.values())
     assert sorted(notes.stages) == sorted(f"onnxruntime {name} fp32" for name in ALL)
 
 
 def test_two_at_a_time(hand_made: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "SMALL_BYTES", 0)
+    monkeypatch.setattr(build_processes, "SMALL_BYTES", 0)
     jobs = [job(hand_made, name, tmp_path) for name in ALL]
-    assert set(lanes.build_all(jobs, silent, None, 2)) == set(ALL)
+    assert set(build_processes.build_all(jobs, silent, None, 2)) == set(ALL)
 
 
 def test_a_graph_that_does_not_compile_is_named(hand_made: Bundle, tmp_path: Path) -> None:
     (tmp_path / "noise.onnx").write_bytes(bytes(range(256)))
     noise = job(hand_made, "unet", tmp_path, graph=tmp_path / "noise.onnx", spec=without_weights(hand_made, "unet"))
     with pytest.raises(EngineError, match=r"onnxruntime cannot compile .*noise\.onnx") as refused:
-        lanes.build_all([noise], silent, None, 1)
+        build_processes.build_all([noise], silent, None, 1)
     assert refused.value.hint
 
 
@@ -79,13 +79,13 @@ def test_a_compiler_that_is_killed_wanted_memory(
 ) -> None:
     shadow("import os; os.kill(os.getpid(), 9)")
     with pytest.raises(ResourceError, match="the process that compiled unet was killed"):
-        lanes.build_all([job(hand_made, "unet", tmp_path)], silent, None, 1)
+        build_processes.build_all([job(hand_made, "unet", tmp_path)], silent, None, 1)
 
 
 def test_a_compiler_that_crashes_is_quoted(hand_made: Bundle, tmp_path: Path, shadow: Callable[[str], None]) -> None:
     shadow("import os, sys; print('mind the gap'); sys.stdout.flush(); os.abort()")
     with pytest.raises(EngineError, match="unet died of signal 6; its last words: mind the gap"):
-        lanes.build_all([job(hand_made, "unet", tmp_path)], silent, None, 1)
+        build_processes.build_all([job(hand_made, "unet", tmp_path)], silent, None, 1)
 
 
 def test_a_compiler_that_dies_is_missed_though_a_child_keeps_its_pipe(
@@ -93,7 +93,7 @@ def test_a_compiler_that_dies_is_missed_though_a_child_keeps_its_pipe(
 ) -> None:
     shadow("import os, time\nif os.fork() == 0:\n    time.sleep(60)\nos._exit(3)")
     with pytest.raises(EngineError, match="unet ended with code 3"):
-        lanes.build_all([job(hand_made, "unet", tmp_path)], silent, None, 1)
+        build_processes.build_all([job(hand_made, "unet", tmp_path)], silent, None, 1)
 
 
 def test_an_interrupted_build_ends_its_compilers(
@@ -114,7 +114,7 @@ def test_an_interrupted_build_ends_its_compilers(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selectors, "DefaultSelector", InterruptedSelector)
         with pytest.raises(KeyboardInterrupt):
-            lanes.build_all([job(hand_made, "unet", tmp_path)], silent, None, 1)
+            build_processes.build_all([job(hand_made, "unet", tmp_path)], silent, None, 1)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -132,15 +132,15 @@ class FakeLane:
 def hand_out(jobs: list[ComponentJob], memory_bytes: int | None) -> list[ComponentName | None]:
     """What each of two lanes is given."""
     two: list[Any] = [FakeLane(), FakeLane()]
-    lanes._hand_out(sorted(jobs, key=lanes.memory_needed, reverse=True), two, silent, memory_bytes)
+    build_processes._hand_out(sorted(jobs, key=build_processes.memory_needed, reverse=True), two, silent, memory_bytes)
     return [lane.job.component if lane.job else None for lane in two]
 
 
 def test_memory_bounds_what_is_compiled_at_once(hand_made: Bundle, tmp_path: Path) -> None:
     jobs = [job(hand_made, name, tmp_path) for name in ALL]
-    needed = sorted(map(lanes.memory_needed, jobs), reverse=True)
-    enough = int((needed[0] + needed[1]) / lanes.MEMORY_SHARE) + 1
-    large, second = sorted(jobs, key=lanes.memory_needed, reverse=True)[:2]
+    needed = sorted(map(build_processes.memory_needed, jobs), reverse=True)
+    enough = int((needed[0] + needed[1]) / build_processes.MEMORY_SHARE) + 1
+    large, second = sorted(jobs, key=build_processes.memory_needed, reverse=True)[:2]
     assert hand_out(jobs, None) == [large.component, second.component]
     assert hand_out(jobs, enough) == [large.component, second.component]
     # Room for one only: the second lane waits. Room for none: one is tried all the same.

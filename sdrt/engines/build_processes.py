@@ -19,8 +19,8 @@ import sdrt.artefacts.bundle
 from sdrt import errors
 from sdrt.artefacts.bundle import ComponentName
 from sdrt.artefacts.engine_set import EngineComponent
+from sdrt.engines.build_worker import Answer, Failure, Note, Percent
 from sdrt.engines.builders.base import ComponentJob
-from sdrt.engines.worker import Answer, Failure, Note, Percent
 from sdrt.errors import EngineError, ResourceError, SdrtError
 from sdrt.files import disk_errors
 from sdrt.progress import Advance, Progress, silent
@@ -52,7 +52,7 @@ class Lane:
         # The worker sees the modules that this process sees, and none of the current folder.
         places = [str(Path(sdrt.artefacts.bundle.__file__).parent.parent), *filter(None, sys.path)]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sdrt.engines.worker"],
+            [sys.executable, "-P", "-m", "sdrt.engines.build_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -14,8 +14,8 @@ from sdrt import Pipeline
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.batches import PICTURES_AT_ONCE
+from sdrt.runtime.picture_queue import GROUPS_A_RUN, Finished, plan_runs, run_queue
 from sdrt.runtime.prompt_file import Line
-from sdrt.runtime.queue import GROUPS_A_RUN, Finished, plan_runs, run_queue
 from sdrt.runtime.request import make_request
 from sdrt.runtime.result import Timings
 from sdrt.sampling.latents import unit_noise
