@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from sdrt.version import __version__
+
 if TYPE_CHECKING:
     from sdrt.pipeline import Pipeline
     from sdrt.runtime.result import Result
 
-__version__ = "0.1.0"
 __all__ = ["Pipeline", "Result", "__version__"]
 
 # Read by ONNX Runtime as it is imported: since 1.29 it sends what it is asked to run to its makers

@@ -13,12 +13,12 @@ from typing import NoReturn
 
 import click
 
-from sdrt import __version__
 from sdrt.errors import SdrtError
 from sdrt.files import system_error
 from sdrt.interruption import EXIT_INTERRUPTED, interruptible
 from sdrt.streams import check_stdout, guarded_streams
 from sdrt.terminal import printable
+from sdrt.version import __version__
 
 EXIT_RESOURCE = 6
 

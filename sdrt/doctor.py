@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sdrt import __version__
 from sdrt.artefacts.store import Store
 from sdrt.errors import BackendUnavailableError, SdrtError
 from sdrt.files import working_folder_is_gone
@@ -19,6 +18,7 @@ from sdrt.machine import nvidia
 from sdrt.machine.cpu import available_memory_bytes, cpu_features, supports_bf16, usable_cpus
 from sdrt.machine.packages import distribution
 from sdrt.runtime.backends import BACKENDS, available, choose_backend
+from sdrt.version import __version__
 
 #: The packages that matter here, by distribution, and the extras that bring each.
 PACKAGES: dict[str, tuple[str, ...]] = {

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt import __version__
 from sdrt.bench.contender import Ran
 from sdrt.bench.machine import machine, versions
 from sdrt.bench.plan import Asked, Entry, Plan, make_plan
@@ -21,6 +20,7 @@ from sdrt.bench.statistics import paired, sample
 from sdrt.errors import EngineError
 from sdrt.files import temporary_folder
 from sdrt.progress import Progress, silent
+from sdrt.version import __version__
 
 if TYPE_CHECKING:
     from sdrt.artefacts.bundle import Precision

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt import __version__
 from sdrt.artefacts.engine_set import BatchRange
 from sdrt.artefacts.store import Store
 from sdrt.artefacts.tuned import Trial, TuneRecord, machine_key, write_record
@@ -30,6 +29,7 @@ from sdrt.machine.cpu import usable_cpus
 from sdrt.prepare import STEP, Choice, Source, build_request, bundle_precision, open_bundle
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import BACKENDS, available
+from sdrt.version import __version__
 
 if TYPE_CHECKING:
     from sdrt.artefacts.bundle import Bundle, Precision

@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt import __version__
 from sdrt.compare.bisect import check_available, locate
 from sdrt.compare.components import CAUSAL, compare_components, unavailable
 from sdrt.compare.faults import self_test
@@ -37,6 +36,7 @@ from sdrt.doctor import gpu, processor
 from sdrt.errors import UsageError
 from sdrt.progress import Progress, silent
 from sdrt.runtime.request import Picture, Request
+from sdrt.version import __version__
 
 if TYPE_CHECKING:
     from sdrt.checkpoint import Checkpoint

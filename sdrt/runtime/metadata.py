@@ -16,12 +16,12 @@ from typing import Annotated, Any, BinaryIO, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sdrt import __version__
 from sdrt.artefacts.bundle import CheckpointRecord, Digest, Precision, TokenMerging
 from sdrt.engines.request import Provider
 from sdrt.errors import ArtefactError
 from sdrt.files import unreadable
 from sdrt.runtime.request import MAX_PICTURES, MAX_SEED, MIN_DEEPCACHE, LmsStart
+from sdrt.version import __version__
 
 RECORD_KEYWORD = "sdrt"
 PARAMETERS_KEYWORD = "parameters"

@@ -1,0 +1,3 @@
+"""sdrt's version."""
+
+__version__ = "0.1.0"
