@@ -23,8 +23,8 @@ from sdrt.bench.machine import machine, versions
 from sdrt.compare.images import psnr_db, ssim
 from sdrt.compare.pictures import scene_verdict
 from sdrt.compare.prompts import PromptSeed, default_prompts
+from sdrt.limits import DEFAULT_GUIDANCE_SCALE
 from sdrt.progress import for_terminal
-from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
 
 if TYPE_CHECKING:
     from PIL import Image

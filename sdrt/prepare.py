@@ -20,9 +20,9 @@ from sdrt.engines.request import BuildRequest, Provider
 from sdrt.errors import ArtefactError, BackendUnavailableError, BundleError, TrustError, UsageError
 from sdrt.files import canonical_json, sha256_bytes
 from sdrt.install_lines import extra_line
+from sdrt.limits import DEFAULT_GUIDANCE_SCALE
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import GPU_BACKENDS, available, choose_backend
-from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

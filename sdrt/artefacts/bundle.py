@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdrt.errors import ArtefactError, BundleError, SdrtError, TrustError, UsageError
 from sdrt.files import canonical_json, path_inside, sha256_bytes, sha256_file, system_errors, unreadable, utf8_path
-from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE
+from sdrt.limits import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE, MAX_LATENT_CHANNELS, MAX_LATENT_SIZE
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -33,9 +33,6 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: Of each 2x2 tokens one takes in the others, so no more can be merged.
 MAX_TOKEN_MERGING = 0.75
 TokenMerging = Annotated[float, Field(gt=0, le=MAX_TOKEN_MERGING)]
-
-MAX_LATENT_CHANNELS = 64
-MAX_LATENT_SIZE = 512
 
 
 class Record(BaseModel):

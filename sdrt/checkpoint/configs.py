@@ -14,7 +14,7 @@ from sdrt.checkpoint.config_fields import DECIDING, completed, is_json
 from sdrt.checkpoint.misplaced import folder_hint
 from sdrt.errors import CheckpointError
 from sdrt.files import unreadable
-from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE
+from sdrt.limits import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE
 from sdrt.sampling.noise_config import OTHER_SCHEDULER_HINT, WITHOUT_BETAS, NoiseConfig
 
 _SHORT = reprlib.Repr()

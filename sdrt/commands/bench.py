@@ -27,7 +27,7 @@ from sdrt.commands.options import (
 )
 from sdrt.errors import UsageError
 from sdrt.files import utf8_text
-from sdrt.runtime.request import MAX_GUIDANCE_SCALE, MAX_STEPS
+from sdrt.limits import MAX_GUIDANCE_SCALE, MAX_STEPS
 
 if TYPE_CHECKING:
     from sdrt.bench.plan import Asked

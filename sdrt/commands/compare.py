@@ -27,7 +27,7 @@ from sdrt.commands.options import (
 from sdrt.commands.paths import InputName, InputPath
 from sdrt.errors import BackendUnavailableError, NumericError, UsageError
 from sdrt.install_lines import extra_line
-from sdrt.runtime.request import MAX_STEPS
+from sdrt.limits import MAX_STEPS
 from sdrt.terminal import printable
 
 if TYPE_CHECKING:

@@ -31,10 +31,8 @@ from sdrt.commands.options import (
 )
 from sdrt.commands.paths import OutputFile, check_empty, check_writable
 from sdrt.errors import UsageError
-from sdrt.runtime.request import (
+from sdrt.limits import (
     DEFAULT_GUIDANCE_SCALE,
-    DEFAULT_STRENGTH,
-    LMS_STARTS,
     MAX_GUIDANCE_SCALE,
     MAX_PICTURES,
     MAX_SEED,
@@ -42,6 +40,7 @@ from sdrt.runtime.request import (
     MAX_STEPS,
     MIN_DEEPCACHE,
 )
+from sdrt.runtime.request import DEFAULT_STRENGTH, LMS_STARTS
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -26,7 +26,7 @@ from sdrt.commands.options import (
 )
 from sdrt.commands.paths import OutputFile
 from sdrt.errors import UsageError
-from sdrt.runtime.request import MAX_GUIDANCE_SCALE, MAX_SEED, MAX_STEPS
+from sdrt.limits import MAX_GUIDANCE_SCALE, MAX_SEED, MAX_STEPS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ from sdrt.commands.options import (
 )
 from sdrt.commands.paths import InputPath
 from sdrt.errors import NumericError
-from sdrt.runtime.request import MAX_STEPS
+from sdrt.limits import MAX_STEPS
 
 if TYPE_CHECKING:
     from sdrt.artefacts.tuned import TuneRecord

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sdrt.errors import UsageError
 from sdrt.files import unreadable
-from sdrt.runtime.request import MAX_SEED, check_text
+from sdrt.limits import MAX_SEED
+from sdrt.runtime.request import check_text
 
 MAX_PROMPTS = 64
 LIMIT_BYTES = 1 << 20

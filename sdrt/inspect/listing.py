@@ -6,7 +6,7 @@ from typing import Any
 
 from sdrt.commands.options import size_text
 from sdrt.inspect.block import Block, shape_text
-from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
+from sdrt.limits import DEFAULT_GUIDANCE_SCALE
 
 #: Columns of words; those after them are of numbers.
 NAMES = 4

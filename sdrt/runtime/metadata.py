@@ -20,7 +20,8 @@ from sdrt.artefacts.bundle import CheckpointRecord, Digest, Precision, TokenMerg
 from sdrt.engines.request import Provider
 from sdrt.errors import ArtefactError
 from sdrt.files import unreadable
-from sdrt.runtime.request import MAX_PICTURES, MAX_SEED, MIN_DEEPCACHE, LmsStart
+from sdrt.limits import MAX_PICTURES, MAX_SEED, MIN_DEEPCACHE
+from sdrt.runtime.request import LmsStart
 from sdrt.version import __version__
 
 RECORD_KEYWORD = "sdrt"

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sdrt.errors import NumericError
+from sdrt.limits import MAX_PICTURES
 from sdrt.progress import Progress, silent
 from sdrt.runtime.prompt_file import Line, settings_of
-from sdrt.runtime.request import MAX_PICTURES, Picture, Request
+from sdrt.runtime.request import Picture, Request
 
 if TYPE_CHECKING:
     from PIL import Image

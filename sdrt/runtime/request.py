@@ -11,18 +11,17 @@ from typing import Literal
 
 from sdrt.arguments import as_real, as_whole, items, shown, whole
 from sdrt.errors import UsageError
+from sdrt.limits import (
+    DEFAULT_GUIDANCE_SCALE,
+    MAX_GUIDANCE_SCALE,
+    MAX_PICTURES,
+    MAX_SEED,
+    MAX_SIGMA,
+    MAX_STEPS,
+    MIN_DEEPCACHE,
+    PROMPT_LIMIT_CHARACTERS,
+)
 
-PROMPT_LIMIT_CHARACTERS = 100_000
-MAX_SEED = 2**64 - 1
-MAX_PICTURES = 256
-MAX_STEPS = 1000
-#: How strongly the prompt is followed where neither the user nor the checkpoint says; diffusers' default.
-DEFAULT_GUIDANCE_SCALE = 7.5
-MAX_GUIDANCE_SCALE = 1000.0
-#: At 1 every step would compute the whole UNet, as it does without.
-MIN_DEEPCACHE = 2
-#: No schedule's noise comes near.
-MAX_SIGMA = 1e6
 #: Seeds that sdrt draws itself stay below this, so that they are short enough to type.
 DRAWN_SEEDS = 2**32
 

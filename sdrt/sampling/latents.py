@@ -14,10 +14,9 @@ import numpy.lib.format as npy
 import numpy.typing as npt
 
 from sdrt.arguments import whole
-from sdrt.artefacts.bundle import MAX_LATENT_CHANNELS, MAX_LATENT_SIZE
 from sdrt.errors import ArtefactError, UsageError
 from sdrt.files import unreadable, write_atomically
-from sdrt.runtime.request import MAX_SEED
+from sdrt.limits import MAX_LATENT_CHANNELS, MAX_LATENT_SIZE, MAX_SEED
 
 LATENT_SHAPE = (4, 64, 64)
 #: The most channels, rows and columns that a model's latents can have.

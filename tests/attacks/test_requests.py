@@ -22,12 +22,13 @@ from sdrt.artefacts.bundle import TensorSpec
 from sdrt.artefacts.engine_set import BatchRange, EngineComponent
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 from sdrt.checkpoint.tokenizer import build_tokenizer_json
+from sdrt.limits import MAX_PICTURES, MAX_SEED
 from sdrt.runtime.backends.base import Array, Engine
 from sdrt.runtime.images import write_png
 from sdrt.runtime.init_image import InitImage, open_picture
 from sdrt.runtime.metadata import parse_parameters, read_record
 from sdrt.runtime.prompt_file import read_prompt_file
-from sdrt.runtime.request import MAX_PICTURES, MAX_SEED, make_request
+from sdrt.runtime.request import make_request
 from sdrt.runtime.text import Tokenizer
 from tests.attacks.material import refusal
 from tests.command_line import CommandLine, Ended

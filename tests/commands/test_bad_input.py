@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdrt.commands import denoise
-from sdrt.runtime.request import MAX_SEED
+from sdrt.limits import MAX_SEED
 from tests.command_line import CommandLine, Ended
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
 

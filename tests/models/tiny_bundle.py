@@ -24,7 +24,7 @@ from sdrt.artefacts.bundle import (
     file_records,
     seal,
 )
-from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
+from sdrt.limits import DEFAULT_GUIDANCE_SCALE
 
 Array = npt.NDArray[Any]
 

@@ -11,8 +11,8 @@ from sdrt.artefacts.bundle import COMPONENTS, ComponentName, Precision
 from sdrt.artefacts.engine_set import BackendName, BatchRange, EngineSet
 from sdrt.engines.build import build_to
 from sdrt.engines.request import BuildRequest
+from sdrt.limits import DEFAULT_GUIDANCE_SCALE
 from sdrt.progress import silent
-from sdrt.runtime.request import DEFAULT_GUIDANCE_SCALE
 from tests.engines.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 from tests.runtime.backends.cuda_double.plans import word_tokenizer

@@ -11,17 +11,8 @@ import numpy as np
 import pytest
 
 from sdrt.errors import UsageError
-from sdrt.runtime.request import (
-    DRAWN_SEEDS,
-    MAX_GUIDANCE_SCALE,
-    MAX_PICTURES,
-    MAX_SEED,
-    MAX_STEPS,
-    PROMPT_LIMIT_CHARACTERS,
-    Picture,
-    Request,
-    make_request,
-)
+from sdrt.limits import MAX_GUIDANCE_SCALE, MAX_PICTURES, MAX_SEED, MAX_STEPS, PROMPT_LIMIT_CHARACTERS
+from sdrt.runtime.request import DRAWN_SEEDS, Picture, Request, make_request
 
 
 def test_one_prompt_is_one_picture() -> None:

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 from sdrt.checkpoint.tokenizer import build_tokenizer_json
 from sdrt.errors import ArtefactError, UsageError
-from sdrt.runtime.request import PROMPT_LIMIT_CHARACTERS
+from sdrt.limits import PROMPT_LIMIT_CHARACTERS
 from sdrt.runtime.text import Tokenizer
 
 START, END = 49406, 49407

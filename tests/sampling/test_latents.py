@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdrt.errors import ArtefactError, ResourceError, UsageError
-from sdrt.runtime.request import MAX_SEED
+from sdrt.limits import MAX_SEED
 from sdrt.sampling.latents import LIMITS, check_latents, check_latents_of, load_latents, save_latents, unit_noise
 
 SHAPE = (4, 8, 8)
