@@ -10,9 +10,10 @@ import time
 
 import numpy as np
 
+from sdrt.arrays import Array
 from sdrt.artefacts.bundle import TensorSpec
 from sdrt.artefacts.engine_set import EngineComponent
-from sdrt.runtime.backends.base import Array, Engine
+from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.denoise import Conditioning, denoise
 from sdrt.sampling.latents import unit_noise
 from sdrt.sampling.lms import Schedule

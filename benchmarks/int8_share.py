@@ -24,16 +24,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from sdrt.arrays import Array
 from sdrt.artefacts.bundle import Bundle, Precision
 from sdrt.bench.machine import machine, versions
 from sdrt.engines.builders.openvino_fp32 import keep_last_layers, keep_timestep
 from sdrt.export import calibration
 from sdrt.export.quantise import module_of, products, quantise
 from sdrt.export.shared_prefix import count_flops
+from sdrt.libraries.openvino import core, cpu_config
 from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import for_terminal
-from sdrt.runtime.backends.base import Array
-from sdrt.runtime.backends.openvino import core, cpu_config
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sdrt.arrays import check_finite
 from sdrt.artefacts.bundle import DEEPCACHE
 from sdrt.errors import UsageError
 from sdrt.files import system_errors
@@ -18,7 +19,7 @@ from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import Progress, silent
 from sdrt.runtime import images, loading
 from sdrt.runtime.backends import GPU_BACKENDS, open_session
-from sdrt.runtime.backends.base import Engine, check_finite
+from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.backends.session import check_cuda_graphs
 from sdrt.runtime.batches import pictures_at_once
 from sdrt.runtime.callbacks import Callback, Watch, check_callback

@@ -238,7 +238,7 @@ def check_provider(backend: str, provider: Provider | None) -> None:
     if backend != "onnxruntime":
         hint = "add --backend onnxruntime, or leave --provider out"
         raise UsageError(f"--provider {provider} is for onnxruntime; the backend is {backend}", hint=hint)
-    from sdrt.runtime.backends.onnxruntime import check_provider as check_installed
+    from sdrt.libraries.onnxruntime import check_provider as check_installed
 
     available(backend)
     check_installed(provider)

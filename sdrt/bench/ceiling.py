@@ -121,7 +121,7 @@ def _torch(precision: str, threads: int, device: str) -> Product | None:
 
 def _openvino(precision: str, threads: int, device: str) -> Product | None:
     """A product of a matrix with a constant, as a fully connected layer is: OpenVINO packs the constant beforehand."""
-    from sdrt.runtime.backends.openvino import INFERENCE_PRECISION, core, cpu_config, load_library
+    from sdrt.libraries.openvino import INFERENCE_PRECISION, core, cpu_config, load_library
 
     if precision not in ("fp32", "bf16") or precision not in INFERENCE_PRECISION:
         return None

@@ -12,11 +12,12 @@ import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
+from sdrt.arrays import Array
 from sdrt.artefacts.bundle import Bundle, ComponentName, ModelRecord, Precision, TensorSpec
 from sdrt.artefacts.engine_set import EngineComponent, EngineSet
 from sdrt.machine.cpu import usable_cpus
 from sdrt.runtime.backends import open_engine
-from sdrt.runtime.backends.base import Array, Engine
+from sdrt.runtime.backends.base import Engine
 
 if TYPE_CHECKING:
     from sdrt.compare.reference import Reference

@@ -15,9 +15,9 @@ from sdrt.errors import BackendUnavailableError, ResourceError
 from sdrt.files import TEMPORARY_HINT, disk_errors, temporary_folder
 from sdrt.inspect.graph import load_graph, module_path
 from sdrt.install_lines import extra_line
+from sdrt.libraries.errors import library_error
 from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import Progress
-from sdrt.runtime.backends.base import library_error
 
 if TYPE_CHECKING:
     import onnx
@@ -107,7 +107,7 @@ def modules(name: str, original: onnx.GraphProto, optimised: onnx.GraphProto) ->
 def _profile(path: Path, component: Component, folder: Path, runs: int, stage: Stage) -> list[dict[str, Any]]:
     """The events of every operator of ``runs`` + 1 runs, in order; writes the optimised graph into the folder."""
     try:
-        from sdrt.runtime.backends.onnxruntime import ERRORS
+        from sdrt.libraries.onnxruntime import ERRORS
     except ImportError as error:
         hint = extra_line("cpu")
         raise BackendUnavailableError("onnxruntime, which measures, is not installed", hint=hint) from error

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from sdrt.arrays import Array
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError
 from sdrt.install_lines import extra_line
-from sdrt.runtime.backends.base import Array
 
 # After these the process can do nothing more on the GPU: every later call gives the same status.
 _LOST = frozenset(

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from sdrt.arrays import Array
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineComponent
 from sdrt.errors import BackendUnavailableError, BundleError
 from sdrt.install_lines import extra_line
-from sdrt.runtime.backends.base import Array, Engine, library_error
+from sdrt.libraries.errors import library_error
+from sdrt.runtime.backends.base import Engine
 
 if TYPE_CHECKING:
     import onnx
@@ -156,7 +158,7 @@ class MarkedUnet(Engine):
         import onnx
         import onnxruntime
 
-        from sdrt.runtime.backends.onnxruntime import ERRORS
+        from sdrt.libraries.onnxruntime import ERRORS
 
         model = onnx.load(path, load_external_data=False)
         self.attentions = mark(model)

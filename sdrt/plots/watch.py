@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdrt.runtime.backends.base import Array, Engine
+from sdrt.arrays import Array
+from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.denoise import Conditioning, Latents, denoise
 from sdrt.sampling import lms
 from sdrt.sampling.lms import Schedule

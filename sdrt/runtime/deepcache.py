@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdrt.runtime.backends.base import Array, Engine
+from sdrt.arrays import Array
+from sdrt.runtime.backends.base import Engine
 
 if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import EngineComponent

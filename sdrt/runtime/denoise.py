@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sdrt.arrays import Array, check_finite
 from sdrt.errors import UsageError
-from sdrt.runtime.backends.base import Array, Engine, check_finite
+from sdrt.runtime.backends.base import Engine
 from sdrt.sampling import lms
 from sdrt.sampling.lms import Schedule
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sdrt.arrays import check_finite
 from sdrt.files import write_atomically
-from sdrt.runtime.backends.base import check_finite
 from sdrt.runtime.metadata import (
     PARAMETERS_KEYWORD,
     RECORD_KEYWORD,

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sdrt.arrays import check_finite
 from sdrt.errors import ArtefactError, UsageError
 from sdrt.files import unreadable
-from sdrt.runtime.backends.base import Engine, check_finite
+from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.picture_bytes import without_metadata
 from sdrt.runtime.rgb import UndrawableError, pillow_errors, to_rgb
 

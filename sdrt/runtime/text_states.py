@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.runtime.backends.base import Engine, check_finite
+from sdrt.arrays import check_finite
+from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.denoise import Conditioning
 from sdrt.runtime.request import Picture, Request
 from sdrt.runtime.text import Tokenizer

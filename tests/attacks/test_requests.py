@@ -18,12 +18,13 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sdrt.arrays import Array
 from sdrt.artefacts.bundle import TensorSpec
 from sdrt.artefacts.engine_set import BatchRange, EngineComponent
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 from sdrt.checkpoint.tokenizer import build_tokenizer_json
 from sdrt.limits import MAX_PICTURES, MAX_SEED
-from sdrt.runtime.backends.base import Array, Engine
+from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.images import write_png
 from sdrt.runtime.init_image import InitImage, open_picture
 from sdrt.runtime.metadata import parse_parameters, read_record

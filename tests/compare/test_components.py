@@ -12,6 +12,7 @@ import pytest
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
+from sdrt.arrays import Array
 from sdrt.artefacts.bundle import Bundle, ComponentName, TensorSpec
 from sdrt.compare import components
 from sdrt.compare.components import blamed, compare_components, run_comparison
@@ -21,7 +22,6 @@ from sdrt.compare.runners import Candidate, candidate
 from sdrt.compare.schema import ComponentResult, Outcome, ToleranceRecord
 from sdrt.compare.tolerances import Tolerances, load
 from sdrt.errors import BackendUnavailableError, NumericError
-from sdrt.runtime.backends.base import Array
 from tests.conftest import Engines
 
 LOOSE = ToleranceRecord(relative_l2=0.5, peak=0.5, reason="half is allowed")

@@ -18,7 +18,7 @@ from sdrt.errors import BundleError, NumericError, TrustError
 from sdrt.export.check import STEP_TOLERANCES, check_denoise_step, relative_l2
 from sdrt.export.denoise_step import compose, write_denoise_step
 from sdrt.export.onnx_export import tensor_specs
-from sdrt.runtime.backends.openvino import core
+from sdrt.libraries.openvino import core
 from sdrt.sampling.noise_config import PredictionType
 from tests.models.tiny_bundle import tiny_bundle
 

@@ -23,7 +23,7 @@ from sdrt.export.check import TOLERANCES, relative_l2
 from sdrt.export.components import Source, UNet, load_source
 from sdrt.export.flops import count_flops
 from sdrt.export.token_merging import BipartiteMatching, MergingBlock, destinations, merge_tokens
-from sdrt.runtime.backends.openvino import core
+from sdrt.libraries.openvino import core
 from tests.models.tiny import v1_config
 
 Floats = npt.NDArray[np.float32]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sdrt.arrays import Array
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.checkpoint import open_checkpoint
@@ -30,7 +31,7 @@ from sdrt.export import export_bundle, quantised_bundle
 from sdrt.export.activations import FP16_MAX
 from sdrt.export.quantised_bundle import quantise_bundle
 from sdrt.runtime.backends import open_engine
-from sdrt.runtime.backends.base import Array, Engine
+from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.request import make_request
 from sdrt.sampling.lms import Schedule
 from tests.command_line import CommandLine, Ended

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline, Result
+from sdrt.arrays import Array
 from sdrt.artefacts.bundle import COMPONENTS, ComponentName
 from sdrt.artefacts.engine_set import BackendName, EngineSet
 from sdrt.artefacts.store import Store
@@ -33,7 +34,6 @@ from sdrt.machine import nvidia
 from sdrt.prepare import Source, open_bundle, prepare
 from sdrt.progress import Silent, silent
 from sdrt.runtime.backends import available, open_engine
-from sdrt.runtime.backends.base import Array
 from sdrt.runtime.backends.tensorrt_kernels import FOLDER
 from sdrt.runtime.images import read_record
 from sdrt.runtime.text import Tokenizer

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrt.runtime.backends.openvino import core, load_library
+from sdrt.libraries.openvino import core, load_library
 
 if TYPE_CHECKING:
     import openvino

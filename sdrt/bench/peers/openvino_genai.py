@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from sdrt.bench.contender import Contender, Job, Stopwatch, Work
-from sdrt.runtime.backends.openvino import INFERENCE_PRECISION, load_library
+from sdrt.libraries.openvino import INFERENCE_PRECISION, load_library
 
 
 class OpenVinoGenAi(Contender):

@@ -14,9 +14,9 @@ from sdrt.engines.builders.onnxruntime_gpu import OPSET, gpu_graph
 from sdrt.engines.recipe import Recipe
 from sdrt.engines.request import Provider
 from sdrt.files import disk_errors
+from sdrt.libraries.errors import library_error
 from sdrt.machine.cpu import simd_width
 from sdrt.machine.packages import installed_version
-from sdrt.runtime.backends.base import library_error
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -55,7 +55,7 @@ class OnnxRuntimeBuilder(Builder):
             return _rewritten(job, folder)
         import onnxruntime
 
-        from sdrt.runtime.backends.onnxruntime import ERRORS
+        from sdrt.libraries.onnxruntime import ERRORS
 
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -15,10 +15,10 @@ from sdrt.engines.recipe import Recipe
 from sdrt.engines.self_test import self_test
 from sdrt.errors import BackendUnavailableError
 from sdrt.files import disk_errors
+from sdrt.libraries.errors import library_error
+from sdrt.libraries.openvino import INFERENCE_PRECISION, core, cpu_config, inference_precision, load_library
 from sdrt.machine.cpu import cpu_features, supports_bf16
 from sdrt.machine.packages import installed_version
-from sdrt.runtime.backends.base import library_error
-from sdrt.runtime.backends.openvino import INFERENCE_PRECISION, core, cpu_config, inference_precision, load_library
 
 if TYPE_CHECKING:
     import openvino

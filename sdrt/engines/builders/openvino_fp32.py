@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdrt.runtime.backends.openvino import core, load_library
+from sdrt.libraries.openvino import core, load_library
 
 if TYPE_CHECKING:
     import openvino

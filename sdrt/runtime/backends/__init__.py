@@ -164,7 +164,7 @@ def open_session(
 
 def _import_error(backend: str, error: ImportError) -> SdrtError:
     """What an installed library that does not import comes to."""
-    from sdrt.runtime.backends.base import is_out_of_memory
+    from sdrt.libraries.errors import is_out_of_memory
 
     if is_out_of_memory(error):
         return ResourceError(f"{backend} cannot be loaded: out of memory", hint="free memory")

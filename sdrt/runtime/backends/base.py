@@ -5,25 +5,16 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from sdrt.errors import EngineError, NumericError, ResourceError, SdrtError, UsageError
+from sdrt.arrays import Array
+from sdrt.errors import EngineError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from sdrt.artefacts.bundle import ComponentName, TensorSpec
     from sdrt.artefacts.engine_set import EngineComponent
-
-Array = np.ndarray[Any, np.dtype[Any]]
-#: How C++'s standard library, the C library, the loader of shared libraries and threads say that memory ran out.
-OUT_OF_MEMORY = (
-    "bad_alloc",
-    "allocate memory",
-    "can't alloc",
-    "failed to map segment",
-    "Resource temporarily unavailable",
-)
 
 
 class Engine(ABC):
@@ -130,48 +121,3 @@ class Engine(ABC):
         # sdrt tune may have kept engines for exactly so many guided pictures.
         hint = "build without --batch, or name a --backend, which leaves aside what was tuned"
         raise UsageError(message, hint=hint)
-
-
-def check_finite(array: Array, component: str, *, step: int | None = None, sigma: float | None = None) -> None:
-    """Stop numbers that are not numbers from becoming a picture.
-
-    Args:
-        array: Any shape.
-        component: What produced it.
-        step: The denoising step, counted from 1, where there is one.
-        sigma: The step's noise level.
-
-    Raises:
-        NumericError: It holds NaN or Inf; says how many, where and at which step.
-    """
-    finite = np.isfinite(array)
-    if finite.all():
-        return
-    nan = int(np.isnan(array).sum())
-    inf = array.size - int(finite.sum()) - nan
-    first = tuple(int(i) for i in np.argwhere(~finite)[0])
-    at = f" at step {step}" if step is not None else ""
-    at += f" (sigma {sigma:.4g})" if sigma is not None else ""
-    raise NumericError(
-        f"{component} gave {nan} NaN and {inf} Inf of {array.size} values{at}, the first at {first}",
-        hint="run it again with --precision fp32; if that fails too, check the checkpoint's weights",
-    )
-
-
-def library_error(what: str, error: Exception) -> SdrtError:
-    """A backend library's exception as one of ours.
-
-    Args:
-        what: What failed, as "openvino cannot open PATH".
-        error: What the library raised; the last line of its message is the reason.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[-1] if lines else type(error).__name__
-    if is_out_of_memory(error):
-        return ResourceError(f"{what}: out of memory", hint="ask for fewer pictures at once, or free memory")
-    return EngineError(f"{what}: {reason}", hint="build the engines again; if it fails again, report it")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a library's exception is for want of memory; those of C++ and of the loader say so in words only."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdrt.arrays import Array
 from sdrt.errors import EngineError, ResourceError, UsageError
 from sdrt.libraries.cuda import Buffer, Cuda
 from sdrt.machine.gc_pause import uncollected
 from sdrt.progress import Progress, silent
-from sdrt.runtime.backends.base import Array, Engine
+from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.backends.session import DeviceLoop, Session
 from sdrt.runtime.backends.tensorrt_device import Device, check_architecture
 from sdrt.runtime.backends.tensorrt_kernels import KernelCache

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdrt.arrays import Array, check_finite
 from sdrt.errors import EngineError, NumericError
 from sdrt.libraries.cuda import Buffer
 from sdrt.machine.gc_pause import uncollected
-from sdrt.runtime.backends.base import Array, check_finite
 from sdrt.runtime.backends.tensorrt import STEP_INPUTS, TensorRtEngine, aligned
 from sdrt.runtime.backends.tensorrt_device import Device
 from sdrt.runtime.denoise import step_rows

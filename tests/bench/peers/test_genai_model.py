@@ -8,7 +8,7 @@ import numpy as np
 
 from sdrt.artefacts.bundle import Bundle
 from sdrt.bench.peers.genai_model import _take_one_timestep
-from sdrt.runtime.backends.openvino import core, cpu_config, load_library
+from sdrt.libraries.openvino import core, cpu_config, load_library
 from tests.models.tiny_bundle import feeds
 
 

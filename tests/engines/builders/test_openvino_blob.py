@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from sdrt.artefacts.bundle import Bundle, ComponentName, Precision
 from sdrt.engines.builders import builder
 from sdrt.engines.builders import openvino as openvino_builder
+from sdrt.libraries.openvino import core, cpu_config
 from sdrt.machine.cpu import supports_bf16
-from sdrt.runtime.backends.openvino import MappedBlob, OpenVinoEngine, core, cpu_config
+from sdrt.runtime.backends.openvino import MappedBlob, OpenVinoEngine
 from tests.engines.test_build_processes import job
 from tests.models.tiny_bundle import feeds
 

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from sdrt.artefacts.bundle import Precision
 from sdrt.engines.builders import openvino as openvino_builder
 from sdrt.engines.builders.openvino_fp32 import keep_last_layers, keep_timestep
+from sdrt.libraries.openvino import core, cpu_config
 from sdrt.machine.cpu import supports_bf16
-from sdrt.runtime.backends.openvino import core, cpu_config
 
 FREQUENCIES = np.exp(-np.log(10000) * np.arange(16) / 16).astype(np.float32)[None]
 #: None is a number that bf16 holds; it holds every fourth at this size.

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdrt.arrays import Array, check_finite
 from sdrt.artefacts.bundle import TensorSpec
 from sdrt.artefacts.engine_set import BatchRange, EngineComponent
 from sdrt.errors import EngineError, NumericError, ResourceError, SdrtError, UsageError
-from sdrt.runtime.backends.base import Array, Engine, check_finite, library_error
+from sdrt.libraries.errors import library_error
+from sdrt.runtime.backends.base import Engine
 
 
 class Sum(Engine):

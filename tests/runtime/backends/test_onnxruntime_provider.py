@@ -17,10 +17,10 @@ from sdrt.engines.builders.onnxruntime_gpu import OPSET, gpu_graph
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from sdrt.install_lines import extra_line, removal_line
+from sdrt.libraries.onnxruntime import ERRORS, PROVIDERS
 from sdrt.prepare import Source, prepare
 from sdrt.progress import silent
 from sdrt.runtime.backends import open_engine
-from sdrt.runtime.backends.onnxruntime import ERRORS, PROVIDERS
 from tests.models.tiny_bundle import feeds
 
 GPU = ("cuda", "tensorrt")

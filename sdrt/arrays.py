@@ -1,0 +1,37 @@
+"""The array type, and the check that numbers are finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sdrt.errors import NumericError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def check_finite(array: Array, component: str, *, step: int | None = None, sigma: float | None = None) -> None:
+    """Stop numbers that are not numbers from becoming a picture.
+
+    Args:
+        array: Any shape.
+        component: What produced it.
+        step: The denoising step, counted from 1, where there is one.
+        sigma: The step's noise level.
+
+    Raises:
+        NumericError: It holds NaN or Inf; says how many, where and at which step.
+    """
+    finite = np.isfinite(array)
+    if finite.all():
+        return
+    nan = int(np.isnan(array).sum())
+    inf = array.size - int(finite.sum()) - nan
+    first = tuple(int(i) for i in np.argwhere(~finite)[0])
+    at = f" at step {step}" if step is not None else ""
+    at += f" (sigma {sigma:.4g})" if sigma is not None else ""
+    raise NumericError(
+        f"{component} gave {nan} NaN and {inf} Inf of {array.size} values{at}, the first at {first}",
+        hint="run it again with --precision fp32; if that fails too, check the checkpoint's weights",
+    )
