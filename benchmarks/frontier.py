@@ -29,7 +29,7 @@ from sdrt.progress import for_terminal
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdrt.artefacts.bundle import Precision
+    from sdrt.artefacts.manifest import Precision
 
 
 class Setting(NamedTuple):

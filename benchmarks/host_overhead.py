@@ -11,8 +11,8 @@ import time
 import numpy as np
 
 from sdrt.arrays import Array
-from sdrt.artefacts.bundle import TensorSpec
 from sdrt.artefacts.engine_set import EngineComponent
+from sdrt.artefacts.manifest import TensorSpec
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.denoise import Conditioning, denoise
 from sdrt.sampling.latents import unit_noise

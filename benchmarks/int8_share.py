@@ -25,7 +25,8 @@ import numpy as np
 import onnx
 
 from sdrt.arrays import Array
-from sdrt.artefacts.bundle import Bundle, Precision
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import Precision
 from sdrt.bench.machine import machine, versions
 from sdrt.engines.builders.openvino_fp32 import keep_last_layers, keep_timestep
 from sdrt.export import calibration

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from demo.scenes import caption, draw, held_out, random_scene
-from sdrt.artefacts.bundle import Precision
+from sdrt.artefacts.manifest import Precision
 from sdrt.checkpoint import open_checkpoint
 from sdrt.compare.scorer import Verdict, score
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrt.arrays import check_finite
-from sdrt.artefacts.bundle import DEEPCACHE
+from sdrt.artefacts.manifest import DEEPCACHE
 from sdrt.errors import UsageError
 from sdrt.files import system_errors
 from sdrt.machine.cpu import usable_cpus
@@ -37,8 +37,8 @@ from sdrt.sampling.lms import Schedule
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdrt.artefacts.bundle import ComponentName, Precision
     from sdrt.artefacts.engine_set import EngineSet
+    from sdrt.artefacts.manifest import ComponentName, Precision
     from sdrt.engines.request import Provider
     from sdrt.runtime.backends.session import DeviceLoop
 

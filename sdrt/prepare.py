@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.artefacts.bundle import DEEPCACHE, Bundle, Precision, check_token_merging
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.manifest import DEEPCACHE, Precision, check_token_merging
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines import build as engines_build
@@ -27,8 +28,8 @@ from sdrt.runtime.backends import GPU_BACKENDS, available, choose_backend
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from sdrt.artefacts.bundle import ComponentName
     from sdrt.artefacts.engine_set import BackendName, EngineSet
+    from sdrt.artefacts.manifest import ComponentName
     from sdrt.artefacts.tuned import TuneRecord
     from sdrt.checkpoint import Checkpoint
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from sdrt.artefacts.bundle import Bundle, Precision
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import Precision
 from sdrt.artefacts.store import Store
 from sdrt.prepare import Source, open_bundle, prepare
 from tests.command_line import CommandLine

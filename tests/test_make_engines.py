@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sdrt.artefacts.bundle import ComponentName
 from sdrt.artefacts.engine_set import BackendName, EngineSet
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines.build import check_buildable

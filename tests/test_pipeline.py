@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from sdrt import Pipeline, Result
-from sdrt.artefacts.bundle import Bundle, Precision
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import Precision
 from sdrt.artefacts.store import Store
 from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.machine.cpu import usable_cpus

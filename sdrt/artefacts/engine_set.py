@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sdrt.artefacts.bundle import (
+from sdrt.artefacts.locks import Lease
+from sdrt.artefacts.manifest import (
     DEEPCACHE,
     MANIFEST,
     CheckpointRecord,
@@ -25,7 +26,6 @@ from sdrt.artefacts.bundle import (
     parse_manifest,
     read_manifest,
 )
-from sdrt.artefacts.locks import Lease
 from sdrt.errors import EngineError, ResourceError, TrustError
 from sdrt.files import read_with_sha256, sha256_bytes, sha256_file, system_errors
 

@@ -15,9 +15,10 @@ from typing import Literal
 
 import platformdirs
 
-from sdrt.artefacts.bundle import MANIFEST, Bundle, Manifest, parse_manifest, read_manifest
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineManifest, EngineSet, check_private
 from sdrt.artefacts.locks import drop_dead_holders, exclusive, try_exclusive
+from sdrt.artefacts.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from sdrt.errors import ArtefactError, EngineError, ResourceError, SdrtError, TimeLimitError, TrustError
 from sdrt.files import disk_errors, fsync_path, is_there, sha256_bytes, system_errors
 from sdrt.progress import Progress, silent

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sdrt.artefacts.bundle import Digest, Precision, Record, read_document
 from sdrt.artefacts.engine_set import BackendName
+from sdrt.artefacts.manifest import Digest, Precision, Record, read_document
 from sdrt.errors import BackendUnavailableError
 from sdrt.files import canonical_json, disk_errors, sha256_bytes, write_atomically
 from sdrt.machine import nvidia

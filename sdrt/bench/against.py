@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sdrt.artefacts.bundle import read_document
+from sdrt.artefacts.manifest import read_document
 from sdrt.bench.schema import SCHEMA_VERSION, AgainstResult, Bench, ContenderResult, Figure, Move, Sample
 from sdrt.bench.statistics import spread
 

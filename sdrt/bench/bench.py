@@ -23,7 +23,7 @@ from sdrt.progress import Progress, silent
 from sdrt.version import __version__
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import Precision
+    from sdrt.artefacts.manifest import Precision
 
 #: A quiet machine's load average stays below. Under a load of 12 on two cores, a UNet step of torch took 94 times as
 #: long as sdrt's at two threads and 2.6 times at one: its OpenMP threads wait for each other, and one does not run.

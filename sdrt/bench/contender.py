@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-    from sdrt.artefacts.bundle import Precision
+    from sdrt.artefacts.manifest import Precision
 
 
 @dataclass(frozen=True)

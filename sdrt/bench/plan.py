@@ -22,8 +22,9 @@ from sdrt.progress import Progress
 from sdrt.runtime.backends import GPU_BACKENDS
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import Bundle, Precision
+    from sdrt.artefacts.bundle import Bundle
     from sdrt.artefacts.engine_set import EngineSet
+    from sdrt.artefacts.manifest import Precision
     from sdrt.checkpoint import Checkpoint
 
 

@@ -9,7 +9,8 @@ from sdrt.bench.schema import ContenderResult, Point, Sample, Warm
 from sdrt.bench.statistics import paired
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import Bundle, Component, ComponentName, Precision
+    from sdrt.artefacts.bundle import Bundle
+    from sdrt.artefacts.manifest import Component, ComponentName, Precision
 
 WEIGHT_BYTES: Mapping[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 #: Bytes of an input's or output's value: engines take and give fp32 whatever they compute in.

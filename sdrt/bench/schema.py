@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sdrt.artefacts.bundle import ComponentName, Digest, Precision, Record
+from sdrt.artefacts.manifest import ComponentName, Digest, Precision, Record
 
 SCHEMA_VERSION = 1
 Figure = Literal["total", "unet_step", "cold_first_step", "cold_picture"]

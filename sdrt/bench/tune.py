@@ -32,8 +32,9 @@ from sdrt.runtime.backends import BACKENDS, available
 from sdrt.version import __version__
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import Bundle, Precision
+    from sdrt.artefacts.bundle import Bundle
     from sdrt.artefacts.engine_set import BackendName, EngineSet
+    from sdrt.artefacts.manifest import Precision
 
 #: A way has to save this share of the time to be kept: less may be chance, and the simpler way is kept.
 LEAST_SAVING = 0.02

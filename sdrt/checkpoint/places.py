@@ -11,7 +11,7 @@ from sdrt.checkpoint.sources import DEMO, HUB_ID, default_cache, open_checkpoint
 from sdrt.errors import SdrtError
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import CheckpointRecord
+    from sdrt.artefacts.manifest import CheckpointRecord
 
 
 def find_recorded(record: CheckpointRecord, *, cache: Path | None = None) -> tuple[str, str | None] | None:

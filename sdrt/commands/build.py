@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdrt.artefacts.bundle import DEEPCACHE
+from sdrt.artefacts.manifest import DEEPCACHE
 from sdrt.commands.export import COMPONENTS
 from sdrt.commands.options import (
     BACKENDS,

@@ -31,7 +31,7 @@ from sdrt.limits import MAX_STEPS
 from sdrt.terminal import printable
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import Precision
+    from sdrt.artefacts.manifest import Precision
     from sdrt.compare.compare import Settings
     from sdrt.compare.schema import Comparison
     from sdrt.compare.subject import Asked

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sdrt.artefacts.bundle import CheckpointRecord
+from sdrt.artefacts.manifest import CheckpointRecord
 from sdrt.errors import ArtefactError, CheckpointError, UsageError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdrt.artefacts.bundle import check_token_merging
+from sdrt.artefacts.manifest import check_token_merging
 from sdrt.commands.options import (
     checkpoint_option,
     json_option,
@@ -26,7 +26,7 @@ from sdrt.files import disk_errors
 from sdrt.install_lines import extra_line
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import ComponentName, Precision
+    from sdrt.artefacts.manifest import ComponentName, Precision
 
 COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 

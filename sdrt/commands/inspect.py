@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from sdrt.artefacts.bundle import ComponentName
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.commands.options import (
     file_option,
     json_option,

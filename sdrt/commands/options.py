@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sdrt.artefacts.bundle import MAX_TOKEN_MERGING
+from sdrt.artefacts.manifest import MAX_TOKEN_MERGING
 from sdrt.commands.paths import InputName, InputPath, OutputFile, OutputFolder
 
 Command = TypeVar("Command", bound=Callable[..., Any])

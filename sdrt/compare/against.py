@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdrt.artefacts.bundle import read_document
+from sdrt.artefacts.manifest import read_document
 from sdrt.compare.schema import SCHEMA_VERSION, Against, Comparison, Metrics, Move, PictureResult
 
 LIMIT_BYTES = 16 << 20

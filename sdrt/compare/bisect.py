@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.artefacts.bundle import Bundle, ComponentName, ModelRecord
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import ComponentName, ModelRecord
 from sdrt.compare.metrics import broken, measure
 from sdrt.compare.schema import ComponentResult, Departure, ToleranceRecord
 from sdrt.errors import BackendUnavailableError

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from polygraphy.comparator import Comparator, IterationResult
 from polygraphy.logger import G_LOGGER
 
-from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineComponent, EngineSet
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.compare.inputs import Case, Inputs
 from sdrt.compare.metrics import judge
 from sdrt.compare.runners import Candidate, EngineRunner, TorchRunner, candidate

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.artefacts.bundle import Bundle, ComponentName, Manifest, file_records, seal
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import ComponentName, Manifest, file_records, seal
 from sdrt.compare.bisect import module_path
 from sdrt.compare.components import blamed, compare_components
 from sdrt.compare.schema import FaultResult

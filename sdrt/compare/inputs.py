@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.artefacts.bundle import ComponentName
+from sdrt.artefacts.manifest import ComponentName
 
 if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import BatchRange

@@ -23,7 +23,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders import TextualInversionLoaderMixin
 from transformers import CLIPTokenizer
 
-from sdrt.artefacts.bundle import ComponentName, Precision
+from sdrt.artefacts.manifest import ComponentName, Precision
 from sdrt.checkpoint import Checkpoint
 from sdrt.errors import BackendUnavailableError
 from sdrt.export.components import Source, load_source, model_record

@@ -13,8 +13,9 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
 from sdrt.arrays import Array
-from sdrt.artefacts.bundle import Bundle, ComponentName, ModelRecord, Precision, TensorSpec
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineComponent, EngineSet
+from sdrt.artefacts.manifest import ComponentName, ModelRecord, Precision, TensorSpec
 from sdrt.machine.cpu import usable_cpus
 from sdrt.runtime.backends import open_engine
 from sdrt.runtime.backends.base import Engine

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sdrt.artefacts.bundle import ComponentName, Digest, Precision, Record
+from sdrt.artefacts.manifest import ComponentName, Digest, Precision, Record
 
 SCHEMA_VERSION = 1
 Outcome = Literal["passed", "failed", "unverified"]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.artefacts.bundle import DEEPCACHE, Bundle, CheckpointRecord, ComponentName, Precision, read_manifest
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import DEEPCACHE, CheckpointRecord, ComponentName, Precision, read_manifest
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.checkpoint.places import find_recorded

@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineComponent
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.compare.components import CAUSAL
 from sdrt.compare.inputs import Array, Inputs
 from sdrt.compare.runners import candidate

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from sdrt.artefacts.bundle import ComponentName, Precision
 from sdrt.artefacts.engine_set import BackendName
+from sdrt.artefacts.manifest import ComponentName, Precision
 from sdrt.compare.schema import Kind, ToleranceRecord
 from sdrt.errors import UsageError
 from sdrt.files import unreadable

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.artefacts.bundle import ComponentName
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.compare.metrics import measure
 from sdrt.compare.schema import Outcome, ToleranceRecord, TrajectoryResult
 from sdrt.compare.tolerances import Tolerances

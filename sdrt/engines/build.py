@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from sdrt.artefacts.bundle import MANIFEST, Bundle, ComponentName, file_records, seal
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import SCHEDULER, TOKENIZER, EngineManifest, EngineSet
 from sdrt.artefacts.locks import Lease
+from sdrt.artefacts.manifest import MANIFEST, ComponentName, file_records, seal
 from sdrt.artefacts.store import PRIVATE_MODE, Store
 from sdrt.engines import build_processes
 from sdrt.engines.builders import ComponentJob, builder

@@ -17,8 +17,8 @@ from typing import IO, Self, cast
 
 import sdrt.artefacts.bundle
 from sdrt import errors
-from sdrt.artefacts.bundle import ComponentName
 from sdrt.artefacts.engine_set import EngineComponent
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.engines.build_worker import Answer, Failure, Note, Percent
 from sdrt.engines.builders.base import ComponentJob
 from sdrt.errors import EngineError, ResourceError, SdrtError

@@ -14,8 +14,8 @@ import sys
 import threading
 from typing import IO
 
-from sdrt.artefacts.bundle import Record
 from sdrt.artefacts.engine_set import EngineComponent
+from sdrt.artefacts.manifest import Record
 from sdrt.engines.builders import Report, builder
 from sdrt.engines.builders.base import ComponentJob
 from sdrt.errors import SdrtError

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sdrt.artefacts.bundle import ComponentName, Digest, Precision, Record
 from sdrt.artefacts.engine_set import BackendName, BatchRange
+from sdrt.artefacts.manifest import ComponentName, Digest, Precision, Record
 from sdrt.engines.recipe import Recipe
 from sdrt.files import canonical_json, sha256_bytes
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from sdrt.artefacts.bundle import ComponentName, Record
 from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.manifest import ComponentName, Record
 from sdrt.engines.request import component_rows
 from sdrt.errors import UsageError
 from sdrt.files import unreadable

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sdrt.artefacts.bundle import DEEPCACHE, ComponentName, Precision
 from sdrt.artefacts.engine_set import BackendName, BatchRange
+from sdrt.artefacts.manifest import DEEPCACHE, ComponentName, Precision
 
 if TYPE_CHECKING:
     from sdrt.engines.recipe import Recipe

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.artefacts.bundle import ComponentName
 from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.errors import NumericError
 from sdrt.sampling.lms import MAX_ORDER, derivative
 

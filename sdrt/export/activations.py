@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from sdrt.artefacts.bundle import ComponentName
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.checkpoint import Checkpoint
 from sdrt.errors import NumericError
 from sdrt.export.components import load_source, model_record

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from sdrt.artefacts.bundle import (
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import (
     COMPONENTS,
-    Bundle,
     CheckpointRecord,
     Component,
     ComponentName,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sdrt.artefacts.bundle import TensorSpec
+from sdrt.artefacts.manifest import TensorSpec
 from sdrt.errors import BackendUnavailableError, NumericError
 from sdrt.export.components import EXAMPLE_BATCH, Source
 from sdrt.export.onnx_export import tensor_specs

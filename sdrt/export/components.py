@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sdrt.artefacts.bundle import ComponentName, ModelRecord
+from sdrt.artefacts.manifest import ComponentName, ModelRecord
 from sdrt.checkpoint import Checkpoint
 from sdrt.checkpoint.modules import load_text_encoder, load_unet, load_vae
 from sdrt.errors import CheckpointError

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.artefacts.bundle import DEEPCACHE, Bundle, Component, ComponentName, Manifest, TensorSpec, file_records, seal
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import DEEPCACHE, Component, ComponentName, Manifest, TensorSpec, file_records, seal
 from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.export.calibration import open_session
 from sdrt.export.shared_prefix import PRODUCTS, count_flops

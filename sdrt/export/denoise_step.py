@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdrt.artefacts.bundle import Component
+from sdrt.artefacts.manifest import Component
 from sdrt.errors import BundleError
 from sdrt.export.shared_prefix import SharedPrefix, count_flops, first_axis, split_prefix
 from sdrt.files import disk_errors

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sdrt.artefacts.bundle import TensorSpec
+from sdrt.artefacts.manifest import TensorSpec
 from sdrt.errors import BundleError
 from sdrt.export.components import EXAMPLE_BATCH, Source
 

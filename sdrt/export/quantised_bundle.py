@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sdrt.artefacts.bundle import DEEPCACHE, Bundle, Component, ComponentName, Manifest, file_records, seal
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import DEEPCACHE, Component, ComponentName, Manifest, file_records, seal
 from sdrt.engines.self_test import write_vectors
 from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.export.calibration import Calibration, calibrate, open_session

@@ -37,7 +37,7 @@ def merge_tokens(unet: UNet2DConditionModel, ratio: float) -> int:
 
     Args:
         unet: Of latents of ``sample_size``, a square.
-        ratio: Share of the tokens to merge, as `sdrt.artefacts.bundle.check_token_merging` takes it.
+        ratio: Share of the tokens to merge, as `sdrt.artefacts.manifest.check_token_merging` takes it.
 
     Returns:
         How many blocks merge.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdrt.artefacts.bundle import Component, ComponentName, ModelRecord, TensorSpec
+from sdrt.artefacts.manifest import Component, ComponentName, ModelRecord, TensorSpec
 from sdrt.graphs.structure import Spec
 from sdrt.sampling.lms import MAX_ORDER
 

@@ -15,7 +15,8 @@ from typing import IO, Any, Literal
 from pydantic import ValidationError
 
 from sdrt import errors
-from sdrt.artefacts.bundle import Bundle, ComponentName, Record
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import ComponentName, Record
 from sdrt.errors import BundleError, TrustError
 from sdrt.files import path_inside, temporary_file
 from sdrt.graphs.contract import contract, specs

@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName, TensorSpec, read_manifest
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineManifest
+from sdrt.artefacts.manifest import COMPONENTS, ComponentName, TensorSpec, read_manifest
 from sdrt.errors import ArtefactError
 from sdrt.inspect.graph import graph_tree, load_graph
 

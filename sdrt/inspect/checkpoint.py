@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from sdrt.artefacts.bundle import ComponentName
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.checkpoint import Checkpoint
 from sdrt.checkpoint.weight_file import WeightFile
 from sdrt.checkpoint.weights import STEMS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sdrt.artefacts.bundle import MANIFEST
+from sdrt.artefacts.manifest import MANIFEST
 from sdrt.errors import UsageError
 from sdrt.inspect.block import Block, timed
 from sdrt.inspect.bundle import examine as examine_folder

@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrt.artefacts.bundle import Bundle, Component, ComponentName
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import Component, ComponentName
 from sdrt.errors import BackendUnavailableError, ResourceError
 from sdrt.files import TEMPORARY_HINT, disk_errors, temporary_folder
 from sdrt.inspect.graph import load_graph, module_path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sdrt.artefacts.bundle import read_document
+from sdrt.artefacts.manifest import read_document
 from sdrt.bench.schema import SCHEMA_VERSION, Bench, ContenderResult
 from sdrt.errors import UsageError
 

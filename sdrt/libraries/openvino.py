@@ -13,7 +13,7 @@ from sdrt.machine.cpu import supports_bf16
 if TYPE_CHECKING:
     from openvino import Core
 
-    from sdrt.artefacts.bundle import Precision
+    from sdrt.artefacts.manifest import Precision
 
 INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16"}
 

@@ -22,8 +22,8 @@ from sdrt.sampling.lms import Schedule
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdrt.artefacts.bundle import ComponentName
     from sdrt.artefacts.engine_set import EngineSet
+    from sdrt.artefacts.manifest import ComponentName
     from sdrt.prepare import Source
 
 

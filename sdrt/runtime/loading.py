@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from sdrt.arguments import as_real, shown, whole
-from sdrt.artefacts.bundle import MAX_TOKEN_MERGING, Precision
+from sdrt.artefacts.manifest import MAX_TOKEN_MERGING, Precision
 from sdrt.engines.request import Provider
 from sdrt.errors import UsageError
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, BinaryIO, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sdrt.artefacts.bundle import CheckpointRecord, Digest, Precision, TokenMerging
+from sdrt.artefacts.manifest import CheckpointRecord, Digest, Precision, TokenMerging
 from sdrt.engines.request import Provider
 from sdrt.errors import ArtefactError
 from sdrt.files import unreadable

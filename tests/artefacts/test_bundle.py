@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from sdrt.artefacts.bundle import MANIFEST, Bundle, check_files, file_records
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import MANIFEST, check_files, file_records
 from sdrt.errors import BundleError, SdrtError, TrustError
 from sdrt.files import canonical_json, sha256_file
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sdrt.artefacts.bundle import FileRecord
 from sdrt.artefacts.engine_set import BatchRange, EngineSet
 from sdrt.artefacts.locks import try_exclusive
+from sdrt.artefacts.manifest import FileRecord
 from sdrt.errors import EngineError, ResourceError, SdrtError, TrustError
 from sdrt.files import read_with_sha256, sha256_file
 from tests.engines.sets import make_set

@@ -18,7 +18,8 @@ import pytest
 from onnx import TensorProto, helper
 
 import sdrt
-from sdrt.artefacts.bundle import MANIFEST, Bundle, Manifest, file_records, seal
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import MANIFEST, Manifest, file_records, seal
 from sdrt.files import sha256_file
 from sdrt.graphs.structure import check_structure
 from sdrt.graphs.validate import validate_graph

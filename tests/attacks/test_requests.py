@@ -19,8 +19,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdrt.arrays import Array
-from sdrt.artefacts.bundle import TensorSpec
 from sdrt.artefacts.engine_set import BatchRange, EngineComponent
+from sdrt.artefacts.manifest import TensorSpec
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 from sdrt.checkpoint.tokenizer import build_tokenizer_json
 from sdrt.limits import MAX_PICTURES, MAX_SEED

@@ -12,8 +12,9 @@ from typing import Any
 import onnx
 import pytest
 
-from sdrt.artefacts.bundle import MANIFEST, Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import TOKENIZER, EngineComponent, EngineSet
+from sdrt.artefacts.manifest import MANIFEST, ComponentName
 from sdrt.artefacts.store import Store
 from sdrt.engines.build import build, build_key, find
 from sdrt.engines.builders import ComponentJob

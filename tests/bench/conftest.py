@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName, seal
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import COMPONENTS, ComponentName, seal
 from tests.engines.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 from tests.runtime.backends.cuda_double.plans import word_tokenizer

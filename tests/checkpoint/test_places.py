@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sdrt.artefacts.bundle import CheckpointRecord
+from sdrt.artefacts.manifest import CheckpointRecord
 from sdrt.checkpoint import open_checkpoint, sources
 from sdrt.checkpoint.checkpoint import Checkpoint
 from sdrt.checkpoint.digests import REMEMBERED_FILES, REMEMBERED_PLACES, Places

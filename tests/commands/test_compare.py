@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdrt.artefacts.bundle import Bundle, seal
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import seal
 from sdrt.artefacts.store import Store
 from sdrt.compare import compare as comparing
 from sdrt.compare import components, subject

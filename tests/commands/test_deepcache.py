@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdrt.artefacts.bundle import COMPONENTS, DEEPCACHE, Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import COMPONENTS, DEEPCACHE, ComponentName
 from sdrt.runtime.images import read_record
 from tests.command_line import CommandLine, Ended
 from tests.engines.compiling import compile_here

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sdrt import cli, doctor
-from sdrt.artefacts.bundle import seal
 from sdrt.artefacts.engine_set import AttentionLayer, EngineManifest, LayerList
+from sdrt.artefacts.manifest import seal
 from sdrt.artefacts.store import Store
 from sdrt.commands.doctor import lines
 from sdrt.install_lines import extra_line, removal_line

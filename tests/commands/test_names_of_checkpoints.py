@@ -11,8 +11,9 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from sdrt.artefacts.bundle import Bundle, CheckpointRecord
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import CheckpointRecord
 from sdrt.artefacts.store import Store
 from sdrt.commands.denoise_repeat import with_record
 from sdrt.errors import CheckpointError

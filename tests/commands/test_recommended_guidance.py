@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import sdrt.export
-from sdrt.artefacts.bundle import MANIFEST
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import MANIFEST
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint import Checkpoint
 from sdrt.checkpoint import open_checkpoint as opened

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pytest
 
 import sdrt.export
-from sdrt.artefacts.bundle import Bundle, seal
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import seal
 from sdrt.artefacts.store import Store
 from sdrt.engines import build_processes
 from sdrt.engines.build import build_to

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdrt.artefacts.bundle import ComponentName
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.compare.schema import (
     Compared,
     Comparison,

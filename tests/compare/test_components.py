@@ -13,7 +13,8 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
 from sdrt.arrays import Array
-from sdrt.artefacts.bundle import Bundle, ComponentName, TensorSpec
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import ComponentName, TensorSpec
 from sdrt.compare import components
 from sdrt.compare.components import blamed, compare_components, run_comparison
 from sdrt.compare.inputs import Case, Inputs

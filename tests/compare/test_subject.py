@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.artefacts.bundle import COMPONENTS, DEEPCACHE, ComponentName
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import COMPONENTS, DEEPCACHE, ComponentName
 from sdrt.compare.subject import Asked, open_subject
 from tests.engines.notes import Notes
 from tests.runtime.conftest import hand_sets

@@ -11,15 +11,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sdrt.artefacts.bundle import Manifest
 from sdrt.artefacts.engine_set import EngineManifest
+from sdrt.artefacts.manifest import Manifest
 from sdrt.bench.schema import Bench
 from sdrt.compare.schema import Comparison
 from sdrt.runtime.metadata import PictureRecord
 
 GOLDEN = Path(__file__).with_name("promised_schemas.json")
 SCHEMAS: dict[str, type[BaseModel]] = {
-    "sdrt.artefacts.bundle.Manifest": Manifest,
+    "sdrt.artefacts.manifest.Manifest": Manifest,
     "sdrt.artefacts.engine_set.EngineManifest": EngineManifest,
     "sdrt.compare.schema.Comparison": Comparison,
     "sdrt.bench.schema.Bench": Bench,

@@ -16,7 +16,7 @@ from pydantic import BaseModel, create_model
 
 import sdrt
 from sdrt import errors
-from sdrt.artefacts.bundle import SCHEMA_VERSION
+from sdrt.artefacts.manifest import SCHEMA_VERSION
 from sdrt.cli import COMMANDS, cli
 from sdrt.pipeline import Pipeline
 from sdrt.runtime.result import Result

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.artefacts.bundle import CheckpointRecord, Manifest, ModelRecord, file_records, seal
+from sdrt.artefacts.manifest import CheckpointRecord, Manifest, ModelRecord, file_records, seal
 from tests.engines.graphs import HALF, write
 
 DOCS = Path(__file__).parents[2] / "docs"

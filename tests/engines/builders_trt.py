@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sdrt.artefacts.bundle import Component
 from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.manifest import Component
 from sdrt.engines.builders.base import ComponentJob
 from sdrt.engines.recipe import Recipe
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from sdrt.artefacts.bundle import ComponentName
 from sdrt.artefacts.engine_set import EngineComponent
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.engines import build_processes
 from sdrt.engines.builders import ComponentJob, builder
 

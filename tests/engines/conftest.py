@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.artefacts.store import Store
 from tests.engines.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sdrt.artefacts.bundle import Component, TensorSpec
+from sdrt.artefacts.manifest import Component, TensorSpec
 
 HALF, FLOAT, INT64 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT64
 DTYPES = {HALF: "float16", FLOAT: "float32", INT64: "int64"}

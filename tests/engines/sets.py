@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sdrt.artefacts.bundle import TensorSpec, file_records, seal
 from sdrt.artefacts.engine_set import SCHEDULER, TOKENIZER, BatchRange, EngineComponent, EngineManifest
+from sdrt.artefacts.manifest import TensorSpec, file_records, seal
 from sdrt.files import sha256_file
 from tests.models.tiny_bundle import CHECKPOINT, MODEL
 

@@ -12,8 +12,9 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import BackendName, BatchRange, EngineSet
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.artefacts.store import Store
 from sdrt.engines import build_processes
 from sdrt.engines.build import build, build_to, find

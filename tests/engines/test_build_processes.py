@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sdrt.artefacts.bundle import Bundle, Component, ComponentName
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import Component, ComponentName
 from sdrt.engines import build_processes
 from sdrt.engines.build_worker import Failure, do
 from sdrt.engines.builders import ComponentJob

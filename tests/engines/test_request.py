@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sdrt.artefacts.bundle import ComponentName
 from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.engines.request import component_batch
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import COMPONENTS, ComponentName
 from sdrt.checkpoint import Checkpoint, open_checkpoint, tokenizer_json
 from sdrt.errors import NumericError
 from sdrt.export import export_bundle

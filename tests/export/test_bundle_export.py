@@ -12,7 +12,8 @@ import onnx
 import pytest
 
 import sdrt
-from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.checkpoint import open_checkpoint
 from sdrt.errors import UsageError
 from sdrt.export import bundle_export, export_bundle

@@ -15,7 +15,8 @@ import onnxruntime
 import pytest
 
 import sdrt
-from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.checkpoint import open_checkpoint, tokenizer_json
 from sdrt.checkpoint.safetensors_header import read_header
 from sdrt.export.bundle_export import MADE_BY

@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdrt.artefacts.bundle import COMPONENTS, DEEPCACHE, Bundle, ComponentName, Precision
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import COMPONENTS, DEEPCACHE, ComponentName, Precision
 from sdrt.checkpoint import Checkpoint, open_checkpoint
 from sdrt.checkpoint.modules import load_unet
 from sdrt.errors import BundleError, NumericError, UsageError

@@ -14,7 +14,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import COMPONENTS, ComponentName
 from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.export import calibration, quantised_bundle
 from sdrt.export.calibration import open_session

@@ -11,7 +11,8 @@ from typing import Any
 import onnx
 import pytest
 
-from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.export import export_bundle

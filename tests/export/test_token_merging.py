@@ -15,7 +15,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 
-from sdrt.artefacts.bundle import Bundle, Manifest
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import Manifest
 from sdrt.checkpoint import open_checkpoint
 from sdrt.errors import CheckpointError, UsageError
 from sdrt.export import export_bundle

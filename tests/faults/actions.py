@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdrt.artefacts.bundle import MANIFEST
+from sdrt.artefacts.manifest import MANIFEST
 from sdrt.artefacts.sealed import SealedFile
 from sdrt.artefacts.store import Store
 from sdrt.cli import main

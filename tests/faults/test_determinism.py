@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pytest
 
 from sdrt import Pipeline, Result
-from sdrt.artefacts.bundle import Precision
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import Precision
 from sdrt.machine.cpu import supports_bf16
 from sdrt.runtime.batches import PICTURES_AT_ONCE
 from sdrt.runtime.request import Picture, Request

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 import sdrt
-from sdrt.artefacts.bundle import MANIFEST, Bundle
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import MANIFEST
 from sdrt.checkpoint.clip_vocabulary import START, WORD_END, byte_symbols
 from sdrt.checkpoint.configs import GENERATION_CONFIG, read_configs, read_guidance_scale
 from sdrt.checkpoint.safetensors_header import header_bytes, read_header

@@ -21,8 +21,8 @@ from PIL import Image
 
 from sdrt import Pipeline, Result
 from sdrt.arrays import Array
-from sdrt.artefacts.bundle import COMPONENTS, ComponentName
 from sdrt.artefacts.engine_set import BackendName, EngineSet
+from sdrt.artefacts.manifest import COMPONENTS, ComponentName
 from sdrt.artefacts.store import Store
 from sdrt.compare.tolerances import load as load_tolerances
 from sdrt.engines.build import build

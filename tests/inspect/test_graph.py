@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from sdrt.artefacts.bundle import COMPONENTS, Bundle
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import COMPONENTS
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint.configs import read_configs
 from sdrt.inspect.block import Block

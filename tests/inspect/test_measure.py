@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import COMPONENTS, ComponentName
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError
 from sdrt.inspect.block import Block, timed
 from sdrt.inspect.graph import graph_tree, load_graph

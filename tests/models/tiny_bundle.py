@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sdrt.artefacts.bundle import (
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import (
     DEEPCACHE,
-    Bundle,
     CheckpointRecord,
     Component,
     ComponentName,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sdrt.artefacts.bundle import TensorSpec
 from sdrt.artefacts.engine_set import EngineComponent
+from sdrt.artefacts.manifest import TensorSpec
 from sdrt.runtime.backends.base import Engine
 
 Array = npt.NDArray[Any]

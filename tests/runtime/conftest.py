@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sdrt.artefacts.bundle import COMPONENTS, ComponentName, Precision
 from sdrt.artefacts.engine_set import BackendName, BatchRange, EngineSet
+from sdrt.artefacts.manifest import COMPONENTS, ComponentName, Precision
 from sdrt.engines.build import build_to
 from sdrt.engines.request import BuildRequest
 from sdrt.limits import DEFAULT_GUIDANCE_SCALE

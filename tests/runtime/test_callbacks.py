@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sdrt import Pipeline
-from sdrt.artefacts.bundle import COMPONENTS
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import COMPONENTS
 
 Sets = Callable[..., EngineSet]
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline
-from sdrt.artefacts.bundle import COMPONENTS, DEEPCACHE, ComponentName, TensorSpec
 from sdrt.artefacts.engine_set import BatchRange, EngineComponent, EngineSet
+from sdrt.artefacts.manifest import COMPONENTS, DEEPCACHE, ComponentName, TensorSpec
 from sdrt.errors import EngineError, UsageError
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.deepcache import CachedUnet

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sdrt.artefacts.bundle import TensorSpec
 from sdrt.artefacts.engine_set import EngineComponent
+from sdrt.artefacts.manifest import TensorSpec
 from sdrt.errors import NumericError, UsageError
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pytest
 
 from sdrt import Pipeline
-from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import BackendName, BatchRange, EngineSet
+from sdrt.artefacts.manifest import COMPONENTS, ComponentName
 from sdrt.engines.build import build_to
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import EngineError, NumericError, UsageError

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline, Result
-from sdrt.artefacts.bundle import COMPONENTS
 from sdrt.artefacts.engine_set import BatchRange, EngineSet
+from sdrt.artefacts.manifest import COMPONENTS
 from sdrt.errors import EngineError, NumericError, UsageError
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.init_image import InitImage, draw_latents

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline
-from sdrt.artefacts.bundle import COMPONENTS
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import COMPONENTS
 from sdrt.errors import EngineError
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.preview import Preview

@@ -15,8 +15,8 @@ from PIL import Image
 
 from sdrt import Pipeline
 from sdrt import pipeline as pipeline_module
-from sdrt.artefacts.bundle import COMPONENTS, DEEPCACHE, ComponentName
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import COMPONENTS, DEEPCACHE, ComponentName
 from sdrt.errors import NumericError
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.picture_queue import run_queue

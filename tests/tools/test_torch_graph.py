@@ -10,7 +10,8 @@ import onnxruntime
 import pytest
 import torch
 
-from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import ComponentName
 from tests.engines.graphs import OPERATORS as EXPORTED
 from tests.engines.graphs import every_operator
 from tools.gpu_day import torch_graph

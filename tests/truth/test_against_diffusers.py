@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sdrt import Pipeline
-from sdrt.artefacts.bundle import Precision
+from sdrt.artefacts.manifest import Precision
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines.builders.openvino import OpenVinoBuilder

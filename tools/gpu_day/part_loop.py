@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sdrt.artefacts.bundle import ComponentName
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.runtime.backends.session import DeviceLoop
 from sdrt.runtime.backends.tensorrt import TensorRtSession
 from sdrt.runtime.denoise import Conditioning, Latents, denoise

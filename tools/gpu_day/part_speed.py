@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sdrt.artefacts.bundle import ComponentName
+from sdrt.artefacts.manifest import ComponentName
 from tools.gpu_day.findings import Findings, Skipped
 from tools.gpu_day.torch_graph import TorchGraph
 from tools.gpu_day.workbench import Workbench

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from sdrt.artefacts.bundle import COMPONENTS, Component, ComponentName, Precision, Record
 from sdrt.artefacts.engine_set import BackendName, BatchRange, EngineComponent, LayerList
+from sdrt.artefacts.manifest import COMPONENTS, Component, ComponentName, Precision, Record
 from sdrt.engines.recipe import Recipe
 from sdrt.engines.request import Provider
 from sdrt.errors import BackendUnavailableError, UsageError

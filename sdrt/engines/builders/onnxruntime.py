@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from sdrt.artefacts.bundle import ComponentName
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.engines.builders.base import Builder, Compiled, ComponentJob
 from sdrt.engines.builders.onnxruntime_gpu import OPSET, gpu_graph
 from sdrt.engines.recipe import Recipe

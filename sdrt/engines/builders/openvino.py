@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdrt.artefacts.bundle import DEEPCACHE, ComponentName, Precision
+from sdrt.artefacts.manifest import DEEPCACHE, ComponentName, Precision
 from sdrt.engines.builders.base import Builder, Compiled, ComponentJob
 from sdrt.engines.builders.openvino_fp32 import KEPT, keep_last_layers, keep_timestep
 from sdrt.engines.recipe import Recipe

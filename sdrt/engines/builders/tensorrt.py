@@ -6,8 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from sdrt.artefacts.bundle import COMPONENTS, ComponentName, Precision
 from sdrt.artefacts.engine_set import BackendName, BatchRange, LayerList
+from sdrt.artefacts.manifest import COMPONENTS, ComponentName, Precision
 from sdrt.engines.builders.base import Builder, Compiled, ComponentJob, Report
 from sdrt.engines.recipe import DEFAULT, DEFAULT_TARGETS, Recipe, load_recipe
 from sdrt.engines.trt import attention as attentions

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdrt.artefacts.bundle import TensorSpec
+from sdrt.artefacts.manifest import TensorSpec
 from sdrt.errors import BackendUnavailableError, EngineError
 from sdrt.install_lines import requirement_line
 from sdrt.libraries.tensorrt import Library

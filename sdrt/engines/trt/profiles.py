@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sdrt.artefacts.bundle import ComponentName, TensorSpec
 from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.manifest import ComponentName, TensorSpec
 from sdrt.errors import EngineError, UsageError
 from sdrt.libraries.tensorrt_log import Messages
 

@@ -18,8 +18,8 @@ from sdrt.machine.packages import distribution, installed_version
 from sdrt.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import ComponentName
     from sdrt.artefacts.engine_set import BackendName, EngineManifest, EngineSet
+    from sdrt.artefacts.manifest import ComponentName
     from sdrt.artefacts.tuned import TuneRecord
     from sdrt.runtime.backends.base import Engine
     from sdrt.runtime.backends.session import Session

@@ -13,8 +13,8 @@ from sdrt.arrays import Array
 from sdrt.errors import EngineError, ResourceError, UsageError
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import ComponentName, TensorSpec
     from sdrt.artefacts.engine_set import EngineComponent
+    from sdrt.artefacts.manifest import ComponentName, TensorSpec
 
 
 class Engine(ABC):

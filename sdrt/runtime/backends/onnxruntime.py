@@ -14,8 +14,8 @@ from sdrt.libraries.onnxruntime import ERRORS, open_session
 from sdrt.runtime.backends.base import Engine
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import ComponentName
     from sdrt.artefacts.engine_set import EngineComponent
+    from sdrt.artefacts.manifest import ComponentName
 
 
 class OnnxRuntimeEngine(Engine):

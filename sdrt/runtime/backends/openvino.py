@@ -21,8 +21,8 @@ from sdrt.runtime.backends.base import Engine
 if TYPE_CHECKING:
     from openvino import InferRequest
 
-    from sdrt.artefacts.bundle import ComponentName
     from sdrt.artefacts.engine_set import EngineComponent
+    from sdrt.artefacts.manifest import ComponentName
 
 #: Shapes of inputs that an engine remembers to have run; one more costs the pages of weights another reading.
 REMEMBERED_SHAPES = 64

@@ -11,8 +11,8 @@ from sdrt.runtime.backends import GPU_BACKENDS
 from sdrt.runtime.backends.base import Engine
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import ComponentName
     from sdrt.artefacts.engine_set import EngineSet
+    from sdrt.artefacts.manifest import ComponentName
     from sdrt.runtime.denoise import Conditioning, Latents, OnStep
     from sdrt.sampling.lms import Schedule
 

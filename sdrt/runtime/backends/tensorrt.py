@@ -19,8 +19,8 @@ from sdrt.runtime.backends.tensorrt_device import Device, check_architecture
 from sdrt.runtime.backends.tensorrt_kernels import KernelCache
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import ComponentName, TensorSpec
     from sdrt.artefacts.engine_set import BackendName, EngineSet
+    from sdrt.artefacts.manifest import ComponentName, TensorSpec
 
 # TensorRT wants every tensor at a multiple of this.
 ALIGNMENT = 256

@@ -15,8 +15,8 @@ from sdrt.machine.gc_pause import uncollected
 from sdrt.progress import Progress
 
 if TYPE_CHECKING:
-    from sdrt.artefacts.bundle import ComponentName
     from sdrt.artefacts.engine_set import EngineSet
+    from sdrt.artefacts.manifest import ComponentName
 
 #: In a set's folder; not of its manifest, so what is here is never carried to another machine.
 FOLDER = "kernels"

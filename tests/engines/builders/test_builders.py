@@ -15,8 +15,9 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName, Precision
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import BatchRange, EngineComponent
+from sdrt.artefacts.manifest import COMPONENTS, ComponentName, Precision
 from sdrt.engines.builders import builder
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, UsageError
 from sdrt.machine.cpu import supports_bf16

@@ -13,8 +13,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sdrt.artefacts.bundle import COMPONENTS, Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.manifest import COMPONENTS, ComponentName
 from sdrt.artefacts.store import Store
 from sdrt.engines.builders import builder
 from sdrt.errors import ArtefactError, BackendUnavailableError, NumericError, UsageError

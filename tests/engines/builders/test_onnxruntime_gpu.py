@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from sdrt.artefacts.bundle import Bundle, Component, ComponentName
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import Component, ComponentName
 from sdrt.engines.builders import ComponentJob, builder
 from sdrt.engines.builders.onnxruntime_gpu import OPSET, OWN_DOMAIN, gpu_graph
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError

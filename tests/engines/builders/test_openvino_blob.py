@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sdrt.artefacts.bundle import Bundle, ComponentName, Precision
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.manifest import ComponentName, Precision
 from sdrt.engines.builders import builder
 from sdrt.engines.builders import openvino as openvino_builder
 from sdrt.libraries.openvino import core, cpu_config

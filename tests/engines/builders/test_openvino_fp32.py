@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sdrt.artefacts.bundle import Precision
+from sdrt.artefacts.manifest import Precision
 from sdrt.engines.builders import openvino as openvino_builder
 from sdrt.engines.builders.openvino_fp32 import keep_last_layers, keep_timestep
 from sdrt.libraries.openvino import core, cpu_config

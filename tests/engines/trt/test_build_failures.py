@@ -10,8 +10,8 @@ import pytest
 import tensorrt_rtx
 from onnx import helper
 
-from sdrt.artefacts.bundle import Component
 from sdrt.artefacts.engine_set import EngineComponent
+from sdrt.artefacts.manifest import Component
 from sdrt.engines.builders.tensorrt import TensorRtBuilder, TensorRtRtxBuilder
 from sdrt.engines.trt.attention import attentions
 from sdrt.errors import EngineError, ResourceError

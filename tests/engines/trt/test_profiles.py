@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sdrt.artefacts.bundle import TensorSpec
 from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.manifest import TensorSpec
 from sdrt.engines.trt.profiles import profile_shapes
 from sdrt.errors import EngineError, UsageError
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sdrt.arrays import Array, check_finite
-from sdrt.artefacts.bundle import TensorSpec
 from sdrt.artefacts.engine_set import BatchRange, EngineComponent
+from sdrt.artefacts.manifest import TensorSpec
 from sdrt.errors import EngineError, NumericError, ResourceError, SdrtError, UsageError
 from sdrt.libraries.errors import library_error
 from sdrt.runtime.backends.base import Engine

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import TOKENIZER, BatchRange, EngineSet
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, TrustError, UsageError
 from sdrt.install_lines import extra_line
 from sdrt.libraries.cuda import Cuda

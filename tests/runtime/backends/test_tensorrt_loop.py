@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.errors import BackendUnavailableError, EngineError, NumericError, ResourceError, SdrtError
 from sdrt.pipeline import Pipeline
 from sdrt.runtime.backends.tensorrt import STEP_INPUTS, TensorRtEngine

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import tokenizers
 
-from sdrt.artefacts.bundle import Bundle, Component, ComponentName, file_records, seal
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import (
     SCHEDULER,
     TOKENIZER,
@@ -20,6 +20,7 @@ from sdrt.artefacts.engine_set import (
     EngineManifest,
     EngineSet,
 )
+from sdrt.artefacts.manifest import Component, ComponentName, file_records, seal
 from sdrt.export.denoise_step import compose, describe
 from sdrt.files import sha256_file
 from sdrt.sampling.noise_config import PredictionType

@@ -10,8 +10,9 @@ from typing import Self
 
 import numpy as np
 
-from sdrt.artefacts.bundle import Bundle, ComponentName
+from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineComponent, EngineSet
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.libraries.cuda import Cuda
 from sdrt.progress import Silent
 from sdrt.runtime.backends.base import Engine
