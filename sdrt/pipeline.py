@@ -37,9 +37,8 @@ from sdrt.sampling.lms import Schedule
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdrt.artefacts.engine_set import EngineSet
+    from sdrt.artefacts.engine_set import EngineSet, Provider
     from sdrt.artefacts.manifest import ComponentName, Precision
-    from sdrt.engines.request import Provider
     from sdrt.runtime.backends.session import DeviceLoop
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrt.artefacts.bundle import Bundle
-from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.engine_set import BatchRange, Provider
 from sdrt.artefacts.manifest import DEEPCACHE, Precision, check_token_merging
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines import build as engines_build
 from sdrt.engines.builders import builder
-from sdrt.engines.request import BuildRequest, Provider
+from sdrt.engines.request import BuildRequest
 from sdrt.errors import ArtefactError, BackendUnavailableError, BundleError, TrustError, UsageError
 from sdrt.files import canonical_json, sha256_bytes
 from sdrt.install_lines import extra_line

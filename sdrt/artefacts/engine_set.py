@@ -29,6 +29,8 @@ from sdrt.artefacts.manifest import (
 from sdrt.errors import EngineError, ResourceError, TrustError
 from sdrt.files import read_with_sha256, sha256_bytes, sha256_file, system_errors
 
+Provider = Literal["cpu", "cuda", "tensorrt"]
+
 BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 TOKENIZER = "tokenizer/tokenizer.json"
 SCHEDULER = "scheduler/scheduler_config.json"

@@ -17,7 +17,8 @@ from sdrt.artefacts.store import PRIVATE_MODE, Store
 from sdrt.engines import build_processes
 from sdrt.engines.builders import ComponentJob, builder
 from sdrt.engines.key import BuildKey
-from sdrt.engines.request import BuildRequest, component_batch
+from sdrt.engines.request import BuildRequest
+from sdrt.engines.rows import component_batch
 from sdrt.errors import BundleError, EngineError, TrustError, UsageError
 from sdrt.files import disk_errors, folder_published_as, sha256_file, utf8_path
 from sdrt.machine.cpu import available_memory_bytes, usable_cpus

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from sdrt.artefacts.engine_set import BatchRange
 from sdrt.artefacts.manifest import ComponentName, Record
-from sdrt.engines.request import component_rows
+from sdrt.engines.rows import component_rows
 from sdrt.errors import UsageError
 from sdrt.files import unreadable
 from sdrt.machine.nvidia import RtxArchitecture

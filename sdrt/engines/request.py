@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from sdrt.artefacts.engine_set import BackendName, BatchRange
-from sdrt.artefacts.manifest import DEEPCACHE, ComponentName, Precision
+from sdrt.artefacts.engine_set import BackendName, BatchRange, Provider
+from sdrt.artefacts.manifest import ComponentName, Precision
 
 if TYPE_CHECKING:
     from sdrt.engines.recipe import Recipe
-
-Provider = Literal["cpu", "cuda", "tensorrt"]
-
-# Guidance runs the prompt and the negative prompt as one batch: two rows a picture.
-ROWS_PER_GUIDED_PICTURE = 2
 
 
 @dataclass(frozen=True)
@@ -38,23 +33,3 @@ class BuildRequest:
     batch: BatchRange | None = None
     recipe: Recipe | None = None
     provider: Provider = "cpu"
-
-
-def component_batch(component: ComponentName, pictures: BatchRange | None) -> BatchRange | None:
-    """The rows a component must take for so many pictures at once; None takes any."""
-    return None if pictures is None else component_rows(component, pictures)
-
-
-def component_rows(component: ComponentName, pictures: BatchRange, *, beside_step: bool = False) -> BatchRange:
-    """The rows a component must take for so many pictures at once.
-
-    The UNet, and each of DeepCache's passes, takes one row a picture, or two with guidance; built for one number of
-    pictures alone, it takes guided batches only, unless it stands beside the denoise step, which runs those. The text
-    encoder takes any number of distinct prompts up to two a picture.
-    """
-    if component in ("denoise_step", "vae_encoder", "vae_decoder"):
-        return pictures
-    is_unet = component in ("unet", *DEEPCACHE)
-    fixed = is_unet and pictures.min == pictures.max and not beside_step
-    least = pictures.min * ROWS_PER_GUIDED_PICTURE if fixed else pictures.min if is_unet else 1
-    return BatchRange(min=least, opt=pictures.opt * ROWS_PER_GUIDED_PICTURE, max=pictures.max * ROWS_PER_GUIDED_PICTURE)

@@ -10,8 +10,8 @@ from typing import Any, get_args
 import numpy as np
 
 from sdrt.arguments import as_real, shown, whole
+from sdrt.artefacts.engine_set import Provider
 from sdrt.artefacts.manifest import MAX_TOKEN_MERGING, Precision
-from sdrt.engines.request import Provider
 from sdrt.errors import UsageError
 
 MAX_THREADS = 1024

@@ -16,8 +16,8 @@ from typing import Annotated, Any, BinaryIO, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sdrt.artefacts.engine_set import Provider
 from sdrt.artefacts.manifest import CheckpointRecord, Digest, Precision, TokenMerging
-from sdrt.engines.request import Provider
 from sdrt.errors import ArtefactError
 from sdrt.files import unreadable
 from sdrt.limits import MAX_PICTURES, MAX_SEED, MIN_DEEPCACHE

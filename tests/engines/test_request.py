@@ -4,7 +4,7 @@ import pytest
 
 from sdrt.artefacts.engine_set import BatchRange
 from sdrt.artefacts.manifest import ComponentName
-from sdrt.engines.request import component_batch
+from sdrt.engines.rows import component_batch
 
 
 @pytest.mark.parametrize(

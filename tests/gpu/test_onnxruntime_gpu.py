@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sdrt import Pipeline
+from sdrt.artefacts.engine_set import Provider
 from sdrt.artefacts.store import Store
-from sdrt.engines.request import Provider
 from sdrt.machine.packages import distribution
 
 pytestmark = [

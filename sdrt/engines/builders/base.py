@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from sdrt.artefacts.engine_set import BackendName, BatchRange, EngineComponent, LayerList
+from sdrt.artefacts.engine_set import BackendName, BatchRange, EngineComponent, LayerList, Provider
 from sdrt.artefacts.manifest import COMPONENTS, Component, ComponentName, Precision, Record
 from sdrt.engines.recipe import Recipe
-from sdrt.engines.request import Provider
 from sdrt.errors import BackendUnavailableError, UsageError
 from sdrt.machine.memory import peak_memory_bytes, reset_peak_memory
 

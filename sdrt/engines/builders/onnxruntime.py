@@ -8,11 +8,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from sdrt.artefacts.engine_set import Provider
 from sdrt.artefacts.manifest import ComponentName
 from sdrt.engines.builders.base import Builder, Compiled, ComponentJob
 from sdrt.engines.builders.onnxruntime_gpu import OPSET, gpu_graph
 from sdrt.engines.recipe import Recipe
-from sdrt.engines.request import Provider
 from sdrt.files import disk_errors
 from sdrt.libraries.errors import library_error
 from sdrt.machine.cpu import simd_width
