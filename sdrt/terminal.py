@@ -27,3 +27,13 @@ def _code(character: str) -> int:
     """Return the byte that Python keeps as half of a UTF-16 pair (surrogateescape), or else the character's number."""
     code = ord(character)
     return code - ESCAPED_BYTES if 0x80 <= code - ESCAPED_BYTES <= 0xFF else code
+
+
+def size_text(size_bytes: int) -> str:
+    """Bytes as people read them: 12.3 MB."""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"

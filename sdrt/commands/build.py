@@ -22,7 +22,6 @@ from sdrt.commands.options import (
     print_text,
     provider_option,
     revision_option,
-    size_text,
     store_option,
     threads_option,
     token_merging_option,
@@ -30,6 +29,7 @@ from sdrt.commands.options import (
 )
 from sdrt.commands.paths import InputName, InputPath, check_free
 from sdrt.errors import UsageError
+from sdrt.terminal import size_text
 
 if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import BatchRange, EngineSet

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from sdrt.commands.options import json_option, print_json, print_text, size_text, store_option
+from sdrt.commands.options import json_option, print_json, print_text, store_option
+from sdrt.terminal import size_text
 
 
 @click.command("doctor")

@@ -16,7 +16,6 @@ from sdrt.commands.options import (
     print_json,
     print_text,
     revision_option,
-    size_text,
     token_merging_option,
     variant_option,
 )
@@ -24,6 +23,7 @@ from sdrt.commands.paths import check_free
 from sdrt.errors import UsageError
 from sdrt.files import disk_errors
 from sdrt.install_lines import extra_line
+from sdrt.terminal import size_text
 
 if TYPE_CHECKING:
     from sdrt.artefacts.manifest import ComponentName, Precision

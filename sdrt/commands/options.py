@@ -111,13 +111,3 @@ def print_json(value: Any) -> None:
 def print_text(text: str) -> None:
     """Print a line on stdout; bytes of a path that are not UTF-8 come as they are."""
     click.echo(text.encode(errors="surrogateescape"))
-
-
-def size_text(size_bytes: int) -> str:
-    """Bytes as people read them: 12.3 MB."""
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"

@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from sdrt.commands.build import facts
-from sdrt.commands.options import json_option, print_json, print_text, size_text, store_option
+from sdrt.commands.options import json_option, print_json, print_text, store_option
 from sdrt.commands.paths import InputPath
 from sdrt.errors import ResourceError, TrustError
-from sdrt.terminal import printable
+from sdrt.terminal import printable, size_text
 
 DAY_S = 86400
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdrt.commands.options import size_text
 from sdrt.inspect.block import Block, shape_text
 from sdrt.limits import DEFAULT_GUIDANCE_SCALE
+from sdrt.terminal import size_text
 
 #: Columns of words; those after them are of numbers.
 NAMES = 4
