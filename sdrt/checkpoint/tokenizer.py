@@ -25,25 +25,10 @@ from sdrt.checkpoint.added_tokens import (
 from sdrt.checkpoint.clip_vocabulary import WORD_END, byte_symbols, read_merges
 from sdrt.checkpoint.configs import read_json, shorten
 from sdrt.errors import CheckpointError
+from sdrt.families.clip_pieces import NORMALIZER, PRE_TOKENIZER
 from sdrt.files import sha256_file, unreadable
 
 VOCABULARY_LIMIT_BYTES = 64 << 20
-WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-NORMALIZER = {
-    "type": "Sequence",
-    "normalizers": [
-        {"type": "NFC"},
-        {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
-        {"type": "Lowercase"},
-    ],
-}
-PRE_TOKENIZER = {
-    "type": "Sequence",
-    "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": True},
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-    ],
-}
 DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 SAVED = "tokenizer.json"
 RESIZE_HINT = (

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from sdrt.checkpoint.tokenizer import NORMALIZER, PRE_TOKENIZER
 from sdrt.errors import ArtefactError, ResourceError
+from sdrt.families.clip_pieces import NORMALIZER, PRE_TOKENIZER
 from sdrt.files import unreadable
 from sdrt.runtime.request import check_text
 

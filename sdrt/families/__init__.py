@@ -1,0 +1,1 @@
+"""What the models of one family have in common."""
