@@ -20,7 +20,8 @@ class DemoBundleHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         sys.path.insert(0, self.root)
         from sdrt.artefacts.store import Store
-        from sdrt.prepare import Source, open_bundle
+        from sdrt.prepare.bundles import open_bundle
+        from sdrt.prepare.source import Source
         from sdrt.progress import Lines
 
         bundle = open_bundle(Source("demo"), Store(Path(self.root, "build", "store")), progress=Lines())

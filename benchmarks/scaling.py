@@ -22,7 +22,8 @@ from sdrt.bench.machine import machine, versions
 from sdrt.bench.process import Process
 from sdrt.bench.statistics import sample
 from sdrt.compare.prompts import default_prompts
-from sdrt.prepare import Source, prepare
+from sdrt.prepare.engines import prepare
+from sdrt.prepare.source import Source
 from sdrt.progress import Progress, for_terminal
 
 GUIDANCE_SCALE = 7.5

@@ -157,7 +157,9 @@ class Pipeline:
             SdrtError: Of the kind that fits: see sdrt.errors.
         """
         given = loading.checked({name: value for name, value in locals().items() if name not in ("cls", "progress")})
-        from sdrt.prepare import Source, choose, prepare
+        from sdrt.prepare.choice import choose
+        from sdrt.prepare.engines import prepare
+        from sdrt.prepare.source import Source
 
         names = ("checkpoint", "revision", "bundle", "engines", "trust", "token_merging", "variant")
         source, choice = Source(**{name: given[name] for name in names}), None

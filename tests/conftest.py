@@ -17,7 +17,9 @@ from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.manifest import Precision
 from sdrt.artefacts.store import Store
-from sdrt.prepare import Source, open_bundle, prepare
+from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.engines import prepare
+from sdrt.prepare.source import Source
 from tests.command_line import CommandLine
 from tests.models import odd_checkpoints, tiny_checkpoint
 

@@ -17,7 +17,10 @@ from sdrt.errors import BackendUnavailableError, CheckpointError, SdrtError, Usa
 from sdrt.graphs.validate import validate_once
 from sdrt.install_lines import extra_line, package_line
 from sdrt.machine.cpu import supports_bf16
-from sdrt.prepare import Choice, Source, choose, open_bundle, prepare
+from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.choice import Choice, choose
+from sdrt.prepare.engines import prepare
+from sdrt.prepare.source import Source
 from sdrt.progress import Progress
 from sdrt.runtime.backends import GPU_BACKENDS
 

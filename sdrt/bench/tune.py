@@ -26,7 +26,9 @@ from sdrt.engines.builders import builder
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from sdrt.files import temporary_folder
 from sdrt.machine.cpu import usable_cpus
-from sdrt.prepare import STEP, Choice, Source, build_request, bundle_precision, open_bundle
+from sdrt.prepare.bundles import bundle_precision, open_bundle
+from sdrt.prepare.choice import STEP, Choice, build_request
+from sdrt.prepare.source import Source
 from sdrt.progress import Progress, silent
 from sdrt.runtime.backends import BACKENDS, available
 from sdrt.version import __version__

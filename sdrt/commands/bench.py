@@ -163,7 +163,7 @@ def command_line(options: Options) -> str:
 
 def _asked(options: Options) -> Asked:
     from sdrt.bench.plan import PEERS, Asked, names_of
-    from sdrt.prepare import Source
+    from sdrt.prepare.source import Source
 
     return Asked(
         Source(options.checkpoint, options.revision, options.bundle, variant=options.variant),

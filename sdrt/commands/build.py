@@ -93,7 +93,9 @@ def command(
     from sdrt.artefacts.store import Store
     from sdrt.engines import build as engines_build
     from sdrt.engines.request import BuildRequest
-    from sdrt.prepare import Source, build_request, bundle_precision, check_provider, choose, open_bundle
+    from sdrt.prepare.bundles import bundle_precision, open_bundle
+    from sdrt.prepare.choice import build_request, check_provider, choose
+    from sdrt.prepare.source import Source
     from sdrt.progress import for_terminal
 
     if out is not None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sdrt.plots.model import Model
-    from sdrt.prepare import Source
+    from sdrt.prepare.source import Source
     from sdrt.progress import Progress
     from sdrt.runtime.denoise import Latents
     from sdrt.sampling.lms import Schedule
@@ -54,7 +54,7 @@ class Common:
 
     def source(self) -> Source:
         """What is looked at."""
-        from sdrt.prepare import Source
+        from sdrt.prepare.source import Source
 
         return Source(self.checkpoint, self.revision, self.bundle, variant=self.variant)
 
@@ -313,7 +313,7 @@ def attention(prompt: str | None, steps: int, guidance_scale: float | None, **va
     from sdrt.plots.attention import attend, draw_attention
     from sdrt.plots.figure import quoted
     from sdrt.plots.marked_graph import check_markable
-    from sdrt.prepare import open_bundle
+    from sdrt.prepare.bundles import open_bundle
     from sdrt.progress import for_terminal
 
     options, text = _checked(Common(**values)), _prompt(prompt)

@@ -81,7 +81,7 @@ def command(
     """
     from sdrt.bench.tune import PRECISIONS as TRIED
     from sdrt.bench.tune import Settings, tune
-    from sdrt.prepare import Source
+    from sdrt.prepare.source import Source
     from sdrt.progress import for_terminal
 
     settings = Settings(

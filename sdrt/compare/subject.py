@@ -15,7 +15,10 @@ from sdrt.checkpoint.places import find_recorded
 from sdrt.compare.runners import Candidate, candidate
 from sdrt.engines import build as engines_build
 from sdrt.errors import ArtefactError, BackendUnavailableError, CheckpointError, UsageError
-from sdrt.prepare import Source, build_request, bundle_precision, choose, open_bundle, prepare
+from sdrt.prepare.bundles import bundle_precision, open_bundle
+from sdrt.prepare.choice import build_request, choose
+from sdrt.prepare.engines import prepare
+from sdrt.prepare.source import Source
 from sdrt.progress import Progress
 from sdrt.runtime.backends import available
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sdrt.artefacts.engine_set import EngineSet
     from sdrt.artefacts.manifest import ComponentName
-    from sdrt.prepare import Source
+    from sdrt.prepare.source import Source
 
 
 class Model:
@@ -47,7 +47,8 @@ class Model:
         Raises:
             SdrtError: Of the kind that fits: see sdrt.errors.
         """
-        from sdrt.prepare import choose, prepare
+        from sdrt.prepare.choice import choose
+        from sdrt.prepare.engines import prepare
 
         choice = choose(source, backend=backend, store=store, progress=progress)
         alone = replace(choice, batch=None, loop="plain", step=False)

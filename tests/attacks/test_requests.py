@@ -48,7 +48,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sdrt.prepare.prepare", reached)
+    monkeypatch.setattr("sdrt.prepare.engines.prepare", reached)
     return folder
 
 

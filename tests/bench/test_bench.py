@@ -14,7 +14,7 @@ from sdrt.bench.plan import PEERS, Asked, Peer
 from sdrt.bench.schema import Bench, Settings
 from sdrt.commands.bench import Options, command_line
 from sdrt.errors import EngineError, UsageError
-from sdrt.prepare import Source
+from sdrt.prepare.source import Source
 from tests.command_line import CommandLine
 
 SETTINGS = Settings(

@@ -18,7 +18,7 @@ from sdrt.bench.plan import PEERS, Asked, find_checkpoint, make_plan, names_of
 from sdrt.bench.worker import KINDS
 from sdrt.errors import BackendUnavailableError, CheckpointError
 from sdrt.install_lines import extra_line, package_line
-from sdrt.prepare import Source
+from sdrt.prepare.source import Source
 from sdrt.progress import silent
 from tests.command_line import CommandLine
 from tests.engines.notes import Notes

@@ -16,7 +16,9 @@ from sdrt.bench import tune as module
 from sdrt.bench.contender import Job, Ran, Work
 from sdrt.bench.tune import LEAST_SAVING, Settings, tune
 from sdrt.errors import BackendUnavailableError, UsageError
-from sdrt.prepare import Source, build_request, choose, prepare
+from sdrt.prepare.choice import build_request, choose
+from sdrt.prepare.engines import prepare
+from sdrt.prepare.source import Source
 from tests.command_line import CommandLine
 from tests.engines.notes import Notes
 

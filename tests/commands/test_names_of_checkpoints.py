@@ -17,7 +17,9 @@ from sdrt.artefacts.manifest import CheckpointRecord
 from sdrt.artefacts.store import Store
 from sdrt.commands.denoise_repeat import with_record
 from sdrt.errors import CheckpointError
-from sdrt.prepare import Source, open_bundle, prepare
+from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.engines import prepare
+from sdrt.prepare.source import Source
 from sdrt.runtime.images import read_record
 from sdrt.runtime.records import picture_record as made_record
 from sdrt.runtime.request import make_request
@@ -141,6 +143,6 @@ def test_what_is_derived_of_a_bundle_goes_by_its_name(
     """The quantising and the cutting are left out."""
     shutil.copytree(tiny_path, "second")
     for name in ("_quantised", "_cut"):
-        monkeypatch.setattr(f"sdrt.prepare.{name}", lambda *_: tiny_bundle)
+        monkeypatch.setattr(f"sdrt.prepare.engines.{name}", lambda *_: tiny_bundle)
     assert open_bundle(Source(checkpoint="second"), store, **way).checkpoint.name == "second"
     assert open_bundle(Source(bundle=tiny_bundle.path), store, **way).checkpoint.name == "tiny"

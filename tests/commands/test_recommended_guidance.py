@@ -19,7 +19,8 @@ from sdrt.checkpoint import open_checkpoint as opened
 from sdrt.export.components import model_record
 from sdrt.pipeline import Pipeline
 from sdrt.plots.model import Model
-from sdrt.prepare import Source, open_bundle
+from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.source import Source
 from sdrt.runtime.images import read_record
 from sdrt.runtime.picture_queue import plan_runs
 from sdrt.runtime.prompt_file import Line

@@ -23,7 +23,8 @@ from sdrt.engines.request import BuildRequest
 from sdrt.errors import ArtefactError, UsageError
 from sdrt.export.check import relative_l2
 from sdrt.files import sha256_file
-from sdrt.prepare import Source, open_bundle
+from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.source import Source
 from sdrt.progress import silent
 from sdrt.runtime.images import read_record
 from sdrt.runtime.metadata import parameters_text, parse_parameters

@@ -27,7 +27,8 @@ from sdrt.compare.tolerances import Tolerances, load
 from sdrt.engines import build as engines_build
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BundleError, NumericError, ResourceError, UsageError
-from sdrt.prepare import Source, open_bundle
+from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.source import Source
 from sdrt.progress import silent
 from sdrt.runtime.request import make_request
 

@@ -16,7 +16,8 @@ from sdrt.artefacts.manifest import ComponentName
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.export import export_bundle
-from sdrt.prepare import Source, open_bundle
+from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.source import Source
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 
 #: Runs in a process of its own: TensorRT keeps the first logger that a process gives it.

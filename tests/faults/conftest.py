@@ -21,7 +21,7 @@ RUNTIME = (
     "sdrt.commands.denoise",
     "sdrt.commands.store",
     "sdrt.engines.build",
-    "sdrt.prepare",
+    "sdrt.prepare.engines",
     "sdrt.pipeline",
     "sdrt.runtime.backends.onnxruntime",
     "tests.faults.actions",

@@ -133,7 +133,7 @@ def test_row_66_a_driver_that_is_absent_or_too_old(
 
 
 def test_row_66_auto_is_announced(draw: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdrt.prepare.choose_backend", lambda *_, **__: ("onnxruntime", "the only one here"))
+    monkeypatch.setattr("sdrt.prepare.engines.choose_backend", lambda *_, **__: ("onnxruntime", "the only one here"))
     ended = draw("--no-build")
     assert "backend onnxruntime: the only one here" in ended.err
 

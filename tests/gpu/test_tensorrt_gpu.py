@@ -31,7 +31,9 @@ from sdrt.engines.request import BuildRequest
 from sdrt.errors import NumericError, ResourceError, UsageError
 from sdrt.libraries.cuda import Cuda
 from sdrt.machine import nvidia
-from sdrt.prepare import Source, open_bundle, prepare
+from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.engines import prepare
+from sdrt.prepare.source import Source
 from sdrt.progress import Silent, silent
 from sdrt.runtime.backends import available, open_engine
 from sdrt.runtime.backends.tensorrt_kernels import FOLDER

@@ -17,7 +17,8 @@ from sdrt.checkpoint.configs import read_configs
 from sdrt.inspect.block import Block
 from sdrt.inspect.checkpoint import config_trees
 from sdrt.inspect.graph import DEEPEST, SCOPES, graph_tree, load_graph
-from sdrt.prepare import Source, open_bundle
+from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.source import Source
 from tests.models import odd_checkpoints
 
 

@@ -11,7 +11,8 @@ from sdrt.artefacts.engine_set import BatchRange
 from sdrt.artefacts.store import Store
 from sdrt.pipeline import Pipeline
 from sdrt.plots.model import Model
-from sdrt.prepare import Choice, Source
+from sdrt.prepare.choice import Choice
+from sdrt.prepare.source import Source
 
 
 def test_a_tuned_batch_is_not_a_plots(tiny_bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +22,7 @@ def test_a_tuned_batch_is_not_a_plots(tiny_bundle: Bundle, store: Store, monkeyp
         asked.append(how)
         return Choice("onnxruntime", "fp32", 1, "auto", BatchRange(min=4, opt=4, max=4), step=True)
 
-    monkeypatch.setattr("sdrt.prepare.choose", tuned)
+    monkeypatch.setattr("sdrt.prepare.choice.choose", tuned)
     with Model.load(Source(bundle=tiny_bundle.path), backend="auto", store=store.root) as model:
         assert asked[0]["backend"] == "auto"
         assert {"unet", "vae_encoder", "vae_decoder"} <= model.engines.manifest.components.keys()

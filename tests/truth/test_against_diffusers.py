@@ -15,7 +15,8 @@ from sdrt.artefacts.manifest import Precision
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines.builders.openvino import OpenVinoBuilder
-from sdrt.prepare import Source, prepare
+from sdrt.prepare.engines import prepare
+from sdrt.prepare.source import Source
 from sdrt.runtime import denoise
 from sdrt.sampling.latents import unit_noise
 from sdrt.sampling.lms import Schedule

@@ -13,7 +13,8 @@ from PIL import Image
 
 from sdrt import Pipeline, pipeline
 from sdrt.artefacts.store import Store
-from sdrt.prepare import Source, prepare
+from sdrt.prepare.engines import prepare
+from sdrt.prepare.source import Source
 from sdrt.runtime import init_image
 from sdrt.runtime.init_image import InitImage
 from sdrt.sampling.latents import posterior_noise, unit_noise

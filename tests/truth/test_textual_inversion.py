@@ -14,7 +14,8 @@ import pytest
 
 from sdrt import Pipeline
 from sdrt.artefacts.store import Store
-from sdrt.prepare import Source, prepare
+from sdrt.prepare.engines import prepare
+from sdrt.prepare.source import Source
 from sdrt.runtime.backends import open_session
 from sdrt.runtime.text_states import encode_texts
 from sdrt.sampling.latents import unit_noise

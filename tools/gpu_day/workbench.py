@@ -17,7 +17,8 @@ from sdrt.engines.recipe import DEFAULT, load_recipe
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError
 from sdrt.libraries.cuda import Cuda
-from sdrt.prepare import Source, open_bundle
+from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.source import Source
 from sdrt.progress import silent
 from sdrt.runtime.backends import available
 from tools.gpu_day import FULL_SIZE

@@ -22,7 +22,8 @@ from sdrt.errors import ArtefactError, BackendUnavailableError, NumericError, Us
 from sdrt.export import calibration, quantised_bundle
 from sdrt.export.calibration import open_session
 from sdrt.export.quantised_bundle import quantise_bundle
-from sdrt.prepare import Source, bundle_precision, open_bundle
+from sdrt.prepare.bundles import bundle_precision, open_bundle
+from sdrt.prepare.source import Source
 from sdrt.progress import Progress
 from sdrt.runtime.backends import openvino as openvino_backend
 from sdrt.runtime.backends.openvino import OpenVinoEngine

@@ -18,7 +18,8 @@ from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from sdrt.install_lines import extra_line, removal_line
 from sdrt.libraries.onnxruntime import ERRORS, PROVIDERS
-from sdrt.prepare import Source, prepare
+from sdrt.prepare.engines import prepare
+from sdrt.prepare.source import Source
 from sdrt.progress import silent
 from sdrt.runtime.backends import open_engine
 from tests.models.tiny_bundle import feeds

@@ -1,0 +1,174 @@
+"""Choose backend, precision, threads and loop where the user left them open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdrt.artefacts.bundle import Bundle
+from sdrt.artefacts.engine_set import BatchRange, Provider
+from sdrt.artefacts.manifest import DEEPCACHE, Precision
+from sdrt.artefacts.store import Store
+from sdrt.engines.builders import builder
+from sdrt.engines.request import BuildRequest
+from sdrt.errors import ArtefactError, BackendUnavailableError, UsageError
+from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.source import Source
+from sdrt.progress import Progress, silent
+from sdrt.runtime.backends import GPU_BACKENDS, available, choose_backend
+
+if TYPE_CHECKING:
+    from sdrt.artefacts.engine_set import BackendName
+    from sdrt.artefacts.manifest import ComponentName
+    from sdrt.artefacts.tuned import TuneRecord
+
+STEP: ComponentName = "denoise_step"
+#: Where a store keeps what was tuned, as sdrt.artefacts.tuned names it.
+TUNED = "tuned"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a source is run: what the user asked for, and for the rest what ``sdrt tune`` found or the backend's own way.
+
+    Attributes:
+        backend: Never "auto".
+        precision: None is the backend's choice on this machine.
+        threads: None is all that this process may use.
+        loop: auto or plain, as the pipeline takes it.
+        batch: Pictures at once that the engines are built for; None takes any.
+        step: Whether the engines must hold denoise_step though the backend's own sets leave it out.
+        tuned: What ``sdrt tune`` found, in a line; "" where its record had no say.
+        deepcache: Whether the engines must hold DeepCache's passes, in the UNet's place.
+    """
+
+    backend: BackendName
+    precision: Precision | None = None
+    threads: int | None = None
+    loop: str = "auto"
+    batch: BatchRange | None = None
+    step: bool = False
+    tuned: str = ""
+    deepcache: bool = False
+
+
+def choose(
+    source: Source,
+    *,
+    backend: str = "auto",
+    precision: Precision | None = None,
+    threads: int | None = None,
+    loop: str = "auto",
+    provider: Provider | None = None,
+    deepcache: bool = False,
+    store: Path | None = None,
+    progress: Progress = silent,
+) -> Choice:
+    """Choose what the user left open. "auto" is what was tuned for this bundle here, else what suits the machine.
+
+    A record is used where it answers what is asked: not for another precision or provider, or with DeepCache, and what
+    the user says of threads and loop stands.
+
+    Raises:
+        ArtefactError: The record is malformed.
+        BackendUnavailableError: No backend can run here.
+        UsageError: DeepCache does not go with what else is asked.
+    """
+    if deepcache:
+        chosen = resolve_backend(backend, progress)
+        check_deepcache(chosen, precision, provider)
+        return Choice(chosen, precision, threads, loop, deepcache=True)
+    record = None
+    if backend == "auto" and not source.engines and provider in (None, "cpu"):
+        record = tune_record(source, Store(store) if store else Store.default())
+    best = record.best if record else None
+    if best is None or precision not in (None, best.precision):
+        return Choice(resolve_backend(backend, progress), precision, threads, loop)
+    chosen = resolve_backend(backend, progress, record)
+    progress.note(f"as tuned: {best.name}")
+    return Choice(
+        chosen,
+        best.precision,
+        threads or best.threads,
+        "plain" if best.loop == "plain" else loop,
+        None if best.batch is None else BatchRange(min=best.batch, opt=best.batch, max=best.batch),
+        best.loop == "fused" and loop == "auto",
+        best.name,
+    )
+
+
+def tune_record(source: Source, store: Store) -> TuneRecord | None:
+    """What ``sdrt tune`` found for a source on this machine; None where it was not run. Exports nothing.
+
+    Raises:
+        ArtefactError: The record is malformed.
+    """
+    if not (store.root / TUNED).is_dir():
+        return None
+    from sdrt.artefacts.tuned import find_record
+
+    try:
+        bundle = open_bundle(source, store, build=False)
+    except (ArtefactError, BackendUnavailableError):
+        # What was not exported yet was not tuned either.
+        return None
+    store.check()
+    return find_record(store.root, bundle.digest)
+
+
+def build_request(choice: Choice, bundle: Bundle, provider: Provider | None = None) -> BuildRequest:
+    """What a choice asks a build for."""
+    components = None
+    usual = builder(choice.backend).components(frozenset(bundle.manifest.components))
+    if choice.step:
+        components = tuple(dict.fromkeys((*usual, STEP)))
+    elif choice.deepcache:
+        # The whole pass is the UNet, and runs as one where it has to.
+        components = (*(name for name in usual if name != "unet"), *DEEPCACHE)
+    return BuildRequest(
+        choice.backend, choice.precision, components=components, batch=choice.batch, provider=provider or "cpu"
+    )
+
+
+def check_provider(backend: str, provider: Provider | None) -> None:
+    """Hold that ONNX Runtime's provider can be had here, before anything is exported or built for it.
+
+    Raises:
+        UsageError: The backend is another.
+        BackendUnavailableError: The installed ONNX Runtime lacks the provider.
+    """
+    if provider is None or (provider == "cpu" and backend != "onnxruntime"):
+        return
+    if backend != "onnxruntime":
+        hint = "add --backend onnxruntime, or leave --provider out"
+        raise UsageError(f"--provider {provider} is for onnxruntime; the backend is {backend}", hint=hint)
+    from sdrt.libraries.onnxruntime import check_provider as check_installed
+
+    available(backend)
+    check_installed(provider)
+
+
+def check_deepcache(backend: str, precision: Precision | None, provider: Provider | None) -> None:
+    """Hold that DeepCache goes with what else is asked, before anything is exported or built for it.
+
+    Raises:
+        UsageError: The backend or the provider computes on a GPU, or the precision is int8.
+    """
+    if backend in GPU_BACKENDS or provider not in (None, "cpu"):
+        where = f"the backend is {backend}" if backend in GPU_BACKENDS else f"the provider is {provider}"
+        hint = "add --backend openvino or onnxruntime, without --provider; or leave --deepcache out"
+        raise UsageError(f"--deepcache runs on the CPU alone; {where}", hint=hint)
+    if precision == "int8":
+        hint = "add --precision bf16 or fp32, or leave --deepcache out"
+        raise UsageError("--deepcache and --precision int8 exclude each other", hint=hint)
+
+
+def resolve_backend(backend: str, progress: Progress, record: TuneRecord | None = None) -> BackendName:
+    """The backend asked for; for "auto" the one that was tuned or that suits this machine, said aloud."""
+    if backend != "auto":
+        name: BackendName = backend  # type: ignore[assignment]
+        return name
+    chosen, reason = choose_backend(record)
+    progress.note(f"backend {chosen}: {reason}")
+    return chosen
