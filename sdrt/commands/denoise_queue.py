@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdrt.commands.denoise import Options, init_image, load, say_guidance, settings, stages
+from sdrt.commands.denoise_options import Options, init_image, load, say_guidance, settings, stages
 from sdrt.commands.options import print_json
 from sdrt.commands.paths import check_writable
 from sdrt.errors import NumericError

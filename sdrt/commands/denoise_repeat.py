@@ -11,7 +11,7 @@ from sdrt.errors import ArtefactError, CheckpointError, UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdrt.commands.denoise import Options
+    from sdrt.commands.denoise_options import Options
     from sdrt.pipeline import Pipeline
     from sdrt.progress import Progress
 

@@ -177,3 +177,9 @@ def _holds_something(option: str, folder: Path) -> bool:
 
 def _no_permission(option: str, path: Path) -> UsageError:
     return UsageError(f"{option}: no permission for {path}", hint="choose a place in a folder of yours")
+
+
+def check_png(path: Path) -> None:
+    """Raise UsageError unless a path is named .png."""
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--out: {str(path)!r} does not end in .png", hint="pictures are written as PNG")

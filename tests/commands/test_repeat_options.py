@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sdrt.commands.denoise import Options
+from sdrt.commands.denoise_options import Options
 from sdrt.commands.denoise_repeat import with_record
 from tests.runtime.records import picture_record
 
