@@ -26,7 +26,7 @@ from sdrt.runtime.callbacks import Callback, Watch, check_callback
 from sdrt.runtime.deepcache import CachedUnet
 from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused
 from sdrt.runtime.init_image import InitImage, draw_latents, encode_picture
-from sdrt.runtime.records import picture_record
+from sdrt.runtime.picture_record import picture_record
 from sdrt.runtime.request import DEFAULT_STRENGTH, LmsStart, Picture, Request, make_request
 from sdrt.runtime.result import Result, Timings
 from sdrt.runtime.text import Tokenizer

@@ -14,7 +14,7 @@ from sdrt import Pipeline
 from sdrt.arguments import as_real, as_whole, items, shown, whole
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.errors import UsageError
-from sdrt.runtime.metadata import PictureRecord, record_json
+from sdrt.runtime.picture_record import PictureRecord, record_json
 from sdrt.sampling.latents import unit_noise
 
 Sets = Callable[..., EngineSet]

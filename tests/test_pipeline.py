@@ -19,7 +19,7 @@ from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import silent
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.batches import PICTURES_AT_ONCE
-from sdrt.runtime.metadata import PictureRecord, record_json
+from sdrt.runtime.picture_record import PictureRecord, record_json
 from sdrt.runtime.result import Timings
 from sdrt.sampling.latents import unit_noise
 

@@ -41,7 +41,7 @@ def record_of(options: Options) -> dict[str, Any] | None:
     """
     if options.repeat is None:
         return None
-    from sdrt.runtime.images import read_record
+    from sdrt.runtime.picture_record import read_record
 
     for name in (name for name in DECIDED if getattr(options, name) is not None):
         raise UsageError(f"--{name.replace('_', '-')} and --from exclude each other", hint="--from sets it")

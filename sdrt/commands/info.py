@@ -16,7 +16,7 @@ from sdrt.terminal import printable
 @json_option
 def command(picture: Path, as_json: bool) -> None:
     """Show how PICTURE, a PNG that sdrt wrote, was made; sdrt denoise --from PICTURE repeats it."""
-    from sdrt.runtime.images import read_record
+    from sdrt.runtime.picture_record import read_record
 
     record = read_record(picture)
     if as_json:

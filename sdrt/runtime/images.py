@@ -14,16 +14,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdrt.arrays import check_finite
 from sdrt.files import write_atomically
-from sdrt.runtime.metadata import (
+from sdrt.runtime.picture_record import (
     PARAMETERS_KEYWORD,
     RECORD_KEYWORD,
     parameters_text,
-    parse_parameters,
-    read_record,
     record_json,
 )
-
-__all__ = ["is_degenerate", "parse_parameters", "read_record", "to_pictures", "write_png"]
 
 
 def to_pictures(sample: npt.NDArray[np.floating[Any]]) -> list[Image.Image]:

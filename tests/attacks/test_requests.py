@@ -27,7 +27,7 @@ from sdrt.limits import MAX_PICTURES, MAX_SEED
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.images import write_png
 from sdrt.runtime.init_image import InitImage, open_picture
-from sdrt.runtime.metadata import parse_parameters, read_record
+from sdrt.runtime.picture_record import parse_parameters, read_record
 from sdrt.runtime.prompt_file import read_prompt_file
 from sdrt.runtime.request import make_request
 from sdrt.runtime.text import Tokenizer

@@ -12,7 +12,7 @@ from PIL import Image
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.manifest import COMPONENTS, DEEPCACHE, ComponentName
-from sdrt.runtime.images import read_record
+from sdrt.runtime.picture_record import read_record
 from tests.command_line import CommandLine, Ended
 from tests.engines.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle as write_bundle

@@ -16,7 +16,8 @@ from PIL import Image
 from sdrt.pipeline import Pipeline
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.batches import PICTURES_AT_ONCE
-from sdrt.runtime.images import read_record, write_png
+from sdrt.runtime.images import write_png
+from sdrt.runtime.picture_record import read_record
 from sdrt.sampling.latents import unit_noise
 from tests.command_line import Ended
 from tests.models.tiny_bundle import LATENTS

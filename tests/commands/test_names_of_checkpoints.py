@@ -20,8 +20,8 @@ from sdrt.errors import CheckpointError
 from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
-from sdrt.runtime.images import read_record
-from sdrt.runtime.records import picture_record as made_record
+from sdrt.runtime.picture_record import picture_record as made_record
+from sdrt.runtime.picture_record import read_record
 from sdrt.runtime.request import make_request
 from tests.command_line import CommandLine
 from tests.commands.test_repeat_options import options

@@ -120,7 +120,8 @@ def test_a_guidance_interval_is_recorded_and_repeated(denoise: Denoise) -> None:
 
 
 def test_from_refuses_other_weights(denoise: Denoise, tmp_path: Path, sdrt: CommandLine) -> None:
-    from sdrt.runtime.images import read_record, write_png
+    from sdrt.runtime.images import write_png
+    from sdrt.runtime.picture_record import read_record
 
     assert denoise("--seed", "3", steps=1).code == 0
     record = read_record(tmp_path / "picture.png")

@@ -21,8 +21,8 @@ from sdrt.pipeline import Pipeline
 from sdrt.plots.model import Model
 from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.source import Source
-from sdrt.runtime.images import read_record
 from sdrt.runtime.picture_queue import plan_runs
+from sdrt.runtime.picture_record import read_record
 from sdrt.runtime.prompt_file import Line
 from sdrt.runtime.request import make_request
 from tests.command_line import CommandLine, Ended

@@ -26,8 +26,7 @@ from sdrt.files import sha256_file
 from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.source import Source
 from sdrt.progress import silent
-from sdrt.runtime.images import read_record
-from sdrt.runtime.metadata import parameters_text, parse_parameters
+from sdrt.runtime.picture_record import parameters_text, parse_parameters, read_record
 from tests.command_line import CommandLine, Ended
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 from tests.runtime.records import picture_record

@@ -15,7 +15,7 @@ from sdrt.artefacts.engine_set import EngineManifest
 from sdrt.artefacts.manifest import Manifest
 from sdrt.bench.schema import Bench
 from sdrt.compare.schema import Comparison
-from sdrt.runtime.metadata import PictureRecord
+from sdrt.runtime.picture_record import PictureRecord
 
 GOLDEN = Path(__file__).with_name("promised_schemas.json")
 SCHEMAS: dict[str, type[BaseModel]] = {
@@ -23,7 +23,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "sdrt.artefacts.engine_set.EngineManifest": EngineManifest,
     "sdrt.compare.schema.Comparison": Comparison,
     "sdrt.bench.schema.Bench": Bench,
-    "sdrt.runtime.metadata.PictureRecord": PictureRecord,
+    "sdrt.runtime.picture_record.PictureRecord": PictureRecord,
 }
 #: What of a field's schema is not its type: words, limits, and what stands in for an absent field.
 NOT_TYPE = (

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdrt.artefacts.bundle import Bundle
 from sdrt.checkpoint import open_checkpoint
-from sdrt.runtime.images import read_record
+from sdrt.runtime.picture_record import read_record
 from tests.command_line import CommandLine
 from tests.faults.killer import Killer
 

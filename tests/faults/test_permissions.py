@@ -19,8 +19,9 @@ from sdrt.cli import cli
 from sdrt.commands.paths import InputName, InputPath, OutputFile, OutputFolder
 from sdrt.errors import ResourceError
 from sdrt.pipeline import Pipeline
-from sdrt.runtime.images import read_record, write_png
+from sdrt.runtime.images import write_png
 from sdrt.runtime.init_image import open_picture
+from sdrt.runtime.picture_record import read_record
 from sdrt.runtime.prompt_file import read_prompt_file
 from sdrt.sampling.latents import load_latents, save_latents
 from tests.faults.killer import Killer, tree

@@ -16,7 +16,7 @@ from sdrt.commands.paths import OutputFile, OutputFolder
 from sdrt.errors import ResourceError
 from sdrt.files import folder_published_as, write_atomically
 from sdrt.pipeline import Pipeline
-from sdrt.runtime.images import read_record
+from sdrt.runtime.picture_record import read_record
 from tests.faults.killer import Killer, tree
 from tests.faults.test_permissions import parameters
 

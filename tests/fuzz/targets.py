@@ -32,7 +32,7 @@ from sdrt.graphs.structure import check_structure
 from sdrt.limits import MAX_GUIDANCE_SCALE
 from sdrt.runtime.images import write_png
 from sdrt.runtime.init_image import InitImage, open_picture
-from sdrt.runtime.metadata import parameters_text, parse_parameters, read_record
+from sdrt.runtime.picture_record import parameters_text, parse_parameters, read_record
 from sdrt.runtime.prompt_file import read_prompt_file
 from sdrt.runtime.request import make_request
 from sdrt.runtime.text import Tokenizer

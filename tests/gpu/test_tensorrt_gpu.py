@@ -37,7 +37,7 @@ from sdrt.prepare.source import Source
 from sdrt.progress import Silent, silent
 from sdrt.runtime.backends import available, open_engine
 from sdrt.runtime.backends.tensorrt_kernels import FOLDER
-from sdrt.runtime.images import read_record
+from sdrt.runtime.picture_record import read_record
 from sdrt.runtime.text import Tokenizer
 from tests.command_line import CommandLine
 

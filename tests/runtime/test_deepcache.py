@@ -17,8 +17,8 @@ from sdrt.errors import EngineError, UsageError
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.deepcache import CachedUnet
 from sdrt.runtime.denoise import Conditioning, denoise
-from sdrt.runtime.metadata import PictureRecord, record_json
 from sdrt.runtime.picture_queue import run_queue
+from sdrt.runtime.picture_record import PictureRecord, record_json
 from sdrt.runtime.prompt_file import Line
 from sdrt.runtime.request import make_request
 from sdrt.runtime.result import Timings

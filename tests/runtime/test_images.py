@@ -12,7 +12,8 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from sdrt.errors import NumericError, ResourceError
-from sdrt.runtime.images import is_degenerate, parse_parameters, read_record, to_pictures, write_png
+from sdrt.runtime.images import is_degenerate, to_pictures, write_png
+from sdrt.runtime.picture_record import parse_parameters, read_record
 from tests.runtime.records import picture_record
 
 

@@ -16,7 +16,7 @@ from sdrt.artefacts.manifest import COMPONENTS
 from sdrt.errors import EngineError, NumericError, UsageError
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.init_image import InitImage, draw_latents
-from sdrt.runtime.metadata import PictureRecord
+from sdrt.runtime.picture_record import PictureRecord
 from sdrt.runtime.request import make_request
 from sdrt.sampling.latents import posterior_noise, unit_noise
 from tests.models.tiny_bundle import LATENTS

@@ -10,9 +10,9 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -23,6 +23,11 @@ from sdrt.files import unreadable
 from sdrt.limits import MAX_PICTURES, MAX_SEED, MIN_DEEPCACHE
 from sdrt.runtime.request import LmsStart
 from sdrt.version import __version__
+
+if TYPE_CHECKING:
+    from sdrt.artefacts.engine_set import EngineSet
+    from sdrt.runtime.request import Picture, Request
+
 
 RECORD_KEYWORD = "sdrt"
 PARAMETERS_KEYWORD = "parameters"
@@ -223,3 +228,39 @@ def _unquoted(value: str) -> str:
     except ValueError:
         return value
     return text if isinstance(text, str) else value
+
+
+def picture_record(
+    engines: EngineSet, request: Request, group: Sequence[Picture], index: int, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The record of one picture.
+
+    Args:
+        engines: What ran.
+        request: What was asked.
+        group: The pictures that were denoised together.
+        index: Which of them this is.
+        facts: What else the run has to say.
+    """
+    picture, manifest = group[index], engines.manifest
+    return {
+        "prompt": picture.prompt,
+        "negative_prompt": picture.negative_prompt,
+        "seed": picture.seed,
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "guidance_interval": request.guidance_interval,
+        "deepcache": request.deepcache,
+        "token_merging": manifest.token_merging,
+        "scheduler": "LMS",
+        "checkpoint": engines.checkpoint.model_dump(mode="json"),
+        "backend": manifest.backend,
+        "precision": manifest.precision,
+        "engines": engines.digest,
+        "size": [manifest.model.image_size, manifest.model.image_size],
+        "start_step": request.start_step,
+        "lms_start": None if request.start_step is None else request.lms_start,
+        **facts,
+        "batch": [[p.prompt, p.negative_prompt, p.seed] for p in group],
+        "batch_index": index,
+    }
