@@ -245,7 +245,7 @@ class Pipeline:
     ) -> Result:
         """Make the pictures of a checked request, a few at a time. See ``__call__``."""
         check_callback(callback_on_step_end)
-        request = self.settled(request)
+        request = self.with_defaults(request)
         for name in self._denoisers(request):
             self.engines.component(name)
         init = self._init_image(request, image)
@@ -269,7 +269,7 @@ class Pipeline:
             self._open("vae_decoder")
             with timings.measure("vae_decoder"):
                 pictures = [picture for final in finals for picture in self.decode(final)]
-            self.done_with("vae_decoder")
+            self.unload("vae_decoder")
         timings.load, self.load_s = opening_s + self._opened_s, 0.0
         timings.total += opening_s
         facts = self.way(request) | {
@@ -288,9 +288,9 @@ class Pipeline:
         lost = tuple(texts[picture.prompt].lost for group in made for picture in group)
         return Result(pictures, request, records, np.concatenate(finals), timings, lost, stopped_after)
 
-    def settled(self, request: Request) -> Request:
+    def with_defaults(self, request: Request) -> Request:
         """The request with what the checkpoint recommends where it was left open."""
-        return request.settled(self.model.guidance_scale)
+        return request.with_defaults(self.model.guidance_scale)
 
     def stop(self) -> None:
         """End the run that is under way after this step; for callbacks. What was begun is decoded as it is."""
@@ -320,7 +320,7 @@ class Pipeline:
             pictures += images.to_pictures(sample)
         return pictures
 
-    def done_with(self, name: ComponentName) -> None:
+    def unload(self, name: ComponentName) -> None:
         """Give a component's memory back, unless engines are kept loaded."""
         if not self.keep_loaded:
             self._session.release(name)
@@ -428,7 +428,7 @@ class Pipeline:
                 stopped_after = watch.steps
                 break
         for name in self._denoisers(request):
-            self.done_with(name)
+            self.unload(name)
         return made, finals, stopped_after
 
     def _denoise(
@@ -489,7 +489,7 @@ class Pipeline:
         encoder = self._open("vae_encoder")
         with timings.measure("vae_encoder"):
             parameters = encode_picture(encoder, init)
-        self.done_with("vae_encoder")
+        self.unload("vae_encoder")
         noise = posterior_noise([picture.seed for picture in request.pictures], self.latent_shape)
         return draw_latents(parameters, noise) * np.float32(self.model.scaling_factor)
 
@@ -498,5 +498,5 @@ class Pipeline:
         encoder = self._open("text_encoder")
         with timings.measure("text_encoder"):
             encoded = encode_texts(encoder, self.tokenizer, texts_of(request))
-        self.done_with("text_encoder")
+        self.unload("text_encoder")
         return encoded

@@ -13,12 +13,11 @@ from sdrt.machine.cpu import supports_bf16
 if TYPE_CHECKING:
     from openvino import Core
 
-    from sdrt.artefacts.manifest import Precision
 
 INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16"}
 
 
-def inference_precision(precision: Precision) -> str:
+def inference_precision(precision: str) -> str:
     """What OpenVINO computes in, by its own name.
 
     In int8 the products are the graph's own business; all else is computed in bf16 where the processor does, or in f32.
@@ -56,7 +55,7 @@ def core() -> Core:
     return made
 
 
-def cpu_config(precision: Precision, threads: int) -> dict[str, Any]:
+def cpu_config(precision: str, threads: int) -> dict[str, Any]:
     """OpenVINO's settings for one request at a time.
 
     The precision is always given: left out, OpenVINO takes bf16 wherever the processor has it. Threads are not pinned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sdrt.arguments import shown
 from sdrt.errors import UsageError
@@ -11,10 +11,13 @@ from sdrt.runtime.denoise import Latents
 from sdrt.sampling.latents import check_latents
 
 if TYPE_CHECKING:
-    from sdrt.pipeline import Pipeline
+    from PIL import Image
+
+    from sdrt.artefacts.manifest import ComponentName
+    from sdrt.sampling.lms import Schedule
 
 #: (pipeline, step, timestep, {"latents": ...}) -> mapping, whose "latents" are gone on with, or None.
-Callback = Callable[["Pipeline", int, float, dict[str, Any]], "Mapping[str, Any] | None"]
+Callback = Callable[[Any, int, float, dict[str, Any]], "Mapping[str, Any] | None"]
 
 
 def check_callback(callback: object) -> None:
@@ -24,10 +27,30 @@ def check_callback(callback: object) -> None:
         raise UsageError(message, hint="give a function of pipeline, step, timestep and a mapping with the latents")
 
 
+class RunningPipeline(Protocol):
+    """What a callback may use of the pipeline that calls it."""
+
+    #: The schedule of the run under way.
+    schedule: Schedule | None
+
+    @property
+    def stopping(self) -> bool:
+        """Return whether the run ends after this step."""
+
+    def stop(self) -> None:
+        """End the run after this step."""
+
+    def decode(self, latents: Latents) -> list[Image.Image]:
+        """Decode final latents [n,channels,height,width]."""
+
+    def unload(self, name: ComponentName) -> None:
+        """Release a component's memory, unless engines are kept loaded."""
+
+
 class Watch:
     """A user's callback as the denoising loops call it, and how many steps were done."""
 
-    def __init__(self, pipeline: Pipeline, callback: Callback | None) -> None:
+    def __init__(self, pipeline: RunningPipeline, callback: Callback | None) -> None:
         self.callback = callback
         self.steps = 0
         self._pipeline = pipeline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sdrt.errors import NumericError
 from sdrt.limits import MAX_PICTURES
@@ -15,12 +15,26 @@ from sdrt.runtime.request import Picture, Request
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdrt.pipeline import Pipeline
-    from sdrt.runtime.result import Timings
+    from sdrt.runtime.result import Result, Timings
 
 #: Groups that go through a component before it is let go of, where components do not stay: opening one again takes
 #: about a second, a group of full-size pictures minutes.
 GROUPS_A_RUN = 8
+
+
+class Draws(Protocol):
+    """What the queue needs of a pipeline."""
+
+    keep_loaded: bool
+
+    def with_defaults(self, request: Request) -> Request:
+        """Return the request with what the checkpoint recommends where it was left open."""
+
+    def pictures_at_once(self, request: Request) -> int:
+        """Return how many of the request's pictures are denoised together."""
+
+    def run(self, request: Request, *, image: Image.Image | None = None, progress: Progress = silent) -> Result:
+        """Draw the pictures of a checked request."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +65,12 @@ class Run:
     slots: tuple[Slot, ...]
 
 
-def plan_runs(pipeline: Pipeline, lines: Sequence[Line]) -> list[Run]:
+def plan_runs(pipeline: Draws, lines: Sequence[Line]) -> list[Run]:
     """The lines' pictures, those of equal settings together whatever stands between them, in the order of the file."""
     waiting: dict[Request, list[Slot]] = {}
     for line in lines:
         slots = [Slot(line.number, index, picture) for index, picture in enumerate(line.request.pictures)]
-        waiting.setdefault(settings_of(pipeline.settled(line.request)), []).extend(slots)
+        waiting.setdefault(settings_of(pipeline.with_defaults(line.request)), []).extend(slots)
     runs = []
     for settings, together in waiting.items():
         at_once = pipeline.pictures_at_once(settings)
@@ -66,7 +80,7 @@ def plan_runs(pipeline: Pipeline, lines: Sequence[Line]) -> list[Run]:
 
 
 def run_queue(
-    pipeline: Pipeline,
+    pipeline: Draws,
     lines: Sequence[Line],
     timings: Timings,
     *,

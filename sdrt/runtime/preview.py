@@ -13,7 +13,7 @@ from PIL import Image
 from sdrt.runtime.denoise import Latents
 
 if TYPE_CHECKING:
-    from sdrt.pipeline import Pipeline
+    from sdrt.runtime.callbacks import RunningPipeline
 
 Show = Callable[[int, Sequence[Image.Image]], None]
 
@@ -57,7 +57,7 @@ class Preview:
         self._before: Latents | None = None
         self._projection: Projection | None = None
 
-    def __call__(self, pipeline: Pipeline, step: int, _timestep: float, values: dict[str, Any]) -> None:
+    def __call__(self, pipeline: RunningPipeline, step: int, _timestep: float, values: dict[str, Any]) -> None:
         """Show the latents after a step."""
         if step == 0:
             # Other pictures begin.
@@ -70,10 +70,10 @@ class Preview:
         halfway = step == pipeline.schedule.num_inference_steps // 2
         if self._projection is None or halfway:
             self._projection = Projection.fit(estimate, pipeline.decode(estimate))
-            pipeline.done_with("vae_decoder")
+            pipeline.unload("vae_decoder")
         self._show(step + 1, self._projection.pictures(estimate))
 
-    def _estimate(self, pipeline: Pipeline, step: int, latents: Latents) -> Latents | None:
+    def _estimate(self, pipeline: RunningPipeline, step: int, latents: Latents) -> Latents | None:
         """The noiseless latents that the last step leads to; None where nothing says."""
         if pipeline.schedule is None:
             return None

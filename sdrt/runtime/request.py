@@ -49,7 +49,7 @@ class Request:
     """Pictures to make at the same settings.
 
     At ``guidance_scale`` 1 and below guidance is off: one UNet row a picture, negative prompts unused. With
-    ``guidance_left_open`` nobody asked for one: the pipeline puts its checkpoint's in the default's place by `settled`.
+    ``guidance_left_open`` nobody asked for one: the pipeline puts its checkpoint's in the default's place by `with_defaults`.
 
     ``start_step`` is the first step that runs on an initial picture, counted from 0; None starts from noise alone.
     ``lms_start`` says how the first steps after it go: see `LMS_STARTS`.
@@ -70,7 +70,7 @@ class Request:
     deepcache: int | None = None
     guidance_left_open: bool = False
 
-    def settled(self, recommended: float) -> Request:
+    def with_defaults(self, recommended: float) -> Request:
         """The request with the checkpoint's ``guidance_scale`` where none was asked for."""
         return replace(self, guidance_scale=recommended, guidance_left_open=False) if self.guidance_left_open else self
 

@@ -22,8 +22,8 @@ def test_one_prompt_is_one_picture() -> None:
 
 
 def test_a_checkpoint_decides_what_was_left_open_and_nothing_else() -> None:
-    assert make_request("a cat", seed=3).settled(4.0) == make_request("a cat", seed=3, guidance_scale=4.0)
-    assert make_request("a cat", seed=3, guidance_scale=7.5).settled(4.0).guidance_scale == 7.5
+    assert make_request("a cat", seed=3).with_defaults(4.0) == make_request("a cat", seed=3, guidance_scale=4.0)
+    assert make_request("a cat", seed=3, guidance_scale=7.5).with_defaults(4.0).guidance_scale == 7.5
 
 
 def test_pictures_of_one_prompt_have_rising_seeds() -> None:
