@@ -17,7 +17,7 @@ from sdrt.install_lines import extra_line, removal_line
 from sdrt.machine import nvidia
 from sdrt.machine.cpu import available_memory_bytes, cpu_features, supports_bf16, usable_cpus
 from sdrt.machine.packages import distribution
-from sdrt.runtime.backends import BACKENDS, available, choose_backend
+from sdrt.runtime.backends.registry import BACKENDS, available, choose_backend
 from sdrt.version import __version__
 
 #: The packages that matter here, by distribution, and the extras that bring each.

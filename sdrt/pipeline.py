@@ -18,8 +18,9 @@ from sdrt.files import system_errors
 from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import Progress, silent
 from sdrt.runtime import images, loading
-from sdrt.runtime.backends import GPU_BACKENDS, open_session
 from sdrt.runtime.backends.base import Engine
+from sdrt.runtime.backends.opening import open_session
+from sdrt.runtime.backends.registry import GPU_BACKENDS
 from sdrt.runtime.backends.session import check_cuda_graphs
 from sdrt.runtime.batches import pictures_at_once
 from sdrt.runtime.callbacks import Callback, Watch, check_callback

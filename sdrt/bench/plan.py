@@ -22,7 +22,7 @@ from sdrt.prepare.choice import Choice, choose
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
 from sdrt.progress import Progress
-from sdrt.runtime.backends import GPU_BACKENDS
+from sdrt.runtime.backends.registry import GPU_BACKENDS
 
 if TYPE_CHECKING:
     from sdrt.artefacts.bundle import Bundle

@@ -30,7 +30,7 @@ from sdrt.prepare.bundles import bundle_precision, open_bundle
 from sdrt.prepare.choice import STEP, Choice, build_request
 from sdrt.prepare.source import Source
 from sdrt.progress import Progress, silent
-from sdrt.runtime.backends import BACKENDS, available
+from sdrt.runtime.backends.registry import BACKENDS, available
 from sdrt.version import __version__
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from sdrt.errors import BackendUnavailableError
 from sdrt.install_lines import requirement_line
 from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import Progress, silent
-from sdrt.runtime.backends import available
+from sdrt.runtime.backends.registry import available
 
 if TYPE_CHECKING:
     import onnx

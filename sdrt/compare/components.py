@@ -20,7 +20,7 @@ from sdrt.compare.schema import ComponentCase, ComponentResult, Outcome, OutputR
 from sdrt.compare.tolerances import Tolerances
 from sdrt.errors import BackendUnavailableError, NumericError, SdrtError
 from sdrt.progress import Progress, silent
-from sdrt.runtime.backends import available
+from sdrt.runtime.backends.registry import available
 
 if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner

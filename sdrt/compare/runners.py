@@ -17,8 +17,8 @@ from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineComponent, EngineSet
 from sdrt.artefacts.manifest import ComponentName, ModelRecord, Precision, TensorSpec
 from sdrt.machine.cpu import usable_cpus
-from sdrt.runtime.backends import open_engine
 from sdrt.runtime.backends.base import Engine
+from sdrt.runtime.backends.opening import open_engine
 
 if TYPE_CHECKING:
     from sdrt.compare.reference import Reference

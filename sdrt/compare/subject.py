@@ -20,7 +20,7 @@ from sdrt.prepare.choice import build_request, choose
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
 from sdrt.progress import Progress
-from sdrt.runtime.backends import available
+from sdrt.runtime.backends.registry import available
 
 if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import BatchRange, EngineSet

@@ -12,8 +12,8 @@ import numpy as np
 from sdrt.arrays import check_finite
 from sdrt.progress import Progress, silent
 from sdrt.runtime import images
-from sdrt.runtime.backends import open_session
 from sdrt.runtime.backends.base import Engine
+from sdrt.runtime.backends.opening import open_session
 from sdrt.runtime.denoise import Conditioning, Latents
 from sdrt.runtime.text import Tokenizer
 from sdrt.sampling.latents import unit_noise

@@ -16,7 +16,7 @@ from sdrt.errors import ArtefactError, BackendUnavailableError, UsageError
 from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.source import Source
 from sdrt.progress import Progress, silent
-from sdrt.runtime.backends import GPU_BACKENDS, available, choose_backend
+from sdrt.runtime.backends.registry import GPU_BACKENDS, available, choose_backend
 
 if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import BackendName

@@ -14,7 +14,7 @@ from sdrt.prepare.bundles import bundle_precision, check_merging, command_line, 
 from sdrt.prepare.choice import Choice, build_request, check_provider, choose
 from sdrt.prepare.source import Source
 from sdrt.progress import Progress, silent
-from sdrt.runtime.backends import available
+from sdrt.runtime.backends.registry import available
 
 if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import EngineSet

@@ -8,8 +8,8 @@ import pytest
 from sdrt.artefacts import tuned
 from sdrt.artefacts.tuned import Trial, TuneRecord, find_record, machine_key, record_path, write_record
 from sdrt.errors import ArtefactError, BackendUnavailableError
-from sdrt.runtime import backends
-from sdrt.runtime.backends import choose_backend
+from sdrt.runtime.backends import registry
+from sdrt.runtime.backends.registry import choose_backend
 
 DIGEST = "ab" * 32
 
@@ -87,20 +87,20 @@ def test_a_malformed_record_is_an_error_that_says_how_to_go_on(tmp_path: Path, t
 
 
 def test_auto_is_what_was_tuned_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "available", lambda _: None)
-    monkeypatch.setattr(backends, "installed_version", lambda _: "1.0")
-    assert choose_backend()[0] == backends.BACKENDS[0]
+    monkeypatch.setattr(registry, "available", lambda _: None)
+    monkeypatch.setattr(registry, "installed_version", lambda _: "1.0")
+    assert choose_backend()[0] == registry.BACKENDS[0]
     chosen, why = choose_backend(record(trial()))
     assert chosen == "onnxruntime"
     assert why == "tuned here on 2026-11-22: 1.000 s a request at best"
     # Where nothing was accurate, the machine decides as if nothing had been tuned.
-    assert choose_backend(record(trial(kept=False)))[0] == backends.BACKENDS[0]
+    assert choose_backend(record(trial(kept=False)))[0] == registry.BACKENDS[0]
 
 
 def test_what_was_tuned_has_to_be_here_still(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(backend: str) -> None:
         raise BackendUnavailableError(f"{backend} is not installed", hint="install it")
 
-    monkeypatch.setattr(backends, "available", refuse)
+    monkeypatch.setattr(registry, "available", refuse)
     with pytest.raises(BackendUnavailableError, match="onnxruntime is not installed"):
         choose_backend(record(trial()))

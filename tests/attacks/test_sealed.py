@@ -24,7 +24,7 @@ from sdrt.engines.request import BuildRequest
 from sdrt.errors import SdrtError
 from sdrt.files import canonical_json
 from sdrt.progress import silent
-from sdrt.runtime.backends import open_engine
+from sdrt.runtime.backends.opening import open_engine
 from tests.attacks.material import refusal
 from tests.command_line import CommandLine
 from tests.engines.compiling import compile_here

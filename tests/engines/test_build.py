@@ -22,7 +22,7 @@ from sdrt.engines.request import BuildRequest
 from sdrt.errors import BundleError, EngineError, TrustError, UsageError
 from sdrt.machine import nvidia
 from sdrt.progress import silent
-from sdrt.runtime.backends import open_engine
+from sdrt.runtime.backends.opening import open_engine
 from tests.engines.notes import Notes
 from tests.models.tiny_bundle import feeds, tiny_bundle
 

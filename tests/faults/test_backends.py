@@ -25,8 +25,8 @@ from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, ResourceError
 from sdrt.install_lines import extra_line
 from sdrt.progress import silent
-from sdrt.runtime import backends
-from sdrt.runtime.backends import open_engine
+from sdrt.runtime.backends import registry
+from sdrt.runtime.backends.opening import open_engine
 from tests.command_line import CommandLine, Ended
 from tests.faults.killer import Killer, no_children, tree
 from tests.models.tiny_bundle import LATENTS, feeds
@@ -65,8 +65,8 @@ def test_row_65_a_backend_that_is_not_installed_names_its_extra(
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("sdrt.machine.packages.version", missing)
-    monkeypatch.setattr(backends, "_check_nvidia_driver", lambda _: None)
-    monkeypatch.setattr(backends, "_check_rtx_gpu", lambda: None)
+    monkeypatch.setattr(registry, "_check_nvidia_driver", lambda _: None)
+    monkeypatch.setattr(registry, "_check_rtx_gpu", lambda: None)
     ended = draw("--backend", backend)
     assert ended.code == 4
     assert f"{backend} is not installed ({extra_line(EXTRAS[backend])})" in ended.complaint
@@ -120,14 +120,14 @@ def test_row_66_a_driver_that_is_absent_or_too_old(
 
     monkeypatch.setattr(ctypes, "CDLL", driver)
     with pytest.raises(BackendUnavailableError, match=f"{backend} needs an NVIDIA (driver|GPU)") as refused:
-        backends.available(backend)
+        registry.available(backend)
     assert (refused.value.exit_code, "install NVIDIA's driver" in refused.value.hint) == (4, True)
     # Before anything is exported or built, which TensorRT-RTX could do without a GPU.
     ended = draw("--backend", backend)
     assert (ended.code, f"{backend} needs an NVIDIA" in ended.complaint) == (4, True)
     assert not (tmp_path / "store").exists()
     # Only auto goes on without it, and says so.
-    chosen, reason = backends.choose_backend()
+    chosen, reason = registry.choose_backend()
     assert chosen in ("openvino", "onnxruntime")
     assert f"{backend} needs an NVIDIA" in reason
 

@@ -30,8 +30,8 @@ from sdrt.errors import ArtefactError, NumericError, UsageError
 from sdrt.export import export_bundle, quantised_bundle
 from sdrt.export.activations import FP16_MAX
 from sdrt.export.quantised_bundle import quantise_bundle
-from sdrt.runtime.backends import open_engine
 from sdrt.runtime.backends.base import Engine
+from sdrt.runtime.backends.opening import open_engine
 from sdrt.runtime.request import make_request
 from sdrt.sampling.lms import Schedule
 from tests.command_line import CommandLine, Ended

@@ -35,7 +35,8 @@ from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
 from sdrt.progress import Silent, silent
-from sdrt.runtime.backends import available, open_engine
+from sdrt.runtime.backends.opening import open_engine
+from sdrt.runtime.backends.registry import available
 from sdrt.runtime.backends.tensorrt_kernels import FOLDER
 from sdrt.runtime.picture_record import read_record
 from sdrt.runtime.text import Tokenizer

@@ -20,8 +20,8 @@ from sdrt.engines.request import BuildRequest
 from sdrt.errors import EngineError, NumericError, UsageError
 from sdrt.progress import silent
 from sdrt.runtime import denoise as loops
-from sdrt.runtime.backends import open_engine
 from sdrt.runtime.backends.base import Engine
+from sdrt.runtime.backends.opening import open_engine
 from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused, step_rows
 from sdrt.runtime.request import make_request
 from sdrt.sampling.lms import Schedule

@@ -144,7 +144,7 @@ def bench(tmp_path: Path, halved: Bundle, carried: EngineSet, monkeypatch: pytes
 def on(bench: DoubleBench, api: DoubleDevice, monkeypatch: pytest.MonkeyPatch) -> DoubleBench:
     """The bench with another device, which pipelines open too."""
     monkeypatch.setattr("sdrt.runtime.backends.tensorrt.libraries", lambda _: (TensorRtDouble(api), Cuda(api)))
-    monkeypatch.setattr("sdrt.runtime.backends.check_host", lambda _: None)
+    monkeypatch.setattr("sdrt.runtime.backends.opening.check_host", lambda _: None)
     return replace(bench, api=api, open_cuda=lambda: Cuda(api))
 
 
@@ -187,7 +187,7 @@ def maker(monkeypatch: pytest.MonkeyPatch) -> Maker:
 def plans_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have plans run here, but for the part that asks whether they do."""
     if "inventory" not in request.node.name:
-        monkeypatch.setattr("sdrt.runtime.backends.available", lambda _: None)
+        monkeypatch.setattr("sdrt.runtime.backends.registry.available", lambda _: None)
 
 
 def run(name: str, bench: Workbench) -> Report:

@@ -16,7 +16,7 @@ from sdrt import Pipeline
 from sdrt.artefacts.store import Store
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
-from sdrt.runtime.backends import open_session
+from sdrt.runtime.backends.opening import open_session
 from sdrt.runtime.text_states import encode_texts
 from sdrt.sampling.latents import unit_noise
 from tests.truth.reference import Latents, Picture, assert_has_contrast, diffusers_pipeline, psnr, reference_picture

@@ -20,7 +20,7 @@ from sdrt.libraries.cuda import Cuda
 from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.source import Source
 from sdrt.progress import silent
-from sdrt.runtime.backends import available
+from sdrt.runtime.backends.registry import available
 from tools.gpu_day import FULL_SIZE
 from tools.gpu_day.findings import Skipped
 from tools.gpu_day.half_double import RealDevice

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from sdrt.errors import UsageError
 from sdrt.machine.malloc_trim import trim_heap
-from sdrt.runtime.backends import GPU_BACKENDS
 from sdrt.runtime.backends.base import Engine
+from sdrt.runtime.backends.registry import GPU_BACKENDS
 
 if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import EngineSet

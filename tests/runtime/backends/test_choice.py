@@ -18,8 +18,9 @@ from sdrt.install_lines import extra_line, package_line
 from sdrt.machine import nvidia
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
-from sdrt.runtime import backends
-from sdrt.runtime.backends import available, choose_backend, open_engine
+from sdrt.runtime.backends import opening, registry
+from sdrt.runtime.backends.opening import open_engine
+from sdrt.runtime.backends.registry import available, choose_backend
 from tests.engines.sets import make_set
 
 CPU_PACKAGES = {"onnxruntime": "1.31", "openvino": "2026.4"}
@@ -115,7 +116,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, architecture: str, name: str = "NVID
     """Have a GPU with its driver."""
     here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu(name, architecture, 80 << 30),))
     monkeypatch.setattr(nvidia, "driver", lambda: here)
-    monkeypatch.setattr(backends, "_check_nvidia_driver", lambda backend: None)
+    monkeypatch.setattr(registry, "_check_nvidia_driver", lambda backend: None)
 
 
 @pytest.mark.parametrize("architecture", ["sm70", "sm90", "sm100", "sm103"])
@@ -177,7 +178,7 @@ def test_tensorrt_of_any_cuda_is_one(
     assert {entry.name: entry.version for entry in doctor.packages()}[library] == "11.2.1"
     engines = open_set(tmp_path / "set", backend=library, versions={library: "11.2.0"})
     with pytest.raises(EngineError, match=f"built by {library} 11.2.0; here is 11.2.1") as refused:
-        backends.check_host(engines.manifest)
+        opening.check_host(engines.manifest)
     # Of the distribution that is here: another would overwrite its files.
     assert refused.value.hint.startswith(f"{package_line(f'{distribution}==11.2.0')}; ")
 
@@ -203,10 +204,10 @@ def test_a_version_compatible_set_opens_in_later_versions_of_the_same_major(
     engines = open_set(tmp_path / "set", **changes)
     assert engines.manifest.version_compatible is compatible
     if here == "11.2.1.2" or (opens and compatible):
-        backends.check_host(engines.manifest)
+        opening.check_host(engines.manifest)
         return
     with pytest.raises(EngineError, match=re.escape(f"built by tensorrt 11.2.1.2; here is {here}")):
-        backends.check_host(engines.manifest)
+        opening.check_host(engines.manifest)
 
 
 def test_onnxruntime_of_either_package_will_do(installed: dict[str, str]) -> None:
@@ -285,6 +286,6 @@ def test_a_library_that_does_not_import_is_named(tmp_path: Path, monkeypatch: py
     def broken(name: str) -> None:
         raise ImportError("libgomp.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(backends, "import_module", broken)
+    monkeypatch.setattr(opening, "import_module", broken)
     with pytest.raises(BackendUnavailableError, match="openvino is installed but does not import: libgomp"):
         open_engine(open_set(tmp_path / "set"), "unet")

@@ -44,8 +44,8 @@ def plans(carried: EngineSet, shelf: Store, monkeypatch: pytest.MonkeyPatch) -> 
     cuda = CudaDouble(memory_bytes=32 << 20)
     trt = TensorRtDouble(cuda, rtx=carried.manifest.backend == "tensorrt-rtx")
     monkeypatch.setattr("sdrt.runtime.backends.tensorrt.libraries", lambda backend: (trt, Cuda(cuda)))
-    monkeypatch.setattr("sdrt.runtime.backends.available", lambda backend: None)
-    monkeypatch.setattr("sdrt.runtime.backends.check_host", lambda manifest: None)
+    monkeypatch.setattr("sdrt.runtime.backends.registry.available", lambda backend: None)
+    monkeypatch.setattr("sdrt.runtime.backends.opening.check_host", lambda manifest: None)
     monkeypatch.setattr(Cuda, "open", lambda extra: Cuda(cuda))
     return shelf.import_engines(carried.path, trust=carried.digest)
 
@@ -125,7 +125,7 @@ def test_of_building_plans(
     """Plans are asked for by a recipe that the backend takes, on every GPU; RTX's are skipped where it does not run."""
     here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("A GPU", architecture, 24 << 30),))
     monkeypatch.setattr(nvidia, "driver", lambda: here)
-    monkeypatch.setattr("sdrt.runtime.backends._check_nvidia_driver", lambda backend: None)
+    monkeypatch.setattr("sdrt.runtime.backends.registry._check_nvidia_driver", lambda backend: None)
     monkeypatch.setattr("sdrt.machine.packages.version", lambda name: "11.4.0")
     monkeypatch.setattr(gpu, "open_bundle", lambda *_, **__: hand_bundle)
     asked: list[BuildRequest] = []

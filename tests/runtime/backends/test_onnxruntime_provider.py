@@ -21,7 +21,7 @@ from sdrt.libraries.onnxruntime import ERRORS, PROVIDERS
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
 from sdrt.progress import silent
-from sdrt.runtime.backends import open_engine
+from sdrt.runtime.backends.opening import open_engine
 from tests.models.tiny_bundle import feeds
 
 GPU = ("cuda", "tensorrt")

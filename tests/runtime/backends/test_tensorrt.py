@@ -18,7 +18,7 @@ from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, Tru
 from sdrt.install_lines import extra_line
 from sdrt.libraries.cuda import Cuda
 from sdrt.machine import nvidia
-from sdrt.runtime.backends import available
+from sdrt.runtime.backends.registry import available
 from sdrt.runtime.backends.tensorrt import TensorRtEngine, TensorRtSession, open_alone
 from tests.models.tiny_bundle import feeds
 from tests.runtime.backends.cuda_double.memory import Misuse
@@ -520,7 +520,7 @@ def test_row_65_a_gpu_backend_without_cuda_bindings_is_not_available(monkeypatch
 
     here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("RTX 3090", "sm86", 24 << 30),))
     monkeypatch.setattr(nvidia, "driver", lambda: here)
-    monkeypatch.setattr("sdrt.runtime.backends._check_nvidia_driver", lambda backend: None)
+    monkeypatch.setattr("sdrt.runtime.backends.registry._check_nvidia_driver", lambda backend: None)
     monkeypatch.setattr("sdrt.machine.packages.version", version)
     with pytest.raises(BackendUnavailableError, match="cuda-bindings is not installed") as caught:
         available("tensorrt-rtx")
