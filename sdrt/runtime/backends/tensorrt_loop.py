@@ -17,8 +17,8 @@ from sdrt.arrays import Array, check_finite
 from sdrt.errors import EngineError, NumericError
 from sdrt.libraries.cuda import Buffer
 from sdrt.machine.gc_pause import uncollected
-from sdrt.runtime.backends.tensorrt import STEP_INPUTS, TensorRtEngine, aligned
 from sdrt.runtime.backends.tensorrt_device import Device
+from sdrt.runtime.backends.tensorrt_engine import STEP_INPUTS, TensorRtEngine, aligned
 from sdrt.runtime.denoise import step_rows
 
 if TYPE_CHECKING:

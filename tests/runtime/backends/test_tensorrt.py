@@ -19,7 +19,8 @@ from sdrt.install_lines import extra_line
 from sdrt.libraries.cuda import Cuda
 from sdrt.machine import nvidia
 from sdrt.runtime.backends.registry import available
-from sdrt.runtime.backends.tensorrt import TensorRtEngine, TensorRtSession, open_alone
+from sdrt.runtime.backends.tensorrt import TensorRtSession, open_alone
+from sdrt.runtime.backends.tensorrt_engine import TensorRtEngine
 from tests.models.tiny_bundle import feeds
 from tests.runtime.backends.cuda_double.memory import Misuse
 from tests.runtime.backends.cuda_double.rig import Notes, Rig, cpu_session

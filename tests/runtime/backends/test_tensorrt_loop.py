@@ -18,7 +18,7 @@ from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.manifest import ComponentName
 from sdrt.errors import BackendUnavailableError, EngineError, NumericError, ResourceError, SdrtError
 from sdrt.pipeline import Pipeline
-from sdrt.runtime.backends.tensorrt import STEP_INPUTS, TensorRtEngine
+from sdrt.runtime.backends.tensorrt_engine import STEP_INPUTS, TensorRtEngine
 from sdrt.runtime.backends.tensorrt_loop import LEAST_ROWS, TensorRtLoop, schedule_table
 from sdrt.runtime.denoise import Latents, denoise, denoise_fused
 from tests.runtime.backends.cuda_double.memory import Misuse
