@@ -49,7 +49,7 @@ class Request:
     """Pictures to make at the same settings.
 
     At ``guidance_scale`` 1 and below guidance is off: one UNet row a picture, negative prompts unused. With
-    ``guidance_left_open`` nobody asked for one: the pipeline puts its checkpoint's in the default's place by `with_defaults`.
+    ``guidance_left_open`` the caller gave none, and `with_defaults` puts the checkpoint's recommendation in its place.
 
     ``start_step`` is the first step that runs on an initial picture, counted from 0; None starts from noise alone.
     ``lms_start`` says how the first steps after it go: see `LMS_STARTS`.

@@ -83,6 +83,11 @@ def choose_backend(record: TuneRecord | None = None) -> tuple[BackendName, str]:
 
 
 def find_backend(backend: str) -> _Backend:
+    """Return the entry of a backend.
+
+    Raises:
+        UsageError: There is no backend of this name.
+    """
     for name, entry in _BACKENDS.items():
         if name == backend:
             return entry
