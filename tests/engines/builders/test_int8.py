@@ -22,10 +22,10 @@ from sdrt.errors import ArtefactError, BackendUnavailableError, NumericError, Us
 from sdrt.export import calibration, quantised_bundle
 from sdrt.export.calibration import open_session
 from sdrt.export.quantised_bundle import quantise_bundle
+from sdrt.libraries import openvino as openvino_library
 from sdrt.prepare.bundles import bundle_precision, open_bundle
 from sdrt.prepare.source import Source
 from sdrt.progress import Progress
-from sdrt.runtime.backends import openvino as openvino_backend
 from sdrt.runtime.backends.openvino import OpenVinoEngine
 from tests.engines.test_build_processes import job
 from tests.models.tiny_bundle import HIDDEN_SIZE, MAX_TOKENS, feeds, tiny_bundle
@@ -145,6 +145,6 @@ def test_a_bundle_is_quantised_once(
 def test_the_rest_of_an_int8_graph_is_in_bf16_where_the_processor_has_it(
     monkeypatch: pytest.MonkeyPatch, native: bool, computed: str
 ) -> None:
-    monkeypatch.setattr(openvino_backend, "supports_bf16", lambda: native)
-    assert openvino_backend.cpu_config("int8", 1)["INFERENCE_PRECISION_HINT"] == computed
-    assert openvino_backend.cpu_config("fp32", 1)["INFERENCE_PRECISION_HINT"] == "f32"
+    monkeypatch.setattr(openvino_library, "supports_bf16", lambda: native)
+    assert openvino_library.cpu_config("int8", 1)["INFERENCE_PRECISION_HINT"] == computed
+    assert openvino_library.cpu_config("fp32", 1)["INFERENCE_PRECISION_HINT"] == "f32"
