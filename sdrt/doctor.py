@@ -70,7 +70,7 @@ def examine(store: Store) -> dict[str, Any]:
         "packages": [asdict(package) for package in packages()],
         "backends": [asdict(entry) for entry in backends()],
         "auto": auto(),
-        "store": shelf(store),
+        "store": store_facts(store),
     }
 
 
@@ -146,7 +146,7 @@ def auto() -> str | None:
         return None
 
 
-def shelf(store: Store) -> dict[str, Any]:
+def store_facts(store: Store) -> dict[str, Any]:
     """Where the store is, what lies in it, and whether it can be used."""
     try:
         store.check()

@@ -24,11 +24,11 @@ TEMPORARY_PREFIX = "sdrt-temporary-"
 TEMPORARY_ROOM_BYTES = 1 << 16
 TEMPORARY_HINT = "free space, or set TMPDIR to a folder that has more"
 #: What the system refuses for want of space in a file system.
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 #: What is read and hashed at a time: a processor's cache holds it.
 READ_BYTES = 1 << 18
 #: What to do where another place would not help.
-NO_PLACE_HINTS = {
+HINTS_BY_ERRNO = {
     errno.EMFILE: "allow the process more open files, by ulimit -n",
     errno.ENFILE: "close programs that hold many files open",
     errno.ENOMEM: "free memory, or ask for less at once",
@@ -115,12 +115,12 @@ def disk_errors(path: Path, verb: str = "write", *, hint: str | None = None) -> 
         reasons = REFUSALS | OBSTACLES
         if error.errno not in reasons:
             raise
-        reason = reasons[error.errno] + (f", at {_file_system(path)}" if error.errno in FULL else "")
+        reason = reasons[error.errno] + (f", at {_file_system(path)}" if error.errno in DISK_FULL else "")
         if hint is None:
             temporary = any(part.startswith(TEMPORARY_PREFIX) for part in path.parts)
             place = "choose another place with --store or --out"
-            hint = TEMPORARY_HINT if temporary else f"free space, or {place}" if error.errno in FULL else place
-        raise ResourceError(f"cannot {verb} {path}: {reason}", hint=NO_PLACE_HINTS.get(error.errno, hint)) from error
+            hint = TEMPORARY_HINT if temporary else f"free space, or {place}" if error.errno in DISK_FULL else place
+        raise ResourceError(f"cannot {verb} {path}: {reason}", hint=HINTS_BY_ERRNO.get(error.errno, hint)) from error
 
 
 def unreadable(path: Path, error: OSError, kind: type[SdrtError], *, hint: str, subject: str = "") -> SdrtError:
@@ -137,7 +137,7 @@ def unreadable(path: Path, error: OSError, kind: type[SdrtError], *, hint: str, 
         A ResourceError where the system refuses to read what lies there, for want of permission for one.
     """
     if error.errno in REFUSALS:
-        refusal = NO_PLACE_HINTS.get(error.errno, READ_HINT)
+        refusal = HINTS_BY_ERRNO.get(error.errno, READ_HINT)
         return ResourceError(f"{subject}cannot read {path}: {REFUSALS[error.errno]}", hint=refusal)
     return kind(f"{subject}cannot read {path}: {error.strerror}", hint=hint)
 
@@ -166,8 +166,8 @@ def system_error(error: OSError) -> ResourceError:
         return ResourceError("the working folder is gone", hint="change to a folder that exists")
     reasons = REFUSALS | OBSTACLES
     reason = reasons.get(error.errno or 0, error.strerror or type(error).__name__)
-    hint = NO_PLACE_HINTS.get(error.errno or 0, READ_HINT)
-    if error.errno in FULL:
+    hint = HINTS_BY_ERRNO.get(error.errno or 0, READ_HINT)
+    if error.errno in DISK_FULL:
         hint = "free space, or choose another place"
     if isinstance(error.filename, str | bytes | os.PathLike):
         return ResourceError(f"cannot use {os.fsdecode(error.filename)}: {reason}", hint=hint)

@@ -273,7 +273,7 @@ class Pipeline:
             self.unload("vae_decoder")
         timings.load, self.load_s = opening_s + self._opened_s, 0.0
         timings.total += opening_s
-        facts = self.way(request) | {
+        facts = self.how_it_ran(request) | {
             "init_image": None if init is None else init.digest,
             "latents_given": latents is not None,
         }
@@ -364,7 +364,7 @@ class Pipeline:
         always = request.guided and request.guidance_interval is None
         return ("denoise_step" if always and self._holds_step else self._unet,)
 
-    def way(self, request: Request) -> dict[str, Any]:
+    def how_it_ran(self, request: Request) -> dict[str, Any]:
         """How the request's steps run, as records and --json name it.
 
         Returns:

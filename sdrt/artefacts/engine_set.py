@@ -139,16 +139,17 @@ class EngineSet:
     theirs when the set is opened or, where it was opened to be run, by `check` and `read` before anything of theirs is
     opened: a run opens some of them alone.
 
-    ``digest`` is the SHA-256 of its manifest and so covers every file. ``private`` says that it is trusted by right of
-    lying in a store that nobody else can write to, so that what else this user puts there can be trusted too. ``named``
-    is the checkpoint that the user named, where another with the same weights was exported first.
+    ``digest`` is the SHA-256 of its manifest and so covers every file. ``in_private_store`` is True for a set that is
+    trusted because only this user can write to the store that holds it; other code of this user there, such as
+    compiled kernels, can be trusted too. ``named`` is the checkpoint that the user named, if another one with the same
+    weights was exported first.
     """
 
     path: Path
     manifest: EngineManifest
     digest: str
     lease: Lease = field(repr=False, compare=False)
-    private: bool = field(default=False, compare=False)
+    in_private_store: bool = field(default=False, compare=False)
     named: CheckpointRecord | None = field(default=None, compare=False)
     # What to do with a set one of whose engines is not what was sealed.
     refuse: Callable[[TrustError], TrustError] = field(default=_as_it_is, repr=False, compare=False)
@@ -184,7 +185,7 @@ class EngineSet:
         except BaseException:
             lease.release()
             raise
-        return cls(path, manifest, digest, lease, private=trust is None, _checked=set(hashed))
+        return cls(path, manifest, digest, lease, in_private_store=trust is None, _checked=set(hashed))
 
     def check(self, name: ComponentName) -> None:
         """Raise a TrustError unless what a component is opened from is what was sealed; each file is hashed once.

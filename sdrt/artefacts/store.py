@@ -58,6 +58,11 @@ class Store:
     lock_timeout_s: float = LOCK_TIMEOUT_S
 
     @classmethod
+    def at(cls, root: Path | None) -> Store:
+        """Return the store in a folder; the user's own for None."""
+        return cls.default() if root is None else cls(root)
+
+    @classmethod
     def default(cls) -> Store:
         """The user's own, in the system's cache folder."""
         return cls(platformdirs.user_cache_path("sdrt"))
@@ -166,7 +171,7 @@ class Store:
             EngineError, TrustError, ResourceError: As `EngineSet.open`.
         """
         opened = EngineSet.open(path, trust=trust, private_root=self.root, verify=verify)
-        if opened.private:
+        if opened.in_private_store:
             opened = replace(opened, refuse=partial(self._refuse, path))
         with contextlib.suppress(OSError):
             os.utime(path / MANIFEST)

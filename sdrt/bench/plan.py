@@ -149,10 +149,10 @@ def make_plan(asked: Asked, threads: int, folder: Path, progress: Progress) -> P
     unknown = [name for name in asked.peers if name not in PEERS]
     if unknown:
         raise UsageError(f"there is no peer {unknown[0][:40]!r}", hint=f"choose from {', '.join(PEERS)}")
-    shelf = Store(asked.store) if asked.store else Store.default()
-    bundle = open_bundle(asked.source, shelf, progress=progress)
+    store = Store.at(asked.store)
+    bundle = open_bundle(asked.source, store, progress=progress)
     choices = _choices(asked, threads, progress)
-    ours = [_ours(asked, choice, shelf, progress) for choice in choices]
+    ours = [_ours(asked, choice, store, progress) for choice in choices]
     if all(entry.job is None for entry in ours):
         raise BackendUnavailableError(ours[0].result.problem, hint=ours[0].result.remedy)
     device = "cuda" if {choice.backend for choice in choices} & set(GPU_BACKENDS) else "cpu"
@@ -194,7 +194,7 @@ def _for_any_batch(choice: Choice, progress: Progress) -> Choice:
     return replace(choice, batch=None)
 
 
-def _ours(asked: Asked, choice: Choice, shelf: Store, progress: Progress) -> Entry:
+def _ours(asked: Asked, choice: Choice, store: Store, progress: Progress) -> Entry:
     """One of sdrt's own engine sets.
 
     Raises:
@@ -207,7 +207,7 @@ def _ours(asked: Asked, choice: Choice, shelf: Store, progress: Progress) -> Ent
         return Entry(_described(choice, choice.precision or "fp32", threads, error), None)
     manifest = engines.manifest
     loop = "plain" if choice.loop == "plain" else "auto"
-    job = Job("sdrt", manifest.precision, threads, engines=str(engines.path), store=str(shelf.root), loop=loop)
+    job = Job("sdrt", manifest.precision, threads, engines=str(engines.path), store=str(store.root), loop=loop)
     parts = tuple(
         ComponentBuild(
             component=name,

@@ -76,9 +76,9 @@ def tune(source: Source, settings: Settings, store: Path | None = None, progress
     """
     if source.engines:
         raise UsageError("engines are given, and they are built already", hint="give the bundle or the checkpoint")
-    shelf = Store(store) if store else Store.default()
-    bundle = open_bundle(source, shelf, progress=progress)
-    tuner = _Tuner(source, bundle, shelf, settings, progress)
+    user_store = Store.at(store)
+    bundle = open_bundle(source, user_store, progress=progress)
+    tuner = _Tuner(source, bundle, user_store, settings, progress)
     trials = tuner.run()
     record = TuneRecord(
         schema_version=1,
@@ -91,8 +91,8 @@ def tune(source: Source, settings: Settings, store: Path | None = None, progress
         steps=settings.steps,
         trials=trials,
     )
-    shelf.prepare()
-    write_record(shelf.root, record)
+    user_store.prepare()
+    write_record(user_store.root, record)
     return record
 
 

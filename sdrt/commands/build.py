@@ -101,7 +101,7 @@ def command(
     if out is not None:
         check_free(out, force)
     progress = for_terminal()
-    shelf = Store(store) if store else Store.default()
+    user_store = Store.at(store)
     pictures = parse_batch(batch)
     named = Source(checkpoint, revision, bundle, token_merging=token_merging, variant=variant)
     asked: Any = {"backend": backend, "precision": precision, "provider": provider, "store": store}
@@ -118,13 +118,13 @@ def command(
     )
     engines_build.check_buildable(request)
     exported = bundle_precision(choice.backend, choice.precision)
-    source = open_bundle(named, shelf, precision=exported, deepcache=deepcache, progress=progress)
+    source = open_bundle(named, user_store, precision=exported, deepcache=deepcache, progress=progress)
     if not components:
         request = replace(request, components=build_request(choice, source).components)
     if out is None:
-        engines = engines_build.build(source, request, shelf, progress)
+        engines = engines_build.build(source, request, user_store, progress)
     else:
-        engines = engines_build.build_to(source, request, out, progress, timing_caches=shelf.timing_caches)
+        engines = engines_build.build_to(source, request, out, progress, timing_caches=user_store.timing_caches)
     if as_json:
         print_json(facts(engines))
     else:

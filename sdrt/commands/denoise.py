@@ -292,7 +292,7 @@ def facts(pipeline: Pipeline, result: Result, written: dict[Path, int]) -> dict[
         "checkpoint": pipeline.engines.checkpoint.name,
         "backend": manifest.backend,
         "precision": manifest.precision,
-        **pipeline.way(request),
+        **pipeline.how_it_ran(request),
         "pictures_at_once": pipeline.pictures_at_once(request),
         "scheduler": "LMS",
         "num_inference_steps": request.num_inference_steps,

@@ -19,7 +19,7 @@ def command(store: Path | None, as_json: bool) -> None:
     from sdrt.artefacts.store import Store
     from sdrt.doctor import examine
 
-    found = examine(Store(store) if store else Store.default())
+    found = examine(Store.at(store))
     if as_json:
         print_json(found)
         return

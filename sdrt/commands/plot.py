@@ -321,9 +321,7 @@ def attention(prompt: str | None, steps: int, guidance_scale: float | None, **va
     progress = for_terminal()
     with options.model(progress) as model:
         guidance_scale = model.guidance_scale(guidance_scale)
-        bundle = open_bundle(
-            options.source(), Store(options.store) if options.store else Store.default(), progress=progress
-        )
+        bundle = open_bundle(options.source(), Store.at(options.store), progress=progress)
         found = attend(
             model,
             bundle,

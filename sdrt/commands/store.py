@@ -28,7 +28,7 @@ def list_entries(store: Path | None, as_json: bool) -> None:
     """List everything in the store."""
     from sdrt.artefacts.store import Store
 
-    entries = (Store(store) if store else Store.default()).entries()
+    entries = Store.at(store).entries()
     if as_json:
         print_json([{**vars(entry), "path": str(entry.path)} for entry in entries])
         return
@@ -46,7 +46,7 @@ def verify(store: Path | None, as_json: bool) -> None:
     """Hash everything in the store; exit 8 when something does not match its digest."""
     from sdrt.artefacts.store import Store
 
-    problems = (Store(store) if store else Store.default()).verify()
+    problems = Store.at(store).verify()
     broken = {path: error for path, error in problems.items() if error is not None}
     if as_json:
         print_json({str(path): error.message if error else None for path, error in problems.items()})
@@ -72,7 +72,7 @@ def import_engines(folder: Path, trust: str, store: Path | None, as_json: bool) 
     """Copy an engine set from elsewhere into the store, after checking every digest."""
     from sdrt.artefacts.store import Store
 
-    engines = (Store(store) if store else Store.default()).import_engines(folder, trust=trust)
+    engines = Store.at(store).import_engines(folder, trust=trust)
     if as_json:
         print_json(facts(engines))
     else:
@@ -90,8 +90,8 @@ def gc(unused_days: float, store: Path | None, as_json: bool) -> None:
     from sdrt.artefacts.store import Store
     from sdrt.progress import for_terminal
 
-    shelf = Store(store) if store else Store.default()
-    removed = shelf.gc(unused_for_s=unused_days * DAY_S, progress=for_terminal())
+    user_store = Store.at(store)
+    removed = user_store.gc(unused_for_s=unused_days * DAY_S, progress=for_terminal())
     if as_json:
         print_json([{"path": str(entry.path), "size_bytes": entry.size_bytes} for entry in removed])
         return

@@ -115,7 +115,7 @@ def open_graphs(asked: Asked, progress: Progress) -> tuple[Bundle, Checkpoint]:
     source = _source(asked)
     if _holds_engines(asked):
         raise UsageError("--self-test needs a bundle; engines are given", hint="give the bundle they were built from")
-    bundle = open_bundle(source, Store(asked.store) if asked.store else Store.default(), progress=progress)
+    bundle = open_bundle(source, Store.at(asked.store), progress=progress)
     precision = bundle.manifest.precision
     if precision != "fp32":
         hint = "export one with --precision fp32: what faults do would drown in rounding"
@@ -139,11 +139,11 @@ def _holds_engines(asked: Asked) -> bool:
 
 
 def _from_bundle(asked: Asked, source: Source, progress: Progress, threads: int | None) -> Subject:
-    shelf = Store(asked.store) if asked.store else Store.default()
+    store = Store.at(asked.store)
     choice = choose(source, backend=asked.backend, precision=asked.precision, store=asked.store, progress=progress)
     backend = choice.backend
     exported = bundle_precision(backend, choice.precision)
-    bundle = open_bundle(source, shelf, precision=exported, progress=progress)
+    bundle = open_bundle(source, store, precision=exported, progress=progress)
     record = bundle.checkpoint
     checkpoint = open_reference(asked, record)
     try:
@@ -155,10 +155,10 @@ def _from_bundle(asked: Asked, source: Source, progress: Progress, threads: int 
         made = replace(candidate(bundle, threads=threads), backend=backend)
         return Subject(made, None, None, bundle, record, checkpoint, bundle.digest)
     request = build_request(choice, bundle)
-    engines = engines_build.build(bundle, request, shelf, progress)
+    engines = engines_build.build(bundle, request, store, progress)
     step = None
     if "denoise_step" in bundle.manifest.components and "denoise_step" not in engines.manifest.components:
-        step = engines_build.build(bundle, replace(request, components=("denoise_step",)), shelf, progress)
+        step = engines_build.build(bundle, replace(request, components=("denoise_step",)), store, progress)
     return Subject(candidate(engines, threads=threads), engines, step, bundle, record, checkpoint, bundle.digest)
 
 

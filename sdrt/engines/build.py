@@ -47,8 +47,8 @@ def build_key(bundle: Bundle, request: BuildRequest) -> BuildKey:
         backend=maker.backend,
         builder=maker.version,
         versions=maker.library_versions(),
-        host=maker.host(recipe),
-        machine=maker.machine(),
+        host=maker.must_match(recipe),
+        machine=maker.also_in_key(),
         bundle=bundle.digest,
         components=components,
         precision=precision,
@@ -74,7 +74,7 @@ def check_buildable(request: BuildRequest) -> None:
     """
     maker = builder(request.backend)
     maker.library_versions()
-    maker.host(maker.recipe(request.recipe, request.batch))
+    maker.must_match(maker.recipe(request.recipe, request.batch))
 
 
 def find(bundle: Bundle, request: BuildRequest, store: Store, *, verify: bool = True) -> EngineSet | None:

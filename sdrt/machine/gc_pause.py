@@ -19,7 +19,7 @@ _was_on = False
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Pause the cyclic garbage collector for the block; blocks may nest, and run in several threads at once.
 
     The first block to begin pauses it, for all threads; the last to end leaves it on or off as the first found it.

@@ -81,7 +81,7 @@ def choose(
         return Choice(chosen, precision, threads, loop, deepcache=True)
     record = None
     if backend == "auto" and not source.engines and provider in (None, "cpu"):
-        record = tune_record(source, Store(store) if store else Store.default())
+        record = tune_record(source, Store.at(store))
     best = record.best if record else None
     if best is None or precision not in (None, best.precision):
         return Choice(resolve_backend(backend, progress), precision, threads, loop)

@@ -39,9 +39,9 @@ def prepare(
         SdrtError: Of the kind that fits; with ``build`` False, ArtefactError naming the
             command that makes what is missing.
     """
-    shelf = Store(store) if store else Store.default()
+    user_store = Store.at(store)
     if source.engines:
-        opened = shelf.open_engines(source.engines, trust=source.trust, verify=False)
+        opened = user_store.open_engines(source.engines, trust=source.trust, verify=False)
         _check_asked(opened, backend, precision, provider)
         check_merging(source, opened)
         return opened
@@ -51,11 +51,13 @@ def prepare(
     # An export takes minutes, and a GPU's engines can be compiled where none can run.
     available(choice.backend)
     exported = bundle_precision(choice.backend, choice.precision)
-    bundle = open_bundle(source, shelf, precision=exported, deepcache=choice.deepcache, build=build, progress=progress)
+    bundle = open_bundle(
+        source, user_store, precision=exported, deepcache=choice.deepcache, build=build, progress=progress
+    )
     request = build_request(choice, bundle, provider)
     if build:
-        return engines_build.build(bundle, request, shelf, progress, verify=False)
-    found = engines_build.find(bundle, request, shelf, verify=False)
+        return engines_build.build(bundle, request, user_store, progress, verify=False)
+    found = engines_build.find(bundle, request, user_store, verify=False)
     if found is None:
         options = {
             "backend": request.backend,
@@ -63,7 +65,7 @@ def prepare(
             "provider": provider,
             "batch": choice.batch.opt if choice.batch else None,
             "deepcache": choice.deepcache or None,
-            "store": store_argument(shelf),
+            "store": store_argument(user_store),
         }
         hint = "run: " + command_line("build", str(bundle.path), **options)
         raise ArtefactError(f"no {request.backend} engines are stored for {bundle.path}", hint=hint)

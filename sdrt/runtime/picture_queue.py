@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sdrt.errors import NumericError
 from sdrt.limits import MAX_PICTURES
 from sdrt.progress import Progress, silent
-from sdrt.runtime.prompt_file import Line, settings_of
+from sdrt.runtime.prompt_file import Line
 from sdrt.runtime.request import Picture, Request
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def plan_runs(pipeline: Draws, lines: Sequence[Line]) -> list[Run]:
     waiting: dict[Request, list[Slot]] = {}
     for line in lines:
         slots = [Slot(line.number, index, picture) for index, picture in enumerate(line.request.pictures)]
-        waiting.setdefault(settings_of(pipeline.with_defaults(line.request)), []).extend(slots)
+        waiting.setdefault(pipeline.with_defaults(line.request).batch_key(), []).extend(slots)
     runs = []
     for settings, together in waiting.items():
         at_once = pipeline.pictures_at_once(settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"{twice[:40]!r} stands there twice", hint="say it once")
     return value
-
-
-def settings_of(request: Request) -> Request:
-    """A request without its pictures: pictures of requests that are equal so may be denoised together."""
-    return replace(request, pictures=())

@@ -74,6 +74,10 @@ class Request:
         """The request with the checkpoint's ``guidance_scale`` where none was asked for."""
         return replace(self, guidance_scale=recommended, guidance_left_open=False) if self.guidance_left_open else self
 
+    def batch_key(self) -> Request:
+        """Return the request without its pictures; pictures of requests with equal keys may be denoised together."""
+        return replace(self, pictures=())
+
     @property
     def guided(self) -> bool:
         """Whether the UNet runs on both halves."""

@@ -84,9 +84,9 @@ def test_the_doctor_sees_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_store_that_others_can_write_to_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir(mode=0o700)
-    assert doctor.shelf(Store(tmp_path / "store"))["problem"] is None
+    assert doctor.store_facts(Store(tmp_path / "store"))["problem"] is None
     (tmp_path / "store").chmod(0o777)
-    assert "others can write" in doctor.shelf(Store(tmp_path / "store"))["problem"]
+    assert "others can write" in doctor.store_facts(Store(tmp_path / "store"))["problem"]
 
 
 def test_the_drivers_version_is_read_from_the_kernel(tmp_path: Path) -> None:

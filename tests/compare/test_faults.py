@@ -149,11 +149,11 @@ def test_every_fault_is_found_in_engines_and_blamed_on_its_component(
     prompts = ["a large green star on a purple background", "a red circle above a blue square"]
     track = reference.denoise(make_request(prompts, seed=0, num_inference_steps=25))
     bundle = open_bundle(Source(checkpoint=source), store)
-    shelf = Store(tmp_path / "store")
+    store = Store(tmp_path / "store")
 
     def make(bundle: Bundle) -> EngineSet:
         request = BuildRequest("onnxruntime", "fp32", components=tuple(bundle.manifest.components))
-        return engines_build.build(bundle, request, shelf, silent)
+        return engines_build.build(bundle, request, store, silent)
 
     found = self_test(reference, bundle, Inputs(reference, track), load(), make=make)
     assert len(found) == len(FAULTS)

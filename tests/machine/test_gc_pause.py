@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sdrt.machine.gc_pause import uncollected
+from sdrt.machine.gc_pause import gc_paused
 
 LIMIT_S = 30
 
@@ -22,23 +22,23 @@ def enabled() -> Iterator[None]:
 
 
 def test_collection_is_off_inside_and_on_again_after() -> None:
-    with uncollected():
+    with gc_paused():
         assert not gc.isenabled()
-        with uncollected():
+        with gc_paused():
             assert not gc.isenabled()
         assert not gc.isenabled()
     assert gc.isenabled()
 
 
 def test_an_error_turns_it_on_again() -> None:
-    with pytest.raises(ValueError, match="inside"), uncollected():
+    with pytest.raises(ValueError, match="inside"), gc_paused():
         raise ValueError("inside")
     assert gc.isenabled()
 
 
 def test_where_it_was_off_it_stays_off() -> None:
     gc.disable()
-    with uncollected(), uncollected():
+    with gc_paused(), gc_paused():
         pass
     assert not gc.isenabled()
 
@@ -49,7 +49,7 @@ def test_two_threads_that_overlap_leave_it_off_until_the_last_ends(fails: bool) 
     entered, leave = threading.Event(), threading.Event()
 
     def first() -> None:
-        with uncollected():
+        with gc_paused():
             entered.set()
             assert leave.wait(LIMIT_S)
             if fails:
@@ -58,7 +58,7 @@ def test_two_threads_that_overlap_leave_it_off_until_the_last_ends(fails: bool) 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(first)
         assert entered.wait(LIMIT_S)
-        with uncollected():
+        with gc_paused():
             leave.set()
             error = running.exception(LIMIT_S)
             assert isinstance(error, ValueError) if fails else error is None
@@ -71,7 +71,7 @@ def test_many_threads_leave_it_as_it_was() -> None:
 
     def work(_: int) -> None:
         for _ in range(200):
-            with uncollected():
+            with gc_paused():
                 seen.append(gc.isenabled())
 
     with ThreadPoolExecutor(4) as pool:
@@ -87,7 +87,7 @@ class Cycle:
         self.itself = self
 
     def __del__(self) -> None:
-        with uncollected():
+        with gc_paused():
             pass
 
 
@@ -95,7 +95,7 @@ def test_a_finaliser_may_pause_it_too() -> None:
     Cycle()
     gc.collect()
     assert gc.isenabled()
-    with uncollected():
+    with gc_paused():
         Cycle()
         gc.collect()
         assert not gc.isenabled()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sdrt.errors import UsageError
 from sdrt.runtime import prompt_file
-from sdrt.runtime.prompt_file import Line, read_prompt_file, settings_of
+from sdrt.runtime.prompt_file import Line, read_prompt_file
 from sdrt.runtime.request import make_request
 
 DEFAULTS: dict[str, Any] = {"seed": 100, "num_inference_steps": 20, "negative_prompt": "dark"}
@@ -175,8 +175,8 @@ def test_any_object_is_a_request_or_refused(value: dict[str, Any]) -> None:
 
 def test_settings_are_equal_where_pictures_may_be_denoised_together() -> None:
     one, other = make_request("a", seed=1), make_request(["b", "c"], "x", seed=5)
-    assert settings_of(one) == settings_of(other)
-    assert hash(settings_of(one)) == hash(settings_of(other))
+    assert one.batch_key() == other.batch_key()
+    assert hash(one.batch_key()) == hash(other.batch_key())
     for changes in (
         {"num_inference_steps": 9},
         {"guidance_scale": 3.0},
@@ -184,4 +184,4 @@ def test_settings_are_equal_where_pictures_may_be_denoised_together() -> None:
         {"guidance_interval": (0.3, 5.0)},
         {"deepcache": 3},
     ):
-        assert settings_of(make_request("a", seed=1, **changes)) != settings_of(one)
+        assert make_request("a", seed=1, **changes).batch_key() != one.batch_key()

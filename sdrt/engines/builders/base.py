@@ -102,10 +102,10 @@ class Builder(ABC):
         """
 
     @abstractmethod
-    def host(self, recipe: Recipe | None = None) -> dict[str, str]:
+    def must_match(self, recipe: Recipe | None = None) -> dict[str, str]:
         """What of this machine goes into the engines, and so must be there where they are opened."""
 
-    def machine(self) -> dict[str, str]:
+    def also_in_key(self) -> dict[str, str]:
         """What else of this machine decides how the engines come out, though they open where it differs."""
         return {}
 

@@ -41,7 +41,7 @@ class OnnxRuntimeBuilder(Builder):
         """ONNX Runtime's version."""
         return {"onnxruntime": installed_version("onnxruntime")}
 
-    def host(self, recipe: Recipe | None = None) -> dict[str, str]:
+    def must_match(self, recipe: Recipe | None = None) -> dict[str, str]:
         """The processor's kind and vector width: weights are blocked for it, and another would read them wrongly."""
         return {"machine": platform.machine(), "simd": simd_width()}
 

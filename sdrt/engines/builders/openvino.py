@@ -41,7 +41,7 @@ class OpenVinoBuilder(Builder):
         """OpenVINO's version."""
         return {"openvino": installed_version("openvino")}
 
-    def host(self, recipe: Recipe | None = None) -> dict[str, str]:
+    def must_match(self, recipe: Recipe | None = None) -> dict[str, str]:
         """The processor's kind and instruction sets."""
         return {"machine": platform.machine(), "cpu_features": " ".join(cpu_features())}
 

@@ -22,7 +22,7 @@ from sdrt.files import disk_errors
 from sdrt.libraries.tensorrt import Library
 from sdrt.libraries.tensorrt_log import Messages, listen
 from sdrt.machine import nvidia
-from sdrt.machine.gc_pause import uncollected
+from sdrt.machine.gc_pause import gc_paused
 from sdrt.machine.packages import installed_version
 
 if TYPE_CHECKING:
@@ -61,14 +61,14 @@ class TensorRtBuilder(Builder):
         """The library's version."""
         return {self.backend: installed_version(self.backend)}
 
-    def host(self, recipe: Recipe | None = None) -> dict[str, str]:
+    def must_match(self, recipe: Recipe | None = None) -> dict[str, str]:
         """The GPU's architecture, or what the recipe widens it to."""
         compatibility = recipe.hardware_compatibility if recipe else "none"
         if compatibility == "ampere_plus":
             return {"gpu": "sm80+"}
         return {"gpu": self._gpu().architecture}
 
-    def machine(self) -> dict[str, str]:
+    def also_in_key(self) -> dict[str, str]:
         """The driver's and CUDA's versions: kernels are chosen by timing on them."""
         driver = nvidia.driver()
         return {"driver": driver.version, "cuda": driver.cuda, "gpu": self._gpu().name}
@@ -120,7 +120,7 @@ class TensorRtBuilder(Builder):
         if job.recipe is None or job.batch is None:
             raise UsageError(f"{job.component} has no recipe", hint="build by sdrt.engines.build, which chooses one")
         library, cache = self._imported(), self._timing_cache(job)
-        with disk_errors(folder), uncollected():
+        with disk_errors(folder), gc_paused():
             build = _Build(library, job, job.recipe, job.batch, self.report, for_targets=self.for_targets)
             (folder / PLAN).write_bytes(build.plan(cache))
             layers = build.layers()
@@ -160,11 +160,11 @@ class TensorRtRtxBuilder(TensorRtBuilder):
     for_targets = True
     side_by_side = True
 
-    def host(self, recipe: Recipe | None = None) -> dict[str, str]:
+    def must_match(self, recipe: Recipe | None = None) -> dict[str, str]:
         """The GPU architectures, one of which must be there; nothing of this machine."""
         return {"gpu": " ".join(recipe.targets if recipe and recipe.targets else DEFAULT_TARGETS)}
 
-    def machine(self) -> dict[str, str]:
+    def also_in_key(self) -> dict[str, str]:
         """Nothing: a set for the same targets is the one to be built anywhere."""
         return {}
 

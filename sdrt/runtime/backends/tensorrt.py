@@ -142,6 +142,6 @@ def _open(
     owns_device: bool = False,
 ) -> TensorRtEngine:
     # Kernels are code: they are kept only where nobody else can put any.
-    keeps = device.captures_itself and engines.private
+    keeps = device.captures_itself and engines.in_private_store
     kernels = KernelCache(engines, name, device.name(engines.manifest.backend), progress) if keeps else None
     return TensorRtEngine(name, engines, device, cuda_graphs, kernels=kernels, owns_device=owns_device)

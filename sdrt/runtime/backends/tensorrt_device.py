@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError
 from sdrt.libraries.cuda import OUT_OF_MEMORY_HINT, Buffer, Cuda
 from sdrt.libraries.tensorrt_log import LINE_LIMIT, Messages, listen
-from sdrt.machine.gc_pause import uncollected
+from sdrt.machine.gc_pause import gc_paused
 from sdrt.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Device:
         self.generation = 0
         self._runtime: Any = None
         try:
-            with uncollected():
+            with gc_paused():
                 self._runtime = trt.Runtime(listen(trt, self._messages))
             # A version-compatible plan carries a runtime of its own; what is opened here has been held to its seal.
             self._runtime.engine_host_code_allowed = True
@@ -99,7 +99,7 @@ class Device:
         parts = (backend, self.trt.__version__, self.cuda.compute_capability(), self.cuda.device_name())
         return "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in part) for part in parts)
 
-    def hear(self) -> None:
+    def clear_log(self) -> None:
         """Forget TensorRT's log, and keep from it what this thread's next calls give."""
         listen(self.trt, self._messages)
         self._messages.clear()
@@ -126,8 +126,8 @@ class Device:
         if self._runtime is None:
             raise EngineError(f"{path} cannot be opened: its session is closed", hint="open the engines again")
         plan = engines.read(file)
-        self.hear()
-        with uncollected():
+        self.clear_log()
+        with gc_paused():
             engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self.error(f"TensorRT cannot open {path}", "build the engines again on this machine")
@@ -148,7 +148,7 @@ class Device:
         self.generation += 1
 
     @contextmanager
-    def settled(self) -> Iterator[None]:
+    def synchronised_on_error(self) -> Iterator[None]:
         """Wait for the stream when the block fails, so that arrays on the host outlive the copies that use them."""
         try:
             yield
@@ -172,7 +172,7 @@ class Device:
 
     def close(self) -> None:
         """Give everything back, once the stream is done; engines must be closed before."""
-        with uncollected():
+        with gc_paused():
             self._runtime = None
         if self.stream is None:
             return

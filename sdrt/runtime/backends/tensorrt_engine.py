@@ -9,7 +9,7 @@ import numpy as np
 from sdrt.arrays import Array
 from sdrt.errors import EngineError, ResourceError, UsageError
 from sdrt.libraries.cuda import Buffer
-from sdrt.machine.gc_pause import uncollected
+from sdrt.machine.gc_pause import gc_paused
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.backends.tensorrt_device import Device
 from sdrt.runtime.backends.tensorrt_kernels import KernelCache
@@ -87,7 +87,7 @@ class TensorRtEngine(Engine):
             device.reserve(int(self._engine.device_memory_size_v2))
             if self._kernels is not None:
                 self._kernels.read()
-            with uncollected():
+            with gc_paused():
                 self._make_context(cuda_graphs)
         except BaseException:
             self.release()
@@ -103,7 +103,7 @@ class TensorRtEngine(Engine):
         self.bind(self._batch_of(feeds))
         stream, cuda = self.device.stream, self.device.cuda
         outputs = {spec.name: np.empty(self._shapes[spec.name], spec.dtype) for spec in self.spec.outputs}
-        with self.device.settled():
+        with self.device.synchronised_on_error():
             for name, array in feeds.items():
                 cuda.upload(self.address(name), array, stream)
             self.enqueue()
@@ -126,7 +126,7 @@ class TensorRtEngine(Engine):
             return
         profile = self._profile(batch)
         self._drop_block()
-        with uncollected():
+        with gc_paused():
             self._choose(profile)
             self._shape_inputs(batch)
             self._offsets, size_bytes = _layout((*self.spec.inputs, *self.spec.outputs), self._shapes)
@@ -178,8 +178,8 @@ class TensorRtEngine(Engine):
             EngineError: TensorRT refuses.
         """
         self.share_activations()
-        self.device.hear()
-        with uncollected():
+        self.device.clear_log()
+        with gc_paused():
             done = self._context.execute_async_v3(self.device.stream_handle)
         if not done:
             raise self.device.error(f"{self.name} failed", "report it, with the GPU and the versions")
@@ -193,7 +193,7 @@ class TensorRtEngine(Engine):
         block = self.device.activations
         if self._bound == self.device.generation or block is None:
             return
-        self.device.hear()
+        self.device.clear_log()
         self._context.set_device_memory(block.address, block.size_bytes)
         # It gives no answer: that it refuses the memory is in the log alone.
         self._accepted(not self.device.failures, f"{block.size_bytes} bytes to compute in")
@@ -206,7 +206,7 @@ class TensorRtEngine(Engine):
             if self._kernels is not None and not self.device.cuda.lost:
                 self._kernels.keep()
         finally:
-            with uncollected():
+            with gc_paused():
                 self._context = None
                 self._config = None
                 if self._kernels is not None:
@@ -241,7 +241,7 @@ class TensorRtEngine(Engine):
         trt, device = self.device.trt, self.device
         replays = device.captures_itself and cuda_graphs and self.name in REPEATED
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        device.hear()
+        device.clear_log()
         if device.captures_itself:
             self._configure_rtx(strategy, replays)
             self._context = self._engine.create_execution_context(self._config)
@@ -278,7 +278,7 @@ class TensorRtEngine(Engine):
         """Make an optimisation profile the context's."""
         if profile == self._context.active_optimization_profile:
             return
-        self.device.hear()
+        self.device.clear_log()
         handle = self.device.stream_handle
         self._accepted(self._context.set_optimization_profile_async(profile, handle), f"profile {profile}")
         self.device.cuda.wait(self.device.stream)
@@ -287,7 +287,7 @@ class TensorRtEngine(Engine):
 
     def _shape_inputs(self, batch: int | None) -> None:
         self._shapes = {spec.name: _shape(spec, batch) for spec in (*self.spec.inputs, *self.spec.outputs)}
-        self.device.hear()
+        self.device.clear_log()
         for spec in self.spec.inputs:
             self._accepted(self._context.set_input_shape(spec.name, self._shapes[spec.name]), f"shape of {spec.name}")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sdrt.artefacts.engine_set import check_private
 from sdrt.artefacts.sealed import SealedFile
 from sdrt.errors import ResourceError, TimeLimitError, TrustError
-from sdrt.machine.gc_pause import uncollected
+from sdrt.machine.gc_pause import gc_paused
 from sdrt.progress import Progress
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class KernelCache:
         """
         if self._cache is None:
             return
-        with uncollected():
+        with gc_paused():
             kernels = self._cache.serialize()
         data = b"" if kernels is None else bytes(kernels)
         if data in (b"", self._known):

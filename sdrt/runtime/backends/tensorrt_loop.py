@@ -16,7 +16,7 @@ import numpy as np
 from sdrt.arrays import Array, check_finite
 from sdrt.errors import EngineError, NumericError
 from sdrt.libraries.cuda import Buffer
-from sdrt.machine.gc_pause import uncollected
+from sdrt.machine.gc_pause import gc_paused
 from sdrt.runtime.backends.tensorrt_device import Device
 from sdrt.runtime.backends.tensorrt_engine import STEP_INPUTS, TensorRtEngine, aligned
 from sdrt.runtime.denoise import step_rows
@@ -107,7 +107,7 @@ class TensorRtLoop:
         self._enqueue()
         cuda.wait(stream)
         # Whatever is collected meanwhile may free device memory, which spoils a capture.
-        with uncollected():
+        with gc_paused():
             self._graph = cuda.capture(stream, self._enqueue)
         self._captured = (self._engine.generation, row_bytes)
 
@@ -125,7 +125,7 @@ class TensorRtLoop:
             "history": np.zeros((len(latents), *(int(axis) for axis in history.shape[1:])), history.dtype),
         }
         arrays = {name: np.ascontiguousarray(array, dtypes[name]) for name, array in feeds.items()}
-        with self._device.settled():
+        with self._device.synchronised_on_error():
             cuda.upload(self._table, rows, stream)
             for name, array in arrays.items():
                 cuda.upload(engine.address(name), array, stream)
@@ -181,7 +181,7 @@ class TensorRtLoop:
             if following is None:
                 break
             latents = np.ascontiguousarray(following, np.float32)
-            with self._device.settled():
+            with self._device.synchronised_on_error():
                 cuda.upload(engine.address("latents"), latents, stream)
                 cuda.wait(stream)
         return latents
@@ -208,7 +208,7 @@ class TensorRtLoop:
         """The latents, once the device has them."""
         spec = next(spec for spec in self._engine.spec.inputs if spec.name == "latents")
         latents = np.empty(self._engine.shape("latents"), spec.dtype)
-        with self._device.settled():
+        with self._device.synchronised_on_error():
             self._device.cuda.download(latents, self._engine.address("latents"), self._device.stream)
             self._device.cuda.wait(self._device.stream)
         return latents

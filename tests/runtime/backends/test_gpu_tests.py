@@ -34,12 +34,12 @@ def carried(request: pytest.FixtureRequest, hand_bundle: Bundle, tmp_path_factor
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
 @pytest.fixture
-def plans(carried: EngineSet, shelf: Store, monkeypatch: pytest.MonkeyPatch) -> EngineSet:
+def plans(carried: EngineSet, store: Store, monkeypatch: pytest.MonkeyPatch) -> EngineSet:
     """The set in a store, on a machine that has a GPU."""
     cuda = CudaDouble(memory_bytes=32 << 20)
     trt = TensorRtDouble(cuda, rtx=carried.manifest.backend == "tensorrt-rtx")
@@ -47,7 +47,7 @@ def plans(carried: EngineSet, shelf: Store, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("sdrt.runtime.backends.registry.available", lambda backend: None)
     monkeypatch.setattr("sdrt.runtime.backends.opening.check_host", lambda manifest: None)
     monkeypatch.setattr(Cuda, "open", lambda extra: Cuda(cuda))
-    return shelf.import_engines(carried.path, trust=carried.digest)
+    return store.import_engines(carried.path, trust=carried.digest)
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def test_of_a_set(test: Callable[[EngineSet], None], plans: EngineSet) -> None:
 
 
 @pytest.mark.parametrize("switch", ["--cuda-graphs", "--no-cuda-graphs"])
-def test_of_the_command(plans: EngineSet, shelf: Store, sdrt: CommandLine, tmp_path: Path, switch: str) -> None:
-    gpu.test_the_command_says_how_it_ran_and_repeats_it(plans, shelf, sdrt, tmp_path, switch)
+def test_of_the_command(plans: EngineSet, store: Store, sdrt: CommandLine, tmp_path: Path, switch: str) -> None:
+    gpu.test_the_command_says_how_it_ran_and_repeats_it(plans, store, sdrt, tmp_path, switch)
 
 
 def test_of_components(plans: EngineSet) -> None:
@@ -120,7 +120,7 @@ def test_of_components(plans: EngineSet) -> None:
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 @pytest.mark.parametrize("architecture", ["sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm103", "sm120", "sm121"])
 def test_of_building_plans(
-    backend: BackendName, architecture: str, shelf: Store, hand_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    backend: BackendName, architecture: str, store: Store, hand_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plans are asked for by a recipe that the backend takes, on every GPU; RTX's are skipped where it does not run."""
     here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("A GPU", architecture, 24 << 30),))
@@ -132,10 +132,10 @@ def test_of_building_plans(
     monkeypatch.setattr(gpu, "build", lambda bundle, request, *_: asked.append(request))
     if backend == "tensorrt-rtx" and architecture in ("sm90", "sm100", "sm103"):
         with pytest.raises(pytest.skip.Exception, match=f"does not run on A GPU .{architecture}"):
-            gpu.build_plans(backend, "sd-v1-default", Path("checkpoint"), shelf)
+            gpu.build_plans(backend, "sd-v1-default", Path("checkpoint"), store)
         assert asked == []
         return
-    gpu.build_plans(backend, "sd-v1-default", Path("checkpoint"), shelf)
+    gpu.build_plans(backend, "sd-v1-default", Path("checkpoint"), store)
     (request,) = asked
     key = build_key(hand_bundle, request)
     assert key.host == {"gpu": architecture}

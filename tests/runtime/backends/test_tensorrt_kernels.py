@@ -143,7 +143,7 @@ def test_what_tensorrt_rtx_refuses_is_compiled_anew(stored: EngineSet, monkeypat
 def test_only_a_set_in_a_private_store_has_kernels(make_plans: MakePlans) -> None:
     carried = make_plans(backend="tensorrt-rtx")
     before = sorted(carried.path.rglob("*"))
-    assert not carried.private
+    assert not carried.in_private_store
     assert len(run_once(carried).trt.compiled) == len(run_once(carried).trt.compiled) == 1
     assert sorted(carried.path.rglob("*")) == before
 
