@@ -35,3 +35,13 @@ def check_finite(array: Array, component: str, *, step: int | None = None, sigma
         f"{component} gave {nan} NaN and {inf} Inf of {array.size} values{at}, the first at {first}",
         hint="run it again with --precision fp32; if that fails too, check the checkpoint's weights",
     )
+
+
+def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
+    """||actual - expected|| / ||expected|| in float64; Inf where shapes differ or a value is not finite."""
+    if actual.shape != expected.shape or not actual.size:
+        return float("inf")
+    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
+        return float("inf")
+    difference = actual.astype(np.float64) - expected.astype(np.float64)
+    return float(np.linalg.norm(difference) / max(float(np.linalg.norm(expected.astype(np.float64))), 1e-30))

@@ -7,7 +7,6 @@ import platform
 import shutil
 from collections.abc import Set
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sdrt.artefacts.store import Store
@@ -16,7 +15,7 @@ from sdrt.files import working_folder_is_gone
 from sdrt.install_lines import extra_line, removal_line
 from sdrt.machine import nvidia
 from sdrt.machine.cpu import available_memory_bytes, cpu_features, supports_bf16, usable_cpus
-from sdrt.machine.packages import distribution
+from sdrt.machine.packages import distribution, package_version
 from sdrt.runtime.backends.registry import BACKENDS, available, choose_backend
 from sdrt.version import __version__
 
@@ -119,10 +118,7 @@ def _version(name: str) -> str | None:
     if name not in RIVALS:
         found = distribution(name)
         return found[1] if found else None
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return package_version(name)
 
 
 def backends() -> tuple[Runnable, ...]:

@@ -151,6 +151,12 @@ def check_token_merging(ratio: float | None) -> None:
         raise UsageError(f"token_merging is {ratio}; it must be above 0 and up to {MAX_TOKEN_MERGING}", hint=hint)
 
 
+def first_problem(error: ValidationError) -> str:
+    """Return the first field that a validation refuses and why, in one line."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
 def read_manifest(folder: Path, kind: type[SdrtError]) -> bytes:
     """The bytes of a folder's manifest, after checks that need no schema: there, small, JSON, of no newer sdrt.
 
@@ -210,9 +216,7 @@ def read_document(path: Path, schema: type[AnyDocument], *, limit_bytes: int, ne
     try:
         return schema.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtefactError(f"{path}: {where}: {first['msg']}", hint=hint) from error
+        raise ArtefactError(f"{path}: {first_problem(error)}", hint=hint) from error
 
 
 def parse_manifest(folder: Path, data: bytes, schema: type[AnyManifest], kind: type[SdrtError]) -> AnyManifest:
@@ -225,9 +229,7 @@ def parse_manifest(folder: Path, data: bytes, schema: type[AnyManifest], kind: t
     try:
         manifest = schema.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise kind(f"{path}: {where}: {first['msg']}", hint=hint) from error
+        raise kind(f"{path}: {first_problem(error)}", hint=hint) from error
     for name in sorted(manifest.named_files() - manifest.files.keys()):
         raise kind(f"{path}: {name} has no digest", hint=hint)
     return manifest

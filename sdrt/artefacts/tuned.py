@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +13,7 @@ from sdrt.errors import BackendUnavailableError
 from sdrt.files import canonical_json, disk_errors, sha256_bytes, write_atomically
 from sdrt.machine import nvidia
 from sdrt.machine.cpu import cpu_features, processor_name, usable_cpus
+from sdrt.machine.packages import package_versions
 
 SCHEMA_VERSION = 1
 LIMIT_BYTES = 4 << 20
@@ -90,12 +90,7 @@ def machine_key() -> dict[str, str]:
         facts["gpu"] = f"{driver.version}: " + ", ".join(gpu.name for gpu in driver.gpus)
     except BackendUnavailableError:
         facts["gpu"] = "none"
-    for name in LIBRARIES:
-        try:
-            facts[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return facts
+    return facts | package_versions(LIBRARIES)
 
 
 def record_path(root: Path, bundle_digest: str) -> Path:

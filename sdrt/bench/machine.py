@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 from sdrt.doctor import gpu, processor
 from sdrt.machine.cpu import available_memory_bytes, cpu_features, processor_name
+from sdrt.machine.packages import package_versions
 
 PACKAGES = (
     "torch",
@@ -44,10 +44,4 @@ def machine() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Installed versions of `PACKAGES`."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return package_versions(PACKAGES)

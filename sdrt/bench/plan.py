@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from sdrt.errors import BackendUnavailableError, CheckpointError, SdrtError, Usa
 from sdrt.graphs.validate import validate_once
 from sdrt.install_lines import extra_line, package_line
 from sdrt.machine.cpu import supports_bf16
+from sdrt.machine.packages import package_version
 from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.choice import Choice, choose
 from sdrt.prepare.engines import prepare
@@ -306,19 +306,13 @@ def _install_line(peer: Peer) -> str:
         return extra_line(*peer.brought_by)
     if "{openvino}" not in peer.brought_by:
         return package_line(peer.brought_by)
-    try:
-        return package_line(peer.brought_by.format(openvino=version("openvino")))
-    except PackageNotFoundError:
-        # Of which the release has to be known first.
-        return extra_line("cpu")
+    # The release has to match OpenVINO's.
+    openvino = package_version("openvino")
+    return extra_line("cpu") if openvino is None else package_line(peer.brought_by.format(openvino=openvino))
 
 
 def _installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
+    return package_version(package) is not None
 
 
 def names_of(peers: Sequence[str]) -> tuple[str, ...]:

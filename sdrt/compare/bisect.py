@@ -7,7 +7,6 @@ that a large network's activations need not all be held.
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from sdrt.artefacts.manifest import ComponentName, ModelRecord
 from sdrt.compare.metrics import broken, measure
 from sdrt.compare.schema import ComponentResult, Departure, ToleranceRecord
 from sdrt.errors import BackendUnavailableError
+from sdrt.graphs.values import module_path
 from sdrt.install_lines import requirement_line
 from sdrt.machine.cpu import usable_cpus
 from sdrt.progress import Progress, silent
@@ -39,7 +39,6 @@ Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 
 #: The exporter's record of which module a node comes from: a list, outermost first, the node's own name last.
-SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,15 +255,6 @@ def _watched(module: torch.nn.Module) -> Iterator[dict[str, tuple[Array, Array]]
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def module_path(node: onnx.NodeProto) -> str:
-    """The path of the module that a node comes from; "" where the exporter did not say."""
-    for entry in node.metadata_props:
-        if entry.key == SCOPES:
-            scopes = ast.literal_eval(entry.value)
-            return str(scopes[-2]) if len(scopes) > 1 else ""
-    return ""
 
 
 def _probes(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +33,7 @@ from sdrt.compare.tolerances import Tolerances
 from sdrt.compare.trajectories import compare_trajectories, draw
 from sdrt.doctor import gpu, processor
 from sdrt.errors import UsageError
+from sdrt.machine.packages import package_versions
 from sdrt.progress import Progress, silent
 from sdrt.runtime.request import Picture, Request
 from sdrt.version import __version__
@@ -234,12 +234,7 @@ def environment(subject: Subject, threads: int | None) -> dict[str, str]:
         facts["token_merging"] = f"{subject.token_merging}, and in the reference"
     if subject.made.backend == "onnxruntime":
         facts["provider"] = next((part.options.get("provider", "cpu") for part in subject.made.parts.values()), "cpu")
-    for name in PACKAGES:
-        try:
-            facts[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return facts
+    return facts | package_versions(PACKAGES)
 
 
 def _gpu_facts() -> dict[str, str]:

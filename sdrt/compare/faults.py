@@ -18,12 +18,12 @@ import numpy.typing as npt
 
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import ComponentName, Manifest, file_records, seal
-from sdrt.compare.bisect import module_path
 from sdrt.compare.components import blamed, compare_components
 from sdrt.compare.schema import FaultResult
 from sdrt.compare.tolerances import Tolerances
 from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.files import disk_errors, temporary_folder
+from sdrt.graphs.values import module_path
 from sdrt.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationError
 
 from sdrt.artefacts.engine_set import BatchRange
-from sdrt.artefacts.manifest import ComponentName, Record
+from sdrt.artefacts.manifest import ComponentName, Record, first_problem
 from sdrt.engines.rows import component_rows
 from sdrt.errors import UsageError
 from sdrt.files import unreadable
@@ -99,10 +99,8 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         hint = f"fields are {', '.join(Recipe.model_fields)}"
-        raise UsageError(f"recipe {path}: {where}: {first['msg']}", hint=hint) from error
+        raise UsageError(f"recipe {path}: {first_problem(error)}", hint=hint) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sdrt.arrays import relative_l2
 from sdrt.artefacts.engine_set import BatchRange
 from sdrt.artefacts.manifest import ComponentName
 from sdrt.errors import NumericError
@@ -71,9 +72,7 @@ def self_test(graph: Path, component: ComponentName, compiled: Compiled, batch: 
             rows = 1 if batch is None else -(-batch.min // 2)
             found = compiled({name: np.concatenate([values] * rows) for name, values in case.items()})["out_sample"]
             found = found[: len(expected)]
-        wanted = expected.astype(np.float64)
-        error = float(np.linalg.norm(found.astype(np.float64) - wanted) / np.linalg.norm(wanted))
-        worst = max(worst, error if np.isfinite(error) else float("inf"))
+        worst = max(worst, relative_l2(found, expected))
     if worst > LIMIT:
         message = f"{component} computes int8 wrongly here: off by {worst:.2g} (relative L2), {LIMIT} is allowed"
         raise NumericError(message, hint="use --precision bf16 or fp32 on this machine, and report the processor")

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sdrt.arrays import relative_l2
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import DEEPCACHE, Component, ComponentName, Manifest, TensorSpec, file_records, seal
 from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.export.calibration import open_session
 from sdrt.export.shared_prefix import PRODUCTS, count_flops
 from sdrt.files import disk_errors, folder_published_as, utf8_path
+from sdrt.graphs.values import axes
 from sdrt.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -154,7 +156,7 @@ def find_cut(graph: onnx.GraphProto) -> Cut:
     Raises:
         BundleError: There is none, or the output needs more of what lies below than these features.
     """
-    shapes = {value.name: _shape(value) for value in (*graph.input, *graph.value_info)}
+    shapes = {value.name: axes(value) for value in (*graph.input, *graph.value_info)}
     joins = [node for node in graph.node if node.op_type == "Concat" and _joins_channels(node, shapes)]
     hint = "DeepCache needs a UNet of SD v1's kind; export the checkpoint again"
     if not joins:
@@ -171,10 +173,6 @@ def find_cut(graph: onnx.GraphProto) -> Cut:
     if untold := [name for node in products for name in (*node.input, *node.output) if name not in told]:
         raise BundleError(f"the UNet's graph states no shape of {untold[0]}", hint=hint)
     return Cut(deep, channels, shallow)
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    return tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim)
 
 
 def _joins_channels(node: onnx.NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> bool:
@@ -269,8 +267,7 @@ def check_passes(folder: Path, passes: dict[ComponentName, Component]) -> float:
     # One after the other, so that only one holds the weights.
     expected, features = open_session(str(folder / whole.graph)).run([OUTPUT, FEATURES], feeds)
     (found,) = open_session(str(folder / shallow.graph)).run([OUTPUT], {**feeds, FEATURES: features})
-    wanted = expected.astype(np.float64)
-    error = float(np.linalg.norm(found.astype(np.float64) - wanted) / np.linalg.norm(wanted))
+    error = relative_l2(found, expected)
     if not error <= TOLERANCES[whole.precision]:
         raise NumericError(
             f"deepcache_shallow differs from the whole UNet on its own features by {error:.2g} (relative L2); "

@@ -18,6 +18,7 @@ from sdrt.artefacts.manifest import Component
 from sdrt.errors import BundleError
 from sdrt.export.shared_prefix import SharedPrefix, count_flops, first_axis, split_prefix
 from sdrt.files import disk_errors
+from sdrt.graphs.values import axes
 from sdrt.sampling.lms import MAX_ORDER
 from sdrt.sampling.noise_config import PredictionType
 
@@ -103,7 +104,7 @@ def compose(model: onnx.ModelProto, prediction_type: PredictionType) -> None:
         raise BundleError(f"the UNet's graph has the inputs and outputs {found}", hint="export the checkpoint again")
     dtype = inputs["sample"].type.tensor_type.elem_type
     states = inputs["encoder_hidden_states"].type.tensor_type
-    latent_shape = _shape(inputs["sample"])[1:]
+    latent_shape = axes(inputs["sample"])[1:]
     _move_aside(graph)
     prefix = split_prefix(graph, sample=SAMPLE, timestep=TIMESTEP, states=STATES, batch="batch")
     step = _Step(latent_shape, dtype)
@@ -117,17 +118,13 @@ def compose(model: onnx.ModelProto, prediction_type: PredictionType) -> None:
     for field, values in (
         (graph.node, nodes),
         (graph.initializer, [*graph.initializer, *step.constants]),
-        (graph.input, step.inputs(_shape(inputs["encoder_hidden_states"])[1:], states.elem_type)),
+        (graph.input, step.inputs(axes(inputs["encoder_hidden_states"])[1:], states.elem_type)),
         (graph.output, step.outputs()),
     ):
         kept = list(values)
         del field[:]
         field.extend(kept)
     graph.name = "denoise_step"
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    return tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim)
 
 
 def _move_aside(graph: onnx.GraphProto) -> None:

@@ -14,13 +14,14 @@ import torch
 from sdrt.artefacts.manifest import TensorSpec
 from sdrt.errors import BundleError
 from sdrt.export.components import EXAMPLE_BATCH, Source
+from sdrt.graphs.values import SCOPES, axes
 
 MAX_BATCH = 16
 DTYPES = {"FLOAT": "float32", "FLOAT16": "float16", "INT64": "int64"}
 
 #: Exporter metadata that a graph keeps: where in the module a node comes from. The rest (stack traces, source paths)
 #: differs from machine to machine, and equal inputs must give equal bytes.
-KEPT_METADATA = ("pkg.torch.onnx.name_scopes",)
+KEPT_METADATA = (SCOPES,)
 
 
 @contextlib.contextmanager
@@ -122,8 +123,7 @@ def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, 
     def spec(value: onnx.ValueInfoProto) -> TensorSpec:
         tensor = value.type.tensor_type
         dtype = onnx.TensorProto.DataType.Name(tensor.elem_type)
-        shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
-        return TensorSpec.model_validate({"name": value.name, "dtype": DTYPES.get(dtype, dtype), "shape": shape})
+        return TensorSpec.model_validate({"name": value.name, "dtype": DTYPES.get(dtype, dtype), "shape": axes(value)})
 
     return tuple(map(spec, graph.input)), tuple(map(spec, graph.output))
 

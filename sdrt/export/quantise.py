@@ -12,13 +12,14 @@ are mostly of one sign (after SiLU), as in Jacob et al. 2018 (arXiv:1712.05877, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from sdrt.graphs.values import module_path
 
 if TYPE_CHECKING:
     import onnx
@@ -31,9 +32,6 @@ ONE_SIDED = 0.4
 #: Where each operator's weights have their output channels.
 OPERATORS = ("Conv", "MatMul", "Gemm")
 ALIGNMENT_BYTES = 64
-SCOPES = "pkg.torch.onnx.name_scopes"
-
-_QUOTED = re.compile(r"'([^']*)'")
 
 
 def products(graph: onnx.GraphProto, kept: Collection[str] = ()) -> list[onnx.NodeProto]:
@@ -53,9 +51,7 @@ def products(graph: onnx.GraphProto, kept: Collection[str] = ()) -> list[onnx.No
 
 def module_of(node: onnx.NodeProto) -> str:
     """The path of the module that a node comes from, as "up_blocks.3.resnets.1.conv_shortcut"; "" if it is not said."""
-    text = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
-    scopes = _QUOTED.findall(text)
-    return scopes[-2].removeprefix("unet.") if len(scopes) > 1 else ""
+    return module_path(node).removeprefix("unet.")
 
 
 def _is_kept(module: str, kept: Collection[str]) -> bool:

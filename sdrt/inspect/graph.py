@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdrt.errors import BackendUnavailableError
+from sdrt.graphs.values import axes, module_path
 from sdrt.inspect.block import Block, Shape
 from sdrt.install_lines import requirement_line
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     import onnx
 
 #: Where the exporter wrote the modules that a node lies in, from the outermost to the node's own name.
-SCOPES = "pkg.torch.onnx.name_scopes"
-QUOTED = re.compile(r"'([^']*)'")
 #: Modules in modules; a network's are ten deep, and what is deeper comes from no exporter.
 DEEPEST = 40
 #: The module that a component's graph is all of, by component.
@@ -97,9 +96,9 @@ class _Reader:
     def __init__(self, component: str, graph: onnx.GraphProto) -> None:
         self.component = component
         self.nodes = list(graph.node)
-        self.paths = [module_path(component, node) for node in self.nodes]
+        self.paths = [block_path(component, node) for node in self.nodes]
         self.inputs, self.outputs = [value.name for value in graph.input], {value.name for value in graph.output}
-        self.shapes = {value.name: _dims(value) for value in (*graph.value_info, *graph.input, *graph.output)}
+        self.shapes = {value.name: axes(value) for value in (*graph.value_info, *graph.input, *graph.output)}
         self.weights: dict[str, Shape] = {weight.name: tuple(weight.dims) for weight in graph.initializer}
         self.makers = {name: index for index, node in enumerate(self.nodes) for name in node.output}
         self.users: dict[str, list[int]] = defaultdict(list)
@@ -238,12 +237,9 @@ class _Reader:
         return 2 * heads * queries[-2] * keys[-2] * (queries[-1] + values[-1])
 
 
-def module_path(component: str, node: onnx.NodeProto) -> str:
+def block_path(component: str, node: onnx.NodeProto) -> str:
     """The path of the innermost module that a node lies in; "" for the component itself, or where it is not said."""
-    text = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
-    scopes = QUOTED.findall(text)
-    # The last name is the node's own.
-    words = scopes[-2].split(".")[:DEEPEST] if len(scopes) > 1 else []
+    words = [word for word in module_path(node).split(".") if word][:DEEPEST]
     if words[:1] == [WHOLE.get(component)]:
         del words[0]
     return ".".join(words)
@@ -259,8 +255,3 @@ def _next(path: str, deeper: str) -> str | None:
     words = deeper.removeprefix(f"{path}." if path else "").split(".")
     length = 2 if words[1:2] and words[1].isdigit() else 1
     return ".".join(filter(None, (path, *words[:length])))
-
-
-def _dims(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    """A tensor's shape; names of axes as they are."""
-    return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)

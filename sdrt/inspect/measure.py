@@ -14,7 +14,7 @@ from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import Component, ComponentName
 from sdrt.errors import BackendUnavailableError, ResourceError
 from sdrt.files import TEMPORARY_HINT, disk_errors, temporary_folder
-from sdrt.inspect.graph import load_graph, module_path
+from sdrt.inspect.graph import block_path, load_graph
 from sdrt.install_lines import extra_line
 from sdrt.libraries.errors import library_error
 from sdrt.machine.cpu import usable_cpus
@@ -89,7 +89,7 @@ def modules(name: str, original: onnx.GraphProto, optimised: onnx.GraphProto) ->
     A node that has the name of one in the original, or of its result, belongs where that does; so does one that puts
     out a tensor of the original. Any other belongs to the module that uses its result first; "" where none does.
     """
-    paths = [module_path(name, node) for node in original.node]
+    paths = [block_path(name, node) for node in original.node]
     known: dict[str, str] = {}
     for node, path in zip(original.node, paths, strict=True):
         known |= dict.fromkeys((*node.output, node.name), path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 from sdrt.errors import BackendUnavailableError
@@ -22,11 +23,22 @@ _EXTRAS = {"onnxruntime": "cpu", "openvino": "cpu", "tensorrt": "trt", "tensorrt
 def distribution(library: str) -> tuple[str, str] | None:
     """Return the name and version of the installed distribution that brings a library; None where none does."""
     for name in _DISTRIBUTIONS.get(library, (library,)):
-        try:
-            return name, version(name)
-        except PackageNotFoundError:
-            continue
+        if (found := package_version(name)) is not None:
+            return name, found
     return None
+
+
+def package_version(package: str) -> str | None:
+    """Return a distribution's version; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those distributions that are installed."""
+    return {package: found for package in packages if (found := package_version(package)) is not None}
 
 
 def installed_version(library: str, needed_by: str | None = None) -> str:

@@ -18,6 +18,7 @@ from sdrt.arrays import Array
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineComponent
 from sdrt.errors import BackendUnavailableError, BundleError
+from sdrt.graphs.values import scopes
 from sdrt.install_lines import extra_line
 from sdrt.libraries.errors import library_error
 from sdrt.runtime.backends.base import Engine
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 TEXT_INPUT = "encoder_hidden_states"
 #: What lies between the text encoder's states and the keys that are made of them.
 ON_THE_WAY = {"Add", "Cast", "Gemm", "Identity", "MatMul", "Mul", "Reshape", "Transpose", "Unsqueeze"}
-SCOPES = "pkg.torch.onnx.name_scopes"
 
 Weights = npt.NDArray[np.float32]
 
@@ -93,11 +93,8 @@ def _comes_from_text(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
 
 def _place(node: onnx.NodeProto) -> str:
     """The module that a node comes from, as ``mid_block.attentions.0.transformer_blocks.0``; else its own name."""
-    for entry in node.metadata_props:
-        names = [name for name in entry.value.split("'") if ".transformer_blocks." in name]
-        if entry.key == SCOPES and names:
-            return str(names[-1]).removeprefix("unet.").removesuffix(".attn2")
-    return str(node.name)
+    names = [name for name in scopes(node) if ".transformer_blocks." in name]
+    return names[-1].removeprefix("unet.").removesuffix(".attn2") if names else str(node.name)
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 import sdrt.export
+from sdrt.arrays import relative_l2
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.manifest import seal
@@ -21,7 +22,6 @@ from sdrt.engines.build import build_to
 from sdrt.engines.builders import builder
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import ArtefactError, UsageError
-from sdrt.export.check import relative_l2
 from sdrt.files import sha256_file
 from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.source import Source

@@ -13,7 +13,7 @@ import torch
 
 from sdrt.artefacts.bundle import Bundle
 from sdrt.compare import bisect
-from sdrt.compare.bisect import Search, find_departure, locate, module_path
+from sdrt.compare.bisect import Search, find_departure, locate
 from sdrt.compare.compare import Settings, compare
 from sdrt.compare.components import CAUSAL
 from sdrt.compare.faults import FAULTS, Fault, plant
@@ -24,6 +24,7 @@ from sdrt.compare.subject import Asked
 from sdrt.compare.tolerances import load
 from sdrt.errors import BackendUnavailableError
 from sdrt.export.shared_prefix import first_axis
+from sdrt.graphs.values import module_path
 from tests.compare import comparisons
 
 

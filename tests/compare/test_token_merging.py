@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from sdrt.arrays import relative_l2
 from sdrt.checkpoint import open_checkpoint
 from sdrt.compare import compare as comparing
 from sdrt.compare.compare import environment
 from sdrt.compare.reference import Reference
 from sdrt.compare.runners import candidate
 from sdrt.compare.subject import Subject
-from sdrt.export.check import relative_l2
 from sdrt.export.components import load_source
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from sdrt.arrays import relative_l2
 from sdrt.checkpoint import open_checkpoint
 from sdrt.checkpoint.clip_vocabulary import SD_V1
 from sdrt.errors import BundleError, CheckpointError, NumericError
-from sdrt.export.check import TOLERANCES, check_graph, relative_l2
+from sdrt.export.check import TOLERANCES, check_graph
 from sdrt.export.components import Source, UNet, load_source, model_record
 from sdrt.export.flops import count_flops
 from sdrt.export.onnx_export import export_graph, tensor_specs

@@ -13,10 +13,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sdrt.arrays import relative_l2
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import COMPONENTS, ComponentName, Precision
 from sdrt.errors import BundleError, NumericError, TrustError
-from sdrt.export.check import STEP_TOLERANCES, check_denoise_step, relative_l2
+from sdrt.export.check import STEP_TOLERANCES, check_denoise_step
 from sdrt.export.denoise_step import compose, write_denoise_step
 from sdrt.export.onnx_export import tensor_specs
 from sdrt.libraries.openvino import core

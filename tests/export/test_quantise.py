@@ -14,15 +14,16 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from sdrt.arrays import relative_l2
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import COMPONENTS, ComponentName
 from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.export import calibration, quantised_bundle
 from sdrt.export.calibration import open_session
-from sdrt.export.check import relative_l2
-from sdrt.export.quantise import SCOPES, module_of, products, quantise
+from sdrt.export.quantise import module_of, products, quantise
 from sdrt.export.quantised_bundle import quantise_bundle
 from sdrt.export.sensitivity import Sensitivity
+from sdrt.graphs.values import SCOPES
 from sdrt.progress import silent
 from tests.models.tiny_bundle import HIDDEN_SIZE, MAX_TOKENS, feeds, tiny_bundle
 

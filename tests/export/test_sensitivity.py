@@ -12,8 +12,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from sdrt.export.calibration import GUIDANCE_SCALE, Pass, open_session
-from sdrt.export.quantise import SCOPES
 from sdrt.export.sensitivity import Sensitivity, by_sensitivity, to_keep
+from sdrt.graphs.values import SCOPES
 from sdrt.progress import silent
 
 Array = npt.NDArray[np.float32]

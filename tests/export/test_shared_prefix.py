@@ -13,8 +13,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sdrt.arrays import relative_l2
 from sdrt.artefacts.manifest import Component, TensorSpec
-from sdrt.export.check import check_denoise_step, relative_l2
+from sdrt.export.check import check_denoise_step
 from sdrt.export.denoise_step import describe, write_denoise_step
 from sdrt.export.shared_prefix import SharedPrefix, split_prefix
 

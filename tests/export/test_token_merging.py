@@ -15,12 +15,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 
+from sdrt.arrays import relative_l2
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import Manifest
 from sdrt.checkpoint import open_checkpoint
 from sdrt.errors import CheckpointError, UsageError
 from sdrt.export import export_bundle
-from sdrt.export.check import TOLERANCES, relative_l2
+from sdrt.export.check import TOLERANCES
 from sdrt.export.components import Source, UNet, load_source
 from sdrt.export.flops import count_flops
 from sdrt.export.token_merging import BipartiteMatching, MergingBlock, destinations, merge_tokens

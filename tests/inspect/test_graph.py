@@ -14,9 +14,10 @@ from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import COMPONENTS
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint.configs import read_configs
+from sdrt.graphs.values import SCOPES
 from sdrt.inspect.block import Block
 from sdrt.inspect.checkpoint import config_trees
-from sdrt.inspect.graph import DEEPEST, SCOPES, graph_tree, load_graph
+from sdrt.inspect.graph import DEEPEST, graph_tree, load_graph
 from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.source import Source
 from tests.models import odd_checkpoints
