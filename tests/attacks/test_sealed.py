@@ -27,11 +27,11 @@ from sdrt.progress import silent
 from sdrt.runtime.backends.opening import open_engine
 from tests.attacks.material import refusal
 from tests.command_line import CommandLine
+from tests.doubles.cuda_double.plans import double_set
+from tests.doubles.cuda_double.rig import Rig
 from tests.engines.compiling import compile_here
 from tests.engines.sets import KEY, make_set
 from tests.models.tiny_bundle import tiny_bundle
-from tests.runtime.backends.cuda_double.plans import double_set
-from tests.runtime.backends.cuda_double.rig import Rig
 
 DECODER = BuildRequest("onnxruntime", components=("vae_decoder",))
 

@@ -10,9 +10,9 @@ import pytest
 
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import COMPONENTS, ComponentName, seal
+from tests.doubles.cuda_double.plans import word_tokenizer
 from tests.engines.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
-from tests.runtime.backends.cuda_double.plans import word_tokenizer
 
 SD_V1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 GFLOP = 10**9

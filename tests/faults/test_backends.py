@@ -28,12 +28,12 @@ from sdrt.progress import silent
 from sdrt.runtime.backends import registry
 from sdrt.runtime.backends.opening import open_engine
 from tests.command_line import CommandLine, Ended
+from tests.doubles.cuda_double.plans import double_set
+from tests.doubles.cuda_double.rig import Rig
+from tests.doubles.cuda_double.runtime import CudaDouble
 from tests.faults.killer import Killer, no_children, tree
 from tests.models.tiny_bundle import LATENTS, feeds
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
-from tests.runtime.backends.cuda_double.plans import double_set
-from tests.runtime.backends.cuda_double.rig import Rig
-from tests.runtime.backends.cuda_double.runtime import CudaDouble
 
 #: What an installation of the bare package has not.
 LIBRARIES = (

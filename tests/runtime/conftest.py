@@ -13,9 +13,9 @@ from sdrt.engines.build import build_to
 from sdrt.engines.request import BuildRequest
 from sdrt.limits import DEFAULT_GUIDANCE_SCALE
 from sdrt.progress import silent
+from tests.doubles.cuda_double.plans import word_tokenizer
 from tests.engines.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
-from tests.runtime.backends.cuda_double.plans import word_tokenizer
 
 SD_V1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

@@ -23,9 +23,9 @@ from sdrt.runtime.picture_queue import run_queue
 from sdrt.runtime.prompt_file import Line
 from sdrt.runtime.request import make_request
 from sdrt.runtime.result import Timings
+from tests.doubles.cuda_double.plans import double_set
+from tests.doubles.cuda_double.rig import Rig
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
-from tests.runtime.backends.cuda_double.plans import double_set
-from tests.runtime.backends.cuda_double.rig import Rig
 
 Sets = Callable[..., EngineSet]
 ROUNDS = 8

@@ -20,9 +20,9 @@ from sdrt.errors import BackendUnavailableError
 from sdrt.libraries.cuda import Cuda
 from sdrt.libraries.tensorrt_log import Messages, listen
 from sdrt.machine import nvidia
+from tests.doubles.cuda_double.plans import COMPONENTS, double_set
+from tests.doubles.cuda_double.trt import TensorRtDouble
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
-from tests.runtime.backends.cuda_double.plans import COMPONENTS, double_set
-from tests.runtime.backends.cuda_double.trt import TensorRtDouble
 from tools.gpu_day import __main__ as command
 from tools.gpu_day import day, part_plans, torch_graph
 from tools.gpu_day.findings import Findings, Report, Skipped, read_report

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.runtime.backends.cuda_double import trt as double
-from tests.runtime.backends.cuda_double.plans import read_plan
-from tests.runtime.backends.cuda_double.runtime import CudaDouble, Stream
+from tests.doubles.cuda_double import trt as double
+from tests.doubles.cuda_double.plans import read_plan
+from tests.doubles.cuda_double.runtime import CudaDouble, Stream
 from tools.gpu_day.torch_graph import TorchGraph
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}

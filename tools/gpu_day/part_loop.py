@@ -16,8 +16,8 @@ from sdrt.runtime.backends.session import DeviceLoop
 from sdrt.runtime.backends.tensorrt import TensorRtSession
 from sdrt.runtime.denoise import Conditioning, Latents, denoise
 from sdrt.sampling.lms import Schedule
-from tests.runtime.backends.cuda_double.plans import double_set
-from tests.runtime.backends.cuda_double.rig import sd_v1_schedule
+from tests.doubles.cuda_double.plans import double_set
+from tests.doubles.cuda_double.rig import sd_v1_schedule
 from tools.gpu_day.findings import Findings
 from tools.gpu_day.half_double import HalfDouble
 from tools.gpu_day.workbench import Workbench

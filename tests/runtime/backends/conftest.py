@@ -9,8 +9,8 @@ import pytest
 
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
+from tests.doubles.cuda_double.plans import double_set
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
-from tests.runtime.backends.cuda_double.plans import double_set
 
 
 @pytest.fixture(scope="session")

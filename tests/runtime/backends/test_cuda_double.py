@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from sdrt.artefacts.bundle import Bundle
-from tests.runtime.backends.cuda_double import trt as double
-from tests.runtime.backends.cuda_double.bench import SIZE, Bench, Log
-from tests.runtime.backends.cuda_double.memory import Misuse
-from tests.runtime.backends.cuda_double.plans import write_plan
-from tests.runtime.backends.cuda_double.runtime import API, CudaDouble
-from tests.runtime.backends.cuda_double.trt import ILogger, TensorRtDouble
+from tests.doubles.cuda_double import trt as double
+from tests.doubles.cuda_double.bench import SIZE, Bench, Log
+from tests.doubles.cuda_double.memory import Misuse
+from tests.doubles.cuda_double.plans import write_plan
+from tests.doubles.cuda_double.runtime import API, CudaDouble
+from tests.doubles.cuda_double.trt import ILogger, TensorRtDouble
 
 RECORDED = Path(__file__).parents[2] / "engines" / "tensorrt_api"
 

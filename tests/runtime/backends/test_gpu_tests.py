@@ -16,11 +16,11 @@ from sdrt.engines.request import BuildRequest
 from sdrt.libraries.cuda import Cuda
 from sdrt.machine import nvidia
 from tests.command_line import CommandLine
+from tests.doubles.cuda_double.plans import COMPONENTS, double_set
+from tests.doubles.cuda_double.rig import cpu_session
+from tests.doubles.cuda_double.runtime import CudaDouble
+from tests.doubles.cuda_double.trt import TensorRtDouble
 from tests.gpu import test_tensorrt_gpu as gpu
-from tests.runtime.backends.cuda_double.plans import COMPONENTS, double_set
-from tests.runtime.backends.cuda_double.rig import cpu_session
-from tests.runtime.backends.cuda_double.runtime import CudaDouble
-from tests.runtime.backends.cuda_double.trt import TensorRtDouble
 
 Opened = Callable[..., Pipeline]
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from sdrt.artefacts.bundle import Bundle
-from tests.runtime.backends.cuda_double import trt as double
-from tests.runtime.backends.cuda_double.bench import Bench
-from tests.runtime.backends.cuda_double.memory import Misuse
-from tests.runtime.backends.cuda_double.runtime import CudaDouble
-from tests.runtime.backends.cuda_double.trt import TensorRtDouble
+from tests.doubles.cuda_double import trt as double
+from tests.doubles.cuda_double.bench import Bench
+from tests.doubles.cuda_double.memory import Misuse
+from tests.doubles.cuda_double.runtime import CudaDouble
+from tests.doubles.cuda_double.trt import TensorRtDouble
 
 
 class Kernels:

@@ -21,11 +21,11 @@ from sdrt.machine import nvidia
 from sdrt.runtime.backends.registry import available
 from sdrt.runtime.backends.tensorrt import TensorRtSession, open_alone
 from sdrt.runtime.backends.tensorrt_engine import TensorRtEngine
+from tests.doubles.cuda_double.memory import Misuse
+from tests.doubles.cuda_double.rig import Notes, Rig, cpu_session
+from tests.doubles.cuda_double.runtime import CudaDouble
+from tests.doubles.cuda_double.trt import ICudaEngine, IExecutionContext, TensorRtDouble
 from tests.models.tiny_bundle import feeds
-from tests.runtime.backends.cuda_double.memory import Misuse
-from tests.runtime.backends.cuda_double.rig import Notes, Rig, cpu_session
-from tests.runtime.backends.cuda_double.runtime import CudaDouble
-from tests.runtime.backends.cuda_double.trt import ICudaEngine, IExecutionContext, TensorRtDouble
 
 MakePlans = Callable[..., EngineSet]
 ONE_SHOT: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_decoder")

@@ -17,11 +17,11 @@ from sdrt.errors import BackendUnavailableError, EngineError, TrustError
 from sdrt.progress import silent
 from sdrt.runtime.backends import tensorrt_kernels
 from sdrt.runtime.backends.tensorrt_kernels import FOLDER
+from tests.doubles.cuda_double.memory import Misuse
+from tests.doubles.cuda_double.rig import Rig, conditioning, forget, noise, sd_v1_schedule
+from tests.doubles.cuda_double.runtime import CudaDouble
+from tests.doubles.cuda_double.trt import DynamicShapesKernelSpecializationStrategy, RtxRuntimeConfig
 from tests.models.tiny_bundle import feeds
-from tests.runtime.backends.cuda_double.memory import Misuse
-from tests.runtime.backends.cuda_double.rig import Rig, conditioning, forget, noise, sd_v1_schedule
-from tests.runtime.backends.cuda_double.runtime import CudaDouble
-from tests.runtime.backends.cuda_double.trt import DynamicShapesKernelSpecializationStrategy, RtxRuntimeConfig
 
 MakePlans = Callable[..., EngineSet]
 OTHER_GPU = "NVIDIA GeForce RTX 4090"

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from tests.runtime.backends.cuda_double.memory import ALIGNMENT, Misuse
-from tests.runtime.backends.cuda_double.plans import read_plan
-from tests.runtime.backends.cuda_double.runtime import CudaDouble, Stream
+from tests.doubles.cuda_double.memory import ALIGNMENT, Misuse
+from tests.doubles.cuda_double.plans import read_plan
+from tests.doubles.cuda_double.runtime import CudaDouble, Stream
 
 DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT64"])
 TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.runtime.backends.cuda_double import trt as double
-from tests.runtime.backends.cuda_double.plans import write_plan
-from tests.runtime.backends.cuda_double.runtime import CudaDouble
-from tests.runtime.backends.cuda_double.trt import IExecutionContext, ILogger, TensorRtDouble
+from tests.doubles.cuda_double import trt as double
+from tests.doubles.cuda_double.plans import write_plan
+from tests.doubles.cuda_double.runtime import CudaDouble
+from tests.doubles.cuda_double.trt import IExecutionContext, ILogger, TensorRtDouble
 
 SIZE = 256
 

@@ -21,10 +21,10 @@ from sdrt.runtime.backends.session import DeviceLoop, Session
 from sdrt.runtime.backends.tensorrt import TensorRtSession
 from sdrt.runtime.denoise import Conditioning, Latents
 from sdrt.sampling.lms import Schedule
+from tests.doubles.cuda_double.plans import SD_V1
+from tests.doubles.cuda_double.runtime import CudaDouble
+from tests.doubles.cuda_double.trt import TensorRtDouble
 from tests.models.tiny_bundle import HIDDEN_SIZE, LATENTS, MAX_TOKENS
-from tests.runtime.backends.cuda_double.plans import SD_V1
-from tests.runtime.backends.cuda_double.runtime import CudaDouble
-from tests.runtime.backends.cuda_double.trt import TensorRtDouble
 
 
 class Notes(Silent):

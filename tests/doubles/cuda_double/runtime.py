@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.runtime.backends.cuda_double.memory import Arena, Misuse
+from tests.doubles.cuda_double.memory import Arena, Misuse
 
 API = json.loads(Path(__file__).with_name("cuda_api.json").read_text())
 

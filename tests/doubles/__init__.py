@@ -1,0 +1,1 @@
+"""Stand-ins of real things for tests: engines, CUDA, TensorRT."""
