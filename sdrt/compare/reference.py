@@ -26,7 +26,7 @@ from transformers import CLIPTokenizer
 from sdrt.artefacts.manifest import ComponentName, Precision
 from sdrt.checkpoint import Checkpoint
 from sdrt.errors import BackendUnavailableError
-from sdrt.export.components import Source, load_source, model_record
+from sdrt.export.components import TorchComponent, load_component, model_record
 from sdrt.install_lines import extra_line
 from sdrt.progress import Progress, silent
 from sdrt.runtime.request import Request
@@ -92,10 +92,10 @@ class Reference:
         self.checkpoint = checkpoint
         self._token_merging = token_merging
         self.model = model_record(checkpoint)
-        self._source: tuple[ComponentName, Precision, Source] | None = None
+        self._source: tuple[ComponentName, Precision, TorchComponent] | None = None
         self._outputs: dict[str, dict[str, Array]] = {}
 
-    def source(self, component: ComponentName, precision: Precision = "fp32") -> Source:
+    def source(self, component: ComponentName, precision: Precision = "fp32") -> TorchComponent:
         """A component's module in eval mode; for denoise_step, the UNet's. What was loaded before is let go of.
 
         Raises:
@@ -108,7 +108,7 @@ class Reference:
         name: ComponentName = "unet" if component == "denoise_step" else component
         if self._source is None or self._source[:2] != (name, precision):
             self.release()
-            source = load_source(self.checkpoint, name, self._token_merging)
+            source = load_component(self.checkpoint, name, self._token_merging)
             source.module.to(DTYPES[precision])
             self._source = (name, precision, source)
         return self._source[2]
@@ -204,7 +204,7 @@ class Reference:
             scheduler.set_timesteps(num_inference_steps)
         return scheduler
 
-    def _unet(self, source: Source, precision: Precision) -> Callable[[Feeds], Array]:
+    def _unet(self, source: TorchComponent, precision: Precision) -> Callable[[Feeds], Array]:
         return lambda feeds: _run(source, feeds, DTYPES[precision])
 
     def _denoise(
@@ -307,7 +307,7 @@ def _coefficients(scheduler: LMSDiscreteScheduler, steps: int) -> npt.NDArray[np
     return rows
 
 
-def _run(source: Source, feeds: Feeds, dtype: torch.dtype) -> Array:
+def _run(source: TorchComponent, feeds: Feeds, dtype: torch.dtype) -> Array:
     """A module's output as float32; inputs are brought to what the module takes."""
     inputs = {
         name: torch.from_numpy(np.ascontiguousarray(feeds[name])).to(fixed or dtype)

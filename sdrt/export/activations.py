@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from sdrt.artefacts.manifest import ComponentName
 from sdrt.checkpoint import Checkpoint
 from sdrt.errors import NumericError
-from sdrt.export.components import load_source, model_record
+from sdrt.export.components import load_component, model_record
 from sdrt.progress import Advance, Progress
 from sdrt.runtime.text import Tokenizer
 from sdrt.sampling import lms
@@ -103,7 +103,7 @@ def _watched(
     checkpoint: Checkpoint, name: ComponentName, peaks: dict[ComponentName, float]
 ) -> Iterator[torch.nn.Module]:
     """Load a component's module; while it is used, keep the largest output of its submodules in ``peaks``."""
-    module = load_source(checkpoint, name).module
+    module = load_component(checkpoint, name).module
     peaks[name] = 0.0
 
     def watch(_module: torch.nn.Module, _inputs: object, output: object) -> None:

@@ -26,7 +26,7 @@ from sdrt.checkpoint import Checkpoint, tokenizer_json
 from sdrt.errors import UsageError
 from sdrt.export.activations import FP16_MAX, measure_activations
 from sdrt.export.check import check_denoise_step, check_graph
-from sdrt.export.components import Source, load_source, model_record
+from sdrt.export.components import TorchComponent, load_component, model_record
 from sdrt.export.denoise_step import describe, write_denoise_step
 from sdrt.export.flops import count_flops
 from sdrt.export.onnx_export import export_graph, quiet, tensor_specs
@@ -90,8 +90,8 @@ def export_bundle(
         plans = _precisions(checkpoint, folder / TOKENIZER, names, precision, progress)
         described: dict[ComponentName, Component] = {}
         for name in names:
-            source = partial(load_source, checkpoint, name, token_merging)
-            described[name] = _export_component(source, name, folder, plans[name], opset, progress)
+            load = partial(load_component, checkpoint, name, token_merging)
+            described[name] = _export_component(load, name, folder, plans[name], opset, progress)
             if name == "unet":
                 described["denoise_step"] = _export_step(described[name], folder, prediction_type, progress)
         manifest = Manifest(
@@ -173,7 +173,7 @@ def _precisions(
 
 
 def _export_component(
-    load: Callable[[], Source],
+    load: Callable[[], TorchComponent],
     name: ComponentName,
     folder: Path,
     plan: tuple[Precision, float | None],
@@ -183,15 +183,15 @@ def _export_component(
     """Trace one component into ``folder``/<name>/, check it and describe it. Its weights are freed at the end."""
     precision, max_activation = plan
     with progress.stage(f"export {name}", 3) as advance, quiet():
-        source = load()
+        component = load()
         dtype = DTYPES[precision]
-        source.module.to(dtype)
+        component.module.to(dtype)
         advance(1)
         path = folder / name / "model.onnx"
         path.parent.mkdir()
-        export_graph(source, path, dtype, opset)
+        export_graph(component, path, dtype, opset)
         advance(1)
-        check_graph(source, path, dtype, precision)
+        check_graph(component, path, dtype, precision)
         inputs, outputs = tensor_specs(path)
         weights = path.with_name(f"{path.name}.data")
         described = Component(
@@ -200,12 +200,12 @@ def _export_component(
             precision=precision,
             inputs=inputs,
             outputs=outputs,
-            parameters=sum(parameter.numel() for parameter in source.module.parameters()),
-            flops=count_flops(source),
+            parameters=sum(parameter.numel() for parameter in component.module.parameters()),
+            flops=count_flops(component),
             max_activation=max_activation,
         )
         advance(1)
-    del source
+    del component
     gc.collect()
     return described
 

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdrt.artefacts.bundle import Bundle
-from sdrt.errors import BackendUnavailableError
-from sdrt.install_lines import extra_line
+from sdrt.export.cpu_session import open_cpu_session
 from sdrt.progress import Progress
 from sdrt.runtime.text import Tokenizer
 from sdrt.sampling import lms
@@ -104,7 +103,7 @@ def calibrate(bundle: Bundle, tensors: Sequence[str], progress: Progress) -> Cal
     graph = bundle.graph("unet")
     model = onnx.load(str(graph), load_external_data=False)
     _watch(model, tensors)
-    session = open_session(model.SerializeToString(), base=str(graph.parent))
+    session = open_cpu_session(model.SerializeToString(), weights_folder=graph.parent)
     extremes: list[list[Any]] = []
     with progress.stage("calibrate", STEPS * (len(PROMPTS) + 1)) as advance:
         for seed in range(len(PROMPTS)):
@@ -124,29 +123,10 @@ def calibrate(bundle: Bundle, tensors: Sequence[str], progress: Progress) -> Cal
     return Calibration(ranges, tuple(held_out), trajectory.latents)
 
 
-def open_session(model: bytes | str, *, base: str | None = None) -> Any:
-    """An ONNX Runtime session on the CPU over a graph's file, or over its bytes with weights in the folder ``base``.
-
-    Raises:
-        BackendUnavailableError: onnxruntime is not installed.
-    """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        hint = f"{extra_line('cpu')}; on an NVIDIA GPU: {extra_line('gpu')}"
-        message = "onnxruntime is needed to run a bundle's graphs and is not installed"
-        raise BackendUnavailableError(message, hint=hint) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if base is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", base)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def _encode(bundle: Bundle) -> Floats:
     """Hidden states of the empty prompt, of `PROMPTS` and of `HELD_OUT`."""
     tokenizer = Tokenizer.open(bundle.path / "tokenizer/tokenizer.json", bundle.manifest.model.max_tokens)
-    session = open_session(str(bundle.graph("text_encoder")))
+    session = open_cpu_session(bundle.graph("text_encoder"))
     tokens = tokenizer.encode(["", *PROMPTS, HELD_OUT]).input_ids
     states: Floats = session.run(None, {"input_ids": tokens})[0]
     return states

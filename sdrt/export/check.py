@@ -12,10 +12,10 @@ import torch
 
 from sdrt.arrays import relative_l2
 from sdrt.artefacts.manifest import TensorSpec
-from sdrt.errors import BackendUnavailableError, NumericError
-from sdrt.export.components import EXAMPLE_BATCH, Source
+from sdrt.errors import NumericError
+from sdrt.export.components import EXAMPLE_BATCH, TorchComponent
+from sdrt.export.cpu_session import open_cpu_session
 from sdrt.export.onnx_export import tensor_specs
-from sdrt.install_lines import extra_line
 from sdrt.sampling import lms
 from sdrt.sampling.noise_config import PredictionType
 
@@ -33,7 +33,7 @@ TOLERANCES = {"fp32": 2e-3, "fp16": 1e-2}
 STEP_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
 
 
-def check_graph(source: Source, path: Path, dtype: torch.dtype, precision: str) -> float:
+def check_graph(component: TorchComponent, path: Path, dtype: torch.dtype, precision: str) -> float:
     """Run the graph in ONNX Runtime on a batch that the exporter did not see, and compare with torch.
 
     Torch computes in fp32 whatever the precision of the weights: in fp16 a CPU takes thirty times as long for the UNet,
@@ -49,16 +49,18 @@ def check_graph(source: Source, path: Path, dtype: torch.dtype, precision: str) 
 
     onnx.checker.check_model(str(path))
     # A decoded picture costs three UNet rows, and one is enough to show that the batch is free.
-    batch = 1 if source.name in ("vae_encoder", "vae_decoder") else EXAMPLE_BATCH + 1
-    example = source.example(batch, dtype, seed=1)
+    batch = 1 if component.name in ("vae_encoder", "vae_decoder") else EXAMPLE_BATCH + 1
+    example = component.example(batch, dtype, seed=1)
     wide = {name: value.float() if value.is_floating_point() else value for name, value in example.items()}
     with torch.no_grad():
-        expected = source.module.float()(**wide).numpy()
-    (actual,) = _session(path).run(None, {name: value.numpy() for name, value in example.items()})
+        expected = component.module.float()(**wide).numpy()
+    (actual,) = open_cpu_session(path, prepack=False).run(
+        None, {name: value.numpy() for name, value in example.items()}
+    )
     error = relative_l2(np.asarray(actual), expected)
     if error > TOLERANCES[precision]:
         raise NumericError(
-            f"{source.name}: the exported graph differs from torch by {error:.2g} (relative L2); "
+            f"{component.name}: the exported graph differs from torch by {error:.2g} (relative L2); "
             f"{TOLERANCES[precision]:.0e} is allowed in {precision}",
             hint="export in fp32, or report this with the checkpoint's config",
         )
@@ -79,7 +81,7 @@ def check_denoise_step(unet: Path, step: Path, prediction_type: PredictionType, 
     """
     example = _step_example(tensor_specs(step)[0], 1)
     expected = _plain_step(unet, example, prediction_type)
-    actual = _session(step).run(["next_latents", "next_history"], example)
+    actual = open_cpu_session(step, prepack=False).run(["next_latents", "next_history"], example)
     error = max(relative_l2(*pair) for pair in zip(actual, expected, strict=True))
     if error > STEP_TOLERANCES[precision]:
         raise NumericError(
@@ -88,21 +90,6 @@ def check_denoise_step(unet: Path, step: Path, prediction_type: PredictionType, 
             hint="report this with the checkpoint's config",
         )
     return error
-
-
-def _session(path: Path) -> Any:
-    """An ONNX Runtime session on the CPU that holds the weights once."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        hint = f"{extra_line('cpu')}; on an NVIDIA GPU: {extra_line('gpu')}"
-        message = "onnxruntime is needed to check an export and is not installed"
-        raise BackendUnavailableError(message, hint=hint) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Packed copies of the weights would pay off over many runs only, and the full-size UNet's take gigabytes.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _step_example(inputs: Sequence[TensorSpec], batch: int) -> dict[str, Array]:
@@ -124,7 +111,7 @@ def _plain_step(unet: Path, example: Mapping[str, Array], prediction_type: Predi
     latents, sigmas = example["latents"], [float(sigma) for sigma in example["sigma"]]
     scaled = np.stack([lms.scale_model_input(x, sigma) for x, sigma in zip(latents, sigmas, strict=True)])
     dtype = example["cond_states"].dtype
-    (output,) = _session(unet).run(
+    (output,) = open_cpu_session(unet, prepack=False).run(
         ["out_sample"],
         {
             "sample": np.concatenate([scaled, scaled]).astype(dtype),

@@ -78,7 +78,7 @@ class VaeEncoder(torch.nn.Module):
 
 
 @dataclass(frozen=True)
-class Source:
+class TorchComponent:
     """One component before export: its module in fp32, inputs and output of the contract, shapes without the batch.
 
     ``inputs`` maps a name to (dtype that stays whatever the precision, or None for the precision's; shape).
@@ -120,7 +120,7 @@ def model_record(checkpoint: Checkpoint) -> ModelRecord:
     )
 
 
-def load_source(checkpoint: Checkpoint, name: ComponentName, token_merging: float | None = None) -> Source:
+def load_component(checkpoint: Checkpoint, name: ComponentName, token_merging: float | None = None) -> TorchComponent:
     """Load one component of the checkpoint, in fp32 and eval mode.
 
     Args:
@@ -135,33 +135,33 @@ def load_source(checkpoint: Checkpoint, name: ComponentName, token_merging: floa
     latents = (model.latent_channels, model.latent_size, model.latent_size)
     pictures = (3, model.image_size, model.image_size)
     hidden = (model.max_tokens, model.hidden_size)
-    sources: dict[ComponentName, Callable[[], Source]] = {
-        "text_encoder": lambda: Source(
+    loaders: dict[ComponentName, Callable[[], TorchComponent]] = {
+        "text_encoder": lambda: TorchComponent(
             "text_encoder",
             TextEncoder(load_text_encoder(checkpoint)),
             {"input_ids": (torch.int64, (model.max_tokens,))},
             ("last_hidden_state", hidden),
         ),
-        "unet": lambda: Source(
+        "unet": lambda: TorchComponent(
             "unet",
             UNet(load_unet(checkpoint)),
             {"sample": (None, latents), "timestep": (torch.float32, ()), "encoder_hidden_states": (None, hidden)},
             ("out_sample", latents),
         ),
-        "vae_encoder": lambda: Source(
+        "vae_encoder": lambda: TorchComponent(
             "vae_encoder",
             VaeEncoder(load_vae(checkpoint)),
             {"sample": (None, pictures)},
             ("latent_parameters", (2 * latents[0], *latents[1:])),
         ),
-        "vae_decoder": lambda: Source(
+        "vae_decoder": lambda: TorchComponent(
             "vae_decoder", VaeDecoder(load_vae(checkpoint)), {"latent_sample": (None, latents)}, ("sample", pictures)
         ),
     }
-    if name not in sources:
-        raise CheckpointError(f"{name} is not a component of a checkpoint", hint=f"choose among {', '.join(sources)}")
-    source = sources[name]()
+    if name not in loaders:
+        raise CheckpointError(f"{name} is not a component of a checkpoint", hint=f"choose among {', '.join(loaders)}")
+    component = loaders[name]()
     if name == "unet" and token_merging is not None:
-        merge_tokens(source.module.get_submodule("unet"), token_merging)
-    source.module.eval().requires_grad_(False)
-    return source
+        merge_tokens(component.module.get_submodule("unet"), token_merging)
+    component.module.eval().requires_grad_(False)
+    return component

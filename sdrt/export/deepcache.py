@@ -22,7 +22,7 @@ from sdrt.arrays import relative_l2
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import DEEPCACHE, Component, ComponentName, Manifest, TensorSpec, file_records, seal
 from sdrt.errors import BundleError, NumericError, UsageError
-from sdrt.export.calibration import open_session
+from sdrt.export.cpu_session import open_cpu_session
 from sdrt.export.shared_prefix import PRODUCTS, count_flops
 from sdrt.files import disk_errors, folder_published_as, utf8_path
 from sdrt.graphs.values import axes
@@ -265,8 +265,8 @@ def check_passes(folder: Path, passes: dict[ComponentName, Component]) -> float:
         feeds[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
     feeds["timestep"] = np.full(1, 500.0, np.float32)
     # One after the other, so that only one holds the weights.
-    expected, features = open_session(str(folder / whole.graph)).run([OUTPUT, FEATURES], feeds)
-    (found,) = open_session(str(folder / shallow.graph)).run([OUTPUT], {**feeds, FEATURES: features})
+    expected, features = open_cpu_session(folder / whole.graph).run([OUTPUT, FEATURES], feeds)
+    (found,) = open_cpu_session(folder / shallow.graph).run([OUTPUT], {**feeds, FEATURES: features})
     error = relative_l2(found, expected)
     if not error <= TOLERANCES[whole.precision]:
         raise NumericError(

@@ -13,7 +13,7 @@ import torch
 
 from sdrt.artefacts.manifest import TensorSpec
 from sdrt.errors import BundleError
-from sdrt.export.components import EXAMPLE_BATCH, Source
+from sdrt.export.components import EXAMPLE_BATCH, TorchComponent
 from sdrt.graphs.values import SCOPES, axes
 
 MAX_BATCH = 16
@@ -42,11 +42,11 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def export_graph(source: Source, path: Path, dtype: torch.dtype, opset: int) -> None:
+def export_graph(component: TorchComponent, path: Path, dtype: torch.dtype, opset: int) -> None:
     """Write ``path`` (and ``path``.data with the weights) from the component's module, batch dynamic.
 
     Args:
-        source: The component; its module is already in ``dtype``.
+        component: The component; its module is already in ``dtype``.
         path: The .onnx file to write, in an existing folder.
         dtype: float32 or float16.
         opset: ONNX opset; 23 keeps attention and group normalisation whole.
@@ -56,29 +56,29 @@ def export_graph(source: Source, path: Path, dtype: torch.dtype, opset: int) -> 
     """
     import onnx_ir
 
-    example = source.example(EXAMPLE_BATCH, dtype)
+    example = component.example(EXAMPLE_BATCH, dtype)
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     with torch.no_grad(), quiet():
         program = torch.onnx.export(
-            source.module,
+            component.module,
             (),
             kwargs=example,
             dynamo=True,
             opset_version=opset,
             input_names=list(example),
-            output_names=[source.output[0]],
+            output_names=[component.output[0]],
             dynamic_shapes={name: {0: batch} for name in example},
             verbose=False,
         )
     if program is None:
         raise BundleError(
-            f"the exporter gave no graph for {source.name}", hint="report this with the checkpoint's config"
+            f"the exporter gave no graph for {component.name}", hint="report this with the checkpoint's config"
         )
     model = program.model
     strip_metadata(model)
     _name_batch_axis(model)
     onnx_ir.save(model, path, external_data=f"{path.name}.data")
-    _check_contract(source, path)
+    _check_contract(component, path)
 
 
 def strip_metadata(model: object) -> None:
@@ -128,15 +128,15 @@ def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, 
     return tuple(map(spec, graph.input)), tuple(map(spec, graph.output))
 
 
-def _check_contract(source: Source, path: Path) -> None:
+def _check_contract(component: TorchComponent, path: Path) -> None:
     """torch.export specialises axes without a word: every input and output must have the contract's shape."""
     inputs, outputs = tensor_specs(path)
-    wanted = {name: ("batch", *shape) for name, (_, shape) in source.inputs.items()}
-    wanted[source.output[0]] = ("batch", *source.output[1])
+    wanted = {name: ("batch", *shape) for name, (_, shape) in component.inputs.items()}
+    wanted[component.output[0]] = ("batch", *component.output[1])
     found = {spec.name: spec.shape for spec in (*inputs, *outputs)}
     for name, shape in wanted.items():
         if found.get(name) != shape:
             raise BundleError(
-                f"{source.name}: the exported {name} has shape {found.get(name)}, the contract says {shape}",
+                f"{component.name}: the exported {name} has shape {found.get(name)}, the contract says {shape}",
                 hint="check the checkpoint's config; report this if the checkpoint is an unchanged SD v1",
             )

@@ -13,7 +13,8 @@ from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import DEEPCACHE, Component, ComponentName, Manifest, file_records, seal
 from sdrt.engines.self_test import write_vectors
 from sdrt.errors import BundleError, NumericError, UsageError
-from sdrt.export.calibration import Calibration, calibrate, open_session
+from sdrt.export.calibration import Calibration, calibrate
+from sdrt.export.cpu_session import open_cpu_session
 from sdrt.export.denoise_step import describe, write_denoise_step
 from sdrt.export.quantise import products, quantise
 from sdrt.export.sensitivity import by_sensitivity, to_keep
@@ -105,7 +106,7 @@ def _quantise(source: Path, target: Path, calibration: Calibration, progress: Pr
     kept: tuple[str, ...] = ()
     with progress.stage("quantise", 1) as advance:
         made = quantise(source, target, calibration.ranges)
-        faults = calibration.faults(open_session(str(target)))
+        faults = calibration.faults(open_cpu_session(target))
         advance(1)
     whole = error = math.hypot(*faults)
     if math.isfinite(whole) and whole > WANTED_ERROR:
@@ -115,7 +116,7 @@ def _quantise(source: Path, target: Path, calibration: Calibration, progress: Pr
             for part in TRIES:
                 kept = to_keep(sensitivities, part * WANTED_ERROR / whole)
                 made = quantise(source, target, calibration.ranges, kept)
-                error = math.hypot(*calibration.faults(open_session(str(target))))
+                error = math.hypot(*calibration.faults(open_cpu_session(target)))
                 advance(1)
                 if error <= WANTED_ERROR:
                     break

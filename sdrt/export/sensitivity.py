@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdrt.export.calibration import Pass, open_session
+from sdrt.export.calibration import Pass
+from sdrt.export.cpu_session import open_cpu_session
 from sdrt.export.quantise import module_of, products, rounding
 from sdrt.export.shared_prefix import count_flops
 from sdrt.progress import Progress
@@ -62,7 +63,7 @@ def by_sensitivity(
     modules.pop("", None)
     flops = {name: count_flops(model.graph, [found[index] for index in held]) for name, held in modules.items()}
     _switch(model.graph, found, ranges)
-    session = open_session(model.SerializeToString(), base=str(source.parent))
+    session = open_cpu_session(model.SerializeToString(), weights_folder=source.parent)
     sensitivities = []
     with progress.stage("find what int8 costs", len(modules) * len(steps)) as advance:
         for name, held in modules.items():

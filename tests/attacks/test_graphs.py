@@ -38,6 +38,7 @@ READERS = {
     "engines/builders/openvino.py": "the job's graph comes from Bundle.graph",
     "engines/trt/network.py": "the job's graph comes from Bundle.graph",
     "export/check.py": "written by this process a moment ago",
+    "export/cpu_session.py": "export's callers pass what Bundle.graph gave, or what they wrote themselves",
     "export/deepcache.py": "a copy of what Bundle.graph gave, cut here",
     "export/denoise_step.py": "written by this process a moment ago",
     "export/onnx_export.py": "written by this process a moment ago",
@@ -50,7 +51,7 @@ READERS = {
     "inspect/graph.py": "the path comes from Bundle.graph",
     "inspect/measure.py": "the path comes from Bundle.graph",
     "plots/marked_graph.py": "the path comes from Bundle.graph",
-    "runtime/backends/onnxruntime.py": "an engine, opened by its seal",
+    "libraries/onnxruntime.py": "an engine, opened by its seal",
 }
 CALLS = {"load_model", "read_model", "InferenceSession", "parse_from_file", "check_model", "load_from_string"}
 

@@ -16,7 +16,7 @@ from sdrt.compare.compare import environment
 from sdrt.compare.reference import Reference
 from sdrt.compare.runners import candidate
 from sdrt.compare.subject import Subject
-from sdrt.export.components import load_source
+from sdrt.export.components import load_component
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 
 
@@ -29,7 +29,7 @@ def test_the_reference_merges_as_many(tiny_path: Path) -> None:
         "encoder_hidden_states": rng.standard_normal((1, 77, 32), np.float32),
     }
     plain, merged = (Reference(checkpoint, ratio).run("unet", feeds)["out_sample"] for ratio in (None, 0.5))
-    module = load_source(checkpoint, "unet", 0.5).module
+    module = load_component(checkpoint, "unet", 0.5).module
     with torch.no_grad():
         expected = module(**{name: torch.from_numpy(value) for name, value in feeds.items()}).numpy()
     # The same operators on the same numbers, in as many threads.

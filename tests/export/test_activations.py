@@ -17,7 +17,7 @@ from sdrt.checkpoint import Checkpoint, open_checkpoint, tokenizer_json
 from sdrt.errors import NumericError
 from sdrt.export import export_bundle
 from sdrt.export.activations import FP16_MAX, measure_activations
-from sdrt.export.components import load_source
+from sdrt.export.components import load_component
 from sdrt.progress import Advance, silent
 from sdrt.runtime.text import Tokenizer
 
@@ -79,7 +79,7 @@ def measure(checkpoint: Checkpoint, folder: Path, *components: ComponentName) ->
 
 def encoded(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> torch.Tensor:
     """Hidden states of a prompt, by the torch module in a precision."""
-    source = load_source(checkpoint, "text_encoder")
+    source = load_component(checkpoint, "text_encoder")
     (folder / "ids.json").write_bytes(tokenizer_json(checkpoint))
     tokens = Tokenizer.open(folder / "ids.json", checkpoint.text_encoder["max_position_embeddings"]).encode(["a cat"])
     hidden: torch.Tensor = source.module.to(dtype)(torch.from_numpy(tokens.input_ids))

@@ -15,17 +15,17 @@ from sdrt.checkpoint import open_checkpoint
 from sdrt.checkpoint.clip_vocabulary import SD_V1
 from sdrt.errors import BundleError, CheckpointError, NumericError
 from sdrt.export.check import TOLERANCES, check_graph
-from sdrt.export.components import Source, UNet, load_source, model_record
+from sdrt.export.components import TorchComponent, UNet, load_component, model_record
 from sdrt.export.flops import count_flops
 from sdrt.export.onnx_export import export_graph, tensor_specs
 
 SHAPE = (4, 8, 8)
 
 
-def small_source(module: torch.nn.Module) -> Source:
-    """A source over any module that takes latents and gives latents."""
+def small_component(module: torch.nn.Module) -> TorchComponent:
+    """A component over any module that takes latents and gives latents."""
     module.eval().requires_grad_(False)
-    return Source("vae_decoder", module, {"latent_sample": (None, SHAPE)}, ("sample", SHAPE))
+    return TorchComponent("vae_decoder", module, {"latent_sample": (None, SHAPE)}, ("sample", SHAPE))
 
 
 class Convolution(torch.nn.Module):
@@ -53,42 +53,42 @@ class WrongShape(Convolution):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, Path]:
-    source, path = small_source(Convolution()), tmp_path_factory.mktemp("graphs") / "model.onnx"
-    export_graph(source, path, torch.float32, 23)
-    return source, path
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchComponent, Path]:
+    component, path = small_component(Convolution()), tmp_path_factory.mktemp("graphs") / "model.onnx"
+    export_graph(component, path, torch.float32, 23)
+    return component, path
 
 
-def test_a_sound_graph_passes(exported: tuple[Source, Path]) -> None:
-    source, path = exported
-    assert check_graph(source, path, torch.float32, "fp32") < TOLERANCES["fp32"] / 10
+def test_a_sound_graph_passes(exported: tuple[TorchComponent, Path]) -> None:
+    component, path = exported
+    assert check_graph(component, path, torch.float32, "fp32") < TOLERANCES["fp32"] / 10
     assert tensor_specs(path)[0][0].shape == ("batch", *SHAPE)
 
 
 @pytest.mark.parametrize("change", [1.01, float("nan")])
-def test_a_graph_that_differs_from_its_module_fails(exported: tuple[Source, Path], change: float) -> None:
+def test_a_graph_that_differs_from_its_module_fails(exported: tuple[TorchComponent, Path], change: float) -> None:
     _, path = exported
     perturbed = Convolution()
     with torch.no_grad():
         perturbed.convolution.weight[0, 0] *= change
     with pytest.raises(NumericError, match="vae_decoder: the exported graph differs from torch"):
-        check_graph(small_source(perturbed), path, torch.float32, "fp32")
+        check_graph(small_component(perturbed), path, torch.float32, "fp32")
 
 
 def test_a_shape_outside_the_contract_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"the exported sample has shape \('batch', 4, 64\)"):
-        export_graph(small_source(WrongShape()), tmp_path / "model.onnx", torch.float32, 23)
+        export_graph(small_component(WrongShape()), tmp_path / "model.onnx", torch.float32, 23)
 
 
 def test_a_batch_that_the_exporter_fixed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"has shape \(2, 4, 8, 8\), the contract says \('batch', 4, 8, 8\)"):
-        export_graph(small_source(FixesTheBatch()), tmp_path / "model.onnx", torch.float32, 23)
+        export_graph(small_component(FixesTheBatch()), tmp_path / "model.onnx", torch.float32, 23)
 
 
 def test_a_shape_beside_the_contract_is_refused(tmp_path: Path) -> None:
-    source = replace(small_source(Convolution()), output=("sample", (4, 8, 9)))
+    component = replace(small_component(Convolution()), output=("sample", (4, 8, 9)))
     with pytest.raises(BundleError, match=r"the contract says \('batch', 4, 8, 9\)"):
-        export_graph(source, tmp_path / "model.onnx", torch.float32, 23)
+        export_graph(component, tmp_path / "model.onnx", torch.float32, 23)
 
 
 def test_relative_l2() -> None:
@@ -127,9 +127,9 @@ def test_the_full_size_unet_has_its_known_counts() -> None:
         "timestep": (torch.float32, ()),
         "encoder_hidden_states": (None, hidden),
     }
-    source = Source("unet", UNet(unet), inputs, ("out_sample", (4, 64, 64)))
-    assert sum(parameter.numel() for parameter in source.module.parameters()) == 859_520_964
-    assert count_flops(source) / 1e12 == pytest.approx(0.803, abs=5e-4)
+    component = TorchComponent("unet", UNet(unet), inputs, ("out_sample", (4, 64, 64)))
+    assert sum(parameter.numel() for parameter in component.module.parameters()) == 859_520_964
+    assert count_flops(component) / 1e12 == pytest.approx(0.803, abs=5e-4)
 
 
 def test_model_record_takes_a_size_of_either_form(tiny_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_model_record_takes_a_size_of_either_form(tiny_path: Path) -> None:
 
 
 def test_examples_are_seeded_and_fractional(tiny_path: Path) -> None:
-    source = load_source(open_checkpoint(str(tiny_path)), "unet")
-    first, again = (source.example(3, torch.float16, seed=1) for _ in range(2))
+    component = load_component(open_checkpoint(str(tiny_path)), "unet")
+    first, again = (component.example(3, torch.float16, seed=1) for _ in range(2))
     assert {name: value.dtype for name, value in first.items()} == {
         "sample": torch.float16,
         "timestep": torch.float32,
@@ -148,10 +148,10 @@ def test_examples_are_seeded_and_fractional(tiny_path: Path) -> None:
     }
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert (first["timestep"] % 1 != 0).all()
-    assert not any(parameter.requires_grad for parameter in source.module.parameters())
-    assert not source.module.training
+    assert not any(parameter.requires_grad for parameter in component.module.parameters())
+    assert not component.module.training
 
 
 def test_what_is_no_component_is_refused(tiny_path: Path) -> None:
     with pytest.raises(CheckpointError, match="denoise_step is not a component"):
-        load_source(open_checkpoint(str(tiny_path)), "denoise_step")
+        load_component(open_checkpoint(str(tiny_path)), "denoise_step")

@@ -19,7 +19,7 @@ from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import COMPONENTS, ComponentName
 from sdrt.errors import BundleError, NumericError, UsageError
 from sdrt.export import calibration, quantised_bundle
-from sdrt.export.calibration import open_session
+from sdrt.export.cpu_session import open_cpu_session
 from sdrt.export.quantise import module_of, products, quantise
 from sdrt.export.quantised_bundle import quantise_bundle
 from sdrt.export.sensitivity import Sensitivity
@@ -50,7 +50,7 @@ def states(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def output(graph: Path, batch: int = 3) -> Array:
-    values: Array = open_session(str(graph)).run(None, feeds("unet", batch))[0]
+    values: Array = open_cpu_session(graph).run(None, feeds("unet", batch))[0]
     return values
 
 
@@ -162,7 +162,7 @@ def test_a_matrix_keeps_its_output_axis(tmp_path: Path) -> None:
     stored = weights_of(tmp_path / "model.onnx")
     np.testing.assert_array_equal(stored["int8.matrix"], stored["int8.turned"].T)
     # Of one input and equal weights, rounded alike, the same is computed.
-    (found,) = open_session(str(tmp_path / "model.onnx")).run(None, {"x": rng.standard_normal((2, 6)).astype("f")})
+    (found,) = open_cpu_session(tmp_path / "model.onnx").run(None, {"x": rng.standard_normal((2, 6)).astype("f")})
     np.testing.assert_allclose(found, 0, atol=1e-2)
 
 
@@ -191,7 +191,7 @@ def test_ranges_are_those_of_whole_pictures(bundle: Bundle) -> None:
     # none, so that it moves away.
     assert -6 < low < -2 < 2 < high < 6
     assert first < -2 < 2 < last
-    assert found.faults(open_session(str(bundle.graph("unet")))) == [0.0] * calibration.STEPS
+    assert found.faults(open_cpu_session(bundle.graph("unet"))) == [0.0] * calibration.STEPS
 
 
 def test_a_fault_is_what_areas_have_in_common() -> None:

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from sdrt.export.calibration import GUIDANCE_SCALE, Pass, open_session
+from sdrt.export.calibration import GUIDANCE_SCALE, Pass
+from sdrt.export.cpu_session import open_cpu_session
 from sdrt.export.sensitivity import Sensitivity, by_sensitivity, to_keep
 from sdrt.graphs.values import SCOPES
 from sdrt.progress import silent
@@ -90,7 +91,7 @@ def test_of_equal_faults_the_smaller_work_goes_first(graph: Path, sample: Array)
     shape = next(value.type.tensor_type.shape for value in model.graph.value_info if value.name == "out.0")
     shape.dim[3].dim_value = 1
     onnx.save(model, graph)
-    plain = open_session(str(graph)).run(None, {"sample": sample})
+    plain = open_cpu_session(graph).run(None, {"sample": sample})
     made = Pass({"sample": sample}, plain[0], width=1.0)
     first, second, _ = by_sensitivity(graph, {"sample": (-BOUND, BOUND)}, [made], silent)
     assert [first.module, second.module] == ["down_blocks.0.quiet", "down_blocks.0.loud"]

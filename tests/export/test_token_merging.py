@@ -22,7 +22,7 @@ from sdrt.checkpoint import open_checkpoint
 from sdrt.errors import CheckpointError, UsageError
 from sdrt.export import export_bundle
 from sdrt.export.check import TOLERANCES
-from sdrt.export.components import Source, UNet, load_source
+from sdrt.export.components import TorchComponent, UNet, load_component
 from sdrt.export.flops import count_flops
 from sdrt.export.token_merging import BipartiteMatching, MergingBlock, destinations, merge_tokens
 from sdrt.libraries.openvino import core
@@ -169,7 +169,7 @@ def test_the_work_saved_on_sd_v1() -> None:
     }
     unet = meta_unet()
     merge_tokens(unet, 0.5)
-    flops = count_flops(Source("unet", UNet(unet), inputs, ("out_sample", (4, 64, 64))))
+    flops = count_flops(TorchComponent("unet", UNet(unet), inputs, ("out_sample", (4, 64, 64))))
     assert flops / 1e12 == pytest.approx(0.7311, abs=5e-5)
 
 
@@ -221,7 +221,7 @@ def run(backend: str, path: Path, feeds: dict[str, npt.NDArray[Any]]) -> Floats:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_graph_is_the_merging_module(backend: str, batch: int, merged_bundle: Bundle, tiny_path: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_path))
-    source, plain = load_source(checkpoint, "unet", 0.5), load_source(checkpoint, "unet")
+    source, plain = load_component(checkpoint, "unet", 0.5), load_component(checkpoint, "unet")
     example = source.example(batch, torch.float32, seed=5)
     with torch.no_grad():
         expected, other = (each.module(**example).numpy() for each in (source, plain))

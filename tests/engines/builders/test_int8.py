@@ -20,7 +20,7 @@ from sdrt.artefacts.store import Store
 from sdrt.engines.builders import builder
 from sdrt.errors import ArtefactError, BackendUnavailableError, NumericError, UsageError
 from sdrt.export import calibration, quantised_bundle
-from sdrt.export.calibration import open_session
+from sdrt.export.cpu_session import open_cpu_session
 from sdrt.export.quantised_bundle import quantise_bundle
 from sdrt.libraries import openvino as openvino_library
 from sdrt.prepare.bundles import bundle_precision, open_bundle
@@ -64,7 +64,7 @@ def test_an_engine_computes_what_the_graph_says(
     asked = job(quantised, component, tmp_path, backend="openvino", precision="int8", batch=batch)
     engine = OpenVinoEngine(component, builder("openvino").build(asked), tmp_path, 1)
     given = feeds("unet", 2) if component == "unet" else step_feeds(quantised, 2)
-    expected = open_session(str(quantised.graph(component))).run(None, given)[0]
+    expected = open_cpu_session(quantised.graph(component)).run(None, given)[0]
     found = next(iter(engine.run(**given).values()))
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < TOLERANCE
 
