@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdrt.artefacts.store import Store
-from sdrt.compare.against import read_comparison
+from sdrt.compare.changes import read_comparison
 from tests.makefile import make
 
 

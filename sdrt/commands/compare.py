@@ -32,9 +32,9 @@ from sdrt.terminal import printable
 
 if TYPE_CHECKING:
     from sdrt.artefacts.manifest import Precision
-    from sdrt.compare.compare import Settings
+    from sdrt.compare.compare import ComparisonSettings
     from sdrt.compare.schema import Comparison
-    from sdrt.compare.subject import Asked
+    from sdrt.compare.subject import SubjectRequest
 
 
 #: Where in a report's folder tensors are saved.
@@ -114,7 +114,7 @@ def run(options: Options) -> None:
     except ModuleNotFoundError as error:
         hint = extra_line("cpu", "export", "compare")
         raise BackendUnavailableError(f"{error.name} is needed to compare and is not installed", hint=hint) from error
-    from sdrt.compare.against import against, read_comparison
+    from sdrt.compare.changes import find_changes, read_comparison
     from sdrt.compare.report import write_report
     from sdrt.compare.summary import table
     from sdrt.compare.tensors import remove_tensors
@@ -128,7 +128,7 @@ def run(options: Options) -> None:
     earlier = read_comparison(options.against) if options.against else None
     comparison, pairs = compare(asked, settings, progress)
     if earlier is not None:
-        comparison = comparison.model_copy(update={"against": against(earlier, comparison)})
+        comparison = comparison.model_copy(update={"against": find_changes(earlier, comparison)})
     report = write_report(options.report, comparison, pairs) if options.report else None
     if options.report is not None and not options.save_tensors:
         # Beside a report lies what belongs to it, and not what an earlier one had.
@@ -164,10 +164,10 @@ def check_self_test(options: Options) -> None:
         raise UsageError(f"--self-test does not go with {name}", hint=hint)
 
 
-def _what(options: Options) -> Asked:
-    from sdrt.compare.subject import Asked
+def _what(options: Options) -> SubjectRequest:
+    from sdrt.compare.subject import SubjectRequest
 
-    return Asked(
+    return SubjectRequest(
         options.folder,
         options.checkpoint,
         options.revision,
@@ -179,12 +179,12 @@ def _what(options: Options) -> Asked:
     )
 
 
-def _how(options: Options) -> Settings:
-    from sdrt.compare.compare import Settings
+def _how(options: Options) -> ComparisonSettings:
+    from sdrt.compare.compare import ComparisonSettings
     from sdrt.compare.prompts import read_prompts
     from sdrt.compare.tolerances import load
 
-    return Settings(
+    return ComparisonSettings(
         load(options.tolerances),
         read_prompts(options.prompts) if options.prompts else None,
         options.steps,

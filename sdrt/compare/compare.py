@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from sdrt.compare.bisect import check_available, locate
 from sdrt.compare.components import CAUSAL, compare_components, unavailable
-from sdrt.compare.faults import self_test
+from sdrt.compare.faults import run_planted_faults
 from sdrt.compare.inputs import Inputs
 from sdrt.compare.perceptual import open_lpips
 from sdrt.compare.pictures import Pair, compare_pictures
 from sdrt.compare.prompts import PromptSeed, default_prompts
-from sdrt.compare.reference import Reference, Trajectory
+from sdrt.compare.reference import Reference, ReferenceTrajectory
 from sdrt.compare.schema import (
     Compared,
     Comparison,
@@ -23,11 +23,11 @@ from sdrt.compare.schema import (
     Engines,
     FaultResult,
     PictureResult,
-    Source,
+    SubjectSource,
     TrajectoryResult,
     verdict,
 )
-from sdrt.compare.subject import Asked, Subject, open_graphs, open_subject
+from sdrt.compare.subject import Subject, SubjectRequest, open_graphs, open_subject
 from sdrt.compare.tensors import check_replaceable, save_tensors
 from sdrt.compare.tolerances import Tolerances
 from sdrt.compare.trajectories import compare_trajectories, draw
@@ -61,7 +61,7 @@ PACKAGES = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class ComparisonSettings:
     """How to compare.
 
     Attributes:
@@ -82,16 +82,18 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Against:
+class ReferenceRun:
     """What is compared with: PyTorch's networks, what they drew, and the inputs that components met on the way."""
 
     reference: Reference
     prompts: tuple[PromptSeed, ...]
-    trajectory: Trajectory
+    trajectory: ReferenceTrajectory
     inputs: Inputs
 
 
-def compare(asked: Asked, settings: Settings, progress: Progress = silent) -> tuple[Comparison, tuple[Pair, ...]]:
+def compare(
+    request: SubjectRequest, settings: ComparisonSettings, progress: Progress = silent
+) -> tuple[Comparison, tuple[Pair, ...]]:
     """Compare what was built with PyTorch.
 
     Returns:
@@ -104,7 +106,7 @@ def compare(asked: Asked, settings: Settings, progress: Progress = silent) -> tu
         check_replaceable(settings.tensors)
     if settings.bisect:
         check_available()
-    subject = open_subject(asked, progress, settings.threads)
+    subject = open_subject(request, progress, settings.threads)
     if settings.tensors is not None and subject.bundle is None:
         hint = "give the bundle that the engines were built from"
         raise UsageError("tensors are saved for a bundle's graphs; engines are given", hint=hint)
@@ -112,22 +114,24 @@ def compare(asked: Asked, settings: Settings, progress: Progress = silent) -> tu
     mismatch = checkpoint.digest != subject.made_from.digest
     if mismatch:
         progress.note(f"warning: this was made from {subject.made_from.name}, whose digest is not {checkpoint.name}'s")
-    torch = _reference(checkpoint, subject.token_merging, settings, progress)
-    components = _components(torch, subject, settings, progress)
+    reference_run = _reference(checkpoint, subject.token_merging, settings, progress)
+    components = _components(reference_run, subject, settings, progress)
     if settings.tensors is not None and subject.bundle is not None:
-        for line in save_tensors(settings.tensors, torch.reference, subject.bundle, torch.inputs, settings.tolerances):
+        for line in save_tensors(
+            settings.tensors, reference_run.reference, subject.bundle, reference_run.inputs, settings.tolerances
+        ):
             progress.note(line)
     runs = subject.engines is not None and not unavailable(subject.made)
     # Opening it may fetch a network, which nobody needs where nothing is drawn.
     lpips, about_lpips = open_lpips() if runs else (None, "not measured: no picture was drawn")
-    trajectories, pictures, pairs = _drawn(torch, subject, settings, lpips, progress)
+    trajectories, pictures, pairs = _drawn(reference_run, subject, settings, lpips, progress)
     outcomes = [each.outcome for group in (components, trajectories, pictures) for each in group]
     engines = subject.engines
     comparison = Comparison(
         schema_version=1,
         sdrt=__version__,
         outcome=verdict(outcomes),
-        checkpoint=Source(name=subject.made_from.name, digest=subject.made_from.digest),
+        checkpoint=SubjectSource(name=subject.made_from.name, digest=subject.made_from.digest),
         compared_with=Compared(name=checkpoint.name, digest=checkpoint.digest, mismatch=mismatch),
         bundle_digest=subject.bundle_digest,
         engines=Engines(key=engines.manifest.key, digest=engines.digest) if engines else None,
@@ -144,19 +148,23 @@ def compare(asked: Asked, settings: Settings, progress: Progress = silent) -> tu
     return comparison, pairs
 
 
-def check_faults(asked: Asked, settings: Settings, progress: Progress = silent) -> tuple[FaultResult, ...]:
+def check_faults(
+    request: SubjectRequest, settings: ComparisonSettings, progress: Progress = silent
+) -> tuple[FaultResult, ...]:
     """Plant every fault in a copy of a bundle in fp32, and see whether the comparison finds it on ONNX Runtime.
 
     Raises:
         UsageError: Engines are given, which are compiled and hold no graph to plant a fault in, or another precision.
         NumericError: The bundle does not pass as it is.
     """
-    bundle, checkpoint = open_graphs(asked, progress)
-    torch = _reference(checkpoint, bundle.manifest.token_merging, settings, progress)
-    return self_test(torch.reference, bundle, torch.inputs, settings.tolerances, progress)
+    bundle, checkpoint = open_graphs(request, progress)
+    reference_run = _reference(checkpoint, bundle.manifest.token_merging, settings, progress)
+    return run_planted_faults(reference_run.reference, bundle, reference_run.inputs, settings.tolerances, progress)
 
 
-def _reference(checkpoint: Checkpoint, token_merging: float | None, settings: Settings, progress: Progress) -> Against:
+def _reference(
+    checkpoint: Checkpoint, token_merging: float | None, settings: ComparisonSettings, progress: Progress
+) -> ReferenceRun:
     """Denoise the prompts by PyTorch, with as many tokens merged as in what is compared."""
     prompts = settings.prompts or default_prompts(checkpoint.name)
     pictures = tuple(Picture(each.prompt, "", each.seed) for each in prompts)
@@ -164,20 +172,20 @@ def _reference(checkpoint: Checkpoint, token_merging: float | None, settings: Se
     if token_merging is not None:
         progress.note(f"the reference merges {token_merging} of the tokens too; what that costs is not compared")
     trajectory = reference.denoise(Request(pictures, settings.steps, GUIDANCE_SCALE), progress)
-    return Against(reference, prompts, trajectory, Inputs(reference, trajectory))
+    return ReferenceRun(reference, prompts, trajectory, Inputs(reference, trajectory))
 
 
 def _components(
-    torch: Against, subject: Subject, settings: Settings, progress: Progress
+    reference_run: ReferenceRun, subject: Subject, settings: ComparisonSettings, progress: Progress
 ) -> tuple[ComponentResult, ...]:
     """Every component of the subject, in causal order, denoise_step of its own set included."""
     found: list[ComponentResult] = []
     sources = (subject.made,) if subject.step is None else (subject.made, subject.step)
     for source in sources:
         found += compare_components(
-            torch.reference,
+            reference_run.reference,
             source,
-            torch.inputs,
+            reference_run.inputs,
             settings.tolerances,
             progress,
             bundle=subject.bundle,
@@ -185,30 +193,34 @@ def _components(
         )
     found.sort(key=lambda result: CAUSAL.index(result.component))
     if settings.bisect:
-        found = [_located(each, torch, subject, progress) if each.outcome == "failed" else each for each in found]
+        found = [
+            _located(each, reference_run, subject, progress) if each.outcome == "failed" else each for each in found
+        ]
     return tuple(found)
 
 
-def _located(result: ComponentResult, torch: Against, subject: Subject, progress: Progress) -> ComponentResult:
+def _located(
+    result: ComponentResult, reference_run: ReferenceRun, subject: Subject, progress: Progress
+) -> ComponentResult:
     """A failed component with the first tensor of its graph that departs."""
-    cases = torch.inputs.cases(result.component, subject.limits(result.component))
-    return locate(result, torch.reference, subject.made.model, subject.bundle, cases, progress)
+    cases = reference_run.inputs.cases(result.component, subject.limits(result.component))
+    return locate(result, reference_run.reference, subject.made.model, subject.bundle, cases, progress)
 
 
 def _drawn(
-    torch: Against, subject: Subject, settings: Settings, lpips: Lpips | None, progress: Progress
+    reference_run: ReferenceRun, subject: Subject, settings: ComparisonSettings, lpips: Lpips | None, progress: Progress
 ) -> tuple[tuple[TrajectoryResult, ...], tuple[PictureResult, ...], tuple[Pair, ...]]:
     """Trajectories and pictures; none where the backend cannot run here."""
-    engines, reference = subject.engines, torch.reference
+    engines, reference = subject.engines, reference_run.reference
     if engines is None or unavailable(subject.made):
         return (), (), ()
     reference.release()
-    drawn = draw(engines, torch.trajectory.request, progress, threads=settings.threads)
-    trajectories = compare_trajectories(torch.trajectory, drawn, engines, settings.tolerances)
-    expected = reference.decode(torch.trajectory.latents[-1])
+    drawn = draw(engines, reference_run.trajectory.request, progress, threads=settings.threads)
+    trajectories = compare_trajectories(reference_run.trajectory, drawn, engines, settings.tolerances)
+    expected = reference.decode(reference_run.trajectory.latents[-1])
     pairs = tuple(
-        Pair(asked, picture, each.picture, each.error)
-        for asked, picture, each in zip(torch.prompts, expected, drawn, strict=True)
+        Pair(prompt_seed, picture, each.picture, each.error)
+        for prompt_seed, picture, each in zip(reference_run.prompts, expected, drawn, strict=True)
     )
     tolerance = settings.tolerances.of("", engines.manifest.backend, engines.manifest.precision, "picture")
     scored = reference.checkpoint.name == "demo"

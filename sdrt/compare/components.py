@@ -79,11 +79,11 @@ def compare_components(
         SdrtError: The engines do not open, or the checkpoint is malformed.
     """
     made = source if isinstance(source, Candidate) else candidate(source, threads=threads)
-    asked = [name for name in CAUSAL if name in (made.parts if components is None else components)]
+    names = [name for name in CAUSAL if name in (made.parts if components is None else components)]
     missing = unavailable(made)
     results = []
-    with progress.stage("compare components", len(asked)) as advance:
-        for name in asked:
+    with progress.stage("compare components", len(names)) as advance:
+        for name in names:
             if name not in made.parts:
                 results.append(_unverified(name, made, f"the engines hold no {name}"))
             elif missing:

@@ -59,7 +59,7 @@ class Fault:
     scaling_factor: float | None = None
 
 
-def self_test(
+def run_planted_faults(
     reference: Reference,
     bundle: Bundle,
     inputs: Inputs,

@@ -13,7 +13,7 @@ from sdrt.artefacts.manifest import ComponentName
 
 if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import BatchRange
-    from sdrt.compare.reference import Reference, Trajectory
+    from sdrt.compare.reference import Reference, ReferenceTrajectory
 
 Array = npt.NDArray[Any]
 
@@ -41,7 +41,7 @@ class Inputs:
         batches: Batches to run at.
     """
 
-    def __init__(self, reference: Reference, trajectory: Trajectory, batches: Sequence[int] = BATCHES) -> None:
+    def __init__(self, reference: Reference, trajectory: ReferenceTrajectory, batches: Sequence[int] = BATCHES) -> None:
         self.reference = reference
         self.trajectory = trajectory
         self.batches = tuple(batches)
@@ -145,7 +145,7 @@ def allowed(batches: Sequence[int], limits: BatchRange | None) -> tuple[int, ...
     return tuple(sorted({*inside, limits.max}))
 
 
-def positions(trajectory: Trajectory) -> dict[str, int]:
+def positions(trajectory: ReferenceTrajectory) -> dict[str, int]:
     """Steps worth looking at, by name.
 
     The first has no history, whatever the noise; early, middle and late are a tenth, a half and nine tenths of the way;

@@ -25,7 +25,7 @@ CELL, LINE = 256, 22
 class Pair:
     """One picture twice. ``candidate`` is None where it could not be made, and ``reason`` says why."""
 
-    asked: PromptSeed
+    prompt_seed: PromptSeed
     reference: Image.Image
     candidate: Image.Image | None
     reason: str = ""
@@ -46,12 +46,12 @@ def compare_pictures(
 
 
 def _compare(pair: Pair, tolerance: ToleranceRecord | None, scored: bool, lpips: Lpips | None) -> PictureResult:
-    asked, reference, candidate = pair.asked, pair.reference, pair.candidate
-    expected = scene_verdict(reference, asked.prompt) if scored else None
+    prompt_seed, reference, candidate = pair.prompt_seed, pair.reference, pair.candidate
+    expected = scene_verdict(reference, prompt_seed.prompt) if scored else None
     if candidate is None:
         return PictureResult(
-            prompt=asked.prompt,
-            seed=asked.seed,
+            prompt=prompt_seed.prompt,
+            seed=prompt_seed.seed,
             psnr_db=None,
             ssim=None,
             lpips=None,
@@ -62,13 +62,13 @@ def _compare(pair: Pair, tolerance: ToleranceRecord | None, scored: bool, lpips:
             reason=pair.reason or "there is no picture",
         )
     found = PictureResult(
-        prompt=asked.prompt,
-        seed=asked.seed,
+        prompt=prompt_seed.prompt,
+        seed=prompt_seed.seed,
         psnr_db=psnr_db(reference, candidate),
         ssim=ssim(reference, candidate),
         lpips=lpips(reference, candidate) if lpips else None,
         reference_verdict=expected,
-        candidate_verdict=scene_verdict(candidate, asked.prompt) if scored else None,
+        candidate_verdict=scene_verdict(candidate, prompt_seed.prompt) if scored else None,
         tolerance=tolerance,
         outcome="unverified",
         reason="",

@@ -47,7 +47,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.flo
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
+class ReferenceTrajectory:
     """How the reference denoised the n pictures of a request.
 
     Attributes:
@@ -140,7 +140,7 @@ class Reference:
                 self._outputs[key] = {source.output[0]: _run(source, feeds, DTYPES[precision])}
         return self._outputs[key]
 
-    def denoise(self, request: Request, progress: Progress = silent) -> Trajectory:
+    def denoise(self, request: Request, progress: Progress = silent) -> ReferenceTrajectory:
         """Denoise every picture of a request, keeping the latents after each step.
 
         Raises:
@@ -163,7 +163,7 @@ class Reference:
                 halves = states.reshape(-1, len(noise), *states.shape[1:])[:, chosen]
                 parts.append(self._denoise(noise[chosen], halves, request, advance))
         scheduler = parts[0].scheduler
-        return Trajectory(
+        return ReferenceTrajectory(
             request,
             input_ids,
             states,

@@ -150,7 +150,7 @@ class Compared(Record):
     mismatch: bool
 
 
-class Source(Record):
+class SubjectSource(Record):
     """The checkpoint that the candidate was made from, as its manifest says."""
 
     name: str
@@ -164,7 +164,7 @@ class Engines(Record):
     digest: Digest
 
 
-class Move(Record):
+class FigureChange(Record):
     """A figure or an outcome that is not what it was. ``worse`` is None where neither of the two is worse.
 
     ``what`` says of what, as "unet, early, batch 2, out_sample"; ``figure`` is the field's name. Steps are counted from
@@ -178,11 +178,11 @@ class Move(Record):
     worse: bool | None
 
 
-class Against(Record):
+class ChangeReport(Record):
     """What moved since an earlier comparison, made at ``created``."""
 
     created: str
-    moved: tuple[Move, ...]
+    moved: tuple[FigureChange, ...]
 
 
 class Comparison(Record):
@@ -191,7 +191,7 @@ class Comparison(Record):
     schema_version: Literal[1]
     sdrt: str
     outcome: Outcome
-    checkpoint: Source
+    checkpoint: SubjectSource
     compared_with: Compared
     bundle_digest: Digest
     engines: Engines | None
@@ -204,7 +204,7 @@ class Comparison(Record):
     pictures: tuple[PictureResult, ...]
     environment: dict[str, str]
     created: str
-    against: Against | None = None
+    against: ChangeReport | None = None
 
 
 def verdict(outcomes: Iterable[Outcome]) -> Outcome:

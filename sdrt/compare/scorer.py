@@ -77,16 +77,16 @@ def score(picture: Image.Image | NDArray[np.uint8], caption: str) -> Verdict:
         >>> score(Image.new("RGB", (512, 512), (220, 40, 40)), "a red circle on red").count
         False
     """
-    asked = parse_caption(caption)
+    wanted = parse_caption(caption)
     background, objects = find_objects(picture)
-    if not asked.things:
+    if not wanted.things:
         valid = 1 <= len(objects) <= 2
         return Verdict(True, valid, valid, all(found.shape for found in objects), valid, valid)
-    background_right = asked.background in ("", background)
-    if len(objects) != len(asked.things):
+    background_right = wanted.background in ("", background)
+    if len(objects) != len(wanted.things):
         return Verdict(background_right, False, False, False, False, False)
     orders = (objects, objects[::-1]) if len(objects) == 2 else (objects,)
-    return max((_judge(asked, order, background_right) for order in orders), key=_rank)
+    return max((_judge(wanted, order, background_right) for order in orders), key=_rank)
 
 
 def find_objects(picture: Image.Image | NDArray[np.uint8]) -> tuple[str, list[Found]]:
@@ -196,16 +196,16 @@ def _relation_holds(relation: str, first: Found, second: Found) -> bool:
     return along > min(abs(right), abs(down))
 
 
-def _judge(asked: Scene, objects: list[Found], background_right: bool) -> Verdict:
+def _judge(wanted: Scene, objects: list[Found], background_right: bool) -> Verdict:
     """Judge objects in the order in which the caption names them."""
-    pairs: list[tuple[Thing, Found]] = list(zip(asked.things, objects, strict=True))
+    pairs: list[tuple[Thing, Found]] = list(zip(wanted.things, objects, strict=True))
     return Verdict(
         background=background_right,
         count=True,
         colour=all(thing.colour in ("", found.colour) for thing, found in pairs),
         shape=all(thing.shape == found.shape for thing, found in pairs),
         size=all(thing.size in ("", _size_word(len(pairs), found.radius)) for thing, found in pairs),
-        relation=not asked.relation or _relation_holds(asked.relation, *objects),
+        relation=not wanted.relation or _relation_holds(wanted.relation, *objects),
     )
 
 

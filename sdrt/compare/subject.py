@@ -31,7 +31,7 @@ WITHOUT_GPU = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
-class Asked:
+class SubjectRequest:
     """What the user names. ``folder`` is a bundle or an engine set; without one, the checkpoint's engines are made."""
 
     folder: Path | None = None
@@ -79,7 +79,7 @@ class Subject:
         return parts[component].batch
 
 
-def open_subject(asked: Asked, progress: Progress, threads: int | None = None) -> Subject:
+def open_subject(request: SubjectRequest, progress: Progress, threads: int | None = None) -> Subject:
     """Open what is compared, and the checkpoint that it is compared with; export and build what is missing.
 
     A GPU's backend that cannot run here is not built either: it cannot be verified.
@@ -89,63 +89,65 @@ def open_subject(asked: Asked, progress: Progress, threads: int | None = None) -
         ArtefactError: The folder is neither a bundle nor an engine set, or is malformed; or the checkpoint is not here.
         BackendUnavailableError: A backend of the CPU is not installed.
     """
-    source = _source(asked)
-    if _holds_engines(asked):
-        given = Source(engines=asked.folder, trust=asked.trust)
-        engines = prepare(given, backend=asked.backend, precision=asked.precision, store=asked.store)
+    source = _source(request)
+    if _holds_engines(request):
+        given = Source(engines=request.folder, trust=request.trust)
+        engines = prepare(given, backend=request.backend, precision=request.precision, store=request.store)
         manifest = engines.manifest
         made_from = engines.checkpoint
-        checkpoint = open_reference(asked, made_from)
+        checkpoint = open_reference(request, made_from)
         made = candidate(engines, threads=threads)
         if not set(DEEPCACHE).isdisjoint(made.parts):
             progress.note("DeepCache's passes are not compared one by one; pictures are drawn with every step whole")
         return Subject(made, engines, None, None, made_from, checkpoint, manifest.bundle_digest)
-    if asked.trust is not None:
+    if request.trust is not None:
         raise UsageError("--trust is for engines, and none are given", hint="give the engines' folder, or leave it out")
-    return _from_bundle(asked, source, progress, threads)
+    return _from_bundle(request, source, progress, threads)
 
 
-def open_graphs(asked: Asked, progress: Progress) -> tuple[Bundle, Checkpoint]:
+def open_graphs(request: SubjectRequest, progress: Progress) -> tuple[Bundle, Checkpoint]:
     """The bundle in fp32 that faults are planted in, exported if it is missing, and the checkpoint it is held against.
 
     Raises:
         UsageError: Engines are given, which hold no graph, or a bundle that is not in fp32.
         ArtefactError: As `open_subject`.
     """
-    source = _source(asked)
-    if _holds_engines(asked):
+    source = _source(request)
+    if _holds_engines(request):
         raise UsageError("--self-test needs a bundle; engines are given", hint="give the bundle they were built from")
-    bundle = open_bundle(source, Store.at(asked.store), progress=progress)
+    bundle = open_bundle(source, Store.at(request.store), progress=progress)
     precision = bundle.manifest.precision
     if precision != "fp32":
         hint = "export one with --precision fp32: what faults do would drown in rounding"
         raise UsageError(f"--self-test needs a bundle in fp32; {bundle.path} is in {precision}", hint=hint)
-    return bundle, open_reference(asked, bundle.checkpoint)
+    return bundle, open_reference(request, bundle.checkpoint)
 
 
-def _source(asked: Asked) -> Source:
+def _source(request: SubjectRequest) -> Source:
     """The bundle or checkpoint of what is asked.
 
     Raises:
         UsageError: A revision is given of no checkpoint.
     """
-    named = Source(asked.checkpoint, asked.revision, variant=asked.variant)
-    return named if asked.folder is None else Source(bundle=asked.folder)
+    named = Source(request.checkpoint, request.revision, variant=request.variant)
+    return named if request.folder is None else Source(bundle=request.folder)
 
 
-def _holds_engines(asked: Asked) -> bool:
+def _holds_engines(request: SubjectRequest) -> bool:
     """Whether the folder asked for is an engine set's."""
-    return asked.folder is not None and "backend" in json.loads(read_manifest(asked.folder, ArtefactError))
+    return request.folder is not None and "backend" in json.loads(read_manifest(request.folder, ArtefactError))
 
 
-def _from_bundle(asked: Asked, source: Source, progress: Progress, threads: int | None) -> Subject:
-    store = Store.at(asked.store)
-    choice = choose(source, backend=asked.backend, precision=asked.precision, store=asked.store, progress=progress)
+def _from_bundle(request: SubjectRequest, source: Source, progress: Progress, threads: int | None) -> Subject:
+    store = Store.at(request.store)
+    choice = choose(
+        source, backend=request.backend, precision=request.precision, store=request.store, progress=progress
+    )
     backend = choice.backend
     exported = bundle_precision(backend, choice.precision)
     bundle = open_bundle(source, store, precision=exported, progress=progress)
     record = bundle.checkpoint
-    checkpoint = open_reference(asked, record)
+    checkpoint = open_reference(request, record)
     try:
         available(backend)
     except BackendUnavailableError as error:
@@ -154,22 +156,22 @@ def _from_bundle(asked: Asked, source: Source, progress: Progress, threads: int 
         progress.note(f"{backend} cannot be verified here: {error.message}")
         made = replace(candidate(bundle, threads=threads), backend=backend)
         return Subject(made, None, None, bundle, record, checkpoint, bundle.digest)
-    request = build_request(choice, bundle)
-    engines = engines_build.build(bundle, request, store, progress)
+    engine_request = build_request(choice, bundle)
+    engines = engines_build.build(bundle, engine_request, store, progress)
     step = None
     if "denoise_step" in bundle.manifest.components and "denoise_step" not in engines.manifest.components:
-        step = engines_build.build(bundle, replace(request, components=("denoise_step",)), store, progress)
+        step = engines_build.build(bundle, replace(engine_request, components=("denoise_step",)), store, progress)
     return Subject(candidate(engines, threads=threads), engines, step, bundle, record, checkpoint, bundle.digest)
 
 
-def open_reference(asked: Asked, made_from: CheckpointRecord) -> Checkpoint:
+def open_reference(request: SubjectRequest, made_from: CheckpointRecord) -> Checkpoint:
     """The checkpoint to compare with: the one asked for, or the one that the subject was made from.
 
     Raises:
         CheckpointError: It is not here, or malformed.
     """
-    if asked.checkpoint is not None:
-        return open_checkpoint(asked.checkpoint, revision=asked.revision, variant=asked.variant)
+    if request.checkpoint is not None:
+        return open_checkpoint(request.checkpoint, revision=request.revision, variant=request.variant)
     found = find_recorded(made_from)
     if found is None:
         hint = "name its place with --checkpoint"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from sdrt.compare.pictures import label
 from sdrt.compare.schema import (
-    Against,
+    ChangeReport,
     Comparison,
     ComponentCase,
     ComponentResult,
@@ -72,7 +72,7 @@ def mismatch(comparison: Comparison) -> str:
     )
 
 
-def _moved(earlier: Against) -> list[str]:
+def _moved(earlier: ChangeReport) -> list[str]:
     """What moved, the worse first, as much of it as one looks at on a terminal."""
     count = len(earlier.moved)
     lines = [f"since {earlier.created}: {f'{count} figures moved' if count else 'nothing moved'}"]

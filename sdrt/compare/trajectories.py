@@ -22,7 +22,7 @@ from sdrt.progress import Progress, silent
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdrt.compare.reference import Trajectory
+    from sdrt.compare.reference import ReferenceTrajectory
     from sdrt.runtime.request import Request
 
 Latents = npt.NDArray[np.float32]
@@ -85,7 +85,7 @@ def _draw_together(pipeline: Pipeline, request: Request, progress: Progress) -> 
 
 
 def compare_trajectories(
-    reference: Trajectory, drawn: Sequence[Drawn], engines: EngineSet, tolerances: Tolerances
+    reference: ReferenceTrajectory, drawn: Sequence[Drawn], engines: EngineSet, tolerances: Tolerances
 ) -> tuple[TrajectoryResult, ...]:
     """One result a picture of the request.
 
@@ -102,7 +102,9 @@ def compare_trajectories(
     return tuple(_compare(reference, index, each, tolerance) for index, each in enumerate(drawn))
 
 
-def _compare(reference: Trajectory, index: int, drawn: Drawn, tolerance: ToleranceRecord | None) -> TrajectoryResult:
+def _compare(
+    reference: ReferenceTrajectory, index: int, drawn: Drawn, tolerance: ToleranceRecord | None
+) -> TrajectoryResult:
     picture, steps = reference.request.pictures[index], reference.request.num_inference_steps
     errors: list[float] = []
     reason = ""

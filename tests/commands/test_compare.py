@@ -21,7 +21,7 @@ from sdrt.compare import components, subject
 from sdrt.compare.pictures import Pair
 from sdrt.compare.prompts import PromptSeed
 from sdrt.compare.schema import Comparison, FaultResult
-from sdrt.compare.subject import Asked
+from sdrt.compare.subject import SubjectRequest
 from sdrt.engines import build as engines_build
 from sdrt.errors import BackendUnavailableError
 from tests.command_line import CommandLine, Ended
@@ -39,13 +39,13 @@ def prompts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> Callable[[Comparison], list[tuple[Asked, Any]]]:
+def found(monkeypatch: pytest.MonkeyPatch) -> Callable[[Comparison], list[tuple[SubjectRequest, Any]]]:
     """Makes the command find what a test says; gives what it was asked."""
 
-    def find(made: Comparison) -> list[tuple[Asked, Any]]:
-        asked: list[tuple[Asked, Any]] = []
+    def find(made: Comparison) -> list[tuple[SubjectRequest, Any]]:
+        asked: list[tuple[SubjectRequest, Any]] = []
 
-        def compare(what: Asked, how: Any, _progress: object) -> tuple[Comparison, tuple[Pair, ...]]:
+        def compare(what: SubjectRequest, how: Any, _progress: object) -> tuple[Comparison, tuple[Pair, ...]]:
             asked.append((what, how))
             black = Image.new("RGB", (64, 64))
             return made, tuple(Pair(PromptSeed(each.prompt, each.seed), black, black) for each in made.pictures)
@@ -64,7 +64,7 @@ def test_what_passed_exits_0(sdrt: CommandLine, found: Any) -> None:
         "passed: 2 of 2 components passed; 1 of 1 trajectory passed; 1 of 1 picture passed"
     )
     ((what, how),) = asked
-    assert what == Asked(backend="openvino", precision="bf16")
+    assert what == SubjectRequest(backend="openvino", precision="bf16")
     assert (how.steps, how.bisect, how.threads, how.prompts, how.tensors) == (7, True, 2, None, None)
 
 
@@ -240,11 +240,11 @@ def test_faults_are_planted_in_fp32_graphs_and_nothing_is_built(
     monkeypatch.setattr(engines_build, "build", lambda *_: pytest.fail("engines are built"))
     monkeypatch.setattr(comparing, "_reference", lambda *_: SimpleNamespace(reference=None, inputs=None))
 
-    def self_test(_: object, bundle: Bundle, *_others: object) -> tuple[FaultResult, ...]:
+    def run_planted_faults(_: object, bundle: Bundle, *_others: object) -> tuple[FaultResult, ...]:
         tested.append(bundle)
         return ()
 
-    monkeypatch.setattr(comparing, "self_test", self_test)
+    monkeypatch.setattr(comparing, "run_planted_faults", run_planted_faults)
     words: list[str | Path | int] = ["--checkpoint", tiny_path, "--store", tmp_path / "store", "--self-test"]
     ended = sdrt("compare", tiny_bundle.path, *words, "--backend", "onnxruntime", "--precision", "fp32")
     assert ended.code == 0, ended.err

@@ -15,7 +15,7 @@ from sdrt.compare.schema import (
     Outcome,
     OutputResult,
     PictureResult,
-    Source,
+    SubjectSource,
     ToleranceRecord,
     TrajectoryResult,
 )
@@ -86,7 +86,7 @@ def comparison(**changes: Any) -> Comparison:
         "schema_version": 1,
         "sdrt": "0.1.0",
         "outcome": "passed",
-        "checkpoint": Source(name="demo", digest="ab" * 32),
+        "checkpoint": SubjectSource(name="demo", digest="ab" * 32),
         "compared_with": Compared(name="demo", digest="ab" * 32, mismatch=False),
         "bundle_digest": "cd" * 32,
         "engines": Engines(key="12" * 32, digest="34" * 32),

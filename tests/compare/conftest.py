@@ -8,7 +8,7 @@ import pytest
 
 from sdrt.checkpoint import open_checkpoint
 from sdrt.compare.inputs import Inputs
-from sdrt.compare.reference import Reference, Trajectory
+from sdrt.compare.reference import Reference, ReferenceTrajectory
 from sdrt.runtime.request import make_request
 
 PROMPTS = ["a red circle above a blue square"]
@@ -23,12 +23,12 @@ def tiny_reference(tiny_path: Path) -> Reference:
 
 
 @pytest.fixture(scope="session")
-def tiny_trajectory(tiny_reference: Reference) -> Trajectory:
+def tiny_trajectory(tiny_reference: Reference) -> ReferenceTrajectory:
     """How it denoises one prompt."""
     return tiny_reference.denoise(make_request(PROMPTS, seed=5, num_inference_steps=STEPS))
 
 
 @pytest.fixture(scope="session")
-def tiny_inputs(tiny_reference: Reference, tiny_trajectory: Trajectory) -> Inputs:
+def tiny_inputs(tiny_reference: Reference, tiny_trajectory: ReferenceTrajectory) -> Inputs:
     """What its components meet, at batches 1 and 2."""
     return Inputs(tiny_reference, tiny_trajectory, (1, 2))

@@ -14,13 +14,13 @@ import torch
 from sdrt.artefacts.bundle import Bundle
 from sdrt.compare import bisect
 from sdrt.compare.bisect import Search, find_departure, locate
-from sdrt.compare.compare import Settings, compare
+from sdrt.compare.compare import ComparisonSettings, compare
 from sdrt.compare.components import CAUSAL
 from sdrt.compare.faults import FAULTS, Fault, plant
 from sdrt.compare.inputs import Case, Inputs
 from sdrt.compare.reference import Reference
 from sdrt.compare.schema import Departure, ToleranceRecord
-from sdrt.compare.subject import Asked
+from sdrt.compare.subject import SubjectRequest
 from sdrt.compare.tolerances import load
 from sdrt.errors import BackendUnavailableError
 from sdrt.export.shared_prefix import first_axis
@@ -188,7 +188,7 @@ def test_what_bisection_needs_is_looked_for_before_anything_is_run(
 
     monkeypatch.setattr(bisect, "available", missing)
     with pytest.raises(BackendUnavailableError, match="onnxruntime is not installed"):
-        compare(Asked(tmp_path / "nothing"), Settings(load(), bisect=True))
+        compare(SubjectRequest(tmp_path / "nothing"), ComparisonSettings(load(), bisect=True))
 
 
 @pytest.mark.long

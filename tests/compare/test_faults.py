@@ -19,7 +19,7 @@ from sdrt.artefacts.manifest import ComponentName
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.compare import faults
-from sdrt.compare.faults import FAULTS, plant, self_test
+from sdrt.compare.faults import FAULTS, plant, run_planted_faults
 from sdrt.compare.inputs import Inputs
 from sdrt.compare.reference import Reference
 from sdrt.compare.schema import FaultResult
@@ -104,7 +104,7 @@ def test_a_graph_with_nothing_to_plant_a_fault_in(tiny_bundle: Bundle, tmp_path:
 
 def test_an_unknown_fault_is_refused(tiny_reference: Reference, tiny_inputs: Inputs, tiny_bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="no planted fault 'gremlin'"):
-        self_test(tiny_reference, tiny_bundle, tiny_inputs, load(), names=["gremlin"])
+        run_planted_faults(tiny_reference, tiny_bundle, tiny_inputs, load(), names=["gremlin"])
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def only_text(tiny_bundle: Bundle) -> Bundle:
 
 def test_a_fault_is_found_and_blamed(tiny_reference: Reference, tiny_inputs: Inputs, only_text: Bundle) -> None:
     name = "weight-of-another-checkpoint"
-    found = self_test(tiny_reference, only_text, tiny_inputs, load(), names=[name])
+    found = run_planted_faults(tiny_reference, only_text, tiny_inputs, load(), names=[name])
     assert found == (
         FaultResult(name=name, found=True, expected_component="text_encoder", blamed_component="text_encoder"),
     )
@@ -127,7 +127,7 @@ def test_tolerances_that_pass_everything_find_nothing(
 ) -> None:
     name = "weight-of-another-checkpoint"
     loose = {key: row.model_copy(update={"relative_l2": 1e9, "peak": 1e9}) for key, row in load().table.items()}
-    (found,) = self_test(tiny_reference, only_text, tiny_inputs, Tolerances(loose), names=[name])
+    (found,) = run_planted_faults(tiny_reference, only_text, tiny_inputs, Tolerances(loose), names=[name])
     assert (found.found, found.blamed_component) == (False, None)
 
 
@@ -136,7 +136,9 @@ def test_a_bundle_that_fails_as_it_is_says_nothing_of_faults(
 ) -> None:
     tight = {key: row.model_copy(update={"relative_l2": 0.0}) for key, row in load().table.items()}
     with pytest.raises(NumericError, match="text_encoder is failed as it is"):
-        self_test(tiny_reference, only_text, tiny_inputs, Tolerances(tight), names=["weight-of-another-checkpoint"])
+        run_planted_faults(
+            tiny_reference, only_text, tiny_inputs, Tolerances(tight), names=["weight-of-another-checkpoint"]
+        )
 
 
 @pytest.mark.long
@@ -155,7 +157,7 @@ def test_every_fault_is_found_in_engines_and_blamed_on_its_component(
         request = BuildRequest("onnxruntime", "fp32", components=tuple(bundle.manifest.components))
         return engines_build.build(bundle, request, store, silent)
 
-    found = self_test(reference, bundle, Inputs(reference, track), load(), make=make)
+    found = run_planted_faults(reference, bundle, Inputs(reference, track), load(), make=make)
     assert len(found) == len(FAULTS)
     assert {each.name: each.blamed_component for each in found} == {
         name: fault.component for name, fault in FAULTS.items()

@@ -23,25 +23,25 @@ STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def against(tiny_reference: Reference) -> comparing.Against:
+def reference_run(tiny_reference: Reference) -> comparing.ReferenceRun:
     """PyTorch's side, which is the same for every fault."""
     request = make_request(PROMPT.prompt, seed=PROMPT.seed, num_inference_steps=STEPS)
     trajectory = tiny_reference.denoise(request)
-    return comparing.Against(tiny_reference, (PROMPT,), trajectory, Inputs(tiny_reference, trajectory, (1, 2)))
+    return comparing.ReferenceRun(tiny_reference, (PROMPT,), trajectory, Inputs(tiny_reference, trajectory, (1, 2)))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_report_of_a_planted_fault_blames_its_component(
     name: str,
-    against: comparing.Against,
+    reference_run: comparing.ReferenceRun,
     sdrt: CommandLine,
     tiny_bundle: Bundle,
     tiny_path: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(comparing, "_reference", lambda *_: against)
+    monkeypatch.setattr(comparing, "_reference", lambda *_: reference_run)
     fault = FAULTS[name]
     faulty = plant(tiny_bundle, fault, tmp_path / "faulty")
     words: list[str | Path | int] = ["--checkpoint", tiny_path, "--store", tmp_path / "store", "--steps", STEPS]

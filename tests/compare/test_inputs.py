@@ -7,7 +7,7 @@ import pytest
 
 from sdrt.artefacts.engine_set import BatchRange
 from sdrt.compare.inputs import Inputs, allowed, positions
-from sdrt.compare.reference import Reference, Trajectory
+from sdrt.compare.reference import Reference, ReferenceTrajectory
 from sdrt.runtime.request import make_request
 from sdrt.sampling.lms import Schedule
 
@@ -27,7 +27,7 @@ def test_batches_within_the_profile_and_its_maximum(limits: BatchRange | None, b
 
 
 def test_the_trajectory_is_lms_over_the_checkpoints_betas(
-    tiny_reference: Reference, tiny_trajectory: Trajectory
+    tiny_reference: Reference, tiny_trajectory: ReferenceTrajectory
 ) -> None:
     schedule = Schedule.from_config(tiny_reference.checkpoint.scheduler, 6)
     np.testing.assert_allclose(tiny_trajectory.timesteps, schedule.timesteps, rtol=1e-6)
@@ -37,7 +37,7 @@ def test_the_trajectory_is_lms_over_the_checkpoints_betas(
     assert len(tiny_trajectory.latents) == 7
 
 
-def test_positions_of_a_trajectory(tiny_trajectory: Trajectory) -> None:
+def test_positions_of_a_trajectory(tiny_trajectory: ReferenceTrajectory) -> None:
     # 999, 799.2, 599.4, 399.6, 199.8, 0: steps 2 and 3 are as far from whole numbers, up to rounding.
     places = positions(tiny_trajectory)
     assert places["first and early"] == 0
@@ -46,7 +46,7 @@ def test_positions_of_a_trajectory(tiny_trajectory: Trajectory) -> None:
     assert tiny_trajectory.timesteps[most] % 1 == pytest.approx(0.5, abs=0.11)
 
 
-def test_unet_rows_are_both_halves_at_one_step(tiny_inputs: Inputs, tiny_trajectory: Trajectory) -> None:
+def test_unet_rows_are_both_halves_at_one_step(tiny_inputs: Inputs, tiny_trajectory: ReferenceTrajectory) -> None:
     cases = tiny_inputs.cases("unet", None)
     assert {case.batch for case in cases} == {1, 2}
     case = next(case for case in cases if "most fractional" in case.label)
@@ -61,7 +61,9 @@ def test_unet_rows_are_both_halves_at_one_step(tiny_inputs: Inputs, tiny_traject
     assert np.unique(cases[-1].feeds["timestep"]).size == 2
 
 
-def test_a_step_has_the_history_that_the_reference_had(tiny_inputs: Inputs, tiny_trajectory: Trajectory) -> None:
+def test_a_step_has_the_history_that_the_reference_had(
+    tiny_inputs: Inputs, tiny_trajectory: ReferenceTrajectory
+) -> None:
     case = next(case for case in tiny_inputs.cases("denoise_step", None) if case.label.startswith("late"))
     track = tiny_trajectory
     newest, *_, oldest = case.feeds["history"][0]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from demo.scenes import draw
-from sdrt.compare.against import against, read_comparison
+from sdrt.compare.changes import find_changes, read_comparison
 from sdrt.compare.error_plot import error_plot
 from sdrt.compare.pictures import Pair
 from sdrt.compare.prompts import PromptSeed
@@ -118,7 +118,7 @@ def test_what_a_user_named_is_shown_and_not_run() -> None:
         environment={ATTACK: ATTACK},
         backend=ATTACK,
     )
-    found = found.model_copy(update={"against": against(comparison(), found)})
+    found = found.model_copy(update={"against": find_changes(comparison(), found)})
     page = Page(render(found, [pair(ATTACK)]))
     assert "script" not in page.tags
     assert page.text.count(ATTACK) >= 10
@@ -146,11 +146,11 @@ def test_another_checkpoint_is_said_on_top() -> None:
 
 
 def test_what_moved_is_shown() -> None:
-    found = failed().model_copy(update={"against": against(comparison(), failed())})
+    found = failed().model_copy(update={"against": find_changes(comparison(), failed())})
     page = Page(render(found, [pair()]))
     assert "Since 2026-11-22T06:00:00Z" in page.text
     assert "worseunetoutcomepassedfailed" in page.text
-    same = comparison().model_copy(update={"against": against(comparison(), comparison())})
+    same = comparison().model_copy(update={"against": find_changes(comparison(), comparison())})
     assert "Nothing moved." in Page(render(same, [pair()])).text
 
 
@@ -220,15 +220,15 @@ def test_the_terminal_says_the_same() -> None:
 
 def test_what_moved_is_said_in_as_many_lines_as_one_reads() -> None:
     earlier = comparison(components=(component("unet", output(1.0)),))
-    lines = table(comparison().model_copy(update={"against": against(earlier, comparison())}))
+    lines = table(comparison().model_copy(update={"against": find_changes(earlier, comparison())}))
     assert "since 2026-11-22T06:00:00Z: 4 figures moved" in lines
     assert "  better: unet, early, batch 2, y: relative_l2 1 -> 1e-05" in lines
     before = comparison(environment={"python": "3.11"})
     after = comparison(environment={"python": "3.11", **{f"package {k}": "2" for k in range(30)}})
-    lines = table(after.model_copy(update={"against": against(before, after)}))
+    lines = table(after.model_copy(update={"against": find_changes(before, after)}))
     assert lines[-2] == "  and 10 more, which the report and --json have"
     assert len([line for line in lines if line.startswith("  other: environment")]) == 20
-    same = comparison().model_copy(update={"against": against(comparison(), comparison())})
+    same = comparison().model_copy(update={"against": find_changes(comparison(), comparison())})
     assert "since 2026-11-22T06:00:00Z: nothing moved" in table(same)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.manifest import COMPONENTS, DEEPCACHE, ComponentName
-from sdrt.compare.subject import Asked, open_subject
+from sdrt.compare.subject import SubjectRequest, open_subject
 from tests.engines.notes import Notes
 from tests.runtime.conftest import hand_sets
 
@@ -24,7 +24,7 @@ def test_passes_of_deepcache_are_said_to_be_left_out(
     components: tuple[ComponentName, ...], said: list[str], hand_sets: Callable[..., EngineSet], tmp_path: Path
 ) -> None:
     engines, notes = hand_sets(components=components), Notes()
-    asked = Asked(folder=engines.path, checkpoint="demo", trust=engines.digest, store=tmp_path / "store")
+    asked = SubjectRequest(folder=engines.path, checkpoint="demo", trust=engines.digest, store=tmp_path / "store")
     subject = open_subject(asked, notes)
     assert set(subject.made.parts) == set(components)
     assert [note.partition(";")[0] for note in notes.notes] == said

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sdrt.artefacts.engine_set import EngineSet
-from sdrt.compare.reference import Reference, Trajectory
+from sdrt.compare.reference import Reference, ReferenceTrajectory
 from sdrt.compare.schema import TrajectoryResult
 from sdrt.compare.tolerances import Tolerances, load
 from sdrt.compare.trajectories import Drawn, Latents, compare_trajectories, draw, grows_at
@@ -27,18 +27,18 @@ def engines(tiny_engines: Engines) -> EngineSet:
     return tiny_engines("onnxruntime", "fp32")
 
 
-def with_error(trajectory: Trajectory, *shares: float) -> Drawn:
+def with_error(trajectory: ReferenceTrajectory, *shares: float) -> Drawn:
     """What a candidate drew whose latents are off by these shares, step by step."""
     steps = trajectory.latents[1:]
     return Drawn(tuple(x[0] * np.float32(1 + share) for x, share in zip(steps, shares, strict=False)), None)
 
 
-def compared(trajectory: Trajectory, drawn: Drawn, engines: EngineSet) -> TrajectoryResult:
+def compared(trajectory: ReferenceTrajectory, drawn: Drawn, engines: EngineSet) -> TrajectoryResult:
     (result,) = compare_trajectories(trajectory, [drawn], engines, load())
     return result
 
 
-def test_error_by_step(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+def test_error_by_step(tiny_trajectory: ReferenceTrajectory, engines: EngineSet) -> None:
     result = compared(tiny_trajectory, with_error(tiny_trajectory, 1e-5, 2e-5, 1e-2, 2e-2, 1e-4, 1e-5), engines)
     # A share of one step's latents, to the rounding of 1 + 1e-5 in float32.
     assert result.relative_l2 == pytest.approx((1e-5, 2e-5, 1e-2, 2e-2, 1e-4, 1e-5), rel=0.02)
@@ -46,7 +46,7 @@ def test_error_by_step(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
     assert result.reason.startswith("step 3: relative_l2 is 0.01; ")
 
 
-def test_all_within_passes(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+def test_all_within_passes(tiny_trajectory: ReferenceTrajectory, engines: EngineSet) -> None:
     result = compared(tiny_trajectory, with_error(tiny_trajectory, *[1e-5] * 6), engines)
     assert (result.outcome, result.reason, result.first_over) == ("passed", "", None)
     assert result.prompt == "a red circle above a blue square"
@@ -54,18 +54,18 @@ def test_all_within_passes(tiny_trajectory: Trajectory, engines: EngineSet) -> N
 
 
 @pytest.mark.parametrize("steps", [0, 5])
-def test_fewer_steps_never_pass(tiny_trajectory: Trajectory, engines: EngineSet, steps: int) -> None:
+def test_fewer_steps_never_pass(tiny_trajectory: ReferenceTrajectory, engines: EngineSet, steps: int) -> None:
     result = compared(tiny_trajectory, with_error(tiny_trajectory, *[0.0] * steps), engines)
     assert (result.outcome, result.reason) == ("failed", f"{steps} of 6 steps were run")
     assert len(result.relative_l2) == steps
 
 
-def test_what_stopped_a_run_is_said(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+def test_what_stopped_a_run_is_said(tiny_trajectory: ReferenceTrajectory, engines: EngineSet) -> None:
     drawn = replace(with_error(tiny_trajectory, 0.0), error="unet gave 1 NaN")
     assert compared(tiny_trajectory, drawn, engines).reason == "unet gave 1 NaN"
 
 
-def test_nan_never_passes(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+def test_nan_never_passes(tiny_trajectory: ReferenceTrajectory, engines: EngineSet) -> None:
     drawn = with_error(tiny_trajectory, *[0.0] * 6)
     drawn.latents[3][0, 0, 0] = np.nan
     result = compared(tiny_trajectory, drawn, engines)
@@ -73,7 +73,7 @@ def test_nan_never_passes(tiny_trajectory: Trajectory, engines: EngineSet) -> No
     assert result.reason.startswith("step 4: the candidate has 1 NaN")
 
 
-def test_without_a_tolerance_it_is_unverified(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+def test_without_a_tolerance_it_is_unverified(tiny_trajectory: ReferenceTrajectory, engines: EngineSet) -> None:
     drawn = with_error(tiny_trajectory, *[0.5] * 6)
     (result,) = compare_trajectories(tiny_trajectory, [drawn], engines, Tolerances({}))
     assert (result.outcome, result.first_over) == ("unverified", None)
@@ -97,7 +97,7 @@ def test_where_it_grows(errors: list[float], step: int | None) -> None:
     assert grows_at(errors) == step
 
 
-def test_the_runtime_draws_what_pytorch_draws(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+def test_the_runtime_draws_what_pytorch_draws(tiny_trajectory: ReferenceTrajectory, engines: EngineSet) -> None:
     (drawn,) = draw(engines, tiny_trajectory.request, threads=1)
     result = compared(tiny_trajectory, drawn, engines)
     assert (result.outcome, result.reason) == ("passed", "")
@@ -148,7 +148,7 @@ def test_a_run_that_gives_nan_is_a_finding(
         assert (first.outcome, drawn[0].latents, drawn[0].picture) == ("failed", (), None)
 
 
-def test_the_tolerance_is_that_of_what_runs_the_steps(tiny_trajectory: Trajectory, engines: EngineSet) -> None:
+def test_the_tolerance_is_that_of_what_runs_the_steps(tiny_trajectory: ReferenceTrajectory, engines: EngineSet) -> None:
     manifest = engines.manifest
     step = manifest.components["unet"].model_copy(update={"precision": "bf16"})
     others = {name: part for name, part in manifest.components.items() if name != "unet"}

@@ -18,7 +18,7 @@ from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.checkpoint import open_checkpoint
 from sdrt.compare.components import run_comparison
-from sdrt.compare.faults import FAULTS, self_test
+from sdrt.compare.faults import FAULTS, run_planted_faults
 from sdrt.compare.inputs import Case, Inputs
 from sdrt.compare.metrics import judge
 from sdrt.compare.reference import Reference
@@ -161,7 +161,7 @@ def test_row_60_a_wrong_epsilon_fails_the_comparison(tiny_reference: Reference, 
     """By each output of each component: what is sound passes, which the self-test looks at first."""
     trajectory = tiny_reference.denoise(make_request("a red circle", seed=0, num_inference_steps=4))
     inputs = Inputs(tiny_reference, trajectory, (1,))
-    (found,) = self_test(tiny_reference, tiny_bundle, inputs, load(), names=("groupnorm-epsilon",))
+    (found,) = run_planted_faults(tiny_reference, tiny_bundle, inputs, load(), names=("groupnorm-epsilon",))
     assert (found.found, found.expected_component, found.blamed_component) == (True, "unet", "unet")
     assert "groupnorm-epsilon" in FAULTS
 

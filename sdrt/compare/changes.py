@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sdrt.artefacts.manifest import read_document
-from sdrt.compare.schema import SCHEMA_VERSION, Against, Comparison, Metrics, Move, PictureResult
+from sdrt.compare.schema import SCHEMA_VERSION, ChangeReport, Comparison, FigureChange, Metrics, PictureResult
 
 LIMIT_BYTES = 16 << 20
 #: An error that changed by less than this factor has not moved: another thread count alone can change it so far.
@@ -30,14 +30,14 @@ def read_comparison(path: Path) -> Comparison:
     return read_document(path, Comparison, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
 
 
-def against(before: Comparison, after: Comparison) -> Against:
+def find_changes(before: Comparison, after: Comparison) -> ChangeReport:
     """Everything that differs, the worse first."""
     earlier, later = _figures(before), _figures(after)
     both = {what for what, _ in earlier} & {what for what, _ in later}
     # Of what only one of them has, that it is there says all.
     names = [name for name in {**later, **earlier} if name[0] in both or name[1] == "outcome"]
-    found = [move for move in (_move(name, earlier, later) for name in names) if move is not None]
-    return Against(created=before.created, moved=tuple(sorted(found, key=lambda move: move.worse is not True)))
+    found = [change for change in (_change(name, earlier, later) for name in names) if change is not None]
+    return ChangeReport(created=before.created, moved=tuple(sorted(found, key=lambda change: change.worse is not True)))
 
 
 def _figures(comparison: Comparison) -> Figures:
@@ -83,13 +83,13 @@ def _picture(picture: PictureResult) -> Figures:
     }
 
 
-def _move(name: tuple[str, str], earlier: Mapping[tuple[str, str], Value], later: Figures) -> Move | None:
+def _change(name: tuple[str, str], earlier: Mapping[tuple[str, str], Value], later: Figures) -> FigureChange | None:
     """The move of one figure, or None where it stands as it stood."""
     before, after = earlier.get(name), later.get(name)
     what, figure = name
     if not _moved(figure, before, after):
         return None
-    return Move(what=what, figure=figure, before=before, after=after, worse=_worse(figure, before, after))
+    return FigureChange(what=what, figure=figure, before=before, after=after, worse=_worse(figure, before, after))
 
 
 def _moved(figure: str, before: Value, after: Value) -> bool:

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from sdrt.compare.against import against, read_comparison
+from sdrt.compare.changes import find_changes, read_comparison
 from sdrt.compare.schema import Comparison
 from sdrt.errors import ArtefactError
 from tests.compare.comparisons import comparison, component, output, picture, trajectory
 
 
 def moved(after: Comparison, before: Comparison | None = None) -> list[tuple[str, str, object, object, bool | None]]:
-    found = against(before or comparison(), after).moved
+    found = find_changes(before or comparison(), after).moved
     return [(move.what, move.figure, move.before, move.after, move.worse) for move in found]
 
 
 def test_equal_comparisons_have_not_moved() -> None:
     assert moved(comparison(created="2026-11-23T06:00:00Z")) == []
-    assert against(comparison(), comparison()).created == "2026-11-22T06:00:00Z"
+    assert find_changes(comparison(), comparison()).created == "2026-11-22T06:00:00Z"
 
 
 CASE = "unet, early, batch 2, y"
@@ -60,7 +60,7 @@ def test_the_worse_come_first() -> None:
     after = comparison(
         components=(component("unet", output(1e-6)), component("vae_decoder", output(1e-3))), bundle_digest="ef" * 32
     )
-    assert [move.worse for move in against(comparison(), after).moved] == [True, True, None, False, False]
+    assert [move.worse for move in find_changes(comparison(), after).moved] == [True, True, None, False, False]
 
 
 def test_what_is_gone_or_new_has_moved() -> None:
