@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
 
-import sdrt.artefacts.bundle
 from sdrt import errors
 from sdrt.artefacts.engine_set import EngineComponent
 from sdrt.artefacts.manifest import ComponentName
@@ -50,7 +49,7 @@ class Lane:
         self._progress: Progress = silent
         self._log = log
         # The worker sees the modules that this process sees, and none of the current folder.
-        places = [str(Path(sdrt.artefacts.bundle.__file__).parent.parent), *filter(None, sys.path)]
+        places = [str(Path(errors.__file__).parents[1]), *filter(None, sys.path)]
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "sdrt.engines.build_worker"],
             stdin=subprocess.PIPE,
