@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of itself and its GPUs, by the driver API alone: it needs no package."""
+"""NVIDIA's driver and its GPUs, as the CUDA driver API reports them; needs no package."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from typing import Literal, get_args
 
 from sdrt.errors import BackendUnavailableError
 
-#: What TensorRT-RTX 1.7 compiles for; it runs on nothing else (ComputeCapability of its API).
+#: GPU architectures that TensorRT-RTX 1.7 compiles for and runs on (ComputeCapability of its API).
 RtxArchitecture = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
 RTX_ARCHITECTURES: tuple[RtxArchitecture, ...] = get_args(RtxArchitecture)
 # CUdevice_attribute of the CUDA driver API.
 COMPUTE_CAPABILITY_MAJOR = 75
 COMPUTE_CAPABILITY_MINOR = 76
+# CUDA_ERROR_NO_DEVICE of the CUDA driver API.
+NO_DEVICE = 100
 NAME_BYTES = 256
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-#: Where Linux says which driver is loaded.
+#: Names the loaded driver, on Linux.
 VERSION_FILE = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. ``architecture`` is as "sm86"."""
+    """One GPU. ``architecture`` is its compute capability, such as "sm86"."""
 
     name: str
     architecture: str
@@ -33,7 +35,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver: its version, the CUDA version it serves, and its GPUs."""
+    """The driver: its version, the newest CUDA version it supports, and its GPUs."""
 
     version: str
     cuda: str
@@ -41,17 +43,20 @@ class Driver:
 
 
 def driver() -> Driver:
-    """What is here.
+    """Return the driver and its GPUs, of which there may be none.
 
     Raises:
-        BackendUnavailableError: There is no driver, or it does not start.
+        BackendUnavailableError: The driver is missing, does not start, or reports at its start that there is no GPU.
     """
     hint = "install NVIDIA's driver"
     try:
         api = ctypes.CDLL(DRIVER_LIBRARY)
     except OSError as error:
         raise BackendUnavailableError(f"there is no NVIDIA driver: {DRIVER_LIBRARY} is missing", hint=hint) from error
-    if status := api.cuInit(0):
+    status = api.cuInit(0)
+    if status == NO_DEVICE:
+        raise BackendUnavailableError(f"NVIDIA's driver finds no GPU (CUresult {status})", hint=hint)
+    if status:
         raise BackendUnavailableError(f"NVIDIA's driver does not start (CUresult {status})", hint=hint)
     cuda, count = ctypes.c_int(0), ctypes.c_int(0)
     api.cuDriverGetVersion(ctypes.byref(cuda))
@@ -61,7 +66,7 @@ def driver() -> Driver:
 
 
 def driver_version(file: Path = VERSION_FILE) -> str:
-    """The loaded driver's version, as 580.65.06; "unknown" where the system does not say."""
+    """Return the loaded driver's version, such as "580.65.06"; "unknown" if the system does not report it."""
     try:
         words = file.read_text().splitlines()[0].split()
     except (OSError, IndexError):

@@ -92,7 +92,7 @@ main(sys.argv[1:])
 
 
 class Driver:
-    """NVIDIA's driver library, as cuInit and cuDeviceGetCount answer."""
+    """NVIDIA's driver library, with its answers to cuInit and cuDeviceGetCount."""
 
     def __init__(self, status: int, count: int) -> None:
         self.cuInit = lambda _: status
@@ -100,6 +100,10 @@ class Driver:
 
     def cuDeviceGetCount(self, count: Any) -> int:
         count._obj.value = self._count
+        return 0
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = 12040
         return 0
 
 
@@ -133,7 +137,7 @@ def test_row_66_a_driver_that_is_absent_or_too_old(
 
 
 def test_row_66_auto_is_announced(draw: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdrt.prepare.engines.choose_backend", lambda *_, **__: ("onnxruntime", "the only one here"))
+    monkeypatch.setattr("sdrt.prepare.choice.choose_backend", lambda *_, **__: ("onnxruntime", "the only one here"))
     ended = draw("--no-build")
     assert "backend onnxruntime: the only one here" in ended.err
 

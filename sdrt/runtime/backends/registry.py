@@ -1,9 +1,7 @@
-"""The backends, and which of them can run here; imports no backend's library."""
+"""The backends, and which of them can run on this machine; imports no backend's library."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Backend:
-    """Where a backend's engine class is, and whether it needs an NVIDIA GPU."""
+    """Module and class of a backend's engine, and whether it needs an NVIDIA GPU."""
 
     module: str
     engine: str
@@ -32,18 +30,19 @@ _BACKENDS: dict[BackendName, _Backend] = {
     "openvino": _Backend("sdrt.runtime.backends.openvino", "OpenVinoEngine", needs_gpu=False),
     "onnxruntime": _Backend("sdrt.runtime.backends.onnxruntime", "OnnxRuntimeEngine", needs_gpu=False),
 }
-# By speed, the fastest first: the order in which "auto" tries them.
+# In the order in which "auto" tries them, the fastest first.
 BACKENDS: tuple[BackendName, ...] = tuple(_BACKENDS)
 GPU_BACKENDS: tuple[BackendName, ...] = tuple(name for name, entry in _BACKENDS.items() if entry.needs_gpu)
 
 
 def available(backend: str) -> None:
-    """Hold that a backend can run here. Looks for packages and the driver; imports no backend's library.
+    """Raise BackendUnavailableError unless a backend can run here.
+
+    Only packages and the driver are checked; no backend's library is imported.
 
     Raises:
         UsageError: There is no backend of this name.
-        BackendUnavailableError: Its package or NVIDIA's driver is missing, or it does not run on the GPU that is here;
-            the hint says what to do.
+        BackendUnavailableError: Its package, NVIDIA's driver or a GPU is missing, or it does not support the GPU.
     """
     entry = find_backend(backend)
     if entry.needs_gpu:
@@ -56,16 +55,16 @@ def available(backend: str) -> None:
 
 
 def choose_backend(record: TuneRecord | None = None) -> tuple[BackendName, str]:
-    """What ``--backend auto`` means here: what was tuned, else the first of `BACKENDS` that can run.
+    """Return the backend of ``--backend auto``: the tuned one, or else the first of `BACKENDS` that can run.
 
     Args:
-        record: What ``sdrt tune`` found for the bundle on this machine.
+        record: Result of ``sdrt tune`` for the bundle on this machine.
 
     Returns:
-        Its name, and why in one line.
+        The backend's name, and the reason in one line.
 
     Raises:
-        BackendUnavailableError: None can.
+        BackendUnavailableError: No backend can run.
     """
     if record is not None and record.best is not None:
         available(record.best.backend)
@@ -95,23 +94,20 @@ def find_backend(backend: str) -> _Backend:
 
 
 def _check_nvidia_driver(backend: str) -> None:
-    """Hold that NVIDIA's driver is installed and sees a GPU (cuInit and cuDeviceGetCount of the driver API)."""
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    """Raise BackendUnavailableError unless NVIDIA's driver is installed and finds a GPU."""
     hint = "install NVIDIA's driver, or choose openvino or onnxruntime"
     try:
-        driver = ctypes.CDLL(library)
-    except OSError as error:
+        gpus = nvidia.driver().gpus
+    except BackendUnavailableError as error:
         raise BackendUnavailableError(
-            f"{backend} needs an NVIDIA driver, and {library} is missing", hint=hint
+            f"{backend} needs an NVIDIA driver and GPU: {error.message}", hint=hint
         ) from error
-    count = ctypes.c_int(0)
-    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if status != 0 or count.value == 0:
-        raise BackendUnavailableError(f"{backend} needs an NVIDIA GPU; the driver found none ({status})", hint=hint)
+    if not gpus:
+        raise BackendUnavailableError(f"{backend} needs an NVIDIA GPU; the driver finds none", hint=hint)
 
 
 def _check_rtx_gpu() -> None:
-    """Raise a BackendUnavailableError unless the GPU is of an architecture that TensorRT-RTX runs on."""
+    """Raise BackendUnavailableError unless TensorRT-RTX supports the first GPU's architecture."""
     gpu = nvidia.driver().gpus[0]
     if gpu.architecture not in nvidia.RTX_ARCHITECTURES:
         kinds = ", ".join(nvidia.RTX_ARCHITECTURES)

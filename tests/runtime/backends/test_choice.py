@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import subprocess
@@ -18,7 +17,7 @@ from sdrt.install_lines import extra_line, package_line
 from sdrt.machine import nvidia
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
-from sdrt.runtime.backends import opening, registry
+from sdrt.runtime.backends import opening
 from sdrt.runtime.backends.opening import open_engine
 from sdrt.runtime.backends.registry import available, choose_backend
 from tests.engines.sets import make_set
@@ -43,22 +42,22 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def driver(monkeypatch: pytest.MonkeyPatch, status: int | None, gpus: int = 0) -> None:
     """Install a double of NVIDIA's driver whose cuInit gives a status; None: there is no driver."""
 
-    class Driver:
-        def cuInit(self) -> int:
+    class Library:
+        def __init__(self, name: str) -> None:
+            if status is None:
+                raise OSError(f"{name}: cannot open shared object file")
+
+        def cuInit(self, flags: int) -> int:
             return status or 0
 
         def cuDeviceGetCount(self, count: Any) -> int:
             count._obj.value = gpus
             return 0
 
-    class Library:
-        def __init__(self, name: str) -> None:
-            if status is None:
-                raise OSError(f"{name}: cannot open shared object file")
-            self.cuInit = lambda _: status
-            self.cuDeviceGetCount = Driver().cuDeviceGetCount
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: 0
 
-    monkeypatch.setattr(ctypes, "CDLL", Library)
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", Library)  # type: ignore[attr-defined]
 
 
 def test_without_a_gpu_openvino_is_chosen_and_the_others_are_named(
@@ -91,8 +90,9 @@ def test_with_nothing_installed_the_extra_is_named(installed: dict[str, str], mo
     [
         ("tensorrt", None, 0, "libcuda.so.1 is missing", "driver"),
         ("tensorrt-rtx", None, 0, "libcuda.so.1 is missing", "driver"),
-        ("tensorrt", 100, 0, r"the driver found none \(100\)", "driver"),
-        ("tensorrt", 0, 0, "the driver found none", "driver"),
+        ("tensorrt", 100, 0, r"NVIDIA's driver finds no GPU \(CUresult 100\)", "driver"),
+        ("tensorrt", 803, 0, r"NVIDIA's driver does not start \(CUresult 803\)", "driver"),
+        ("tensorrt", 0, 0, "the driver finds none", "driver"),
         ("tensorrt", 0, 1, "tensorrt is not installed", "[trt]"),
     ],
 )
@@ -116,7 +116,6 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, architecture: str, name: str = "NVID
     """Have a GPU with its driver."""
     here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu(name, architecture, 80 << 30),))
     monkeypatch.setattr(nvidia, "driver", lambda: here)
-    monkeypatch.setattr(registry, "_check_nvidia_driver", lambda backend: None)
 
 
 @pytest.mark.parametrize("architecture", ["sm70", "sm90", "sm100", "sm103"])
@@ -240,7 +239,7 @@ def test_openvino_is_imported_without_its_telemetry_everywhere() -> None:
 def test_choosing_imports_no_backend() -> None:
     code = """
 import sys
-from sdrt.runtime.backends import choose_backend
+from sdrt.runtime.backends.registry import choose_backend
 assert choose_backend()[0]
 heavy = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch", "numpy"} & sys.modules.keys()
 assert not heavy, heavy

@@ -125,7 +125,6 @@ def test_of_building_plans(
     """Plans are asked for by a recipe that the backend takes, on every GPU; RTX's are skipped where it does not run."""
     here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("A GPU", architecture, 24 << 30),))
     monkeypatch.setattr(nvidia, "driver", lambda: here)
-    monkeypatch.setattr("sdrt.runtime.backends.registry._check_nvidia_driver", lambda backend: None)
     monkeypatch.setattr("sdrt.machine.packages.version", lambda name: "11.4.0")
     monkeypatch.setattr(gpu, "open_bundle", lambda *_, **__: hand_bundle)
     asked: list[BuildRequest] = []

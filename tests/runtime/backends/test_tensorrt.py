@@ -521,7 +521,6 @@ def test_row_65_a_gpu_backend_without_cuda_bindings_is_not_available(monkeypatch
 
     here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("RTX 3090", "sm86", 24 << 30),))
     monkeypatch.setattr(nvidia, "driver", lambda: here)
-    monkeypatch.setattr("sdrt.runtime.backends.registry._check_nvidia_driver", lambda backend: None)
     monkeypatch.setattr("sdrt.machine.packages.version", version)
     with pytest.raises(BackendUnavailableError, match="cuda-bindings is not installed") as caught:
         available("tensorrt-rtx")
