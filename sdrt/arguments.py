@@ -1,4 +1,4 @@
-"""Arguments from Python: numbers of any library and ordered collections, or an error that names the argument."""
+"""Validation of arguments from Python: numbers of any library, and ordered collections."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any
 
 from sdrt.errors import UsageError
 
-#: How the names of the types of numbers begin, in NumPy and in libraries that follow it.
+#: Prefixes of the names of numeric dtypes, in NumPy and in libraries that follow it.
 _NUMBERS = ("int", "uint", "float", "bfloat")
 
 
 def whole(name: str, value: Any, least: int, most: int) -> int:
-    """Return a whole number of a range as an int, whatever library's it is; 5.0 is one.
+    """Return a whole number of any library as an int; 5.0 counts as one.
+
+    Args:
+        name: Argument, as the error names it.
+        value: Its value.
+        least: Smallest value allowed.
+        most: Largest value allowed.
 
     Raises:
-        UsageError: It is no whole number, or beyond the range.
+        UsageError: The value is not a whole number, or is out of range.
     """
     number = as_whole(value)
     if number is None or not least <= number <= most:
@@ -58,13 +64,13 @@ def _is_number(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return a value as an error quotes it: one of NumPy's numbers as Python's, and not too long."""
+    """Return a value's repr for an error message: NumPy's numbers as Python's, at most 40 characters."""
     if _is_number(value):
         number = as_whole(value)
         value = as_real(value) if number is None else number
     try:
         return repr(value)[:40]
-    # A whole number of more than 4300 digits has no text; an object's own repr may raise anything.
+    # Python refuses to print integers of more than 4300 digits; an object's own repr may raise anything.
     except Exception:
         return f"a {type(value).__name__}"
 
@@ -72,13 +78,18 @@ def shown(value: Any) -> str:
 def items(name: str, values: Any, wanted: str) -> list[Any]:
     """Return the items of a list, an array or another ordered collection.
 
+    Args:
+        name: Argument, as the error names it.
+        values: Its value.
+        wanted: Description of valid values, for the error.
+
     Raises:
-        UsageError: It has none, or they have no order.
+        UsageError: The value is text, is not iterable, or has no order.
     """
     if not isinstance(values, str | bytes | bytearray | Mapping | Set) and isinstance(values, Iterable):
         try:
             return list(values)
         except TypeError:
-            # An array of no dimensions says that it can be iterated.
+            # An array of no dimensions has __iter__, which raises.
             pass
     raise UsageError(f"{name} is {shown(values)}; it must be {wanted}", hint=f"change {name}")

@@ -12,16 +12,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def check_finite(array: Array, component: str, *, step: int | None = None, sigma: float | None = None) -> None:
-    """Stop numbers that are not numbers from becoming a picture.
+    """Raise NumericError unless all values of an array are finite.
 
     Args:
         array: Any shape.
-        component: What produced it.
-        step: The denoising step, counted from 1, where there is one.
-        sigma: The step's noise level.
+        component: Component that produced it.
+        step: Denoising step, counted from 1; None outside the denoising loop.
+        sigma: Noise level of the step.
 
     Raises:
-        NumericError: It holds NaN or Inf; says how many, where and at which step.
+        NumericError: The array holds NaN or Inf; says how many, where and at which step.
     """
     finite = np.isfinite(array)
     if finite.all():
@@ -38,7 +38,7 @@ def check_finite(array: Array, component: str, *, step: int | None = None, sigma
 
 
 def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
-    """||actual - expected|| / ||expected|| in float64; Inf where shapes differ or a value is not finite."""
+    """Return ||actual - expected|| / ||expected|| in float64; inf if shapes differ or a value is not finite."""
     if actual.shape != expected.shape or not actual.size:
         return float("inf")
     if not (np.isfinite(actual).all() and np.isfinite(expected).all()):

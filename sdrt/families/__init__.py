@@ -1,1 +1,1 @@
-"""What the models of one family have in common."""
+"""Facts shared by all models of one family."""

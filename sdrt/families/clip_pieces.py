@@ -1,4 +1,4 @@
-"""How CLIP's tokenizer normalises and splits text, as the tokenizers library writes it."""
+"""The normalizer and pre-tokenizer of CLIP, as the tokenizers library serialises them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The few calls of the CUDA runtime that sdrt makes, over cuda.bindings.runtime, with its status codes as our errors.
+"""The calls of the CUDA runtime that sdrt needs, over cuda.bindings.runtime; status codes become sdrt's errors.
 
-A call there gives a tuple: a cudaError_t, then the values. The module is given, not imported, so that tests can put a
-double in its place.
+A call of that module returns a tuple: a cudaError_t, then the values. The module is an argument, so that tests can
+replace it by a double.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sdrt.arrays import Array
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError, SdrtError
 from sdrt.install_lines import extra_line
 
-# After these the process can do nothing more on the GPU: every later call gives the same status.
+# After one of these the process cannot use the GPU any more: every later call returns the same status.
 _LOST = frozenset(
     {
         "cudaErrorAssert",
@@ -66,13 +66,13 @@ class Buffer:
 
 @dataclass
 class Cuda:
-    """The CUDA runtime of the current device. Not to be shared between threads.
+    """The CUDA runtime of the current device. Not thread-safe.
 
     Args:
-        api: cuda.bindings.runtime, or what stands in for it.
+        api: The module cuda.bindings.runtime, or a double of it.
 
     Attributes:
-        lost: Whether the device has failed for good; nothing can be freed then, and nothing needs to be.
+        lost: Whether the device has failed for good; then nothing can be freed, and nothing needs to be.
     """
 
     api: Any
@@ -81,10 +81,10 @@ class Cuda:
 
     @classmethod
     def open(cls, extra: str) -> Cuda:
-        """The runtime on the first GPU, after checking that the driver serves it.
+        """Open the runtime on the first GPU, after checking that the driver supports it.
 
         Args:
-            extra: The pip extra that brings cuda-bindings.
+            extra: The pip extra that installs cuda-bindings.
 
         Raises:
             BackendUnavailableError: cuda-bindings or a GPU is missing, or the driver is too old for it.
@@ -99,25 +99,25 @@ class Cuda:
         return cuda
 
     def call(self, name: str, *arguments: object) -> Any:
-        """Call a function of the runtime; gives its value, if it has one.
+        """Call a function of the runtime and return its first value; None if it has none.
 
         Raises:
             BackendUnavailableError: There is no usable driver, or the GPU has failed.
-            ResourceError: The GPU's memory is used up.
-            EngineError: Anything else.
+            ResourceError: The GPU is out of memory.
+            EngineError: The call failed for any other reason.
         """
         status, *values = getattr(self.api, name)(*arguments)
         if status != self.api.cudaError_t.cudaSuccess:
-            # Or whoever else uses cuda.bindings in this process would take it for the failure of a call of theirs.
+            # Clear the error: other users of cuda.bindings in this process would take it for a failure of their calls.
             self.api.cudaGetLastError()
             raise self._error(name, status.name)
         return values[0] if values else None
 
     def failure(self, stream: object) -> SdrtError | None:
-        """Return the error of a device that has failed, None where it works.
+        """Return the error of a device that has failed; None if it works, or while a stream is being captured.
 
-        TensorRT has a CUDA runtime of its own, so that ours has no last error of a kernel which TensorRT launched; that
-        the device has failed, every call tells. While a stream is captured it cannot be asked.
+        TensorRT has a CUDA runtime of its own, so this one has no last error of a kernel that TensorRT launched; but
+        after a failure of the device every call reports it. A stream cannot be queried while it is captured.
         """
         if self._capturing:
             return None
@@ -131,7 +131,7 @@ class Cuda:
     def _error(self, call: str, status: str) -> SdrtError:
         if status in _LOST:
             self.lost = True
-            hint = "start again; if it comes again, look for Xid in the kernel's log (dmesg)"
+            hint = "restart; if it happens again, look for Xid in the kernel's log (dmesg)"
             return BackendUnavailableError(f"the GPU failed: {call} gave {status}", hint=hint)
         if status in _NO_DRIVER:
             hint = "install a newer NVIDIA driver, or choose another backend"
@@ -141,7 +141,7 @@ class Cuda:
         return EngineError(f"{call} gave {status}", hint="this is a fault in sdrt: report it")
 
     def compute_capability(self) -> str:
-        """The GPU's architecture, as "sm86"."""
+        """Return the GPU's architecture, such as "sm86"."""
         device = self.call("cudaGetDevice")
         attributes = self.api.cudaDeviceAttr
         major = self.call("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, device)
@@ -149,15 +149,15 @@ class Cuda:
         return f"sm{major}{minor}"
 
     def device_name(self) -> str:
-        """The GPU's name, as "NVIDIA GeForce RTX 3090"."""
+        """Return the GPU's name, such as "NVIDIA GeForce RTX 3090"."""
         name = self.call("cudaGetDeviceProperties", self.call("cudaGetDevice")).name
         return str(name.rstrip(b"\0").decode(errors="replace"))
 
     def allocate(self, size_bytes: int) -> Buffer:
-        """Take device memory.
+        """Allocate device memory.
 
         Raises:
-            ResourceError: There is not so much; says how much is free.
+            ResourceError: Not enough memory is free; says how much is.
         """
         status, address = self.api.cudaMalloc(size_bytes)
         if status.name == "cudaErrorMemoryAllocation":
@@ -170,15 +170,15 @@ class Cuda:
         return Buffer(int(address), size_bytes)
 
     def free_bytes(self) -> int:
-        """Device memory that nobody holds now."""
+        """Return the free device memory in bytes."""
         return int(self.call("cudaMemGetInfo"))
 
     def free(self, buffer: Buffer) -> None:
-        """Give device memory back."""
+        """Free device memory."""
         self.release("cudaFree", buffer.address)
 
     def release(self, name: str, handle: object) -> None:
-        """Call a function that gives something back; on a lost device there is nothing to give back to."""
+        """Call a function that frees a handle; on a lost device do nothing."""
         try:
             if not self.lost:
                 self.call(name, handle)
@@ -187,48 +187,48 @@ class Cuda:
                 raise
 
     def stream(self) -> Any:
-        """A new stream that does not wait for the default one."""
+        """Create a stream that does not wait for the default stream."""
         return self.call("cudaStreamCreateWithFlags", self.api.cudaStreamNonBlocking)
 
     def event(self) -> Any:
-        """A new event that keeps time."""
+        """Create an event that records its time."""
         return self.call("cudaEventCreateWithFlags", self.api.cudaEventDefault)
 
     def upload(self, address: int, array: Array, stream: object) -> None:
-        """Copy a contiguous array to the device; the array must stay as it is until the stream is waited for."""
+        """Enqueue a copy of a contiguous array to the device; the array must not change until `wait` returns."""
         kind = self.api.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, stream)
 
     def download(self, array: Array, address: int, stream: object) -> None:
-        """Copy from the device into a contiguous array, which is filled once the stream is waited for."""
+        """Enqueue a copy from the device into a contiguous array, which is filled once `wait` returns."""
         kind = self.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self.call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)
 
     def copy(self, target: int, source: int, size_bytes: int, stream: object) -> None:
-        """Copy on the device, in the stream's order; the two must not overlap."""
+        """Enqueue a copy within the device; source and target must not overlap."""
         kind = self.api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self.call("cudaMemcpyAsync", target, source, size_bytes, kind, stream)
 
     def zero(self, address: int, size_bytes: int, stream: object) -> None:
-        """Fill with zero bytes, in the stream's order."""
+        """Enqueue filling device memory with zero bytes."""
         self.call("cudaMemsetAsync", address, 0, size_bytes, stream)
 
     def wait(self, stream: object) -> None:
-        """Wait until the stream has done all that was asked of it."""
+        """Wait until the stream has done all its work."""
         self.call("cudaStreamSynchronize", stream)
 
     def seconds_between(self, start: object, end: object) -> float:
-        """Time from one event to another; both have happened."""
+        """Return the seconds from one event to another; both must have been recorded."""
         return float(np.float32(self.call("cudaEventElapsedTime", start, end))) / 1000
 
     def capture(self, stream: object, work: Callable[[], None]) -> Any:
-        """What ``work`` asks of the stream, as a graph that can be launched again and again.
+        """Capture the work that ``work`` enqueues on the stream, and return it as a CUDA graph that can be launched.
 
         Raises:
-            EngineError: It asked for something that cannot be captured.
+            EngineError: ``work`` does something that cannot be captured.
             BackendUnavailableError: The GPU has failed.
         """
-        # Thread-local: what other threads of the process do meanwhile does not spoil the capture.
+        # Thread-local: calls of other threads do not invalidate the capture.
         mode = self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         try:
             self.call("cudaStreamBeginCapture", stream, mode)
@@ -252,7 +252,7 @@ class Cuda:
             raise EngineError(f"the step cannot be captured as a CUDA graph: {error.message}", hint=hint) from error
 
     def _leave_capture(self, stream: object) -> None:
-        """End a capture that came to nothing, and forget that it did."""
+        """End a failed capture, and clear its error."""
         status, graph = self.api.cudaStreamEndCapture(stream)
         if status == self.api.cudaError_t.cudaSuccess:
             self.api.cudaGraphDestroy(graph)

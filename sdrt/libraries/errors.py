@@ -1,10 +1,10 @@
-"""Exceptions of backend libraries as errors of sdrt."""
+"""Translation of backend libraries' exceptions to sdrt's errors."""
 
 from __future__ import annotations
 
 from sdrt.errors import EngineError, ResourceError, SdrtError
 
-#: How C++'s standard library, the C library, the loader of shared libraries and threads say that memory ran out.
+#: Texts by which C++'s standard library, the C library, the dynamic loader and threads report that memory ran out.
 OUT_OF_MEMORY = (
     "bad_alloc",
     "allocate memory",
@@ -15,11 +15,11 @@ OUT_OF_MEMORY = (
 
 
 def library_error(what: str, error: Exception) -> SdrtError:
-    """A backend library's exception as one of ours.
+    """Return sdrt's error for a backend library's exception.
 
     Args:
-        what: What failed, as "openvino cannot open PATH".
-        error: What the library raised; the last line of its message is the reason.
+        what: Description of the failure, such as "openvino cannot open PATH".
+        error: The library's exception; the last line of its message is quoted as the reason.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1] if lines else type(error).__name__
@@ -29,5 +29,5 @@ def library_error(what: str, error: Exception) -> SdrtError:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a library's exception is for want of memory; those of C++ and of the loader say so in words only."""
+    """Return whether a library raised an exception because memory ran out; C++ and the loader say so by text only."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -1,4 +1,4 @@
-"""Open ONNX Runtime sessions on the provider asked for, and on no other."""
+"""ONNX Runtime sessions that run on the requested provider and no other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdrt.files import utf8_path
 from sdrt.install_lines import extra_line, removal_line
 from sdrt.libraries.errors import library_error
 
-# What a session is asked for: TensorRT hands what it does not take to CUDA, and nothing goes to the CPU.
+# Execution providers of a session: nodes that TensorRT does not support run on CUDA, and none on the CPU.
 PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
     "cuda": ["CUDAExecutionProvider"],
@@ -34,10 +34,12 @@ ERRORS: tuple[type[Exception], ...] = (
 
 
 def check_provider(provider: str) -> None:
-    """Hold that ONNX Runtime was built with a provider; whether it starts shows when a session is made.
+    """Raise BackendUnavailableError unless ONNX Runtime was built with a provider.
+
+    Whether the provider starts is known only once a session is created.
 
     Raises:
-        BackendUnavailableError: It was not.
+        BackendUnavailableError: This ONNX Runtime lacks the provider.
     """
     lacking = set(PROVIDERS[provider]).difference(onnxruntime.get_available_providers())
     if lacking:
@@ -47,7 +49,13 @@ def check_provider(provider: str) -> None:
 
 
 def open_session(name: str, path: Path, threads: int, provider: str) -> onnxruntime.InferenceSession:
-    """A session that runs on the provider asked for and no other.
+    """Open a session that runs on the requested provider and no other.
+
+    Args:
+        name: Component, as errors name it.
+        path: The graph.
+        threads: Threads inside one operator.
+        provider: A key of `PROVIDERS`.
 
     Raises:
         BackendUnavailableError: The provider is missing or does not start.
@@ -73,7 +81,7 @@ def open_session(name: str, path: Path, threads: int, provider: str) -> onnxrunt
         if provider == "cpu" or not isinstance(failed, EngineError):
             raise failed from error
         raise BackendUnavailableError(f"{failed.message} (provider {provider})", hint=hint) from error
-    # Where a provider does not start, ONNX Runtime goes on without it. The CPU's is always last in the list.
+    # If a provider does not start, ONNX Runtime continues without it. The CPU's is always last in the list.
     runs_on = session.get_providers()
     if runs_on[: len(wanted)] != wanted:
         ran = ", ".join(runs_on)

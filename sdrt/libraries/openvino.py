@@ -1,4 +1,4 @@
-"""OpenVINO without its telemetry, its one core, and its settings."""
+"""Loading of OpenVINO without its telemetry, the process's Core, and the settings of a compiled model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16"}
 
 
 def inference_precision(precision: str) -> str:
-    """What OpenVINO computes in, by its own name.
+    """Return OpenVINO's INFERENCE_PRECISION_HINT for a precision.
 
-    In int8 the products are the graph's own business; all else is computed in bf16 where the processor does, or in f32.
+    An int8 graph quantises its own products; everything else in it is computed in bf16 if the processor supports it,
+    else in f32.
     """
     if precision == "int8":
         return INFERENCE_PRECISION["bf16" if supports_bf16() else "fp32"]
@@ -30,8 +31,8 @@ def inference_precision(precision: str) -> str:
 def load_library() -> ModuleType:
     """Import OpenVINO without its telemetry.
 
-    Left alone, ``import openvino`` sends an event to its makers unless the user has opted out, starts a process for it
-    and writes ~/intel. Where the telemetry package cannot be imported, it takes a stub that does nothing.
+    By default, ``import openvino`` sends an event to Intel unless the user has opted out, starts a process for that and
+    writes ~/intel. If the telemetry package cannot be imported, OpenVINO uses a stub that does nothing.
     """
     name = "openvino_telemetry"
     if "openvino" in sys.modules or name in sys.modules:
@@ -45,21 +46,21 @@ def load_library() -> ModuleType:
 
 @cache
 def core() -> Core:
-    """The process's one core, which lives as long as it does.
+    """Return the process's only Core, which lives as long as the process.
 
-    Each core's CPU plugin gives the thread that loads it a stack for signal handlers of its own, and puts back the one
-    it found when it goes. Of two cores that do not go in the reverse order of their coming, the second leaves the
-    thread with the first one's freed memory as that stack, and the next signal ends the process by SIGSEGV.
+    The CPU plugin of a Core installs its own stack for signal handlers in the thread that loads it, and restores the
+    previous one when it is destroyed. If two Cores are not destroyed in the reverse order of their creation, the thread
+    is left with freed memory as that stack, and the next signal ends the process by SIGSEGV.
     """
     made: Core = load_library().Core()
     return made
 
 
 def cpu_config(precision: str, threads: int) -> dict[str, Any]:
-    """OpenVINO's settings for one request at a time.
+    """Return OpenVINO's settings for one request at a time.
 
-    The precision is always given: left out, OpenVINO takes bf16 wherever the processor has it. Threads are not pinned:
-    a pinned thread waits for whatever else runs on its core (docs/decisions/0011).
+    The precision is always set: by default OpenVINO computes in bf16 if the processor supports it. Threads are not
+    pinned: a pinned thread waits for other work on its core (docs/decisions/0011).
     """
     return {
         "INFERENCE_PRECISION_HINT": inference_precision(precision),

@@ -1,6 +1,6 @@
-"""What we use of TensorRT's module, typed by the stubs of TensorRT-RTX: mypy holds every call of ours against them.
+"""The part of TensorRT's module that sdrt uses, typed by the stubs of TensorRT-RTX, so that mypy checks every call.
 
-tests/engines/test_tensorrt_api.py holds the same names against TensorRT 10.16 and 11.4, which cannot be installed here.
+tests/engines/test_tensorrt_api.py checks the same names against TensorRT 10.16 and 11.4.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Library(Protocol):
-    """tensorrt or tensorrt_rtx. What only one of them has is asked for in `config` alone."""
+    """The module tensorrt or tensorrt_rtx. Only `config` uses names that one of them lacks."""
 
     __name__: str
     __version__: str

@@ -1,7 +1,7 @@
-"""TensorRT's log: one logger for each module and process, which keeps what is said for whoever is calling.
+"""TensorRT's log: one logger for each module and process, which keeps messages for the calling thread.
 
-TensorRT keeps a pointer to the first logger that a process gives it for as long as any of its objects lives, warns of
-every other one, and lets threads of its own write to the first. So there is one, and it is never freed.
+TensorRT keeps a pointer to the first logger that a process gives it for as long as any of its objects lives, warns
+about every other logger, and writes to the first from threads of its own. So there is only one, and it is never freed.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ LINE_LIMIT = 400
 
 
 class Messages:
-    """Warnings and errors, in order, since they were last cleared."""
+    """Warnings and errors since the last `clear`, in order."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
         self.warnings: list[str] = []
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all messages."""
         self.errors.clear()
         self.warnings.clear()
 
     def tail(self) -> str:
-        """Return the last errors (or warnings, where there are none) in one line, to be quoted in an error."""
+        """Return the last errors, or else the last warnings, as one line for an error message."""
         lines = (self.errors or self.warnings)[-TAIL_LINES:]
         return "; ".join(" ".join(line.split())[:LINE_LIMIT] for line in lines) or "its log says nothing"
 
     def say(self, *texts: str) -> bool:
-        """Whether one error holds all of these texts."""
+        """Return whether one of the errors contains all of the texts."""
         return any(all(text in line for text in texts) for line in self.errors)
 
 
 class _Sinks:
-    """Where the messages of each thread go; those of TensorRT's own threads go where the last call's go."""
+    """The `Messages` of each thread; TensorRT's own threads use those of the last `choose`."""
 
     def __init__(self) -> None:
         self._of_thread = threading.local()
@@ -50,20 +50,20 @@ class _Sinks:
         return messages
 
 
-# By the module's ILogger, which lives as long as the process. Never emptied: TensorRT may write at any time.
+# Keyed by the module's ILogger. Never emptied: TensorRT may write at any time.
 _LOGGERS: dict[type, tuple[Any, _Sinks]] = {}
 _MAKING = threading.Lock()
 
 
 def listen(trt: Any, messages: Messages) -> Any:
-    """Have TensorRT's warnings and errors go to ``messages`` from now on, as far as this thread's calls give them.
+    """Collect the warnings and errors of this thread's TensorRT calls in ``messages`` from now on.
 
     Args:
         trt: The tensorrt or tensorrt_rtx module.
-        messages: Where they go until `listen` is called again.
+        messages: Receives them until the next call of `listen`.
 
     Returns:
-        The module's logger, to be given to whatever takes one.
+        The module's logger, for TensorRT's constructors.
     """
     with _MAKING:
         if trt.ILogger not in _LOGGERS:
@@ -75,12 +75,12 @@ def listen(trt: Any, messages: Messages) -> Any:
 
 
 def _logger(trt: Any, sinks: _Sinks) -> Any:
-    """Make the ILogger of a module: it keeps warnings and errors, drops the rest and prints nothing."""
+    """Create the ILogger of a module, which keeps warnings and errors, drops the rest and prints nothing."""
     base: Any = trt.ILogger
     severities = trt.ILogger.Severity
     worst = (severities.INTERNAL_ERROR, severities.ERROR)
 
-    class Logger(base):  # type: ignore[misc]  # A base class of the module that is given.
+    class Logger(base):  # type: ignore[misc]  # The base class comes from an argument.
         def __init__(self) -> None:
             base.__init__(self)
 

@@ -1,4 +1,4 @@
-"""Facts about this machine's processor: how many cores this process may use, and what they can compute."""
+"""Facts about this machine's processor: usable CPUs, instruction sets and memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-# The instruction sets that change what a compiler of ours emits, as Linux names them in /proc/cpuinfo.
+# Instruction sets that change what the backends' compilers emit, as /proc/cpuinfo of Linux names them.
 RELEVANT_FEATURES = frozenset(
     {
         "avx2",
@@ -29,10 +29,10 @@ RELEVANT_FEATURES = frozenset(
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
-    """Processors this process may keep busy: its affinity mask, cut to the whole CPUs of its cgroup's quota.
+    """Return the number of CPUs this process may use: its affinity mask, limited to its cgroup's quota rounded down.
 
     Args:
-        root: Where /proc and /sys are found.
+        root: Folder that holds /proc and /sys.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota(root)
@@ -40,7 +40,7 @@ def usable_cpus(root: Path = Path("/")) -> int:
 
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:
-    """CPUs that the cgroup's quota grants (the least along its ancestors), or None when nothing limits them.
+    """Return the CPU quota of the process's cgroup (the least along its ancestors), or None without a limit.
 
     Reads cpu.max (cgroup v2) and cpu.cfs_quota_us with cpu.cfs_period_us (v1).
     """
@@ -56,7 +56,7 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
 
 
 def _quotas_along(mount: Path, group: str) -> list[float]:
-    """The quotas of a cgroup and its ancestors. Inside a container the mount itself is often the group."""
+    """Return the quotas of a cgroup and its ancestors. Inside a container the mount itself is often the group."""
     quotas = []
     folder = mount / group.lstrip("/")
     while folder.is_relative_to(mount):
@@ -71,7 +71,7 @@ def _quotas_along(mount: Path, group: str) -> list[float]:
 
 @cache
 def cpu_features(root: Path = Path("/")) -> tuple[str, ...]:
-    """The instruction sets of `RELEVANT_FEATURES` that every core has, sorted; empty where the system does not say."""
+    """Return the sorted `RELEVANT_FEATURES` that every core has; none if the system does not report them."""
     for line in _read(root / "proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")
         if name.strip() in ("flags", "Features"):
@@ -80,7 +80,7 @@ def cpu_features(root: Path = Path("/")) -> tuple[str, ...]:
 
 
 def processor_name(root: Path = Path("/")) -> str:
-    """The processor's own name, or its kind where the system does not tell."""
+    """Return the processor's model name, or its architecture if the system does not report one."""
     for line in _read(root / "proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "model name":
@@ -89,12 +89,12 @@ def processor_name(root: Path = Path("/")) -> str:
 
 
 def supports_bf16() -> bool:
-    """Whether matrix products in bf16 are native here: AMX, AVX512-BF16 or Arm's BF16 extension."""
+    """Return whether this processor multiplies bf16 matrices natively: AMX, AVX512-BF16 or Arm's BF16 extension."""
     return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(cpu_features())
 
 
 def simd_width() -> str:
-    """The vector extension by which ONNX Runtime blocks weights: avx512, avx2, or the processor's plain one."""
+    """Return the vector extension by which ONNX Runtime blocks weights: "avx512", "avx2" or "plain"."""
     features = set(cpu_features())
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= features:
         return "avx512"
@@ -102,10 +102,11 @@ def simd_width() -> str:
 
 
 def unsuited(host: Mapping[str, str]) -> str | None:
-    """What this machine lacks that a set was built for, or None.
+    """Return the kind of processor that a set was built for, if this machine is not of that kind; else None.
 
     Args:
-        host: The set's record. Its machine and simd must be this machine's; its cpu_features must all be here.
+        host: Host record of the set: its machine and simd must equal this machine's, which must have all its
+            cpu_features.
     """
     missing = set(host.get("cpu_features", "").split()).difference(cpu_features())
     if missing:
@@ -118,7 +119,7 @@ def unsuited(host: Mapping[str, str]) -> str | None:
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that can be taken without swapping, as /proc/meminfo has it; None where the system does not say."""
+    """Return MemAvailable of /proc/meminfo in bytes; None if the system does not report it."""
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -126,7 +127,7 @@ def available_memory_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _read(path: Path) -> str:
-    """A small text file of the kernel's, or nothing when it is not there."""
+    """Return the text of a file, "" if it cannot be read."""
     try:
         return path.read_text()
     except OSError:

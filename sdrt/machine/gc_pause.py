@@ -1,8 +1,8 @@
-"""No garbage collection while TensorRT works.
+"""Pauses the cyclic garbage collector while TensorRT works, which could otherwise deadlock.
 
-TensorRT calls its logger under a lock of its own. A collection that starts in such a call, in Python, and frees an
-older builder, engine or logger has their destructors wait for that lock, in the thread that holds it: for ever. One
-that starts in another thread waits for that lock too, with the interpreter's lock that the logger needs.
+TensorRT calls its logger while holding a lock of its own. If a collection starts in that call, in Python, and frees an
+older builder, engine or logger, its destructor waits for that lock in the very thread that holds it. If it starts in
+another thread, it waits for that lock while holding the interpreter's lock, which the logger needs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import gc
 import threading
 from collections.abc import Iterator
 
-# Reentrant: a collection that starts while it is held may end in here again, through a finaliser.
+# Reentrant: a finaliser that runs while it is held may enter this module again.
 _lock = threading.RLock()
 _inside = 0
 _was_on = False
@@ -22,8 +22,8 @@ _was_on = False
 def gc_paused() -> Iterator[None]:
     """Pause the cyclic garbage collector for the block; blocks may nest, and run in several threads at once.
 
-    The first block to begin pauses it, for all threads; the last to end leaves it on or off as the first found it.
-    Reference counting goes on freeing.
+    The first block to begin pauses it for all threads; the last to end restores its previous state. Reference counting
+    still frees objects.
     """
     _pause()
     try:

@@ -1,4 +1,4 @@
-"""Memory that was freed, given back to the system."""
+"""Return of freed memory to the system."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 
 
 def trim_heap() -> None:
-    """Have the C library give back what it keeps of freed memory, where it can be told to.
+    """Return freed memory that the C library keeps to the system; does nothing without glibc.
 
-    glibc keeps freed blocks of up to 32 MiB to hand out again (malloc(3), M_MMAP_THRESHOLD), and an engine's weights
+    glibc keeps freed blocks of up to 32 MiB for later use (malloc(3), M_MMAP_THRESHOLD), and an engine's weights
     are hundreds of such blocks.
     """
     if sys.platform == "linux":

@@ -1,4 +1,4 @@
-"""How much memory this process has held at most, on Linux."""
+"""Peak memory of this process, on Linux."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ PROCESS = Path("/proc/self")
 
 
 def reset_peak_memory() -> None:
-    """Start measuring anew, where the system can (proc(5), clear_refs)."""
+    """Reset the peak memory of this process, if the system can (proc(5), clear_refs)."""
     with contextlib.suppress(OSError):
         (PROCESS / "clear_refs").write_text("5")
 
 
 def peak_memory_bytes() -> int | None:
-    """The largest resident set since the last reset; None where the system does not say."""
+    """Return the largest resident set since the last reset in bytes; None if the system does not report it."""
     with contextlib.suppress(OSError):
         for line in (PROCESS / "status").read_text().splitlines():
             if line.startswith("VmHWM:"):

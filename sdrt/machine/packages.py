@@ -1,4 +1,4 @@
-"""Which libraries are installed, without importing them."""
+"""Versions of installed libraries, read without importing them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from sdrt.errors import BackendUnavailableError
 from sdrt.install_lines import extra_line
 
-# Distributions that bring the same module; only one of a row can be installed.
+# Distributions that provide the same module; only one of a row can be installed.
 _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
-    # What has a CUDA version in its name can be installed alone: cu12 runs on older drivers.
+    # A distribution for one CUDA version can be installed by itself: cu12 runs on older drivers.
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
     "cuda-bindings": ("cuda-bindings",),
@@ -21,7 +21,7 @@ _EXTRAS = {"onnxruntime": "cpu", "openvino": "cpu", "tensorrt": "trt", "tensorrt
 
 
 def distribution(library: str) -> tuple[str, str] | None:
-    """Return the name and version of the installed distribution that brings a library; None where none does."""
+    """Return the name and version of the installed distribution that provides a library; None if there is none."""
     for name in _DISTRIBUTIONS.get(library, (library,)):
         if (found := package_version(name)) is not None:
             return name, found
@@ -37,19 +37,19 @@ def package_version(package: str) -> str | None:
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those distributions that are installed."""
+    """Return the versions of the given distributions by name, without those that are not installed."""
     return {package: found for package in packages if (found := package_version(package)) is not None}
 
 
 def installed_version(library: str, needed_by: str | None = None) -> str:
-    """A library's version.
+    """Return the version of an installed library.
 
     Args:
-        library: Its name.
-        needed_by: The backend whose extra brings it; None where it is the backend itself.
+        library: Name of the library.
+        needed_by: Backend whose extra installs it; None if the library is the backend itself.
 
     Raises:
-        BackendUnavailableError: It is not installed; the hint names the extra that brings it.
+        BackendUnavailableError: It is not installed; the hint names the extra that installs it.
     """
     found = distribution(library)
     if found is not None:

@@ -1,4 +1,4 @@
-"""Latents: unit noise drawn from seeds, and files that hold latents."""
+"""Latents: unit noise drawn from seeds, validation, and .npy files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdrt.files import unreadable, write_atomically
 from sdrt.limits import MAX_LATENT_CHANNELS, MAX_LATENT_SIZE, MAX_SEED
 
 LATENT_SHAPE = (4, 64, 64)
-#: The most channels, rows and columns that a model's latents can have.
+#: Largest channels, height and width of a model's latents.
 LIMITS = (MAX_LATENT_CHANNELS, MAX_LATENT_SIZE, MAX_LATENT_SIZE)
 HEADER_LIMIT_BYTES = 16 << 10
 
@@ -27,10 +27,14 @@ Latents = npt.NDArray[np.float32]
 
 
 def unit_noise(seeds: Sequence[int], shape: tuple[int, ...] = LATENT_SHAPE) -> Latents:
-    """Standard normal noise [n, *shape], one generator a picture: picture i depends on its own seed only.
+    """Draw standard normal noise, float32 [n, *shape]; picture i depends on its own seed only.
 
-    The noise is sdrt's own: NumPy's Philox seeded by the number, normal deviates in float64 rounded to float32. It is
-    the same on every machine, and not what torch draws from the same seed.
+    Each picture has its own Philox generator of NumPy; normal deviates are drawn in float64 and rounded to float32. The
+    noise is the same on every machine, and differs from torch's for the same seed.
+
+    Args:
+        seeds: One for each picture.
+        shape: (channels, height, width).
 
     Raises:
         UsageError: A seed is not a whole number in range.
@@ -46,7 +50,7 @@ def unit_noise(seeds: Sequence[int], shape: tuple[int, ...] = LATENT_SHAPE) -> L
 
 
 def posterior_noise(seeds: Sequence[int], shape: tuple[int, ...] = LATENT_SHAPE) -> Latents:
-    """Noise like `unit_noise`, independent of it: by it latents are drawn from what the VAE's encoder gives.
+    """Draw noise like `unit_noise`, independent of it, to sample the latent distribution of the VAE's encoder.
 
     Raises:
         UsageError: A seed is not a whole number in range.
@@ -55,7 +59,7 @@ def posterior_noise(seeds: Sequence[int], shape: tuple[int, ...] = LATENT_SHAPE)
 
 
 def _normal(seeds: Sequence[int], shape: tuple[int, ...], jumps: int) -> Latents:
-    """Standard normal numbers [n, *shape]; each jump skips 2^128 draws of a picture's generator."""
+    """Draw standard normal noise, float32 [n, *shape]; each jump skips 2^128 draws of a picture's generator."""
     noise = np.empty((len(seeds), *shape), np.float32)
     for row, seed in zip(noise, seeds, strict=True):
         number = whole("seed", seed, 0, MAX_SEED)
@@ -67,7 +71,7 @@ def check_kind(latents: object, shape: tuple[int | None, ...]) -> str:
     """Raise UsageError unless latents are a floating-point array of a shape, in which None is any length.
 
     Returns:
-        A hint that says what to give.
+        The hint of such an error, for further checks.
     """
     wanted = f"({', '.join('n' if length is None else str(length) for length in shape)})"
     hint = f"give float16, float32 or float64 values of shape {wanted}"
@@ -81,15 +85,15 @@ def check_kind(latents: object, shape: tuple[int | None, ...]) -> str:
 
 
 def check_latents(latents: npt.NDArray[Any], count: int, shape: tuple[int, ...] | None = None) -> Latents:
-    """Return latents from outside as float32 [count, *shape]; one picture's may lack the first axis.
+    """Validate latents and return them as float32 [count, *shape]; those of one picture may lack the first axis.
 
     Args:
-        latents: What was given.
-        count: Pictures that they are for.
-        shape: (channels, height, width) of the model's latents; None takes any that a model can have.
+        latents: Floating-point array [count, *shape].
+        count: Number of pictures.
+        shape: (channels, height, width) of the model's latents; None accepts every shape up to `LIMITS`.
 
     Raises:
-        UsageError: They are no floating-point array, have another shape, or hold NaN or Inf in float32.
+        UsageError: The latents are not a floating-point array, have another shape, or hold NaN or Inf in float32.
     """
     hint = f"give float16, float32 or float64 values of shape {_shape_text(count, shape)}"
     if not isinstance(latents, np.ndarray) or latents.dtype.kind != "f":
@@ -117,10 +121,15 @@ def _shape_text(count: int, shape: tuple[int, ...] | None) -> str:
 
 
 def check_latents_of(path: Path, latents: Latents, shape: tuple[int, int, int]) -> None:
-    """Raise an error unless the latents of a file are of the model's shape.
+    """Raise ArtefactError unless the latents of a file have the model's shape.
+
+    Args:
+        path: The file, as the error names it.
+        latents: [n, channels, height, width] read from it.
+        shape: (channels, height, width) of the model's latents.
 
     Raises:
-        ArtefactError: They are not; names the file and both shapes.
+        ArtefactError: The shapes differ; names the file and both shapes.
     """
     if latents.shape[1:] != shape:
         wanted = (len(latents), *shape)
@@ -133,11 +142,11 @@ def load_latents(path: Path, count: int, shape: tuple[int, ...] | None = None) -
 
     Args:
         path: The file.
-        count: Pictures that they are for.
-        shape: (channels, height, width) of the model's latents; None takes any that a model can have.
+        count: Number of pictures.
+        shape: (channels, height, width) of the model's latents; None accepts every shape up to `LIMITS`.
 
     Raises:
-        ArtefactError: The file cannot be read, is no .npy of numbers, or ``check_latents`` refuses what it holds.
+        ArtefactError: The file cannot be read, is not an .npy file of numbers, or fails ``check_latents``.
     """
     wanted = _shape_text(count, shape)
     hint = f"give an .npy file of {wanted} floating-point values, as --save-latents writes"
@@ -157,7 +166,7 @@ def load_latents(path: Path, count: int, shape: tuple[int, ...] | None = None) -
 
 
 def _parse_npy(data: bytes) -> npt.NDArray[Any]:
-    """The array of an .npy file; its header is held against the bytes that are there before anything is allocated."""
+    """Parse an .npy file; its header is checked against the file's size before anything is allocated."""
     stream = BytesIO(data)
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     version = npy.read_magic(stream)
@@ -172,10 +181,10 @@ def _parse_npy(data: bytes) -> npt.NDArray[Any]:
 
 
 def save_latents(path: Path, latents: Latents) -> None:
-    """Write latents as a float32 .npy file, whole or not at all.
+    """Write latents as a float32 .npy file, atomically.
 
     Raises:
-        ResourceError: The place cannot be written.
+        ResourceError: The file cannot be written.
     """
     stream = BytesIO()
     npy.write_array(stream, np.asarray(latents, np.float32), allow_pickle=False)

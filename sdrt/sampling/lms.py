@@ -29,15 +29,15 @@ Latents = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """All that the denoising loop needs to know about time, computed once. Its arrays are read-only.
+    """Timesteps, noise levels and LMS weights of all steps. Its arrays are read-only float64.
 
     Attributes:
-        timesteps: [n] what the UNet is told at each step, falling; each value is exact in float32.
-        sigmas: [n + 1] noise level before each step, falling to 0 after the last; each value is exact in float32.
-        coefficients: [n, 4] LMS weights of the derivatives, the newest first, zero where there is no history yet.
-        init_noise_sigma: What unit noise is multiplied by to give the first latents.
+        timesteps: [n] timestep of each step for the UNet, decreasing; each value is exact in float32.
+        sigmas: [n + 1] noise level before each step, decreasing, and 0 after the last; each value is exact in float32.
+        coefficients: [n, 4] LMS weights of the derivatives, the newest first, zero while there is no history yet.
+        init_noise_sigma: Factor from unit noise to the first latents.
         num_inference_steps: n.
-        prediction_type: What the UNet's output means.
+        prediction_type: Meaning of the UNet's output.
     """
 
     timesteps: Floats
@@ -49,7 +49,7 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], num_inference_steps: int, order: int = MAX_ORDER) -> Schedule:
-        """Lay the steps over the noise levels that a checkpoint was trained with.
+        """Build the schedule of a number of steps over the noise levels that a checkpoint was trained with.
 
         The timesteps are evenly spaced from the last trained one to 0, whatever sampler class the config names; a
         single step stands at timestep 0, as in diffusers.
@@ -57,11 +57,11 @@ class Schedule:
         Args:
             config: The checkpoint's ``scheduler_config.json``, parsed.
             num_inference_steps: 1 to the config's ``num_train_timesteps``.
-            order: How many derivatives a step looks back on, 1 (Euler's method) to 4.
+            order: Number of derivatives that a step uses, 1 (Euler's method) to 4.
 
         Raises:
             UsageError: A number is out of its range.
-            ArtefactError: The config is malformed, or asks for what LMS on linspace timesteps does not do.
+            ArtefactError: The config is malformed, or requires something other than LMS on linspace timesteps.
 
         Example:
             >>> schedule = Schedule.from_config({"beta_schedule": "linear"}, num_inference_steps=4)
@@ -73,7 +73,7 @@ class Schedule:
         noise = _validated(config)
         steps = whole("num_inference_steps", num_inference_steps, 1, noise.num_train_timesteps)
         order = whole("order", order, 1, MAX_ORDER)
-        # Rounded to float32 because that is what the UNet gets, and sigmas belong to the timesteps it gets.
+        # Rounded to float32, the UNet's input type, so that the sigmas belong to the timesteps it receives.
         timesteps = np.linspace(0, noise.num_train_timesteps - 1, steps)[::-1].astype(np.float32).astype(np.float64)
         table = noise.sigmas()
         if not (table[0] > 0 and np.all(table[1:] > table[:-1]) and np.isfinite(table[-1])):
@@ -89,13 +89,13 @@ class Schedule:
         return cls(timesteps, sigmas, coefficients, float(sigmas[0]), steps, noise.prediction_type)
 
     def starting_at(self, step: int, *, fresh: bool = False) -> Schedule:
-        """The steps from ``step`` (counted from 0) to the last: what runs on latents that are not all noise.
+        """Return the schedule of the steps from ``step`` to the last, for latents that are not pure noise.
 
         Args:
-            step: The first that runs.
-            fresh: Whether the order rises from 1 again, as it does at the first step of all. Else the coefficients are
-                those that the steps have in the whole schedule, though the derivatives before them are missing and
-                count as zero: diffusers' scheduler does so.
+            step: First step that runs, counted from 0.
+            fresh: Whether the order rises from 1 again, as at the start of a schedule. Else the steps keep their
+                coefficients of the whole schedule, and the missing derivatives before them count as zero, as in
+                diffusers' scheduler.
         """
         sigmas = self.sigmas[step:]
         coefficients = lms_coefficients(sigmas, MAX_ORDER) if fresh else self.coefficients[step:]
@@ -111,7 +111,7 @@ class Schedule:
 
 
 def _validated(config: Mapping[str, Any]) -> NoiseConfig:
-    """The config's options that count, or an error that names the first wrong one."""
+    """Validate a scheduler config; raise an ArtefactError that names the first wrong option."""
     try:
         return NoiseConfig.model_validate(config)
     except ValidationError as error:
@@ -125,7 +125,7 @@ def _validated(config: Mapping[str, Any]) -> NoiseConfig:
 
 
 def lms_coefficients(sigmas: Floats, order: int) -> Floats:
-    """Exact weights of the newest ``order`` derivatives in each step, shape [n, 4], for ``sigmas`` of shape [n + 1].
+    """Compute the exact weights of the newest ``order`` derivatives in each step, [n, 4], for ``sigmas`` [n + 1].
 
     Weight j of step i is the integral, from sigma_i to sigma_i+1, of the Lagrange polynomial that is 1 at sigma_i-j and
     0 at the step's other nodes; step i has min(i + 1, order) nodes. Gauss-Legendre quadrature with p points is exact
@@ -147,12 +147,12 @@ def lms_coefficients(sigmas: Floats, order: int) -> Floats:
 
 
 def scale_model_input(latents: Latents, sigma: float) -> Latents:
-    """Bring latents of variance sigma^2 + 1 to unit variance, as the UNet was trained to see them."""
+    """Scale latents of variance sigma^2 + 1 to unit variance, as the UNet was trained on."""
     return latents / np.float32(math.sqrt(sigma * sigma + 1))
 
 
 def derivative(latents: Latents, model_output: Latents, sigma: float, prediction_type: PredictionType) -> Latents:
-    """d(x, sigma) = (x - x0) / sigma, where x0 is the picture that the UNet's output stands for.
+    """Compute d(x, sigma) = (x - x0) / sigma, where x0 is the denoised picture that the UNet's output implies.
 
     For epsilon, x0 = x - sigma * output, so the output is the derivative. For v_prediction (Salimans and Ho 2022,
     arXiv:2202.00512, appendix D, brought to variance-exploding form) x0 = x / (sigma^2 + 1) - output * sigma /
@@ -165,12 +165,15 @@ def derivative(latents: Latents, model_output: Latents, sigma: float, prediction
 
 
 def step(latents: Latents, derivatives: Sequence[Latents], coefficients: Floats) -> Latents:
-    """Go from one sigma to the next: add the weighted derivatives.
+    """Take a step from one sigma to the next: add the weighted derivatives.
 
     Args:
         latents: [n, c, h, w] at the step's sigma.
-        derivatives: The newest first; as many as there are, at most 4, each shaped like ``latents``.
+        derivatives: Up to 4 derivatives so far, the newest first, each shaped like ``latents``.
         coefficients: [4] the step's row of ``Schedule.coefficients``.
+
+    Returns:
+        [n, c, h, w] at the next sigma.
     """
     following = latents.copy()
     for weight, slope in zip(coefficients, derivatives, strict=False):
@@ -179,5 +182,5 @@ def step(latents: Latents, derivatives: Sequence[Latents], coefficients: Floats)
 
 
 def add_noise(latents: Latents, noise: Latents, sigma: float) -> Latents:
-    """Latents of a picture with unit noise added to level ``sigma``: where denoising starts in the middle."""
+    """Add unit noise at level ``sigma`` to the latents of a picture, to start denoising from them."""
     return latents + np.float32(sigma) * noise

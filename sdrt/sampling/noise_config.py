@@ -1,7 +1,7 @@
 """The noise a checkpoint was trained with: the part of ``scheduler_config.json`` that belongs to the model.
 
-The rest of that file describes one sampler. Whatever class it names, sdrt runs LMS, so other samplers' options do not
-count; options that would move the noise levels themselves are refused by name rather than passed over.
+The rest of that file describes one sampler. Whatever class it names, sdrt runs LMS, so other samplers' options are
+ignored; options that would change the noise levels themselves are refused by name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-# numpy is imported where it computes: checkpoints are described by these fields, without it.
+# numpy is imported in functions: describing a checkpoint needs only these fields.
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -24,8 +24,8 @@ Beta = Annotated[float, Field(gt=0, lt=1)]
 MAX_TRAIN_TIMESTEPS = 100_000
 LMS_CLASS = "LMSDiscreteScheduler"
 MAX_COSINE_BETA = 0.999
-#: Scheduler classes of diffusers whose noise levels do not come of betas: flow matching, EDM, consistency models and
-#: others. A config of theirs may hold betas all the same, left over from the class that it was made from.
+#: Scheduler classes of diffusers whose noise levels do not derive from betas: flow matching, EDM, consistency models
+#: and others. Their configs may still hold betas, left over from the class that they were converted from.
 WITHOUT_BETAS = frozenset({
     "AmusedScheduler", "BlockRefinementScheduler", "CMStochasticIterativeScheduler", "ConsistencyDecoderScheduler",
     "CosineDPMSolverMultistepScheduler", "DDPMWuerstchenScheduler", "DiscreteDDIMScheduler",
@@ -42,7 +42,7 @@ OTHER_SCHEDULER_HINT = (
 
 
 class NoiseConfig(BaseModel):
-    """The options that count; names and defaults are those of diffusers' scheduler classes."""
+    """The options that LMS depends on; names and defaults are those of diffusers' scheduler classes."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
 
@@ -77,13 +77,13 @@ class NoiseConfig(BaseModel):
     @field_validator("timestep_spacing")
     @classmethod
     def _linspace(cls, spacing: str, info: ValidationInfo) -> str:
-        # diffusers writes other classes' default spacing into every config it saves: it says nothing of the model.
+        # diffusers writes the default spacing of other classes into every config it saves: not a property of the model.
         if info.data.get("class_name") == LMS_CLASS and spacing != "linspace":
             raise ValueError("must be 'linspace'")
         return spacing
 
     def betas(self) -> Singles:
-        """[num_train_timesteps] the variance added at each training timestep."""
+        """Return the variance added at each training timestep, float32 [num_train_timesteps]."""
         import numpy as np
 
         if self.trained_betas is not None:
@@ -100,10 +100,10 @@ class NoiseConfig(BaseModel):
         return np.linspace(start, end, self.num_train_timesteps, dtype=np.float32)
 
     def sigmas(self) -> Singles:
-        """[num_train_timesteps] noise level sqrt((1 - alpha_bar) / alpha_bar) at each training timestep.
+        """Return the noise level sqrt((1 - alpha_bar) / alpha_bar) at each training timestep, [num_train_timesteps].
 
-        In float32 as diffusers has it: at low noise 1 - alpha_bar keeps only four digits there, and a table in float64
-        would differ from the reference by 3e-5.
+        Computed in float32 as in diffusers: at low noise 1 - alpha_bar keeps only four digits there, and a table in
+        float64 would differ from the reference by 3e-5.
         """
         import numpy as np
 
@@ -116,7 +116,7 @@ class NoiseConfig(BaseModel):
 
 
 def _cosine_betas(count: int) -> Singles:
-    """The cosine schedule, squared and capped: Nichol and Dhariwal 2021, arXiv:2102.09672, equation 17."""
+    """Return the betas of the squared cosine schedule, capped (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17)."""
     import numpy as np
 
     times = np.arange(count + 1) / count
