@@ -1,4 +1,4 @@
-"""The command line: a click group whose commands are imported when they are called, and one way to end in an error."""
+"""The ``sdrt`` command line: a click group that imports its commands lazily and prints errors in one line."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from sdrt.version import __version__
 
 EXIT_RESOURCE = 6
 
-#: Command -> what ``sdrt --help`` says of it. Its function is sdrt.commands.<command>.command.
+#: Command -> its line in ``sdrt --help``. Its function is sdrt.commands.<command>.command.
 COMMANDS = {
-    "denoise": "Make pictures from a prompt.",
+    "denoise": "Generate pictures from a prompt.",
     "export": "Export a checkpoint to an ONNX bundle.",
-    "build": "Build a bundle into engines.",
-    "compare": "Compare what was built with PyTorch, and say whether it is still the model.",
-    "plot": "Draw what each part of the model does.",
-    "bench": "Measure engines, cold and warm, beside peers and the machine's limit.",
-    "tune": "Find the fastest accurate way to run a bundle here, for --backend auto.",
-    "store": "Look after stored bundles and engines.",
+    "build": "Build engines from a bundle.",
+    "compare": "Compare a bundle or engines with the checkpoint in PyTorch.",
+    "plot": "Plot what each part of the model does.",
+    "bench": "Benchmark engines against other runtimes and the machine's limit.",
+    "tune": "Find the fastest accurate settings for this machine, for --backend auto.",
+    "store": "Manage stored bundles and engines.",
     "info": "Show how a picture was made.",
-    "inspect": "Show what a checkpoint, a bundle or an engine set consists of.",
-    "doctor": "Show what this machine can run, and what is missing.",
+    "inspect": "Show the structure of a checkpoint, a bundle or an engine set.",
+    "doctor": "Show what this machine can run and what is missing.",
 }
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module only to run it or to show its own help."""
+    """A group that imports a command's module only to run it or to show its help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order of the table."""
+        """Return the names of the commands in the order of `COMMANDS`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
+        """Import a command; return None if there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
         found: click.Command = importlib.import_module(f"sdrt.commands.{cmd_name}").command
@@ -62,30 +62,34 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="sdrt")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """Stable Diffusion v1: export, engines, pictures.
+    """Run Stable Diffusion v1 as verified, portable inference engines.
 
-    Exit codes: 0 done, 2 usage, 3 malformed input, 4 backend not available, 5 numbers, 6 out of a resource,
-    7 time limit, 8 not trusted, 130 interrupted.
+    Exit codes: 0 success, 2 usage error, 3 malformed input, 4 backend not available, 5 numeric error, 6 resource
+    error, 7 time limit exceeded, 8 not trusted, 130 interrupted.
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with its code."""
+    """Run the command line and exit with its code.
+
+    Args:
+        arguments: Words after ``sdrt``; None takes those of the process.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     with guarded_streams(), interruptible():
         code = _run(words)
     sys.exit(code)
 
 
-#: What any command needs at least, asked for and given back as it starts.
+#: Memory that any command needs at least; allocated and freed again as it starts.
 LEAST_MEMORY_BYTES = 64 << 20
 
 
 def _run(words: list[str]) -> int:
-    """Run the words; give the exit code and say errors in one line."""
+    """Run a command and return its exit code; errors are printed in one line."""
     try:
         check_stdout()
-        # pydantic and tokenizers, written in Rust, end the process where they find no memory: so it is asked for first.
+        # pydantic and tokenizers, written in Rust, abort the process if memory runs out, so it is tested for here.
         mmap.mmap(-1, LEAST_MEMORY_BYTES).close()
         code = cli.main(words, prog_name="sdrt", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -103,7 +107,7 @@ def _run(words: list[str]) -> int:
         click.echo("sdrt: interrupted", err=True)
         return EXIT_INTERRUPTED
     except ValueError as error:
-        # pydantic wraps an interruption that meets it while it writes JSON in an error of its own.
+        # pydantic wraps an interruption that arrives while it writes JSON in an error of its own.
         if "KeyboardInterrupt" not in str(error):
             raise
         click.echo("sdrt: interrupted", err=True)
@@ -117,7 +121,7 @@ def _run(words: list[str]) -> int:
 
 
 def _end(error: SdrtError, words: list[str]) -> int:
-    """Say an error, with the traceback of what is being handled where --debug asks for it; give its exit code."""
+    """Print an error, with its traceback if --debug was given, and return its exit code."""
     if "--debug" in words[:1]:
         traceback.print_exc()
     _complain(error.message, error.hint)
@@ -125,12 +129,12 @@ def _end(error: SdrtError, words: list[str]) -> int:
 
 
 def _out_of_memory() -> int:
-    _complain("out of memory", "ask for fewer pictures at once, or give the process more memory")
+    _complain("out of memory", "request fewer pictures at once, or give the process more memory")
     return EXIT_RESOURCE
 
 
 def _complain(message: str, hint: str) -> None:
-    """Say an error in one line, whatever a file's name or a library's message holds."""
-    # The exit code says it, too, where stderr is on the disk that is full.
+    """Print an error in one line, even if a file name or a library's message contains control characters."""
+    # stderr may be a file on a full disk; the exit code still tells.
     with contextlib.suppress(OSError):
         click.echo(printable(f"sdrt: {message} ({hint})"), err=True)

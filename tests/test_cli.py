@@ -34,7 +34,7 @@ def test_the_help_lists_every_command_and_exit_code(sdrt: CommandLine) -> None:
     shown = " ".join(sdrt("--help").out.split())
     for name, text in COMMANDS.items():
         assert f"{name} {text}" in shown
-    for code in ("0 done", "2 usage", "3", "4", "5", "6", "7", "8", "130 interrupted"):
+    for code in ("0 success", "2 usage", "3", "4", "5", "6", "7", "8", "130 interrupted"):
         assert code in shown
 
 

@@ -1,4 +1,4 @@
-"""``sdrt bench``: how fast, beside whom, and how far from the machine's limit."""
+"""The command ``sdrt bench``: measure engines against other runtimes and the machine's limit."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ MAX_BATCH, MAX_ROUNDS = 64, 1000
 
 
 @dataclass(frozen=True)
-class Options:
-    """The options of the command, by name."""
+class BenchOptions:
+    """The options of ``sdrt bench``, by the names that click gives them."""
 
     checkpoint: str | None
     revision: str | None
@@ -66,13 +66,18 @@ class Options:
 @checkpoint_option
 @revision_option
 @variant_option
-@folder_option("--bundle", "A bundle, in place of a checkpoint.")
+@folder_option("--bundle", "Bundle to measure instead of a checkpoint.")
 @click.option(
-    "--backend", default="auto", show_default=True, metavar="NAMES", help=f"auto, or among {', '.join(BACKENDS)}."
+    "--backend", default="auto", show_default=True, metavar="NAME,...", help=f"auto, or any of {', '.join(BACKENDS)}."
 )
-@click.option("--precision", metavar="NAMES", help=f"Among {', '.join(PRECISIONS)}.  [default: the backend's]")
+@click.option("--precision", metavar="NAME,...", help=f"Any of {', '.join(PRECISIONS)}.  [default: the backend's]")
 @click.option(
-    "--steps", type=Number(int, 1, MAX_STEPS), default=20, show_default=True, metavar="N", help="Denoising steps."
+    "--steps",
+    type=Number(int, 1, MAX_STEPS),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Number of denoising steps.",
 )
 @click.option(
     "--guidance-scale",
@@ -80,11 +85,16 @@ class Options:
     default=7.5,
     show_default=True,
     metavar="X",
-    help="Above 1: every contender runs both halves.",
+    help="Guidance scale, above 1: every contender runs with guidance.",
 )
-@click.option("--batch", default="1", show_default=True, metavar="N,N", help="Pictures in a request.")
+@click.option("--batch", default="1", show_default=True, metavar="N,...", help="Pictures per request.")
 @click.option(
-    "--rounds", type=Number(int, 1, MAX_ROUNDS), default=5, show_default=True, metavar="N", help="Warm runs of each."
+    "--rounds",
+    type=Number(int, 1, MAX_ROUNDS),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Warm runs per contender.",
 )
 @click.option(
     "--cold-rounds",
@@ -92,41 +102,41 @@ class Options:
     default=3,
     show_default=True,
     metavar="N",
-    help="Processes started for each.",
+    help="Cold starts per contender, each in a new process.",
 )
 @click.option(
     "--peers",
     default="",
-    metavar="NAMES",
-    help="Beside sdrt: all, or among diffusers-fp32, diffusers-bf16, torch-compile, onnxruntime, openvino-genai, "
-    "stable-diffusion-cpp.",
+    metavar="NAME,...",
+    help="Other runtimes to measure: all, or any of diffusers-fp32, diffusers-bf16, torch-compile, onnxruntime, "
+    "openvino-genai, stable-diffusion-cpp.",
 )
-@click.option("--prompt", metavar="TEXT", help="What is drawn.  [default: one that suits the checkpoint]")
+@click.option("--prompt", metavar="TEXT", help="Text to draw.  [default: one that suits the checkpoint]")
 @click.option(
     "--loop",
     default="auto",
     show_default=True,
-    metavar="NAMES",
-    help="auto, or among plain (the UNet) and fused (denoise_step, built where a backend's own engines lack it).",
+    metavar="NAME,...",
+    help="auto, or any of plain (the UNet) and fused (denoise_step, built if the backend's engines lack it).",
 )
-@click.option("--build-times", is_flag=True, help="Export and build once more from nothing, and time that.")
-@file_option("--against", "An earlier bench.json: mark what got slower by more than its spread.")
-@output_folder_option("--report", "Write bench.json, bench.md and roofline.svg here.")
+@click.option("--build-times", is_flag=True, help="Also export and build from scratch, and time that.")
+@file_option("--against", "Earlier bench.json; mark what got slower by more than its spread.")
+@output_folder_option("--report", "Write bench.json, bench.md and roofline.svg to this folder.")
 @store_option
 @threads_option
 @json_option
 def command(**values: Any) -> None:
-    """Measure sdrt's engines, cold and warm, beside peers in the same minutes.
+    """Benchmark sdrt's engines, cold and warm, against other runtimes.
 
-    Every contender has a process of its own, and they run in turn, at equal steps, guidance and threads; what sdrt tune
-    found for --backend auto keeps its own threads unless --threads is given. Names are separated by commas. A matrix
-    product in the same rounds says how far from the machine's limit each component is.
+    Every contender runs in a process of its own. Contenders take turns, with equal steps, guidance and threads;
+    settings found by sdrt tune keep their own threads unless --threads is given. A matrix product timed in the same
+    rounds shows how close each component is to the machine's limit.
     """
-    run(Options(**values))
+    run(BenchOptions(**values))
 
 
-def run(options: Options) -> None:
-    """Check the options, measure, report."""
+def run(options: BenchOptions) -> None:
+    """Run the benchmark, print it and write its report."""
     from sdrt.bench.against import against, read_bench
     from sdrt.bench.bench import bench
     from sdrt.bench.report import lines, write_report
@@ -148,8 +158,8 @@ def run(options: Options) -> None:
         print_text(f"written: {path}")
 
 
-def command_line(options: Options) -> str:
-    """The command that asks for the same; where things lie is left out."""
+def command_line(options: BenchOptions) -> str:
+    """Return the command that repeats the benchmark, without the paths of its store and report."""
     words = ["sdrt", "bench"]
     left_out = ("store", "report", "against", "as_json")
     for field in (each.name for each in fields(options) if each.name not in left_out):
@@ -161,7 +171,7 @@ def command_line(options: Options) -> str:
     return utf8_text(shlex.join(words))
 
 
-def _asked(options: Options) -> Asked:
+def _asked(options: BenchOptions) -> Asked:
     from sdrt.bench.plan import PEERS, Asked, names_of
     from sdrt.prepare.source import Source
 
@@ -176,7 +186,7 @@ def _asked(options: Options) -> Asked:
     )
 
 
-def _settings(options: Options) -> Settings:
+def _settings(options: BenchOptions) -> Settings:
     from sdrt.bench.schema import Settings
     from sdrt.compare.prompts import default_prompts
     from sdrt.machine.cpu import usable_cpus
@@ -197,10 +207,10 @@ def _settings(options: Options) -> Settings:
 
 
 def names(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Names separated by commas, each once.
+    """Return the names in a text separated by commas, each once.
 
     Raises:
-        UsageError: One is not known.
+        UsageError: A name is not among ``known``.
     """
     found = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
     for name in found:
@@ -210,10 +220,10 @@ def names(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def numbers(option: str, text: str, most: int) -> tuple[int, ...]:
-    """Whole numbers from 1 separated by commas, each once.
+    """Return the whole numbers in a text separated by commas, each once.
 
     Raises:
-        UsageError: One is not a number in the range.
+        UsageError: A word is not a whole number from 1 to ``most``.
     """
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() and len(word) < 6 and 1 <= int(word) <= most for word in words):

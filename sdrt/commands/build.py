@@ -1,4 +1,4 @@
-"""``sdrt build``: bundle -> engine set."""
+"""The command ``sdrt build``: from a bundle to an engine set."""
 
 from __future__ import annotations
 
@@ -44,24 +44,33 @@ if TYPE_CHECKING:
 @backend_option(("auto", *BACKENDS), "auto")
 @precision_option(PRECISIONS)
 @provider_option
-@click.option("--batch", metavar="N|MIN:OPT:MAX", help="Pictures at once.  [default: any number, or the recipe's]")
+@click.option("--batch", metavar="N|MIN:OPT:MAX", help="Pictures per call.  [default: any number, or the recipe's]")
 @click.option(
     "--components",
     multiple=True,
     type=click.Choice((*COMPONENTS, "denoise_step", *DEEPCACHE)),
     metavar="NAME",
-    help="Build only these (repeatable).",
+    help="Build only this component (repeatable).",
 )
-@click.option("--recipe", type=InputName(), metavar="NAME|FILE", help="How TensorRT builds.  [default: sd-v1-default]")
 @click.option(
-    "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change the recipe: targets=sm86,sm89 (repeatable)."
+    "--recipe",
+    type=InputName(),
+    metavar="NAME|FILE",
+    help="TensorRT build recipe, by name or as a TOML file.  [default: sd-v1-default]",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Override a field of the recipe, such as targets=sm86,sm89 (repeatable).",
 )
 @threads_option
-@click.option("--deepcache", is_flag=True, help="With what sdrt denoise --deepcache runs, in the UNet's place.")
+@click.option("--deepcache", is_flag=True, help="Build the DeepCache engines instead of the UNet.")
 @token_merging_option
 @store_option
-@output_folder_option("--out", "Write a portable engine set here instead of into the store.")
-@click.option("--force", is_flag=True, help="Replace --out when it is a folder that is not empty.")
+@output_folder_option("--out", "Write a portable engine set to this folder instead of the store.")
+@click.option("--force", is_flag=True, help="Replace --out even if it is not empty.")
 @json_option
 def command(
     bundle: Path | None,
@@ -83,12 +92,14 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Build engines from BUNDLE (or from a checkpoint's bundle, exported when missing).
+    """Build engines from BUNDLE, or from a checkpoint's bundle, which is exported if missing.
 
-    TensorRT builds by a recipe, for the GPU that is here; TensorRT-RTX for the recipe's targets, and needs no GPU
-    (without targets: for sm86, sm89 and sm120, or for the GPU that is here where it is none of these).
-    Engines are kept in the store and reused while nothing they depend on changes. With --out they are written to a
-    folder to carry: sdrt denoise --engines DIR --trust DIGEST runs it on a host without torch and without the bundle.
+    TensorRT builds by a recipe for the GPU of this machine. TensorRT-RTX needs no GPU and builds for the recipe's
+    targets; without targets it builds for sm86, sm89 and sm120, or only for the GPU of this machine if that is another.
+
+    Engines are kept in the store and reused as long as nothing that they depend on changes. --out writes them to a
+    folder that can be copied: sdrt denoise --engines DIR --trust DIGEST runs it on a machine without torch and without
+    the bundle.
     """
     from sdrt.artefacts.store import Store
     from sdrt.engines import build as engines_build
@@ -104,8 +115,8 @@ def command(
     user_store = Store.at(store)
     pictures = parse_batch(batch)
     named = Source(checkpoint, revision, bundle, token_merging=token_merging, variant=variant)
-    asked: Any = {"backend": backend, "precision": precision, "provider": provider, "store": store}
-    choice = choose(named, **asked, deepcache=deepcache, progress=progress)
+    arguments: Any = {"backend": backend, "precision": precision, "provider": provider, "store": store}
+    choice = choose(named, **arguments, deepcache=deepcache, progress=progress)
     check_provider(choice.backend, provider)  # type: ignore[arg-type]
     request = BuildRequest(
         choice.backend,
@@ -132,7 +143,7 @@ def command(
 
 
 def _print(engines: EngineSet) -> None:
-    """Say what was built, a line a component, and where it is."""
+    """Print a line for each component, then the path and digest of the set."""
     for part, component in engines.manifest.components.items():
         size, peak = size_text(component.size_bytes), component.peak_memory_bytes
         memory = f", {size_text(peak)} of memory" if peak is not None else ""
@@ -141,7 +152,7 @@ def _print(engines: EngineSet) -> None:
 
 
 def facts(engines: EngineSet) -> dict[str, Any]:
-    """What --json prints of an engine set."""
+    """Return the document that --json prints of an engine set."""
     return {
         "path": str(engines.path),
         "backend": engines.manifest.backend,
@@ -163,10 +174,10 @@ def facts(engines: EngineSet) -> dict[str, Any]:
 
 
 def parse_recipe(backend: str, name: str | None, settings: tuple[str, ...]) -> Recipe | None:
-    """The recipe that --recipe and --set ask for; None where neither is given.
+    """Load the recipe of --recipe with the changes of --set; None if neither is given.
 
     Raises:
-        UsageError: The backend takes none, there is no such recipe, or a field is wrong.
+        UsageError: The backend takes no recipe, there is no such recipe, or a field is invalid.
     """
     from sdrt.engines.recipe import DEFAULT, load_recipe
 
@@ -179,10 +190,10 @@ def parse_recipe(backend: str, name: str | None, settings: tuple[str, ...]) -> R
 
 
 def parse_batch(text: str | None) -> BatchRange | None:
-    """``N`` or ``MIN:OPT:MAX`` as a range of pictures.
+    """Parse ``N`` or ``MIN:OPT:MAX`` into a range of pictures; None stays None.
 
     Raises:
-        UsageError: It is neither, or the numbers do not rise within 1..16.
+        UsageError: The text is neither, or not 1 <= MIN <= OPT <= MAX <= `MAX_PICTURES`.
     """
     from sdrt.artefacts.engine_set import BatchRange
 
@@ -193,7 +204,7 @@ def parse_batch(text: str | None) -> BatchRange | None:
     if len(numbers) == 1 == len(parts):
         numbers *= 3
     if len(numbers) != 3 or len(parts) not in (1, 3) or not 1 <= numbers[0] <= numbers[1] <= numbers[2] <= MAX_PICTURES:
-        hint = "give N, or MIN:OPT:MAX that rise"
+        hint = "give N, or MIN:OPT:MAX in rising order"
         raise UsageError(f"--batch is {text[:40]!r}; it must be 1 to {MAX_PICTURES} pictures", hint=hint)
     return BatchRange(min=numbers[0], opt=numbers[1], max=numbers[2])
 

@@ -1,4 +1,4 @@
-"""``sdrt compare``: is what was built still the model?"""
+"""The command ``sdrt compare``: compare a bundle or engines with the checkpoint in PyTorch."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from sdrt.compare.subject import SubjectRequest
 
 
-#: Where in a report's folder tensors are saved.
+#: Folder within a report's folder that tensors are saved to.
 TENSORS = "tensors"
 
 
 @dataclass(frozen=True)
-class Options:
-    """The options of the command, by name."""
+class CompareOptions:
+    """The options of ``sdrt compare``, by the names that click gives them."""
 
     folder: Path | None
     checkpoint: str | None
@@ -71,44 +71,55 @@ class Options:
     "--checkpoint",
     type=InputName(),
     metavar="C",
-    help="The reference: a folder, a file, a Hub id, or demo.  [default: what it is from]",
+    help="Reference: a folder, a .safetensors file, a Hub id or demo.  [default: the one it was made from]",
 )
 @revision_option
 @variant_option
 @backend_option(("auto", *BACKENDS), "auto")
 @precision_option(PRECISIONS)
-@file_option("--prompts", "What to draw: lines of a prompt, or of SEED, a tab and a prompt.  [default: ours]")
+@file_option("--prompts", "File of prompts, a line each: PROMPT, or SEED, a tab and PROMPT.  [default: built in]")
 @click.option(
-    "--steps", type=Number(int, 1, MAX_STEPS), default=25, show_default=True, metavar="N", help="Denoising steps."
+    "--steps",
+    type=Number(int, 1, MAX_STEPS),
+    default=25,
+    show_default=True,
+    metavar="N",
+    help="Number of denoising steps.",
 )
-@file_option("--tolerances", "Tolerances that stand in place of ours, as TOML.")
-@click.option("--bisect", is_flag=True, help="Find the first tensor that departs in a component that fails.")
-@file_option("--against", "An earlier comparison.json: say what moved since.")
-@output_folder_option("--report", "Write report.html, comparison.json and contact-sheet.png here.")
+@file_option("--tolerances", "TOML file of tolerances that override the built-in ones.")
+@click.option("--bisect", is_flag=True, help="Find the first tensor that deviates in each component that fails.")
+@file_option("--against", "Earlier comparison.json; show what changed since.")
+@output_folder_option("--report", "Write report.html, comparison.json and contact-sheet.png to this folder.")
 @click.option(
-    "--save-tensors", is_flag=True, help="Add inputs and PyTorch's outputs to the report, for polygraphy run."
+    "--save-tensors", is_flag=True, help="Add inputs and reference outputs to the report, for polygraphy run."
 )
-@click.option("--self-test", is_flag=True, help="Plant faults in the bundle's fp32 graphs; find each by ONNX Runtime.")
-@click.option("--trust", metavar="DIGEST", help="SHA-256 of the manifest.json of ENGINES from elsewhere.")
+@click.option(
+    "--self-test",
+    is_flag=True,
+    help="Check that faults planted in the bundle's fp32 graphs are detected, on ONNX Runtime.",
+)
+@click.option("--trust", metavar="DIGEST", help="Trust ENGINES if its manifest.json has this SHA-256.")
 @store_option
 @threads_option
 @json_option
 def command(**values: Any) -> None:
-    """Compare BUNDLE or ENGINES with the checkpoint they came from, as PyTorch computes it in fp32.
+    """Compare BUNDLE or ENGINES with the checkpoint that they were made from, run by PyTorch in fp32.
 
-    Components on inputs of real runs, latents after each step, and pictures are held to tolerances. Without BUNDLE and
-    ENGINES the engines of --checkpoint, or of the demo, are compared, and made when missing. Exits 0 when everything
-    that can be verified here passes, 5 when a tolerance is broken, 4 when nothing can be verified.
+    Components on inputs from real runs, latents after each step, and pictures must stay within tolerances. Without
+    BUNDLE or ENGINES, the engines of --checkpoint (or of the demo) are compared, and built if missing.
+
+    Exit codes: 0 if everything that can be verified here passes, 5 if a tolerance is exceeded, 4 if nothing can be
+    verified.
     """
-    run(Options(**values))
+    run(CompareOptions(**values))
 
 
-def run(options: Options) -> None:
-    """Read what is to be read, compare, and say what was found."""
+def run(options: CompareOptions) -> None:
+    """Run the comparison, print it and write its report; raise if it does not pass."""
     if options.self_test:
         check_self_test(options)
     if options.save_tensors and options.report is None:
-        raise UsageError("--save-tensors adds to the report, and none is asked for", hint="add --report DIR")
+        raise UsageError("--save-tensors is for --report, which is missing", hint="add --report DIR")
     try:
         from sdrt.compare.compare import check_faults, compare
     except ModuleNotFoundError as error:
@@ -120,18 +131,18 @@ def run(options: Options) -> None:
     from sdrt.compare.tensors import remove_tensors
     from sdrt.progress import for_terminal
 
-    asked, settings = _what(options), _how(options)
+    request, settings = _subject_request(options), _settings(options)
     progress = for_terminal()
     if options.self_test:
-        _say_faults(check_faults(asked, settings, progress), options.as_json)
+        _say_faults(check_faults(request, settings, progress), options.as_json)
         return
     earlier = read_comparison(options.against) if options.against else None
-    comparison, pairs = compare(asked, settings, progress)
+    comparison, pairs = compare(request, settings, progress)
     if earlier is not None:
         comparison = comparison.model_copy(update={"against": find_changes(earlier, comparison)})
     report = write_report(options.report, comparison, pairs) if options.report else None
     if options.report is not None and not options.save_tensors:
-        # Beside a report lies what belongs to it, and not what an earlier one had.
+        # Tensors that an earlier report left would not belong to this one.
         remove_tensors(options.report / TENSORS)
     if options.as_json:
         print_json(comparison.model_dump(mode="json"))
@@ -143,11 +154,11 @@ def run(options: Options) -> None:
     _end(comparison)
 
 
-def check_self_test(options: Options) -> None:
-    """Hold that nothing is asked of the self-test that it would not do.
+def check_self_test(options: CompareOptions) -> None:
+    """Raise UsageError if an option is given that --self-test does not use.
 
     Raises:
-        UsageError: An option of a comparison stands beside it.
+        UsageError: One is; the message names it.
     """
     given = {
         "--backend": options.backend not in ("auto", "onnxruntime"),
@@ -159,12 +170,12 @@ def check_self_test(options: Options) -> None:
         "--trust": options.trust is not None,
         "--threads": options.threads is not None,
     }
-    for name in (name for name, there in given.items() if there):
-        hint = f"leave {name} out; it finds faults in a bundle's fp32 graphs as ONNX Runtime runs them, and says which"
+    for name in (name for name, is_given in given.items() if is_given):
+        hint = f"leave {name} out; the self-test runs a bundle's fp32 graphs on ONNX Runtime"
         raise UsageError(f"--self-test does not go with {name}", hint=hint)
 
 
-def _what(options: Options) -> SubjectRequest:
+def _subject_request(options: CompareOptions) -> SubjectRequest:
     from sdrt.compare.subject import SubjectRequest
 
     return SubjectRequest(
@@ -179,7 +190,7 @@ def _what(options: Options) -> SubjectRequest:
     )
 
 
-def _how(options: Options) -> ComparisonSettings:
+def _settings(options: CompareOptions) -> ComparisonSettings:
     from sdrt.compare.compare import ComparisonSettings
     from sdrt.compare.prompts import read_prompts
     from sdrt.compare.tolerances import load
@@ -195,10 +206,10 @@ def _how(options: Options) -> ComparisonSettings:
 
 
 def _say_faults(found: tuple[Any, ...], as_json: bool) -> None:
-    """Say which planted faults were found.
+    """Print which planted faults were found.
 
     Raises:
-        NumericError: One was not, or another component was blamed for it.
+        NumericError: A fault was missed, or another component was blamed for it.
     """
     if as_json:
         print_json([each.model_dump(mode="json") for each in found])
@@ -213,10 +224,10 @@ def _say_faults(found: tuple[Any, ...], as_json: bool) -> None:
 
 
 def _end(comparison: Comparison) -> None:
-    """End as the outcome asks.
+    """Raise the error that the outcome calls for, if any.
 
     Raises:
-        NumericError: A tolerance is broken.
+        NumericError: A tolerance is exceeded.
         BackendUnavailableError: Nothing could be verified.
     """
     from sdrt.compare.summary import headline
@@ -224,7 +235,7 @@ def _end(comparison: Comparison) -> None:
     if comparison.outcome == "failed":
         located = any(each.departure for each in comparison.components)
         hint = "see the lines above" if located else "--bisect finds where a component goes wrong"
-        raise NumericError(f"what was built is not the model: {headline(comparison)}", hint=hint)
+        raise NumericError(f"the comparison failed: {headline(comparison)}", hint=hint)
     if comparison.outcome == "unverified":
         hint = "compare on a machine that runs this backend"
         raise BackendUnavailableError(f"nothing could be verified here: {headline(comparison)}", hint=hint)

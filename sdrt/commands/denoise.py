@@ -1,4 +1,4 @@
-"""``sdrt denoise``: prompts -> PNG."""
+"""The command ``sdrt denoise``: from prompts to PNG files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdrt.commands.denoise_options import Options, init_image, load, say_guidance, settings, stages
+from sdrt.commands.denoise_options import DenoiseOptions, init_image, load, say_guidance, settings, stages
 from sdrt.commands.options import (
     BACKENDS,
     PRECISIONS,
@@ -49,81 +49,91 @@ if TYPE_CHECKING:
 
 
 @click.command("denoise")
-@click.option("--prompt", metavar="TEXT", help="What to draw; may be empty. Needed but with --prompts or --from.")
-@file_option("--prompts", 'Draw every line of a file of JSON objects: {"prompt": "a red circle", "seed": 7}.')
-@click.option("--negative-prompt", metavar="TEXT", help="What to stay away from.")
-@click.option("--steps", type=Number(int, 1, MAX_STEPS), metavar="N", help="Denoising steps, 1 to 1000.  [default: 50]")
+@click.option(
+    "--prompt", metavar="TEXT", help="Text to draw; may be empty. Required unless --prompts or --from is given."
+)
+@file_option("--prompts", 'JSON Lines file of prompts, one object per line: {"prompt": "a red circle", "seed": 7}.')
+@click.option("--negative-prompt", metavar="TEXT", help="Text to steer away from.")
+@click.option(
+    "--steps", type=Number(int, 1, MAX_STEPS), metavar="N", help="Number of denoising steps, 1 to 1000.  [default: 50]"
+)
 @click.option(
     "--guidance-scale",
     type=Number(float, -MAX_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE),
     metavar="X",
-    help="1 and below turn guidance off.  [default: what the checkpoint recommends, else 7.5]",
+    help="Guidance scale; 1 and below turn guidance off.  [default: the checkpoint's recommendation, else 7.5]",
 )
 @click.option(
     "--guidance-interval",
     type=Number(float, 0, MAX_SIGMA),
     nargs=2,
     metavar="LOW HIGH",
-    help="Guide only steps whose sigma is above LOW and up to HIGH; the others take half the time.",
+    help="Guide only the steps with LOW < sigma <= HIGH; the others take half the time.",
 )
 @click.option(
     "--deepcache",
     type=Number(int, MIN_DEEPCACHE, MAX_STEPS),
     metavar="N",
-    help="Compute the whole UNet in every N-th step only; the others take a fraction of the time.  [CPU]",
+    help="Run the whole UNet in every N-th step only, and its outermost level in the others. CPU backends only.",
 )
 @token_merging_option
 @click.option(
     "--seed",
     type=Number(int, 0, MAX_SEED),
     metavar="N",
-    help="Of the noise, 0 to 2^64 - 1.  [default: drawn, and said]",
+    help="Seed of the first picture, 0 to 2^64 - 1.  [default: random, printed]",
 )
 @click.option(
-    "--num-images", type=Number(int, 1, MAX_PICTURES), metavar="N", help="With seeds N, N + 1, ...  [default: 1]"
+    "--num-images",
+    type=Number(int, 1, MAX_PICTURES),
+    metavar="N",
+    help="Number of pictures; their seeds count up from --seed.  [default: 1]",
 )
-@file_option("--init-image", "A picture to start from; the largest square around its centre is taken.")
+@file_option("--init-image", "Picture to start from; its largest centred square is used.")
 @click.option(
     "--strength",
     type=Number(float, 0, 1),
     metavar="S",
-    help="The share of the steps that run on --init-image, above 0 and up to 1.  [default: 0.8]",
+    help="Share of the steps to run on --init-image, above 0 and up to 1.  [default: 0.8]",
 )
 @click.option(
-    "--start-step", type=Number(int, 0, MAX_STEPS - 1), metavar="K", help="The first step that runs on --init-image."
+    "--start-step",
+    type=Number(int, 0, MAX_STEPS - 1),
+    metavar="K",
+    help="First step to run on --init-image, counted from 0; in place of --strength.",
 )
 @click.option(
     "--lms-start",
     type=click.Choice(LMS_STARTS),
-    help="How LMS starts on --init-image: fresh leaves less noise where --strength is low.  [default: diffusers]",
+    help="How LMS starts on --init-image; fresh leaves less noise at low --strength.  [default: diffusers]",
 )
 @checkpoint_option
 @revision_option
 @variant_option
-@folder_option("--bundle", "A bundle to run, in place of a checkpoint.")
-@folder_option("--engines", "An engine set to run, in place of a checkpoint.")
-@click.option("--trust", metavar="DIGEST", help="SHA-256 of the manifest.json of --engines from elsewhere.")
+@folder_option("--bundle", "Bundle to run instead of a checkpoint.")
+@folder_option("--engines", "Engine set to run instead of a checkpoint.")
+@click.option("--trust", metavar="DIGEST", help="Trust --engines if its manifest.json has this SHA-256.")
 @backend_option(("auto", *BACKENDS), "auto")
 @precision_option(PRECISIONS)
 @provider_option
 @file_option(
-    "--latents", "Unit noise to start from, an .npy of the model's [n,channels,height,width], for v1 [n,4,64,64]."
+    "--latents", "Initial noise of unit variance, as .npy of shape [n,channels,height,width]; [n,4,64,64] for SD v1."
 )
-@output_file_option("--save-latents", "Write the final latents, before the scaling factor, as .npy.")
+@output_file_option("--save-latents", "Write the final latents as .npy, before division by the scaling factor.")
 @click.option(
     "--out",
     type=OutputFile(),
     default="picture.png",
     show_default=True,
     metavar="FILE.png",
-    help="The picture.",
+    help="PNG file to write.",
 )
-@click.option("--preview", is_flag=True, help="Show what is being drawn, where the terminal can.")
-@output_folder_option("--preview-dir", "Write what is being drawn after each step into this empty or new folder.")
-@file_option("--from", "Repeat a picture that sdrt wrote.", "repeat")
+@click.option("--preview", is_flag=True, help="Show previews in the terminal, if it has colours.")
+@output_folder_option("--preview-dir", "Write a preview of each step to this folder, new or empty.")
+@file_option("--from", "Repeat a picture that sdrt wrote, from its metadata.", "repeat")
 @store_option
 @click.option(
-    "--no-build", "build", flag_value=False, default=True, help="Fail where something must be exported or built."
+    "--no-build", "build", flag_value=False, default=True, help="Fail if something must be exported or built first."
 )
 @threads_option
 @click.option(
@@ -131,26 +141,26 @@ if TYPE_CHECKING:
     type=click.Choice(("auto", "plain")),
     default="auto",
     show_default=True,
-    help="auto runs a guided step as one graph where the engines hold denoise_step; plain never does.",
+    help="auto runs a guided step as one graph if the engines contain denoise_step; plain never does.",
 )
 @click.option(
     "--cuda-graphs/--no-cuda-graphs",
     default=None,
-    help="Whether tensorrt and tensorrt-rtx replay their steps from a CUDA graph.  [default: they do]",
+    help="Replay steps from a CUDA graph on tensorrt and tensorrt-rtx.  [default: on]",
 )
-@click.option("--keep-loaded", is_flag=True, help="Keep engines in memory when their work is done.")
+@click.option("--keep-loaded", is_flag=True, help="Keep engines in memory after their last use.")
 @json_option
 def command(**values: Any) -> None:
-    """Make pictures from a prompt by LMS denoising.
+    """Generate pictures from a prompt by LMS denoising.
 
-    What is missing, the checkpoint's bundle or its engines, is exported and built first and reused afterwards.
-    Several pictures are written as NAME-0001.png and on; those of --prompts are numbered by their line.
+    The checkpoint's bundle and engines are exported and built if they are missing, and reused afterwards. Several
+    pictures are written as NAME-0001.png, NAME-0002.png and so on; those of --prompts are numbered by line.
     """
-    run(Options(**values))
+    run(DenoiseOptions(**values))
 
 
-def run(options: Options) -> None:
-    """Check everything that can be checked before the first engine opens; then make and write the pictures."""
+def run(options: DenoiseOptions) -> None:
+    """Generate and write pictures; check everything that can be checked before the first engine opens."""
     from sdrt.commands.denoise_repeat import check_repeats, record_of, with_record
     from sdrt.progress import for_terminal
     from sdrt.sampling.latents import check_latents_of
@@ -190,31 +200,36 @@ def run(options: Options) -> None:
                 click.echo(bytes(path))
 
 
-def check_together(options: Options) -> None:
-    """Hold that the options given go together.
+def check_together(options: DenoiseOptions) -> None:
+    """Raise UsageError unless the given options go together.
 
     Raises:
-        UsageError: Two exclude each other, or one is for another that is missing.
+        UsageError: Two exclude each other, or one belongs to another that is missing.
     """
-    # By identity: 0 is a start step.
-    given = {
-        name for name in Options.__dataclass_fields__ if not any(getattr(options, name) is no for no in (None, False))
+    not_with_prompts = {
+        "--prompt": options.prompt is not None,
+        "--from": options.repeat is not None,
+        "--latents": options.latents is not None,
+        "--save-latents": options.save_latents is not None,
+        "--preview": options.preview,
+        "--preview-dir": options.preview_dir is not None,
     }
-    for name, others in (
-        ("prompts", ("prompt", "repeat", "latents", "save_latents", "preview", "preview_dir")),
-        ("strength", ("start_step",)),
-    ):
-        for other in others:
-            if {name, other} <= given:
-                spelled = "from" if other == "repeat" else other.replace("_", "-")
-                raise UsageError(f"--{name} and --{spelled} exclude each other", hint="give one of them")
-    for name in ("strength", "start_step", "lms_start"):
-        if name in given and "init_image" not in given:
-            spelled = name.replace("_", "-")
-            raise UsageError(f"--{spelled} is for --init-image, which is missing", hint="give both, or neither")
+    of_init_image = {
+        "--strength": options.strength is not None,
+        "--start-step": options.start_step is not None,
+        "--lms-start": options.lms_start is not None,
+    }
+    if options.prompts is not None:
+        for name in (name for name, given in not_with_prompts.items() if given):
+            raise UsageError(f"--prompts and {name} exclude each other", hint="give one of them")
+    if options.strength is not None and options.start_step is not None:
+        raise UsageError("--strength and --start-step exclude each other", hint="give one of them")
+    if options.init_image is None:
+        for name in (name for name, given in of_init_image.items() if given):
+            raise UsageError(f"{name} is for --init-image, which is missing", hint="give both, or neither")
 
 
-def _request(options: Options, record: dict[str, Any] | None) -> Request:
+def _request(options: DenoiseOptions, record: dict[str, Any] | None) -> Request:
     from sdrt.runtime.request import Picture, Request, make_request
 
     if record is not None:
@@ -233,8 +248,8 @@ def _request(options: Options, record: dict[str, Any] | None) -> Request:
     return make_request(options.prompt, **settings(options))
 
 
-def _preview(options: Options, request: Request, progress: Progress) -> LivePreview | None:
-    """What is called after each step, where previews are asked for and can be shown."""
+def _preview(options: DenoiseOptions, request: Request, progress: Progress) -> LivePreview | None:
+    """Return the callback that shows and writes previews; None if none are requested or none can be shown."""
     if not options.preview and options.preview_dir is None:
         return None
     from sdrt.commands.live_preview import live_preview
@@ -242,7 +257,7 @@ def _preview(options: Options, request: Request, progress: Progress) -> LivePrev
     return live_preview(len(request.pictures), options.preview, options.preview_dir, progress)
 
 
-def _noise(options: Options, request: Request) -> Any:
+def _noise(options: DenoiseOptions, request: Request) -> Any:
     if options.latents is None:
         return None
     from sdrt.sampling.latents import load_latents
@@ -251,7 +266,7 @@ def _noise(options: Options, request: Request) -> Any:
 
 
 def _warn(result: Result, progress: Progress) -> None:
-    """Say what the user may not expect: a drawn seed, words cut off, a picture of one colour."""
+    """Print the seeds, and warn of truncated prompts and of pictures of a single colour."""
     from sdrt.runtime.images import is_degenerate
 
     progress.note("seed " + ", ".join(str(picture.seed) for picture in result.request.pictures))
@@ -262,8 +277,8 @@ def _warn(result: Result, progress: Progress) -> None:
             progress.note(f"warning: degenerate_image: picture {index + 1} is all of one colour")
 
 
-def _write(options: Options, result: Result, record: dict[str, Any] | None) -> dict[Path, int]:
-    """Write the pictures (of --from: the one it is) and the latents; gives each path its seed."""
+def _write(options: DenoiseOptions, result: Result, record: dict[str, Any] | None) -> dict[Path, int]:
+    """Write the pictures (with --from only the repeated one) and the latents; return the seed of each path."""
     from sdrt.runtime.images import write_png
     from sdrt.sampling.latents import save_latents
 
@@ -278,14 +293,14 @@ def _write(options: Options, result: Result, record: dict[str, Any] | None) -> d
 
 
 def _paths(out: Path, count: int) -> list[Path]:
-    """The file of each picture: ``out``, or of several NAME-0001.png and on."""
+    """Return the path of each picture: ``out``, or NAME-0001.png and so on if there are several."""
     if count == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{number:04}{out.suffix}") for number in range(1, count + 1)]
 
 
 def facts(pipeline: Pipeline, result: Result, written: dict[Path, int]) -> dict[str, Any]:
-    """What --json prints."""
+    """Return the document that --json prints."""
     manifest, timings, request = pipeline.engines.manifest, result.timings, result.request
     return {
         "images": [{"path": str(path), "seed": seed} for path, seed in written.items()],

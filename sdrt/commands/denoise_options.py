@@ -1,4 +1,4 @@
-"""The options of ``sdrt denoise``, and what follows from them for one prompt and for a file of prompts."""
+"""The options of ``sdrt denoise``, and what one prompt and a file of prompts derive from them alike."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdrt.limits import (
-    DEFAULT_GUIDANCE_SCALE,
-)
+from sdrt.limits import DEFAULT_GUIDANCE_SCALE
 from sdrt.runtime.request import DEFAULT_STRENGTH
 
 if TYPE_CHECKING:
@@ -22,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
-    """The options of the command, by name."""
+class DenoiseOptions:
+    """The options of ``sdrt denoise``, by the names that click gives them."""
 
     prompt: str | None
     prompts: Path | None
@@ -63,8 +61,8 @@ class Options:
     as_json: bool
 
 
-def settings(options: Options) -> dict[str, Any]:
-    """The arguments of `make_request` that the options give, but for the prompt."""
+def settings(options: DenoiseOptions) -> dict[str, Any]:
+    """Return the arguments of `make_request` that follow from the options, without the prompt."""
     strength = options.strength
     if options.init_image is not None and strength is None and options.start_step is None:
         strength = DEFAULT_STRENGTH
@@ -82,8 +80,8 @@ def settings(options: Options) -> dict[str, Any]:
     }
 
 
-def init_image(options: Options) -> Image.Image | None:
-    """The picture of --init-image, decoded."""
+def init_image(options: DenoiseOptions) -> Image.Image | None:
+    """Open and decode the picture of --init-image; None if there is none."""
     if options.init_image is None:
         return None
     from sdrt.runtime.init_image import open_picture
@@ -91,8 +89,8 @@ def init_image(options: Options) -> Image.Image | None:
     return open_picture(options.init_image)
 
 
-def load(options: Options, progress: Progress) -> Pipeline:
-    """The pipeline that the options name."""
+def load(options: DenoiseOptions, progress: Progress) -> Pipeline:
+    """Load the pipeline that the options describe."""
     from sdrt.pipeline import Pipeline
 
     return Pipeline.load(
@@ -118,14 +116,14 @@ def load(options: Options, progress: Progress) -> Pipeline:
 
 
 def say_guidance(pipeline: Pipeline, requests: Iterable[Request], progress: Progress) -> None:
-    """Say what the checkpoint recommends where it decides and is not what most are drawn with."""
+    """Note the checkpoint's guidance scale if a request leaves it open and it is not the usual default."""
     scale = pipeline.model.guidance_scale
     if scale != DEFAULT_GUIDANCE_SCALE and any(request.guidance_left_open for request in requests):
         progress.note(f"guidance scale {scale:g}, as the checkpoint recommends")
 
 
 def stages(timings: Timings, *, with_encoder: bool) -> dict[str, float]:
-    """Seconds by stage; the VAE's encoder only where a picture was started from."""
+    """Return seconds by stage, rounded to four digits; the VAE encoder's only with ``with_encoder``."""
     names = ["load", "text_encoder", "unet", "vae_decoder", "total"]
     if with_encoder:
         names.insert(1, "vae_encoder")

@@ -1,4 +1,4 @@
-"""``sdrt denoise --prompts``: every line of a file -> PNG."""
+"""``sdrt denoise --prompts``: a file of prompts to PNG files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdrt.commands.denoise_options import Options, init_image, load, say_guidance, settings, stages
+from sdrt.commands.denoise_options import DenoiseOptions, init_image, load, say_guidance, settings, stages
 from sdrt.commands.options import print_json
 from sdrt.commands.paths import check_writable
 from sdrt.errors import NumericError
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from sdrt.runtime.result import Timings
 
 
-def run_prompts(options: Options) -> None:
-    """Check every line and every file to be written; then make the pictures, and write each as soon as it is made.
+def run_prompts(options: DenoiseOptions) -> None:
+    """Generate the pictures of a file of prompts, and write each one as soon as it is finished.
+
+    Every line and every output path is checked before the first engine opens.
 
     Raises:
-        UsageError: A line is wrong; nothing was made.
-        NumericError: Some pictures could not be made; all others were written.
+        UsageError: A line is invalid; nothing was generated.
+        NumericError: Some pictures failed; all others were written.
     """
     from sdrt.progress import for_terminal
     from sdrt.runtime.picture_queue import run_queue
@@ -38,23 +40,23 @@ def run_prompts(options: Options) -> None:
 
     if options.prompts is None:
         raise TypeError("prompts")
-    asked = settings(options)
-    if asked["seed"] is None:
-        asked["seed"] = secrets.randbelow(DRAWN_SEEDS)
-    lines = read_prompt_file(options.prompts, asked)
+    defaults = settings(options)
+    if defaults["seed"] is None:
+        defaults["seed"] = secrets.randbelow(DRAWN_SEEDS)
+    lines = read_prompt_file(options.prompts, defaults)
     paths = _paths(options.out, lines)
     for path in paths.values():
         check_writable("--out", path)
     image, progress, timings = init_image(options), for_terminal(), Timings()
     if options.seed is None:
-        progress.note(f"seed {asked['seed']} and on, where lines name none")
+        progress.note(f"seeds count up from {defaults['seed']} where lines give none")
     done: list[Finished] = []
     with load(options, progress) as pipeline:
         say_guidance(pipeline, [line.request for line in lines], progress)
         for finished in run_queue(pipeline, lines, timings, image=image, progress=progress):
             _write(finished, paths, options.as_json)
             _warn(finished, progress)
-            # A night's pictures do not fit in memory.
+            # The pictures of a long file do not fit in memory.
             done.append(replace(finished, image=None, record=None))
         if options.as_json:
             print_json(_facts(pipeline, done, paths, timings, with_encoder=image is not None))
@@ -62,7 +64,7 @@ def run_prompts(options: Options) -> None:
 
 
 def _paths(out: Path, lines: Sequence[Line]) -> dict[tuple[int, int], Path]:
-    """The file of each picture, by its line and its place there: NAME-LINE.png, or NAME-LINE-PICTURE.png of several."""
+    """Return each picture's path by (line, index): NAME-LINE.png, or NAME-LINE-PICTURE.png if a line has several."""
     paths = {}
     for line in lines:
         count = len(line.request.pictures)
@@ -77,7 +79,7 @@ def _path(paths: dict[tuple[int, int], Path], slot: Slot) -> Path:
 
 
 def _write(finished: Finished, paths: dict[tuple[int, int], Path], as_json: bool) -> None:
-    """Write a picture, if there is one, and say where."""
+    """Write a picture, if there is one, and print its path."""
     from sdrt.runtime.images import write_png
 
     if finished.image is None or finished.record is None:
@@ -89,7 +91,7 @@ def _write(finished: Finished, paths: dict[tuple[int, int], Path], as_json: bool
 
 
 def _warn(finished: Finished, progress: Progress) -> None:
-    """Say what the user may not expect of a picture, and its seed with it."""
+    """Warn of a picture that failed, whose prompt was truncated, or that has a single colour."""
     from sdrt.runtime.images import is_degenerate
 
     where = f"line {finished.slot.line}, seed {finished.slot.picture.seed}"
@@ -109,7 +111,7 @@ def _facts(
     *,
     with_encoder: bool,
 ) -> dict[str, Any]:
-    """What --json prints: pictures and failures in the order of the file."""
+    """Return the document that --json prints: pictures and failures in the order of the file."""
     manifest = pipeline.engines.manifest
     ordered = sorted(done, key=lambda finished: (finished.slot.line, finished.slot.index))
     made = [finished for finished in ordered if finished.error is None]
@@ -141,10 +143,10 @@ def _facts(
 
 
 def _check_all_made(done: Sequence[Finished]) -> None:
-    """End in an error where pictures are missing.
+    """Raise NumericError if pictures failed.
 
     Raises:
-        NumericError: Some are; names their lines.
+        NumericError: Some did; the message names their lines.
     """
     failed = sorted({finished.slot.line for finished in done if finished.error is not None})
     if failed:

@@ -1,4 +1,4 @@
-"""``sdrt denoise --from``: a picture made again as its record says."""
+"""``sdrt denoise --from``: repeat a picture from its record."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sdrt.errors import ArtefactError, CheckpointError, UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdrt.commands.denoise_options import Options
+    from sdrt.commands.denoise_options import DenoiseOptions
     from sdrt.pipeline import Pipeline
     from sdrt.progress import Progress
 
-#: Options whose values a record holds.
-DECIDED = (
+#: DenoiseOptions that --from takes from the record.
+FROM_RECORD = (
     "prompt",
     "negative_prompt",
     "steps",
@@ -32,18 +32,18 @@ DECIDED = (
 )
 
 
-def record_of(options: Options) -> dict[str, Any] | None:
-    """How the picture of --from was made.
+def record_of(options: DenoiseOptions) -> dict[str, Any] | None:
+    """Read the record of the picture of --from; None without --from.
 
     Raises:
-        UsageError: Another option says what the picture does, or something that it was made from is missing.
-        ArtefactError: The file carries no record of ours.
+        UsageError: An option contradicts --from, or a file that the picture was made from is not given.
+        ArtefactError: The file has no record of sdrt.
     """
     if options.repeat is None:
         return None
     from sdrt.runtime.picture_record import read_record
 
-    for name in (name for name in DECIDED if getattr(options, name) is not None):
+    for name in (name for name in FROM_RECORD if getattr(options, name) is not None):
         raise UsageError(f"--{name.replace('_', '-')} and --from exclude each other", hint="--from sets it")
     if not options.repeat.is_file():
         raise UsageError(f"--from: there is no file {options.repeat}", hint="name a PNG that sdrt wrote")
@@ -64,17 +64,17 @@ def record_of(options: Options) -> dict[str, Any] | None:
     return record
 
 
-def with_record(options: Options, record: dict[str, Any] | None) -> Options:
-    """The options with what the record decides: checkpoint, backend, precision, threads, and how the steps run.
+def with_record(options: DenoiseOptions, record: dict[str, Any] | None) -> DenoiseOptions:
+    """Return the options with the record's checkpoint, backend, precision, threads and way of running the steps.
 
     Raises:
-        CheckpointError: The checkpoint is not where it was, and no other is named.
+        CheckpointError: The recorded checkpoint cannot be found, and no other is given.
     """
     if record is None:
         return options
     options = replace(options, deepcache=record["deepcache"])
     if record["loop"] == "plain":
-        # The fused loop is what runs anyway wherever the engines hold it.
+        # The fused loop runs by default if the engines contain it.
         options = replace(options, loop="plain")
     checkpoint, revision = options.checkpoint, options.revision
     if not (checkpoint or options.bundle or options.engines):
@@ -104,21 +104,21 @@ def with_record(options: Options, record: dict[str, Any] | None) -> Options:
 
 
 def _recorded(record: CheckpointRecord) -> tuple[str, str | None]:
-    """Return what to name, and at which revision, to open the checkpoint of a picture.
+    """Return the name and the revision that open the checkpoint of a picture.
 
     Raises:
-        CheckpointError: It is not here.
+        CheckpointError: It cannot be found on this machine.
     """
     from sdrt.checkpoint.places import find_recorded
 
     found = find_recorded(record)
     if found is None:
-        raise CheckpointError(f"the checkpoint {record.name!r} is not here", hint="name its place with --checkpoint")
+        raise CheckpointError(f"the checkpoint {record.name!r} is not here", hint="give its path with --checkpoint")
     return found
 
 
 def _threads(record: dict[str, Any]) -> int | None:
-    """As many threads as made the picture, or as this process may use if that is less; None where it does not say."""
+    """Return the record's number of threads, at most the usable CPUs; None if it has none."""
     from sdrt.machine.cpu import usable_cpus
 
     return min(record["threads"], usable_cpus()) if record["threads"] else None
@@ -127,16 +127,16 @@ def _threads(record: dict[str, Any]) -> int | None:
 def check_repeats(
     record: dict[str, Any] | None, pipeline: Pipeline, image: Image.Image | None, progress: Progress
 ) -> None:
-    """Say where a repeated picture may differ in its last bits, by other engines or threads.
+    """Check that a picture can be repeated; note if its last bits may differ because of other engines or threads.
 
     Raises:
-        ArtefactError: It was made with other weights or with other tokens merged, or started from another picture.
+        ArtefactError: It was made with other weights or another token merging, or started from another picture.
     """
     if record is None:
         return
     manifest = pipeline.engines.manifest
     if record["checkpoint"]["digest"] != manifest.checkpoint.digest:
-        hint = "name the checkpoint it was made with by --checkpoint"
+        hint = "give the checkpoint it was made with by --checkpoint"
         raise ArtefactError("the picture of --from was made with other weights", hint=hint)
     if record["token_merging"] != manifest.token_merging:
         made, held = (ratio or "none" for ratio in (record["token_merging"], manifest.token_merging))

@@ -1,4 +1,4 @@
-"""``sdrt doctor``: what this machine can run."""
+"""The command ``sdrt doctor``: what this machine can run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdrt.terminal import size_text
 @store_option
 @json_option
 def command(store: Path | None, as_json: bool) -> None:
-    """Show what this machine can run, what is missing for the rest, and the line that installs it."""
+    """Show what this machine can run, what is missing for the rest, and the command that installs it."""
     from sdrt.artefacts.store import Store
     from sdrt.doctor import examine
 
@@ -28,7 +28,7 @@ def command(store: Path | None, as_json: bool) -> None:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The facts as people read them."""
+    """Return the lines that are printed without --json."""
     processor, gpu, store = found["processor"], found["gpu"], found["store"]
     has = [label for label, key in (("AMX", "amx"), ("AVX512-BF16", "avx512_bf16")) if processor[key]]
     memory, size = found["memory_available_bytes"], store["size_bytes"]

@@ -1,4 +1,4 @@
-"""``sdrt export``: checkpoint -> bundle."""
+"""The command ``sdrt export``: from a checkpoint to a bundle."""
 
 from __future__ import annotations
 
@@ -35,21 +35,27 @@ COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_encoder", 
 @checkpoint_option
 @revision_option
 @variant_option
-@output_folder_option("--out", "Folder of the bundle.")
+@output_folder_option("--out", "Folder to write the bundle to.  [required]")
 @click.option(
     "--precision",
     type=click.Choice(("fp32", "fp16", "int8")),
     default="fp32",
     show_default=True,
-    help="Of the graphs; int8 is the UNet's alone, quantised on pictures that the checkpoint draws.",
+    help="Precision of the graphs; int8 quantises the UNet only, calibrated on pictures that the checkpoint draws.",
 )
 @click.option(
-    "--components", multiple=True, type=click.Choice(COMPONENTS), metavar="NAME", help="Export only these (repeatable)."
+    "--components",
+    multiple=True,
+    type=click.Choice(COMPONENTS),
+    metavar="NAME",
+    help="Export only this component (repeatable).",
 )
-@click.option("--opset", type=click.IntRange(20, 24), default=23, show_default=True, help="ONNX opset.")
+@click.option(
+    "--opset", type=click.IntRange(20, 24), default=23, show_default=True, metavar="N", help="ONNX opset version."
+)
 @token_merging_option
-@click.option("--deepcache", is_flag=True, help="Add the two passes of the UNet that sdrt denoise --deepcache runs.")
-@click.option("--force", is_flag=True, help="Replace --out when it is a folder that is not empty.")
+@click.option("--deepcache", is_flag=True, help="Add the two UNet graphs that sdrt denoise --deepcache runs.")
+@click.option("--force", is_flag=True, help="Replace --out even if it is not empty.")
 @json_option
 def command(
     checkpoint: str | None,
@@ -64,15 +70,16 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Export a checkpoint to an ONNX bundle: graphs, weights, tokenizer, scheduler and a manifest with digests.
+    """Export a checkpoint to an ONNX bundle.
 
-    The batch is dynamic, latents are 64x64x4. Every graph is checked against the torch module it came from.
+    A bundle contains graphs, weights, tokenizer, scheduler config and a manifest with digests. The batch axis is
+    dynamic; latents are 64x64x4. Every graph is checked against the PyTorch module that it was exported from.
     """
     if out is None:
-        raise UsageError("--out is missing", hint="name the folder of the bundle: --out BUNDLE")
+        raise UsageError("--out is missing", hint="give the folder of the bundle: --out BUNDLE")
     check_token_merging(token_merging)
     if deepcache and (precision == "int8" or "unet" not in (components or COMPONENTS)):
-        hint = "leave one out: DeepCache's passes are cut from the UNet in fp32 or fp16"
+        hint = "leave one out: DeepCache's graphs are cut from the UNet in fp32 or fp16"
         other = "--precision int8" if precision == "int8" else "--components without unet"
         raise UsageError(f"--deepcache and {other} exclude each other", hint=hint)
     check_free(out, force)
@@ -87,7 +94,7 @@ def command(
         hint = extra_line("export")
         raise BackendUnavailableError(f"{error.name} is needed to export and is not installed", hint=hint) from error
     progress = for_terminal()
-    asked: Any = {
+    arguments: Any = {
         "components": components or COMPONENTS,
         "opset": opset,
         "token_merging": token_merging,
@@ -99,11 +106,11 @@ def command(
 
         with disk_errors(out), tempfile.TemporaryDirectory(prefix=".sdrt-", dir=out.absolute().parent) as scratch:
             plain = export_bundle(
-                opened, Path(scratch, "plain"), precision="fp32" if precision == "int8" else precision, **asked
+                opened, Path(scratch, "plain"), precision="fp32" if precision == "int8" else precision, **arguments
             )
             bundle = (add_deepcache if deepcache else quantise_bundle)(plain, out, progress=progress)
     else:
-        bundle = export_bundle(opened, out, precision=precision, **asked)
+        bundle = export_bundle(opened, out, precision=precision, **arguments)
     if as_json:
         manifest = bundle.manifest.model_dump(mode="json")
         print_json({"path": str(out), "digest": bundle.digest, "size_bytes": bundle.size_bytes, "manifest": manifest})

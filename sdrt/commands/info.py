@@ -1,4 +1,4 @@
-"""``sdrt info``: how a picture was made."""
+"""The command ``sdrt info``: how a picture was made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from sdrt.terminal import printable
 @click.argument("picture", type=InputPath(exists=True, folder=False))
 @json_option
 def command(picture: Path, as_json: bool) -> None:
-    """Show how PICTURE, a PNG that sdrt wrote, was made; sdrt denoise --from PICTURE repeats it."""
+    """Show how PICTURE was made.
+
+    PICTURE is a PNG that sdrt wrote; sdrt denoise --from PICTURE repeats it.
+    """
     from sdrt.runtime.picture_record import read_record
 
     record = read_record(picture)

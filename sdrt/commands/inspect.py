@@ -1,4 +1,4 @@
-"""``sdrt inspect``: what a checkpoint, a bundle or an engine set consists of."""
+"""The command ``sdrt inspect``: the structure of a checkpoint, a bundle or an engine set."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ DEFAULT_DEPTH = 2
 
 @click.command("inspect")
 @click.argument("named", type=InputName(), metavar="CHECKPOINT|BUNDLE|ENGINES")
-@click.option("--component", type=click.Choice(get_args(ComponentName)), help="Show this one only.")
+@click.option("--component", type=click.Choice(get_args(ComponentName)), help="Show only this component.")
 @click.option(
     "--depth",
     type=click.IntRange(0, 99),
     metavar="N",
-    help=f"Levels of blocks to show.  [default: {DEFAULT_DEPTH}; all in --json]",
+    help=f"Levels of blocks to show.  [default: {DEFAULT_DEPTH}; all with --json]",
 )
 @revision_option
 @variant_option
 @click.option(
-    "--measure", type=click.IntRange(1, 1000), metavar="N", help="Run a BUNDLE N times and time each block, on the CPU."
+    "--measure", type=click.IntRange(1, 1000), metavar="N", help="Run BUNDLE N times on the CPU and time each block."
 )
-@file_option("--benchmark", "JSON of sdrt bench, to show each component's share of the time.")
-@output_file_option("--html", "Write all of it to one page.")
-@output_file_option("--drawing", "Draw the UNet as a U with its skips, as SVG.")
+@file_option("--benchmark", "JSON file of sdrt bench; adds each component's share of the time.")
+@output_file_option("--html", "Write everything to one HTML page.")
+@output_file_option("--drawing", "Draw the UNet with its skip connections, as SVG.")
 @json_option
 def command(
     named: str,
@@ -53,18 +53,18 @@ def command(
     drawing: Path | None,
     as_json: bool,
 ) -> None:
-    """Show what a CHECKPOINT, a BUNDLE or ENGINES consist of: blocks, shapes, parameters, work, layers.
+    """Show the structure of CHECKPOINT, BUNDLE or ENGINES: blocks, shapes, parameters, FLOPs, layers.
 
-    A checkpoint's blocks come from its configs and are held against its files; a bundle's come from its graphs, with
-    the operators that these have. FLOPs are those of one sample: two for each multiply-add. Of engines, layers,
-    attentions and profiles are shown where the build stored a list of them, since a plan cannot be read without a GPU.
-    Nothing is run but what --measure runs.
+    Blocks of a checkpoint are derived from its configs and checked against its weight files; blocks of a bundle are
+    read from its graphs, with their operators. FLOPs are for one sample, two per multiply-add. For engines, layers,
+    attentions and profiles are shown if the build recorded them, since a plan cannot be read without a GPU. Nothing
+    runs unless --measure is given.
     """
     from sdrt.inspect.examine import add_measured, examine, plain
     from sdrt.inspect.listing import lines
 
     if drawing is not None and drawing.suffix.lower() != ".svg":
-        raise UsageError(f"--drawing: {drawing} is not an .svg", hint="name a file that ends in .svg")
+        raise UsageError(f"--drawing: {drawing} is not an .svg", hint="give a file that ends in .svg")
     found = examine(named, revision=revision, variant=variant, component=component)
     if benchmark is not None:
         from sdrt.inspect.times import add_times
@@ -85,7 +85,7 @@ def command(
 
 
 def _write(found: dict[str, Any], html: Path | None, drawing: Path | None) -> list[Path]:
-    """Write what is asked for; gives the files.
+    """Write the requested files and return their paths.
 
     Raises:
         UsageError: There is no UNet to draw.
@@ -100,7 +100,7 @@ def _write(found: dict[str, Any], html: Path | None, drawing: Path | None) -> li
         tree = found["components"].get("unet", {}).get("tree")
         if tree is None:
             hint = "give a checkpoint, or a bundle with a unet"
-            raise UsageError("--drawing: there is no tree of a unet to draw", hint=hint)
+            raise UsageError("--drawing: there is no UNet to draw", hint=hint)
         write_atomically(drawing, draw(tree, found["checkpoint"]).encode(errors="backslashreplace"))
         wrote.append(drawing)
     if html is not None:

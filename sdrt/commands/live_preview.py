@@ -1,4 +1,4 @@
-"""Previews of ``sdrt denoise``: above the progress bars of a terminal that shows colours, and as files."""
+"""Previews of ``sdrt denoise``, in a terminal with colours and as files."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 COLUMNS = 32
 #: Pictures side by side.
 SIDE_BY_SIDE = 4
-#: A terminal is not drawn more often than that; drawing takes processor time from the denoising.
+#: Shortest time between two drawings in the terminal; drawing takes CPU time from denoising.
 INTERVAL_S = 0.25
-#: Files are this many times as wide and high as latents.
+#: Scale of the pictures in files relative to the latents.
 ENLARGED = 4
 
 
 class HalfBlocks:
-    """Pictures side by side as characters: the upper half of each in one pixel's colour, the lower in another's."""
+    """Pictures side by side as half-block characters, which show two pixels each, one above the other."""
 
     def __init__(self, pictures: Sequence[Image.Image]) -> None:
         shown = [np.asarray(picture.resize((COLUMNS, COLUMNS), Image.Resampling.BOX)) for picture in pictures]
         self._pixels = np.concatenate(shown[:SIDE_BY_SIDE], axis=1)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        """The rows that fit the terminal's width."""
+        """Yield the rows of characters, cut to the terminal's width."""
         from rich.color import Color
         from rich.segment import Segment
         from rich.style import Style
@@ -55,8 +55,8 @@ class LivePreview:
 
     Args:
         count: Pictures of the whole request.
-        bars: Where they are shown; None shows none.
-        folder: Where they are written; None writes none.
+        bars: Progress bars to show them above; None shows none.
+        folder: Folder to write them to; None writes none.
 
     Attributes:
         written: The files, in order.
@@ -72,7 +72,7 @@ class LivePreview:
         self._shown_s = -INTERVAL_S
 
     def __call__(self, pipeline: Pipeline, step: int, timestep: float, values: dict[str, Any]) -> None:
-        """Show the latents after a step."""
+        """Show and write the latents after a step."""
         if step == 0:
             # A new group of pictures begins.
             self._first += self._size
@@ -90,7 +90,7 @@ class LivePreview:
                 self._write(self._folder / f"{stem}.png", picture)
 
     def _write(self, path: Path, picture: Image.Image) -> None:
-        """Write one picture, enlarged."""
+        """Write a picture, enlarged."""
         size = (picture.width * ENLARGED, picture.height * ENLARGED)
         stream = BytesIO()
         picture.resize(size, Image.Resampling.BICUBIC).save(stream, "PNG")
@@ -99,20 +99,20 @@ class LivePreview:
 
 
 def live_preview(count: int, in_terminal: bool, folder: Path | None, progress: Progress) -> LivePreview | None:
-    """What shows and writes previews of a request; None where there is nowhere to, which is said.
+    """Return the callback that shows and writes previews of a request; None, with a note, if it could do neither.
 
     Args:
-        count: Pictures of the request.
-        in_terminal: Whether to show them.
-        folder: Where to write them; made when absent. None writes none.
-        progress: Where they are shown, if it can.
+        count: Number of pictures of the request.
+        in_terminal: Whether to show previews in the terminal.
+        folder: Folder to write previews to; created if missing. None writes none.
+        progress: Progress bars to show them above, if these are in a terminal with colours.
 
     Raises:
-        ResourceError: The folder cannot be made.
+        ResourceError: The folder cannot be created.
     """
     bars = progress if isinstance(progress, Bars) and progress.coloured else None
     if in_terminal and bars is None:
-        progress.note("--preview shows nothing here: this is no terminal with colours; --preview-dir writes files")
+        progress.note("--preview needs a terminal with colours; --preview-dir writes files")
     if folder is not None:
         with disk_errors(folder):
             folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Paths on the command line: what cannot be read or written is refused as the options are read, before work starts."""
+"""Parameter types and checks of paths, so that unusable paths are refused before any work starts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import click
 from sdrt.errors import UsageError
 from sdrt.files import check_readable, working_folder_is_gone
 
-#: The checkpoint that ships with the package, whatever lies in the current folder.
+#: Name of the checkpoint that ships with the package, even if a file of that name exists.
 DEMO = "demo"
 
 
 class InputPath(click.Path):
-    """A file or folder to read. No permission is a ResourceError; the command checks what lies there.
+    """A file or folder to read; the command itself checks its contents.
 
     Args:
-        exists: Whether it must be there.
+        exists: Whether it must exist.
         folder: Whether it is a folder (True), a file (False) or either (None).
     """
 
@@ -33,18 +33,18 @@ class InputPath(click.Path):
         )
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Check that it can be read where it is there."""
+        """Return the path; raise ResourceError if it exists and cannot be read."""
         check_readable(Path(value))
         return super().convert(value, param, ctx)
 
 
 class InputName(click.ParamType):  # type: ignore[type-arg]
-    """Text that names something to read, by its path or otherwise. No permission is a ResourceError."""
+    """The name of something to read: a path, a Hub id or a built-in name."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check that it can be read where something is there by that path."""
+        """Return the name; raise ResourceError if it is the path of something that cannot be read."""
         if value != DEMO:
             check_readable(Path(value))
         return str(value)
@@ -57,19 +57,19 @@ class OutputFile(click.Path):
         super().__init__(readable=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Check that it can be written."""
+        """Return the path; raise UsageError unless it can be written."""
         check_writable(_option(param), Path(value))
         return super().convert(value, param, ctx)
 
 
 class OutputFolder(click.Path):
-    """A folder to write; it and those above it are made where they are missing."""
+    """A folder to write; it and its parents are created if they are missing."""
 
     def __init__(self) -> None:
         super().__init__(readable=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Check that it can be written; nothing is made yet."""
+        """Return the path; raise UsageError unless it can be written. Nothing is created yet."""
         check_folder(_option(param), Path(value))
         return super().convert(value, param, ctx)
 
@@ -78,12 +78,12 @@ def check_writable(option: str, path: Path) -> None:
     """Raise UsageError unless a file can be written or replaced.
 
     Raises:
-        UsageError: Its folder is missing or not writable, its name too long, or it is a folder or device itself.
+        UsageError: Its folder is missing or not writable, its name is too long, or it is a folder or a device.
     """
     try:
         _check_working_folder(option, path)
         if not path.parent.is_dir():
-            raise UsageError(f"{option}: there is no folder {path.parent}", hint="make the folder first")
+            raise UsageError(f"{option}: there is no folder {path.parent}", hint="create the folder first")
         if len(os.fsencode(path.name)) > os.pathconf(path.parent, "PC_NAME_MAX"):
             raise UsageError(f"{option}: the name is too long for the file system", hint="choose a shorter name")
         _check_permission(option, path.parent)
@@ -98,10 +98,10 @@ def check_writable(option: str, path: Path) -> None:
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Raise UsageError unless a folder can be written, or made.
+    """Raise UsageError unless a folder can be written or created.
 
     Raises:
-        UsageError: It is or stands in a file or in a folder that is not writable, or its name is too long.
+        UsageError: It is a file or below one, its parent is not writable, or its name is too long.
     """
     try:
         _check_working_folder(option, folder)
@@ -118,7 +118,7 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def check_empty(option: str, folder: Path) -> None:
-    """Raise UsageError unless files can be written into a folder that is empty or not there yet.
+    """Raise UsageError unless a folder is empty, or missing in an existing parent, and can be written.
 
     Raises:
         UsageError: Its parent is missing, it is not empty, or there is no permission.
@@ -127,15 +127,17 @@ def check_empty(option: str, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{option}: {folder} is a file", hint="name a folder")
     if folder.is_dir() and _holds_something(option, folder):
-        raise UsageError(f"{option}: {folder} is not empty", hint="name an empty folder, or one that is not there yet")
+        raise UsageError(
+            f"{option}: {folder} is not empty", hint="give an empty folder, or one that does not exist yet"
+        )
 
 
 def check_free(out: Path, force: bool) -> None:
-    """Raise UsageError unless ``--out`` can be made, or replaced.
+    """Raise UsageError unless the folder of ``--out`` can be created, or replaced.
 
     Raises:
-        UsageError: It is a file, a folder that is not empty and ``force`` was not given, or one that holds the current
-            folder; or there is no permission.
+        UsageError: It is a file, is not empty and ``force`` is False, contains the current folder, or there is no
+            permission.
     """
     try:
         if out.exists() and not out.is_dir():
@@ -144,7 +146,7 @@ def check_free(out: Path, force: bool) -> None:
             raise UsageError(f"--out: {out} is not empty", hint="name another folder, or replace it with --force")
         if not working_folder_is_gone() and Path.cwd().is_relative_to(out.resolve()):
             raise UsageError(f"--out: {out} holds the current folder", hint="name another folder")
-        # It is replaced by another one that is made beside it.
+        # It is replaced by a folder that is created beside it.
         check_folder("--out", out.absolute().parent)
     except PermissionError as error:
         raise _no_permission("--out", out) from error
@@ -157,7 +159,7 @@ def _option(param: click.Parameter | None) -> str:
 
 
 def _check_working_folder(option: str, path: Path) -> None:
-    """Raise UsageError for a relative path where the working folder was removed: the system would still take it."""
+    """Raise UsageError for a relative path if the working folder was removed; the system would accept it."""
     if not path.is_absolute() and working_folder_is_gone():
         hint = "change to a folder that exists, or give an absolute path"
         raise UsageError(f"{option}: the working folder is gone, so {path} cannot be written", hint=hint)
@@ -176,7 +178,7 @@ def _holds_something(option: str, folder: Path) -> bool:
 
 
 def _no_permission(option: str, path: Path) -> UsageError:
-    return UsageError(f"{option}: no permission for {path}", hint="choose a place in a folder of yours")
+    return UsageError(f"{option}: no permission for {path}", hint="choose a folder that you can write to")
 
 
 def check_png(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``sdrt plot``: pictures of what each part of the model does."""
+"""The command ``sdrt plot``: plots of what each part of the model does."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Common:
-    """The options that every plot takes, by name."""
+class PlotOptions:
+    """The options that every plot takes, by the names that click gives them."""
 
     checkpoint: str | None
     revision: str | None
@@ -53,29 +53,38 @@ class Common:
     as_json: bool
 
     def source(self) -> Source:
-        """What is looked at."""
+        """Return the checkpoint or bundle that the options name."""
         from sdrt.prepare.source import Source
 
         return Source(self.checkpoint, self.revision, self.bundle, variant=self.variant)
 
     def model(self, progress: Progress) -> Model:
-        """Its engines, made when missing."""
+        """Load its engines, which are built if missing."""
         from sdrt.plots.model import Model
 
         return Model.load(self.source(), backend=self.backend, store=self.store, progress=progress)
 
 
 def common_options(name: str) -> Callable[[Command], Command]:
-    """The options that every plot takes; ``name`` is its file's."""
+    """Build the options that every plot takes.
+
+    Args:
+        name: Stem of the default file of --out.
+    """
     options: Sequence[Callable[[Command], Command]] = (
         checkpoint_option,
         revision_option,
         variant_option,
-        folder_option("--bundle", "A bundle to look at, in place of a checkpoint."),
+        folder_option("--bundle", "Bundle to use instead of a checkpoint."),
         backend_option(("auto", *BACKENDS), "auto"),
         store_option,
         click.option(
-            "--seed", type=Number(int, 0, MAX_SEED), default=0, show_default=True, metavar="N", help="Of the noise."
+            "--seed",
+            type=Number(int, 0, MAX_SEED),
+            default=0,
+            show_default=True,
+            metavar="N",
+            help="Seed of the noise.",
         ),
         click.option(
             "--out",
@@ -83,7 +92,7 @@ def common_options(name: str) -> Callable[[Command], Command]:
             default=f"{name}.png",
             show_default=True,
             metavar="FILE",
-            help="Ends in .png or .svg.",
+            help="File to write, .png or .svg.",
         ),
         json_option,
     )
@@ -97,37 +106,39 @@ def common_options(name: str) -> Callable[[Command], Command]:
 
 
 def steps_option(default: int) -> Callable[[Command], Command]:
-    """The --steps option of a plot."""
-    kind = Number(int, 1, MAX_STEPS)
-    return click.option("--steps", type=kind, default=default, show_default=True, metavar="N", help="Of the schedule.")
+    """Build the --steps option of a plot."""
+    text = "Number of denoising steps."
+    return click.option(
+        "--steps", type=Number(int, 1, MAX_STEPS), default=default, show_default=True, metavar="N", help=text
+    )
 
 
 def every_option(default: int) -> Callable[[Command], Command]:
-    """The --every option of a plot."""
-    text = "Steps from one picture to the next."
+    """Build the --every option of a plot."""
+    text = "Show every N-th step."
     return click.option(
         "--every", type=Number(int, 1, MAX_STEPS), default=default, show_default=True, metavar="N", help=text
     )
 
 
 def guidance_option(default: float | None) -> Callable[[Command], Command]:
-    """The --guidance-scale option of a plot; None leaves it to the checkpoint."""
-    shown = "what the checkpoint recommends, else 7.5" if default is None else default
+    """Build the --guidance-scale option of a plot; a default of None leaves it to the checkpoint."""
+    shown = "the checkpoint's recommendation, else 7.5" if default is None else default
     return click.option(
         "--guidance-scale",
         type=Number(float, -MAX_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE),
         default=default,
         metavar="X",
-        help=f"1 and below turn guidance off.  [default: {shown}]",
+        help=f"Guidance scale; 1 and below turn guidance off.  [default: {shown}]",
     )
 
 
 @click.group("plot")
 def command() -> None:
-    """Draw what each part of the model does, by real engines of any checkpoint.
+    """Plot what each part of the model does.
 
-    Each plot is a PNG or an SVG, by the ending of --out, and its path is printed; --json prints the numbers behind it.
-    What is missing, bundle or engines, is exported and built first.
+    Plots run the engines of a checkpoint, which are exported and built if missing. The ending of --out selects PNG or
+    SVG, and the path is printed; --json prints the plotted numbers instead.
     """
 
 
@@ -140,39 +151,39 @@ def command() -> None:
     type=click.Choice(("sigmas", "timesteps", "coefficients")),
     default=("sigmas",),
     show_default=True,
-    help="What to draw (repeatable).",
+    help="Quantity to plot (repeatable).",
 )
 @common_options("sigmas")
 def sigmas(steps: int, quantities: tuple[str, ...], **values: Any) -> None:
-    """Draw the noise level by sampling step.
+    """Plot the noise level by sampling step.
 
-    With --what also the timesteps, which the UNet is told, and the coefficients by which LMS weights the last four
-    derivatives. A schedule needs no engines: --backend and --seed change nothing.
+    --what selects other quantities: the timesteps that the UNet receives, or the coefficients with which LMS weights
+    the last four derivatives. A schedule needs no engines, so --backend and --seed have no effect.
     """
     from sdrt.plots.sigmas import draw_schedule, schedule_numbers
 
-    options = _checked(Common(**values))
+    options = _checked(PlotOptions(**values))
     name, schedule = _schedule(options, steps)
     figure = draw_schedule(schedule, tuple(dict.fromkeys(quantities)), name)
     _finish(options, figure, {"plot": "sigmas", "checkpoint": {"name": name}, **schedule_numbers(schedule)})
 
 
 @command.command("noising")
-@file_option("--image", "The picture; its largest square around the centre is taken.")
+@file_option("--image", "Picture to add noise to; its largest centred square is used.  [required]")
 @steps_option(51)
 @every_option(10)
 @common_options("noising")
 def noising(image: Path | None, steps: int, every: int, **values: Any) -> None:
-    """Draw a picture drowning in noise.
+    """Plot a picture with increasing noise.
 
-    The VAE encodes it, the scheduler's noise at steps 0, N, 2N ... is added, the VAE decodes each.
+    The VAE encodes the picture, the scheduler's noise at steps 0, N, 2N, ... is added, and the VAE decodes each.
     """
     from sdrt.plots.noising import draw_noising, noise_picture, shown_steps
     from sdrt.progress import for_terminal
 
-    options = _checked(Common(**values))
+    options = _checked(PlotOptions(**values))
     if image is None:
-        raise UsageError("--image is missing", hint="name a picture: --image picture.png")
+        raise UsageError("--image is missing", hint="give a picture: --image picture.png")
     shown_steps(steps, every)
     progress = for_terminal()
     picture = _opened(image)
@@ -191,10 +202,15 @@ def noising(image: Path | None, steps: int, every: int, **values: Any) -> None:
 
 
 @command.command("prediction")
-@file_option("--image", "A picture, noised up to the step; its largest square around the centre is taken.")
-@click.option("--prompt", metavar="TEXT", help="What the UNet is told; may be empty.  [default: empty with --image]")
+@file_option("--image", "Picture to add the step's noise to; its largest centred square is used.")
+@click.option("--prompt", metavar="TEXT", help="Prompt; may be empty.  [default: empty with --image]")
 @click.option(
-    "--step", type=Number(int, 0, MAX_STEPS - 1), default=40, show_default=True, metavar="N", help="Counted from 0."
+    "--step",
+    type=Number(int, 0, MAX_STEPS - 1),
+    default=40,
+    show_default=True,
+    metavar="N",
+    help="Step to plot, counted from 0.",
 )
 @steps_option(51)
 @guidance_option(1.0)
@@ -202,21 +218,19 @@ def noising(image: Path | None, steps: int, every: int, **values: Any) -> None:
 def prediction(
     image: Path | None, prompt: str | None, step: int, steps: int, guidance_scale: float, **values: Any
 ) -> None:
-    """Draw what one call of the UNet sees.
+    """Plot the input and the prediction of one UNet call.
 
-    Noisy latents, the noise that is predicted in them, the latents less that noise, and less sigma times that noise,
-    which is the scheduler's estimate of the picture; each decoded. The noisy latents are a picture's (--image), or come
+    Shows, each decoded: the noisy latents, the predicted noise, the latents minus that noise, and the latents minus
+    sigma times that noise, which is the scheduler's estimate of the picture. The noisy latents come from --image, or
     from denoising the prompt up to the step.
     """
     from sdrt.plots.figure import quoted
     from sdrt.plots.prediction import check_step, draw_prediction, predict
     from sdrt.progress import for_terminal
 
-    options = _checked(Common(**values))
+    options = _checked(PlotOptions(**values))
     if image is None and prompt is None:
-        raise UsageError(
-            "neither --image nor --prompt is given", hint='name a picture, or say what to draw; "" will do'
-        )
+        raise UsageError("neither --image nor --prompt is given", hint='give a picture or a prompt, which may be ""')
     check_step(step, steps)
     progress = for_terminal()
     picture = None if image is None else _opened(image)
@@ -244,26 +258,26 @@ def prediction(
 
 
 @command.command("trajectory")
-@click.option("--prompt", metavar="TEXT", help="What to draw; may be empty.")
+@click.option("--prompt", metavar="TEXT", help="Text to draw; may be empty.  [required]")
 @steps_option(50)
 @every_option(5)
 @guidance_option(None)
-@output_file_option("--animation", "Write the pictures as an animated .gif or .png too.")
+@output_file_option("--animation", "Also write the pictures as an animated .gif or .png.")
 @common_options("trajectory")
 def trajectory(
     prompt: str | None, steps: int, every: int, guidance_scale: float | None, animation: Path | None, **values: Any
 ) -> None:
-    """Draw a picture coming out of noise.
+    """Plot a picture emerging from noise.
 
-    The denoised estimate at steps 0, N, 2N ..., decoded; and by step the norms of the latents, the predicted noise and
-    the estimate.
+    Shows the decoded estimate of the picture at steps 0, N, 2N, ..., and the norms of the latents, the predicted noise
+    and the estimate by step.
     """
     from sdrt.plots.figure import quoted
     from sdrt.plots.noising import shown_steps
     from sdrt.plots.trajectory import check_animation, draw_trajectory, follow, write_animation
     from sdrt.progress import for_terminal
 
-    options, text = _checked(Common(**values)), _prompt(prompt)
+    options, text = _checked(PlotOptions(**values)), _prompt(prompt)
     shown_steps(steps, every)
     if animation is not None:
         check_animation(animation)
@@ -297,16 +311,16 @@ def trajectory(
 
 
 @command.command("attention")
-@click.option("--prompt", metavar="TEXT", help="What to draw.")
+@click.option("--prompt", metavar="TEXT", help="Text to draw.  [required]")
 @steps_option(50)
 @guidance_option(None)
 @common_options("attention")
 def attention(prompt: str | None, steps: int, guidance_scale: float | None, **values: Any) -> None:
-    """Draw what the picture's parts listen to, word by word.
+    """Plot the attention from each part of the picture to each word.
 
-    Cross-attention from every place of the picture to each word, averaged over heads, layers and steps. It is computed
-    again from the queries and keys of the bundle's own graph, so the UNet runs by ONNX Runtime on the CPU; --backend
-    encodes the prompt and decodes the picture.
+    Shows the cross-attention from every position of the picture to each word, averaged over heads, layers and steps.
+    It is recomputed from the queries and keys of the bundle's graph, so ONNX Runtime runs the UNet on the CPU;
+    --backend encodes the prompt and decodes the picture.
     """
     from sdrt.artefacts.store import Store
     from sdrt.machine.cpu import usable_cpus
@@ -316,7 +330,7 @@ def attention(prompt: str | None, steps: int, guidance_scale: float | None, **va
     from sdrt.prepare.bundles import open_bundle
     from sdrt.progress import for_terminal
 
-    options, text = _checked(Common(**values)), _prompt(prompt)
+    options, text = _checked(PlotOptions(**values)), _prompt(prompt)
     check_markable()
     progress = for_terminal()
     with options.model(progress) as model:
@@ -349,8 +363,8 @@ def attention(prompt: str | None, steps: int, guidance_scale: float | None, **va
         _finish(options, figure, _facts("attention", options, model, numbers))
 
 
-def _checked(options: Common) -> Common:
-    """The options, after what can be checked before anything is built for them.
+def _checked(options: PlotOptions) -> PlotOptions:
+    """Return the options after checking what can be checked before anything is built.
 
     Raises:
         UsageError: The file cannot be written, or two sources are given.
@@ -364,10 +378,10 @@ def _checked(options: Common) -> Common:
 
 
 def _prompt(prompt: str | None) -> str:
-    """The prompt, which must be given.
+    """Return the prompt.
 
     Raises:
-        UsageError: It is not, or is no text.
+        UsageError: It is missing or not valid text.
     """
     from sdrt.runtime.request import check_text
 
@@ -377,8 +391,8 @@ def _prompt(prompt: str | None) -> str:
     return prompt
 
 
-def _schedule(options: Common, steps: int) -> tuple[str, Schedule]:
-    """The checkpoint's name and schedule, read from the configs alone."""
+def _schedule(options: PlotOptions, steps: int) -> tuple[str, Schedule]:
+    """Return the checkpoint's name and its schedule, read from its configs alone."""
     import json
 
     from sdrt.artefacts.bundle import Bundle
@@ -395,10 +409,10 @@ def _schedule(options: Common, steps: int) -> tuple[str, Schedule]:
 
 
 def _opened(path: Path) -> Callable[[Model], Latents]:
-    """A picture file, decoded; gives what a model's VAE encoder takes of it.
+    """Open a picture file; return a function that makes the input of a model's VAE encoder from it.
 
     Raises:
-        ArtefactError: It is no picture, or is damaged or too large.
+        ArtefactError: The file is no picture, is damaged or is too large.
     """
     from sdrt.runtime.init_image import InitImage, open_picture
 
@@ -407,18 +421,18 @@ def _opened(path: Path) -> Callable[[Model], Latents]:
 
 
 def _file(path: Path) -> str:
-    """A file's name as a figure says it."""
+    """Return a file's name as figures show it."""
     from sdrt.plots.figure import shown
 
     return shown(path.name)
 
 
-def _facts(name: str, options: Common, model: Model, numbers: dict[str, Any]) -> dict[str, Any]:
+def _facts(name: str, options: PlotOptions, model: Model, numbers: dict[str, Any]) -> dict[str, Any]:
     return {"plot": name, **model.facts(), "seed": options.seed, **numbers}
 
 
-def _finish(options: Common, figure: Figure, facts: dict[str, Any], written: Sequence[Path] = ()) -> None:
-    """Write the figure; print what was written, or as JSON that and the numbers."""
+def _finish(options: PlotOptions, figure: Figure, facts: dict[str, Any], written: Sequence[Path] = ()) -> None:
+    """Write the figure; print the paths written, or with --json these and the numbers."""
     from sdrt.plots.figure import write_figure
 
     write_figure(figure, options.out)

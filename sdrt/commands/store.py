@@ -1,4 +1,4 @@
-"""``sdrt store``: what is kept, whether it is whole, and getting rid of it."""
+"""The command ``sdrt store``: list, verify, import and remove stored bundles and engine sets."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DAY_S = 86400
 
 @click.group("store")
 def command() -> None:
-    """Look after stored bundles and engine sets."""
+    """Manage stored bundles and engine sets."""
 
 
 @command.command("list")
 @store_option
 @json_option
 def list_entries(store: Path | None, as_json: bool) -> None:
-    """List everything in the store."""
+    """List stored bundles and engine sets."""
     from sdrt.artefacts.store import Store
 
     entries = Store.at(store).entries()
@@ -43,7 +43,7 @@ def list_entries(store: Path | None, as_json: bool) -> None:
 @store_option
 @json_option
 def verify(store: Path | None, as_json: bool) -> None:
-    """Hash everything in the store; exit 8 when something does not match its digest."""
+    """Check every stored file against its digest; exit with code 8 if one does not match."""
     from sdrt.artefacts.store import Store
 
     problems = Store.at(store).verify()
@@ -64,7 +64,7 @@ def verify(store: Path | None, as_json: bool) -> None:
 @command.command("import")
 @click.argument("folder", type=InputPath(exists=True, folder=True))
 @click.option(
-    "--trust", required=True, metavar="DIGEST", help="SHA-256 of its manifest.json, as build --out printed it."
+    "--trust", required=True, metavar="DIGEST", help="SHA-256 of its manifest.json, as printed by sdrt build --out."
 )
 @store_option
 @json_option
@@ -81,12 +81,17 @@ def import_engines(folder: Path, trust: str, store: Path | None, as_json: bool) 
 
 @command.command("gc")
 @click.option(
-    "--unused-days", type=click.FloatRange(0), default=30, show_default=True, help="Remove what was unused so long."
+    "--unused-days",
+    type=click.FloatRange(0),
+    default=30,
+    show_default=True,
+    metavar="DAYS",
+    help="Remove entries that were not used for this many days.",
 )
 @store_option
 @json_option
 def gc(unused_days: float, store: Path | None, as_json: bool) -> None:
-    """Remove what has not been used for a while. What is in use stays."""
+    """Remove entries that were not used for a while. Entries in use are kept."""
     from sdrt.artefacts.store import Store
     from sdrt.progress import for_terminal
 

@@ -1,4 +1,4 @@
-"""``sdrt tune``: the fastest accurate way to run a bundle here, for ``--backend auto`` to use."""
+"""The command ``sdrt tune``: find the fastest accurate way to run a bundle, for ``--backend auto``."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ MAX_BATCH = 16
 @checkpoint_option
 @revision_option
 @variant_option
-@click.option("--backend", metavar="NAMES", help=f"Try only these of {', '.join(BACKENDS)}.  [default: what runs here]")
+@click.option(
+    "--backend", metavar="NAME,...", help=f"Backends to try, among {', '.join(BACKENDS)}.  [default: all that run here]"
+)
 @click.option(
     "--precision",
-    metavar="NAMES",
-    help=f"Try only these of {', '.join(PRECISIONS)}.  [default: all but int8, which costs accuracy that shows]",
+    metavar="NAME,...",
+    help=f"Precisions to try, among {', '.join(PRECISIONS)}.  [default: all but int8, which loses visible accuracy]",
 )
 @click.option(
     "--batch",
@@ -48,13 +50,23 @@ MAX_BATCH = 16
     default=1,
     show_default=True,
     metavar="N",
-    help="Tune for requests of so many pictures.",
+    help="Pictures per request.",
 )
 @click.option(
-    "--steps", type=Number(int, 1, MAX_STEPS), default=10, show_default=True, metavar="N", help="Steps of a request."
+    "--steps",
+    type=Number(int, 1, MAX_STEPS),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Number of denoising steps per request.",
 )
 @click.option(
-    "--rounds", type=Number(int, 1, MAX_ROUNDS), default=5, show_default=True, metavar="N", help="Runs of each way."
+    "--rounds",
+    type=Number(int, 1, MAX_ROUNDS),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Runs per candidate.",
 )
 @store_option
 @threads_option
@@ -73,11 +85,11 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Find the fastest accurate way to run BUNDLE (or a checkpoint's bundle) on this machine, and keep it.
+    """Find the fastest accurate way to run BUNDLE, or a checkpoint's bundle, on this machine.
 
-    Backends and precisions are built and run in turn; then, of the best, the loop, a fixed batch, and half of the
-    threads. What does not draw what PyTorch draws drops out. The record lies in the store, for this machine and bundle,
-    and --backend auto follows it wherever the bundle is run.
+    Backends and precisions are built and run in turn; then, for the best of them, the loop, a fixed batch and half of
+    the threads. Candidates whose results deviate too far from PyTorch's are dropped. The record is kept in the store,
+    for this machine and bundle, and --backend auto follows it.
     """
     from sdrt.bench.tune import PRECISIONS as TRIED
     from sdrt.bench.tune import Settings, tune
@@ -99,11 +111,11 @@ def command(
         for line in lines(record):
             click.echo(line)
     if record.best is None:
-        raise NumericError("nothing that was tried is accurate", hint="sdrt compare says how far each is off")
+        raise NumericError("no candidate is accurate enough", hint="sdrt compare shows the error of each backend")
 
 
 def lines(record: TuneRecord) -> list[str]:
-    """Every trial in a line, and what follows."""
+    """Return a line for each trial, and one for the result."""
     text = [f"{'best' if trial is record.best else '':6}{trial.name}: {trial.why}" for trial in record.trials]
     if record.best is not None:
         text.append(f"--backend auto runs {record.checkpoint} as {record.best.name} on this machine from now on")

@@ -12,7 +12,7 @@ from sdrt.artefacts.store import Store
 from sdrt.bench.bench import bench
 from sdrt.bench.plan import PEERS, Asked, Peer
 from sdrt.bench.schema import Bench, Settings
-from sdrt.commands.bench import Options, command_line
+from sdrt.commands.bench import BenchOptions, command_line
 from sdrt.errors import EngineError, UsageError
 from sdrt.prepare.source import Source
 from tests.command_line import CommandLine
@@ -135,7 +135,7 @@ def test_what_cannot_be_measured_is_refused_at_once(sdrt: CommandLine, words: li
 
 
 def test_a_result_names_the_command_that_repeats_it() -> None:
-    options = Options(
+    options = BenchOptions(
         checkpoint=None, revision=None, variant=None, bundle=None, backend="auto", precision="fp32,bf16", steps=5,
         guidance_scale=7.5, batch="1,2", rounds=3, cold_rounds=0, peers="", prompt="a circle", loop="auto",
         build_times=True, against=None, report=Path("report"), store=Path("store"), threads=2, as_json=False,

@@ -74,7 +74,7 @@ def test_a_broken_tolerance_exits_5(sdrt: CommandLine, found: Any) -> None:
     ended = sdrt("compare")
     assert ended.code == 5
     assert "failed: unet: relative_l2 is 1; 0.001 is allowed" in ended.out
-    assert "what was built is not the model: 0 of 1 component passed, 1 failed" in ended.complaint
+    assert "the comparison failed: 0 of 1 component passed, 1 failed" in ended.complaint
     assert "--bisect" in ended.complaint
 
 

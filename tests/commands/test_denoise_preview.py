@@ -94,7 +94,7 @@ def test_an_empty_folder_is_used_and_a_full_one_is_not(denoise: Denoise) -> None
 def test_where_nothing_can_be_shown_it_is_said(denoise: Denoise) -> None:
     ended = denoise("--preview")
     assert ended.code == 0
-    assert "--preview shows nothing here: this is no terminal with colours" in ended.err
+    assert "--preview needs a terminal with colours" in ended.err
     assert "--preview shows" not in denoise("--preview-dir", "previews").err
 
 
@@ -139,7 +139,7 @@ def test_no_color_is_obeyed(
     stderr = terminal()
     monkeypatch.setenv("NO_COLOR", "1")
     assert denoise("--preview").code == 0
-    assert "--preview shows nothing here" in stderr.getvalue()
+    assert "--preview needs a terminal with colours" in stderr.getvalue()
     assert "\N{UPPER HALF BLOCK}" not in stderr.getvalue()
 
 

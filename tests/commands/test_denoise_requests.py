@@ -182,7 +182,7 @@ def test_a_seed_is_drawn_for_the_file_and_said(denoise: Denoise) -> None:
         ended = denoise("--prompts", "prompts.jsonl", "--steps", 1)
         seeds = [read_record(Path(f"picture-000{line}.png"))["seed"] for line in (1, 2, 3)]
         assert seeds == [seeds[0], 3, seeds[0] + 2]
-        assert f"seed {seeds[0]} and on, where lines name none" in ended.err
+        assert f"seeds count up from {seeds[0]} where lines give none" in ended.err
         drawn.add(seeds[0])
     assert len(drawn) > 1
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from sdrt.commands.denoise_options import Options
+from sdrt.commands.denoise_options import DenoiseOptions
 from sdrt.commands.denoise_repeat import with_record
 from tests.runtime.records import picture_record
 
 
-def options(**given: Any) -> Options:
+def options(**given: Any) -> DenoiseOptions:
     """The command's options as they are when nothing is given."""
-    names = Options.__dataclass_fields__
+    names = DenoiseOptions.__dataclass_fields__
     defaults = {**dict.fromkeys(names), "out": Path("a.png"), "build": True, "loop": "auto", "as_json": False}
-    return Options(**{**defaults, "backend": "auto", "repeat": Path("b.png"), **given})
+    return DenoiseOptions(**{**defaults, "backend": "auto", "repeat": Path("b.png"), **given})
 
 
 def taken(record: dict[str, Any], **given: Any) -> dict[str, Any]:
