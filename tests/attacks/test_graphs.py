@@ -35,6 +35,7 @@ READERS = {
     "compare/bisect.py": "the path comes from Bundle.graph",
     "compare/faults.py": "a copy of what Bundle.graph gave, changed here",
     "engines/builders/onnxruntime.py": "the job's graph comes from Bundle.graph",
+    "engines/builders/onnxruntime_gpu.py": "the job's graph comes from Bundle.graph",
     "engines/builders/openvino.py": "the job's graph comes from Bundle.graph",
     "engines/trt/network.py": "the job's graph comes from Bundle.graph",
     "export/check.py": "written by this process a moment ago",
