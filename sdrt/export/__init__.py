@@ -1,6 +1,6 @@
-"""From a checkpoint to an ONNX bundle, and from one in fp32 to a quantised one.
+"""Export checkpoints to ONNX bundles, and derive other bundles from them.
 
-Only the first needs torch, and so the name is resolved when it is asked for.
+Only `export_bundle` needs torch; it is imported at its first use.
 """
 
 from typing import TYPE_CHECKING, Any

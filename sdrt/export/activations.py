@@ -1,7 +1,7 @@
-"""Which components fp16 can hold: their largest activations on real latents, measured in torch in fp32.
+"""Largest activations of each component in fp32, which decide whether fp16 can represent them.
 
-ONNX Runtime's CPU provider computes fp16 graphs in fp32 and would hide an overflow (NVIDIA/TensorRT#4355), so the
-graphs cannot be asked. The modules can: a short guided denoising of a real prompt runs through all of them.
+They are measured on the torch modules, during a short guided denoising of a real prompt. The graphs would not do: ONNX
+Runtime's CPU provider computes fp16 graphs in fp32, which hides an overflow (NVIDIA/TensorRT#4355).
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from sdrt.sampling.lms import Schedule
 
 #: The largest finite number of fp16.
 FP16_MAX = 65504.0
-#: What is drawn to measure; the empty prompt is its unconditional half.
+#: Prompt of the measured denoising; the empty prompt is its unconditional half.
 PROMPT = "a photo of an astronaut riding a horse, a red circle above a blue square on a white background"
-#: From the largest sigma to none; few steps, since the early ones decide how large latents grow.
+#: Denoising steps, from the largest sigma to 0. Few suffice: the early ones decide how large latents grow.
 STEPS = 6
 GUIDANCE_SCALE = 7.5
 
 
-#: The order in which one needs the other's output.
+#: Components in the order in which they run: each needs the output of those before it.
 CHAIN: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
 
 def measure_activations(
     checkpoint: Checkpoint, tokenizer: Path, components: Collection[ComponentName], progress: Progress
 ) -> dict[ComponentName, float]:
-    """The largest absolute value that any submodule of each component gives, in fp32, while a picture is made.
+    """Return the largest absolute output of any submodule of each component, in fp32.
 
-    The text encoder reads the empty and a long prompt, the UNet denoises both halves in 6 LMS steps of guidance 7.5,
-    the decoder draws the final latents, and the encoder reads that picture back. Only as much of that runs as the
-    components asked for need.
+    The text encoder encodes the empty prompt and a long one, the UNet denoises in 6 LMS steps at guidance scale 7.5,
+    the VAE's decoder decodes the final latents, and its encoder encodes that picture. Components that come after the
+    last requested one are not run.
 
     Args:
-        checkpoint: Its modules are loaded one after the other.
-        tokenizer: The tokenizer.json made from it.
-        components: Which ones; at least one.
-        progress: Told of every pass.
+        checkpoint: The checkpoint; its modules are loaded one at a time.
+        tokenizer: The checkpoint's tokenizer.json.
+        components: Names of the components to measure, at least one.
+        progress: Progress callback; advances once per forward pass.
 
     Raises:
         CheckpointError: The weights are malformed.
-        NumericError: A component gives NaN or Inf already in fp32.
+        NumericError: A component outputs NaN or Inf in fp32.
     """
     model, last = model_record(checkpoint), max(CHAIN.index(name) for name in components)
     peaks: dict[ComponentName, float] = {}
@@ -83,7 +83,15 @@ def measure_activations(
 def _denoise(
     unet: torch.nn.Module, schedule: Schedule, noise: lms.Latents, states: torch.Tensor, advance: Advance
 ) -> lms.Latents:
-    """Final latents of one picture; ``states`` holds the unconditional and the conditional half."""
+    """Denoise one picture and return its latents, float32 [1,channels,height,width].
+
+    Args:
+        unet: The UNet's module.
+        schedule: The LMS schedule.
+        noise: Unit noise, float32 [1,channels,height,width].
+        states: Hidden states [2,tokens,hidden], the unconditional half first.
+        advance: Called after each step.
+    """
     latents = noise * np.float32(schedule.init_noise_sigma)
     slopes: list[lms.Latents] = []
     for index in range(schedule.num_inference_steps):
@@ -102,7 +110,7 @@ def _denoise(
 def _watched(
     checkpoint: Checkpoint, name: ComponentName, peaks: dict[ComponentName, float]
 ) -> Iterator[torch.nn.Module]:
-    """Load a component's module; while it is used, keep the largest output of its submodules in ``peaks``."""
+    """Load a component's module, and record the largest output of its submodules in ``peaks`` within the block."""
     module = load_component(checkpoint, name).module
     peaks[name] = 0.0
 
@@ -111,7 +119,7 @@ def _watched(
             if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
                 least, most = (float(bound) for bound in torch.aminmax(value))
                 if not (math.isfinite(least) and math.isfinite(most)):
-                    hint = "check the checkpoint's weights; it cannot draw in any precision"
+                    hint = "check the checkpoint's weights; they give no picture in any precision"
                     raise NumericError(f"{name} gives NaN or Inf in fp32", hint=hint)
                 peaks[name] = max(peaks[name], -least, most)
 

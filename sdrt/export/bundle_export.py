@@ -1,4 +1,4 @@
-"""Write a bundle: trace, check, describe and seal each component of a checkpoint."""
+"""Export a checkpoint to a bundle: trace, check and describe each component, then seal the folder."""
 
 from __future__ import annotations
 
@@ -62,24 +62,24 @@ def export_bundle(
     machine, in any folder.
 
     Args:
-        checkpoint: What to export.
-        out: The bundle's folder; replaced when it exists.
-        precision: fp32, or fp16 by tracing the half module (timesteps stay fp32). A component whose activations pass
-            what fp16 holds on real latents stays fp32, and says so.
-        components: Which ones.
-        opset: ONNX opset; 23 keeps attention and group normalisation whole.
-        token_merging: Share of tokens that the UNet merges, above 0 and up to 0.75; None merges none. Its graph is then
-            held against the merging module, and is faster than the checkpoint's own at the price of departing from it.
-        progress: Told of every component.
+        checkpoint: The checkpoint to export.
+        out: The bundle's folder; replaced if it exists.
+        precision: fp32, or fp16 by tracing the module in half precision (timesteps stay fp32). A component whose
+            activations overflow fp16 on real latents stays fp32, and ``progress`` is notified.
+        components: Names of the components to export.
+        opset: ONNX opset; 23 keeps attention and group normalisation as single operators.
+        token_merging: Share of tokens that the UNet merges, above 0 and up to 0.75; None merges none. The graph is then
+            checked against the merging module, not the checkpoint's own: it is faster, but its output differs.
+        progress: Progress callback; one stage per component.
 
     Raises:
-        UsageError: A precision, component, opset or share of tokens that cannot be exported.
+        UsageError: The precision, a component, the opset or the share of tokens cannot be exported.
         CheckpointError: The weights are malformed, or the UNet has no tokens to merge.
-        ArtefactError: The scheduler's config asks for what LMS does not do.
-        NumericError: A graph differs from its module.
+        ArtefactError: The scheduler's config has settings that LMS does not support.
+        NumericError: A graph's output differs from its module's.
         ResourceError: ``out`` cannot be written.
     """
-    _check_asked(precision, components, opset)
+    _check_options(precision, components, opset)
     _check_merging(token_merging, components)
     prediction_type = _prediction_type(checkpoint, progress)
     for note in checkpoint.notes:
@@ -87,7 +87,7 @@ def export_bundle(
     names = [name for name in COMPONENTS if name in components]
     with folder_published_as(out) as published, utf8_path(published) as folder:
         _write_settings(checkpoint, folder)
-        plans = _precisions(checkpoint, folder / TOKENIZER, names, precision, progress)
+        plans = _choose_precisions(checkpoint, folder / TOKENIZER, names, precision, progress)
         described: dict[ComponentName, Component] = {}
         for name in names:
             load = partial(load_component, checkpoint, name, token_merging)
@@ -115,41 +115,33 @@ def export_bundle(
 
 
 def _prediction_type(checkpoint: Checkpoint, progress: Progress) -> PredictionType:
-    """What the UNet predicts; says so where the checkpoint names another scheduler than LMS.
+    """Return what the UNet predicts, and notify ``progress`` if the checkpoint's scheduler is not LMS.
 
     Raises:
-        ArtefactError: The scheduler's config asks for what LMS does not do.
+        ArtefactError: The scheduler's config has settings that LMS does not support.
     """
     if (named := checkpoint.scheduler.get("_class_name")) not in (None, "LMSDiscreteScheduler"):
-        progress.note(f"the checkpoint names {named}; sdrt runs LMS over its betas, with linspace timesteps")
+        progress.note(f"the checkpoint's scheduler is {named}; sdrt uses LMS with its betas and linspace timesteps")
     return Schedule.from_config(checkpoint.scheduler, 1).prediction_type
 
 
 def _write_settings(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the tokenizer's and the scheduler's files, each into its folder."""
+    """Write tokenizer.json and scheduler_config.json, each into its own folder."""
     for name, data in ((TOKENIZER, tokenizer_json(checkpoint)), (SCHEDULER, canonical_json(checkpoint.scheduler))):
         (folder / name).parent.mkdir()
         (folder / name).write_bytes(data)
 
 
 def _check_merging(token_merging: float | None, components: Sequence[ComponentName]) -> None:
-    """Hold that tokens can be merged as asked.
-
-    Raises:
-        UsageError: A share out of range, or no UNet to merge them in.
-    """
+    """Raise UsageError if the share of tokens is out of range, or the UNet is not exported."""
     check_token_merging(token_merging)
     if token_merging is not None and "unet" not in components:
         hint = "export the unet too, or leave token merging out"
         raise UsageError("token_merging is for the unet, which is not among the components", hint=hint)
 
 
-def _check_asked(precision: Precision, components: Sequence[ComponentName], opset: int) -> None:
-    """Hold that what is asked for can be exported.
-
-    Raises:
-        UsageError: It cannot.
-    """
+def _check_options(precision: Precision, components: Sequence[ComponentName], opset: int) -> None:
+    """Raise UsageError if the precision, a component or the opset is not supported."""
     if precision not in DTYPES:
         raise UsageError(f"precision {precision} cannot be exported", hint=f"choose among {', '.join(DTYPES)}")
     if opset not in OPSETS:
@@ -158,17 +150,17 @@ def _check_asked(precision: Precision, components: Sequence[ComponentName], opse
         raise UsageError(f"unknown component {min(unknown)}", hint=f"choose among {', '.join(COMPONENTS)}")
 
 
-def _precisions(
+def _choose_precisions(
     checkpoint: Checkpoint, tokenizer: Path, names: Sequence[ComponentName], precision: Precision, progress: Progress
 ) -> dict[ComponentName, tuple[Precision, float | None]]:
-    """What each component is exported in, and its largest activation where fp16 is asked for."""
+    """Return each component's precision, and its largest activation (None unless fp16 is requested)."""
     if precision != "fp16" or not names:
         return dict.fromkeys(names, (precision, None))
     with quiet():
         peaks = measure_activations(checkpoint, tokenizer, names, progress)
     for name, peak in peaks.items():
         if peak > FP16_MAX:
-            progress.note(f"{name} stays fp32: its activations reach {peak:.3g}, and fp16 ends at {FP16_MAX:.0f}")
+            progress.note(f"{name} stays fp32: its activations reach {peak:.3g}; the limit of fp16 is {FP16_MAX:.0f}")
     return {name: ("fp32" if peak > FP16_MAX else "fp16", peak) for name, peak in peaks.items()}
 
 
@@ -180,7 +172,7 @@ def _export_component(
     opset: int,
     progress: Progress,
 ) -> Component:
-    """Trace one component into ``folder``/<name>/, check it and describe it. Its weights are freed at the end."""
+    """Trace one component into ``folder``/<name>/, check it and return its record; its weights are then freed."""
     precision, max_activation = plan
     with progress.stage(f"export {name}", 3) as advance, quiet():
         component = load()
@@ -211,7 +203,7 @@ def _export_component(
 
 
 def _export_step(unet: Component, folder: Path, prediction_type: PredictionType, progress: Progress) -> Component:
-    """Compose the denoising step around the UNet's graph, check it and describe it."""
+    """Compose the denoising step around the UNet's graph, check it and return its record."""
     with progress.stage("compose denoise_step", 1) as advance:
         path = write_denoise_step(folder / unet.graph, prediction_type)
         check_denoise_step(folder / unet.graph, path, prediction_type, unet.precision)

@@ -1,8 +1,8 @@
-"""What the UNet's products are fed while pictures are made: the ranges that int8 has to hold.
+"""Calibrate int8: measure the ranges of the inputs of the UNet's products during whole guided denoisings.
 
-ONNX Runtime runs the bundle's own fp32 graphs, text encoder and UNet, over whole guided denoisings. Of each step the
-least and the largest value of a tensor is the mean over the prompts, and its range spans those of all steps: what few
-prompts exceed is clipped, since a grid that held it would be coarser for all, but no step is (docs/decisions/0057).
+ONNX Runtime runs the bundle's own fp32 graphs of text encoder and UNet. The minimum and the maximum of a tensor at each
+step are averaged over the prompts, and its range spans the averages of all steps. Values beyond the average of the
+prompts are clipped, since a wider range would make the grid coarser for all; no whole step is (docs/decisions/0057).
 """
 
 from __future__ import annotations
@@ -28,34 +28,40 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 
-#: What is drawn to calibrate, each with the noise of its number as seed. Short and long, of scenes and of things.
+#: Calibration prompts, short and long, of scenes and of things; the index of each is its seed.
 PROMPTS: tuple[str, ...] = (
     "a photo of an astronaut riding a horse on mars",
     "a large green star on a purple background",
     "a red circle above a blue square, on a white background, two small yellow triangles",
     "portrait of an old fisherman, oil on canvas, dramatic light, highly detailed",
 )
-#: What the quantised graph is tested on; no part of the calibration.
+#: Prompt on which the quantised graph is tested; it is not part of the calibration.
 HELD_OUT = "a small orange triangle left of a black circle on a green background"
 STEPS = 8
-#: Side in latents of the areas whose means have to be right.
+#: Side in latents of the areas whose means are compared.
 AREA = 8
 GUIDANCE_SCALE = 7.5
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One run of the UNet on both halves: its feeds, its fp32 output, and how far the step goes, in sigma."""
+    """One run of the UNet on both guidance halves.
+
+    Attributes:
+        feeds: Inputs by name, two rows each.
+        output: Output in fp32 [2,channels,height,width].
+        width: Decrease of sigma over the step.
+    """
 
     feeds: dict[str, Floats]
     output: Floats
     width: float
 
     def fault(self, output: Floats) -> float:
-        """How far another output of the same run takes the latents' means over areas astray, as a length.
+        """Return the error of another output of this run: L2 norm of the change of the latents' means over areas.
 
-        Noise that cancels within an area is left out, for the steps that follow remove it: of the 0.27 of the latents'
-        length by which OpenVINO's bf16 alone errs, all but 0.04 is such noise (docs/decisions/0057).
+        Noise that cancels within an area does not count, since later steps remove it: OpenVINO's bf16 alone has an
+        error of 0.27 of the latents' norm, of which all but 0.04 is such noise (docs/decisions/0057).
         """
         fault = _guided(output) - _guided(self.output)
         _, channels, height, width = fault.shape
@@ -65,33 +71,39 @@ class Pass:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranges (least, largest) by tensor, the passes of a trajectory that is no part of them, and its final latents."""
+    """Result of a calibration.
+
+    Attributes:
+        ranges: Minimum and maximum by tensor.
+        held_out: Passes of the denoising of `HELD_OUT`, which is not part of the ranges.
+        latents: Final latents of that denoising.
+    """
 
     ranges: dict[str, tuple[float, float]]
     held_out: tuple[Pass, ...]
     latents: Floats
 
     def faults(self, session: Any) -> list[float]:
-        """What a graph's faults do to the held-out picture's latents in each pass: a length over theirs.
+        """Return a graph's error in each held-out pass, relative to the norm of the final latents.
 
-        Each step's guided output is compared on the fp32 trajectory, so that faults do not grow from step to step, and
-        counts by what the step does: its width in sigma. `math.hypot` of them is the error of the picture, for the
-        faults of steps are independent.
+        Each step's guided output is compared on the fp32 trajectory, so that errors do not accumulate, and is weighted
+        by the step's width in sigma. Errors of different steps are independent, so `math.hypot` of them estimates the
+        error of the picture.
 
         Args:
-            session: Of ONNX Runtime, over a graph with the UNet's inputs and output.
+            session: ONNX Runtime session of a graph with the UNet's inputs and output.
         """
         length = float(np.linalg.norm(self.latents))
         return [made.fault(session.run(None, made.feeds)[0]) / length for made in self.held_out]
 
 
 def calibrate(bundle: Bundle, tensors: Sequence[str], progress: Progress) -> Calibration:
-    """Denoise `PROMPTS` in fp32 and watch tensors of the UNet; then `HELD_OUT`.
+    """Denoise `PROMPTS` in fp32 and record the ranges of tensors of the UNet; then denoise `HELD_OUT`.
 
     Args:
-        bundle: In fp32, with text encoder and UNet.
-        tensors: Names in the UNet's graph.
-        progress: Told of every run.
+        bundle: Bundle in fp32, with text encoder and UNet.
+        tensors: Names of tensors in the UNet's graph.
+        progress: Progress callback; advances once per run of the UNet.
 
     Raises:
         BackendUnavailableError: onnxruntime is not installed.
@@ -102,7 +114,7 @@ def calibrate(bundle: Bundle, tensors: Sequence[str], progress: Progress) -> Cal
     schedule = Schedule.from_config(json.loads((bundle.path / "scheduler/scheduler_config.json").read_bytes()), STEPS)
     graph = bundle.graph("unet")
     model = onnx.load(str(graph), load_external_data=False)
-    _watch(model, tensors)
+    _output_extremes(model, tensors)
     session = open_cpu_session(model.SerializeToString(), weights_folder=graph.parent)
     extremes: list[list[Any]] = []
     with progress.stage("calibrate", STEPS * (len(PROMPTS) + 1)) as advance:
@@ -116,7 +128,7 @@ def calibrate(bundle: Bundle, tensors: Sequence[str], progress: Progress) -> Cal
         for _, made in trajectory.run():
             held_out.append(made)
             advance(1)
-    # [prompts, steps, tensors, least and largest]
+    # [prompts, steps, tensors, 2]: minimum and maximum
     by_step = np.asarray(extremes, np.float64).reshape(len(PROMPTS), STEPS, -1, 2).mean(axis=0)
     least, largest = by_step[..., 0].min(axis=0), by_step[..., 1].max(axis=0)
     ranges = {name: (float(low), float(high)) for name, low, high in zip(tensors, least, largest, strict=True)}
@@ -124,7 +136,7 @@ def calibrate(bundle: Bundle, tensors: Sequence[str], progress: Progress) -> Cal
 
 
 def _encode(bundle: Bundle) -> Floats:
-    """Hidden states of the empty prompt, of `PROMPTS` and of `HELD_OUT`."""
+    """Return the hidden states of the empty prompt, `PROMPTS` and `HELD_OUT` [prompts,tokens,hidden], float32."""
     tokenizer = Tokenizer.open(bundle.path / "tokenizer/tokenizer.json", bundle.manifest.model.max_tokens)
     session = open_cpu_session(bundle.graph("text_encoder"))
     tokens = tokenizer.encode(["", *PROMPTS, HELD_OUT]).input_ids
@@ -132,8 +144,8 @@ def _encode(bundle: Bundle) -> Floats:
     return states
 
 
-def _watch(model: onnx.ModelProto, tensors: Sequence[str]) -> None:
-    """Let the graph put out the least and the largest value of each tensor, after what it puts out anyway."""
+def _output_extremes(model: onnx.ModelProto, tensors: Sequence[str]) -> None:
+    """Append the minimum and the maximum of each tensor to the graph's outputs, in place."""
     import onnx
 
     for name in tensors:
@@ -144,7 +156,11 @@ def _watch(model: onnx.ModelProto, tensors: Sequence[str]) -> None:
 
 
 class _Trajectory:
-    """One guided denoising by the UNet's graph; ``latents`` are the final ones once it has run."""
+    """One guided denoising by the UNet's graph.
+
+    Attributes:
+        latents: Current latents, float32 [1,channels,height,width]; the final ones after `run`.
+    """
 
     def __init__(self, session: Any, bundle: Bundle, schedule: Schedule, states: Floats, seed: int) -> None:
         model = bundle.manifest.model
@@ -153,7 +169,7 @@ class _Trajectory:
         self._session, self._schedule, self._states = session, schedule, states
 
     def run(self) -> Iterator[tuple[list[Any], Pass]]:
-        """What the session puts out in each step, and the step as a pass."""
+        """Yield the session's outputs of each step, and the step as a `Pass`."""
         schedule = self._schedule
         slopes: list[Floats] = []
         for index in range(schedule.num_inference_steps):
@@ -171,6 +187,6 @@ class _Trajectory:
 
 
 def _guided(output: Floats) -> Floats:
-    """The guided output [1,...] of the unconditional and the conditional half."""
+    """Combine an output [2,...], unconditional half first, by classifier-free guidance to [1,...]."""
     guided: Floats = output[:1] + np.float32(GUIDANCE_SCALE) * (output[1:] - output[:1])
     return guided

@@ -1,4 +1,4 @@
-"""Hold an exported graph against the torch module it came from."""
+"""Check exported graphs against the torch modules they came from."""
 
 from __future__ import annotations
 
@@ -23,27 +23,34 @@ Array = npt.NDArray[Any]
 
 #: Relative L2 error that an exported graph may have against its torch module, by precision. In fp32 both sides compute
 #: the same operators in another order: measured up to 3.2e-4, on the demo's VAE, whose normalisation sums six million
-#: values in one group. In fp16 the module computes in fp32 over the same rounded weights, while the graph rounds what
-#: its operators give to 11 bits (measured up to 4.2e-4, on the demo's VAE).
+#: values in one group. In fp16 the module computes in fp32 with the same rounded weights, while the graph rounds the
+#: outputs of its operators to 11 bits (measured up to 4.2e-4, on the demo's VAE).
 TOLERANCES = {"fp32": 2e-3, "fp16": 1e-2}
 
 #: Relative L2 error that the composed step may have against the plain one, by the UNet's precision. Both run the same
-#: UNet graph; the last bit of its input may differ, and the UNet and the guidance, 8 at most, amplify that (measured
+#: UNet graph; the last bit of its input may differ, and the UNet and a guidance scale of up to 8 amplify that (measured
 #: 2e-6 in fp32, 2e-3 in fp16). A wrong sign, order or axis gives more than 0.1.
 STEP_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
 
 
 def check_graph(component: TorchComponent, path: Path, dtype: torch.dtype, precision: str) -> float:
-    """Run the graph in ONNX Runtime on a batch that the exporter did not see, and compare with torch.
+    """Compare the graph's output in ONNX Runtime with the module's, at a batch size that the exporter did not see.
 
     Torch computes in fp32 whatever the precision of the weights: in fp16 a CPU takes thirty times as long for the UNet,
-    minutes for a picture. The module stays so.
+    minutes for a picture. The module is left in fp32.
+
+    Args:
+        component: The component; its weights have been rounded to ``dtype``.
+        path: The exported graph.
+        dtype: The graph's float type.
+        precision: The graph's precision, which selects the tolerance.
 
     Returns:
         The relative L2 error of the output.
 
     Raises:
-        NumericError: It is over the tolerance of the precision.
+        NumericError: The error exceeds the tolerance.
+        BackendUnavailableError: onnxruntime is not installed.
     """
     import onnx
 
@@ -68,16 +75,23 @@ def check_graph(component: TorchComponent, path: Path, dtype: torch.dtype, preci
 
 
 def check_denoise_step(unet: Path, step: Path, prediction_type: PredictionType, precision: str) -> float:
-    """Hold the composed step against the plain formula around the UNet's own graph, for one picture.
+    """Compare the composed step with the runtime's formulas around the UNet's own graph, for one picture.
 
     The two graphs are run one after the other, so that only one is in memory. More pictures would take gigabytes at
-    full size and show nothing more: how the step treats several is the same for every UNet.
+    full size and test nothing more: the step treats batches in the same way for every UNet.
+
+    Args:
+        unet: The UNet's graph.
+        step: The composed step's graph.
+        prediction_type: What the UNet predicts.
+        precision: The UNet's precision, which selects the tolerance.
 
     Returns:
         The largest relative L2 error of the outputs.
 
     Raises:
-        NumericError: It is over the tolerance of the precision.
+        NumericError: The error exceeds the tolerance.
+        BackendUnavailableError: onnxruntime is not installed.
     """
     example = _step_example(tensor_specs(step)[0], 1)
     expected = _plain_step(unet, example, prediction_type)
@@ -93,7 +107,7 @@ def check_denoise_step(unet: Path, step: Path, prediction_type: PredictionType, 
 
 
 def _step_example(inputs: Sequence[TensorSpec], batch: int) -> dict[str, Array]:
-    """Inputs of the step as a loop meets them, where a fault shows: low noise, strong guidance, a full history."""
+    """Return inputs for which an error of the step shows: low noise, strong guidance, a full history."""
     rng = np.random.default_rng(batch)
     ranges = {"timestep": (0, 999), "sigma": (0.5, 2), "guidance_scale": (6, 8), "lms_coefficients": (-3, -1)}
     example = {}
@@ -107,7 +121,7 @@ def _step_example(inputs: Sequence[TensorSpec], batch: int) -> dict[str, Array]:
 
 
 def _plain_step(unet: Path, example: Mapping[str, Array], prediction_type: PredictionType) -> tuple[Array, Array]:
-    """Next latents and history by the runtime's own formulas, picture by picture around one run of the UNet."""
+    """Compute the next latents and history by the runtime's formulas, around one run of the UNet's graph."""
     latents, sigmas = example["latents"], [float(sigma) for sigma in example["sigma"]]
     scaled = np.stack([lms.scale_model_input(x, sigma) for x, sigma in zip(latents, sigmas, strict=True)])
     dtype = example["cond_states"].dtype

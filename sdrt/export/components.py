@@ -1,4 +1,4 @@
-"""What is exported: one module a component, with example inputs and the names of the bundle's contract."""
+"""Components of a checkpoint as torch modules, with example inputs and the bundle's names of inputs and outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-#: Batch of the example inputs; not 1, which torch.export would take for a constant.
+#: Batch size of the example inputs. Not 1: torch.export would make that a constant.
 EXAMPLE_BATCH = 2
 
 
@@ -79,9 +79,13 @@ class VaeEncoder(torch.nn.Module):
 
 @dataclass(frozen=True)
 class TorchComponent:
-    """One component before export: its module in fp32, inputs and output of the contract, shapes without the batch.
+    """One component before export. Shapes leave out the batch.
 
-    ``inputs`` maps a name to (dtype that stays whatever the precision, or None for the precision's; shape).
+    Attributes:
+        name: The component's name.
+        module: Its module, loaded in fp32.
+        inputs: Name -> (dtype, or None for that of the precision; shape).
+        output: Name and shape of the output.
     """
 
     name: ComponentName
@@ -90,7 +94,13 @@ class TorchComponent:
     output: tuple[str, tuple[int, ...]]
 
     def example(self, batch: int, dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
-        """Inputs as the component meets them: normal latents and hidden states, fractional timesteps, token ids."""
+        """Return random inputs: normal latents, pictures and hidden states, fractional timesteps, token ids.
+
+        Args:
+            batch: Number of rows.
+            dtype: Type of the inputs whose type depends on the precision.
+            seed: Seed of the random numbers.
+        """
         generator = torch.Generator().manual_seed(seed)
         values: dict[str, torch.Tensor] = {}
         for name, (fixed, shape) in self.inputs.items():
@@ -104,7 +114,7 @@ class TorchComponent:
 
 
 def model_record(checkpoint: Checkpoint) -> ModelRecord:
-    """The numbers that the runtime needs, from the checkpoint's configs."""
+    """Return the numbers that the runtime needs, from the checkpoint's configs."""
     vae, unet = checkpoint.vae, checkpoint.unet
     size = unet["sample_size"]
     if not isinstance(size, int):
@@ -124,12 +134,12 @@ def load_component(checkpoint: Checkpoint, name: ComponentName, token_merging: f
     """Load one component of the checkpoint, in fp32 and eval mode.
 
     Args:
-        checkpoint: Where it is.
-        name: Which one.
-        token_merging: Share of tokens that the UNet merges; None merges none, and nothing else has any.
+        checkpoint: The checkpoint.
+        name: The component's name.
+        token_merging: Share of tokens that the UNet merges; None merges none. Other components ignore it.
 
     Raises:
-        CheckpointError: Its weights are malformed, or the UNet is of a kind that cannot merge tokens.
+        CheckpointError: The name is unknown, the weights are malformed, or the UNet cannot merge tokens.
     """
     model = model_record(checkpoint)
     latents = (model.latent_channels, model.latent_size, model.latent_size)

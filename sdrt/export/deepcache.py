@@ -1,10 +1,11 @@
-"""Cut the UNet into DeepCache's two passes, over its own weights file (Ma, Fang and Wang 2023, arXiv:2312.00858).
+"""Split the UNet into DeepCache's two passes, which share its weights file (Ma, Fang and Wang 2023, arXiv:2312.00858).
 
-What enters the last concatenation of the U from below changes little from one step to the next (their section 3.2). The
-whole pass is the UNet, and also gives these deep features; the shallow pass takes them, and computes what lies outside:
-the first convolution, whose output is the skip connection there, and the last ResNet block with what follows it. So the
-authors' code cuts where nothing else is said (``cache_branch_id=0``). No second export: the exported nodes are taken as
-they are, as by ``sdrt.export.denoise_step``.
+The deep features, which enter the UNet's last concatenation from the deeper levels, change little from one step to the
+next (section 3.2). The whole pass is the UNet with the deep features as a further output. The shallow pass takes them
+as an input and computes only the rest: the first convolution, whose output is the skip connection of that
+concatenation, and the last ResNet block with all that follows. This is the default cut of the authors' code
+(``cache_branch_id=0``). Nothing is exported again: both passes reuse the exported nodes, as `sdrt.export.denoise_step`
+does.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ if TYPE_CHECKING:
 
     import onnx
 
-#: Counts changes of this module that change what it writes.
+#: Version of the cut; increased when a change of this module changes its output.
 CUTTER = 1
 FEATURES = "deep_features"
 SAMPLE, OUTPUT = "sample", "out_sample"
 #: Relative L2 error that the shallow pass, fed with the features of the same step, may have against the whole one, by
-#: the graphs' precision. Both are the same nodes, and ONNX Runtime may fuse them otherwise around the cut; in fp16 it
-#: rounds to 11 bits there. Features of another sample give more than 0.1.
+#: the graphs' precision. Both consist of the same nodes, but ONNX Runtime may fuse them differently around the cut; in
+#: fp16 it rounds to 11 bits there. Features of another sample give more than 0.1.
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2}
 
 
 class Cut(NamedTuple):
-    """Where a UNet's graph is cut.
+    """Cut of a UNet's graph.
 
     Attributes:
-        deep: The value that holds the deep features.
-        channels: How many they have.
-        shallow: The nodes that the output needs beside the deep features, in order.
+        deep: Name of the value that holds the deep features.
+        channels: Number of their channels.
+        shallow: Nodes that compute the output from the deep features, in topological order.
     """
 
     deep: str
@@ -58,25 +59,25 @@ class Cut(NamedTuple):
 
 
 def add_deepcache(bundle: Bundle, out: Path, *, progress: Progress = silent) -> Bundle:
-    """Write a bundle with DeepCache's passes beside all that it held, published by one rename when it is whole.
+    """Copy a bundle and add DeepCache's passes to it, published by one rename when it is whole.
 
-    Before it is sealed, the shallow pass is held against the whole one by ONNX Runtime. Needs no torch.
+    Before the copy is sealed, the shallow pass is checked against the whole one with ONNX Runtime. Needs no torch.
 
     Args:
-        bundle: In fp32 or fp16, with the UNet.
-        out: The new bundle's folder; replaced when it exists.
-        progress: Told of the cut.
+        bundle: Bundle in fp32 or fp16, with the UNet.
+        out: The new bundle's folder; replaced if it exists.
+        progress: Progress callback.
 
     Raises:
         UsageError: The bundle is in int8.
-        BundleError: It lacks the UNet, or this is no U whose first convolution is joined at its end.
+        BundleError: The bundle has no UNet, or the UNet's graph cannot be cut (see `find_cut`).
         NumericError: The shallow pass differs from the whole one.
         BackendUnavailableError: onnxruntime is not installed.
         ResourceError: ``out`` cannot be written.
     """
     if bundle.manifest.precision == "int8":
-        hint = "leave out int8 or DeepCache: give a bundle in fp32 or fp16"
-        raise UsageError(f"{bundle.path} is in int8; DeepCache's passes are cut from fp32 and fp16 alone", hint=hint)
+        hint = "leave out int8 or DeepCache"
+        raise UsageError(f"{bundle.path} is in int8; DeepCache needs a bundle in fp32 or fp16", hint=hint)
     unet = bundle.component("unet")
     bundle.graph("unet")
     bundle.verify_weights()
@@ -105,14 +106,14 @@ def add_deepcache(bundle: Bundle, out: Path, *, progress: Progress = silent) -> 
 
 
 def write_passes(path: Path, unet: Component) -> dict[ComponentName, Component]:
-    """Write both passes beside the UNet's graph.
+    """Write the graphs of both passes beside the UNet's graph.
 
     Args:
         path: The UNet's graph.
-        unet: Its part of the manifest.
+        unet: The UNet's record in the manifest.
 
     Returns:
-        The passes' parts of the manifest.
+        The passes' records for the manifest, by component name.
 
     Raises:
         BundleError: The graph cannot be cut.
@@ -148,40 +149,41 @@ def write_passes(path: Path, unet: Component) -> dict[ComponentName, Component]:
 
 
 def find_cut(graph: onnx.GraphProto) -> Cut:
-    """Find the last concatenation of the U: of deep features with what the first convolution gave.
+    """Find the UNet's last concatenation: deep features with the output of the first convolution.
 
     Args:
-        graph: The UNet's, in topological order, with shapes.
+        graph: The UNet's graph, in topological order, with shapes.
 
     Raises:
-        BundleError: There is none, or the output needs more of what lies below than these features.
+        BundleError: There is no concatenation, the output depends on deeper levels in another way too, or a shape is
+            missing or unexpected.
     """
     shapes = {value.name: axes(value) for value in (*graph.input, *graph.value_info)}
     joins = [node for node in graph.node if node.op_type == "Concat" and _joins_channels(node, shapes)]
     hint = "DeepCache needs a UNet of SD v1's kind; export the checkpoint again"
     if not joins:
-        raise BundleError("the UNet's graph joins no skip connection", hint=hint)
+        raise BundleError("the UNet's graph has no skip connection", hint=hint)
     deep = joins[-1].input[0]
     shallow = _needed(graph.node, {OUTPUT}, deep)
     if any(join in shallow for join in joins[:-1]) or joins[-1] not in shallow:
-        raise BundleError("the UNet's output needs more of its depth than one skip connection joins", hint=hint)
+        raise BundleError("the UNet's output depends on deeper levels beside its last skip connection", hint=hint)
     batch, channels, *size = shapes.get(deep, ("",) * 4)
     if batch != "batch" or not isinstance(channels, int) or tuple(size) != shapes[SAMPLE][2:]:
-        raise BundleError(f"the UNet's deep features have the shape {shapes.get(deep)}", hint=hint)
-    told = {*shapes, *(weight.name for weight in graph.initializer), OUTPUT, ""}
+        raise BundleError(f"the UNet's deep features have the unexpected shape {shapes.get(deep)}", hint=hint)
+    known = {*shapes, *(weight.name for weight in graph.initializer), OUTPUT, ""}
     products = (node for node in shallow if node.op_type in PRODUCTS)
-    if untold := [name for node in products for name in (*node.input, *node.output) if name not in told]:
-        raise BundleError(f"the UNet's graph states no shape of {untold[0]}", hint=hint)
+    if unknown := [name for node in products for name in (*node.input, *node.output) if name not in known]:
+        raise BundleError(f"the UNet's graph has no shape for {unknown[0]}", hint=hint)
     return Cut(deep, channels, shallow)
 
 
 def _joins_channels(node: onnx.NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> bool:
-    """Whether a concatenation joins two images by their channels."""
+    """Return whether a concatenation joins two 4-dimensional tensors along their channels."""
     return len(node.input) == 2 and len(shapes.get(node.output[0], ())) == 4 and node.attribute[0].i == 1
 
 
 def _needed(nodes: Iterable[onnx.NodeProto], values: set[str], given: str) -> list[onnx.NodeProto]:
-    """The nodes that values are computed by where one value is given, in their order."""
+    """Return the nodes that compute ``values`` if ``given`` is known, in topological order."""
     needed, found = set(values), []
     for node in reversed(list(nodes)):
         if not needed.isdisjoint(node.output):
@@ -191,11 +193,11 @@ def _needed(nodes: Iterable[onnx.NodeProto], values: set[str], given: str) -> li
 
 
 def _parameters(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> int:
-    """Weights that nodes read, counted where they are read: the exporter writes equal ones once."""
+    """Count the weights that nodes read; one that is read twice counts twice, since the exporter merges equal ones."""
     import onnx
 
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-    # What has no axis, or is multiplied element by element, is no weight but a constant, as the timestep's frequencies.
+    # Scalars and tensors multiplied element by element (the timestep's frequencies) are constants, not weights.
     sizes = {weight.name: math.prod(weight.dims) for weight in graph.initializer if weight.data_type in floats}
     scalars = {weight.name for weight in graph.initializer if not weight.dims}
     read = (name for node in nodes if node.op_type != "Mul" for name in node.input if name not in scalars)
@@ -203,13 +205,13 @@ def _parameters(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> int:
 
 
 def _make_whole(graph: onnx.GraphProto, cut: Cut, features: TensorSpec) -> None:
-    """Give the deep features out, under their name."""
+    """Add the deep features to the graph's outputs, in place."""
     graph.output.append(_features_of(graph, features))
     _rename(graph, cut.deep)
 
 
 def _make_shallow(graph: onnx.GraphProto, cut: Cut, features: TensorSpec) -> None:
-    """Take the deep features in, and leave out what only they need."""
+    """Make the deep features an input of the graph, and remove what only they need, in place."""
     graph.input.append(_features_of(graph, features))
     read = {name for node in cut.shallow for name in node.input}
     made = {name for node in cut.shallow for name in node.output}
@@ -225,7 +227,7 @@ def _make_shallow(graph: onnx.GraphProto, cut: Cut, features: TensorSpec) -> Non
 
 
 def _features_of(graph: onnx.GraphProto, features: TensorSpec) -> onnx.ValueInfoProto:
-    """The deep features as an input or output, of the sample's type."""
+    """Describe the deep features as an input or output, of the sample's type."""
     import onnx
 
     (kind,) = (value.type.tensor_type.elem_type for value in graph.input if value.name == SAMPLE)
@@ -233,7 +235,7 @@ def _features_of(graph: onnx.GraphProto, features: TensorSpec) -> onnx.ValueInfo
 
 
 def _rename(graph: onnx.GraphProto, deep: str) -> None:
-    """Call the deep features by their name wherever they are made or read."""
+    """Rename the value ``deep`` to `FEATURES` wherever nodes write or read it."""
     for node in graph.node:
         for names in (node.input, node.output):
             for index, name in enumerate(names):
@@ -245,17 +247,18 @@ def _rename(graph: onnx.GraphProto, deep: str) -> None:
 
 
 def check_passes(folder: Path, passes: dict[ComponentName, Component]) -> float:
-    """Hold the shallow pass, fed with the features of the same step, against the whole one, for one row.
+    """Compare the shallow pass, fed with the features of the same step, with the whole pass, for one row.
 
     Args:
-        folder: The bundle's.
-        passes: Both passes' parts of its manifest.
+        folder: The bundle's folder.
+        passes: The records of both passes in its manifest.
 
     Returns:
         The relative L2 error of the shallow pass.
 
     Raises:
-        NumericError: It is over the tolerance of the precision, or not a number.
+        NumericError: The error exceeds the tolerance of the precision, or is NaN.
+        BackendUnavailableError: onnxruntime is not installed.
     """
     whole, shallow = (passes[name] for name in DEEPCACHE)
     rng = np.random.default_rng(0)

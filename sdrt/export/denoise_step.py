@@ -1,9 +1,9 @@
-"""Compose the whole guided LMS step as one graph around the exported UNet, over the UNet's own weights file.
+"""Compose the whole guided LMS step as one graph around the exported UNet, sharing the UNet's weights file.
 
-No second export: the UNet's nodes are taken as they are, and the step's arithmetic is put before and after them. The
-step scales the latents, runs both halves of classifier-free guidance as one batch, combines them, forms the derivative
-and adds the LMS sum, all in fp32 but for the UNet itself. What the halves have in common is computed once
-(``sdrt.export.shared_prefix``). The formulas are those of ``sdrt.sampling.lms`` and of ``sdrt.runtime.denoise``.
+Nothing is exported again: the graph consists of the UNet's nodes with the step's arithmetic before and after them. The
+step scales the latents, runs both halves of classifier-free guidance as one batch, combines them, computes the
+derivative and adds the LMS sum, all in fp32 except for the UNet itself. Values that are equal for both halves are
+computed once (`sdrt.export.shared_prefix`). The formulas are those of `sdrt.sampling.lms` and `sdrt.runtime.denoise`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import onnx
 
 DENOISE_STEP = "denoise_step.onnx"
-#: The step's inputs that are one number a picture.
+#: Inputs of the step with one number per picture.
 NUMBERS = ("timestep", "sigma", "guidance_scale")
-#: The batch axis where the UNet computes both halves: two rows a picture.
+#: Name of the batch axis of values with two rows per picture, one for each half.
 ROWS = "rows"
-#: The UNet's inputs inside the step, two rows a picture.
+#: Names of the UNet's inputs within the step, two rows per picture.
 SAMPLE, TIMESTEP, STATES = "unet.sample", "unet.timestep", "unet.encoder_hidden_states"
 
 
@@ -39,13 +39,13 @@ def write_denoise_step(unet: Path, prediction_type: PredictionType) -> Path:
 
     Args:
         unet: The UNet's graph: inputs sample, timestep, encoder_hidden_states, output out_sample.
-        prediction_type: What the UNet's output means; it is part of the graph.
+        prediction_type: What the UNet predicts; it is built into the graph.
 
     Returns:
-        The path written.
+        The path of the new graph.
 
     Raises:
-        BundleError: The UNet's inputs or output are not the contract's.
+        BundleError: The UNet's inputs or outputs have other names.
         ResourceError: The file cannot be written.
     """
     import onnx
@@ -60,11 +60,13 @@ def write_denoise_step(unet: Path, prediction_type: PredictionType) -> Path:
 
 
 def describe(unet: Component, step: Path) -> Component:
-    """The step's part of the manifest: the UNet's weights, and its work twice but for what the halves share.
+    """Return the step's record for the manifest.
+
+    Its weights are the UNet's, and its FLOPs twice the UNet's less those that both halves share.
 
     Args:
-        unet: The UNet's part.
-        step: The step's graph, which lies beside the UNet's in the bundle.
+        unet: The UNet's record.
+        step: The step's graph, in the folder of the UNet's graph.
     """
     import onnx
 
@@ -91,10 +93,10 @@ def describe(unet: Component, step: Path) -> Component:
 
 
 def compose(model: onnx.ModelProto, prediction_type: PredictionType) -> None:
-    """Make the UNet's model the step's, in place: nodes before and after, new inputs and outputs.
+    """Turn the UNet's model into the step's, in place: add nodes before and after it, replace inputs and outputs.
 
     Raises:
-        BundleError: The UNet's inputs or output are not the contract's.
+        BundleError: The UNet's inputs or outputs have other names.
     """
     graph = model.graph
     inputs = {value.name: value for value in graph.input}
@@ -128,7 +130,7 @@ def compose(model: onnx.ModelProto, prediction_type: PredictionType) -> None:
 
 
 def _move_aside(graph: onnx.GraphProto) -> None:
-    """Give every value of the UNet whose name the step needs another one."""
+    """Rename every value of the UNet whose name the step uses to "unet.<name>", in place."""
     taken = {"sample", "encoder_hidden_states", "out_sample", "latents", "uncond_states", "cond_states", *NUMBERS}
     taken |= {"lms_coefficients", "history", "next_latents", "next_history"}
     for node in graph.node:
@@ -142,7 +144,7 @@ def _move_aside(graph: onnx.GraphProto) -> None:
 
 
 def _name_rows(graph: onnx.GraphProto, prefix: SharedPrefix) -> None:
-    """Name the batch axis of what is computed for both halves by what it is."""
+    """Rename the batch axis of values that are computed for both halves to `ROWS`, in place."""
     once = {name for node in prefix.nodes for name in node.output}
     for value in graph.value_info:
         for axis in value.type.tensor_type.shape.dim:
@@ -151,11 +153,11 @@ def _name_rows(graph: onnx.GraphProto, prefix: SharedPrefix) -> None:
 
 
 class _Step:
-    """Collects the step's nodes and constants; every name of its own begins with "step.".
+    """The step's nodes and constants; their names begin with "step.".
 
     Args:
-        latent_shape: Of one picture's latents.
-        dtype: ONNX's number for the UNet's type.
+        latent_shape: Shape of one picture's latents.
+        dtype: The UNet's type, as a number of onnx.TensorProto.
     """
 
     def __init__(self, latent_shape: Sequence[int | str], dtype: int) -> None:
@@ -163,11 +165,11 @@ class _Step:
         self.constants: list[onnx.TensorProto] = []
         self._latents = tuple(latent_shape)
         self._dtype = dtype
-        # The UNet's inputs that are equal for both halves -> what holds them once.
+        # Inputs of the UNet that are equal for both halves -> the value with one row per picture.
         self._once = {TIMESTEP: "timestep"}
 
     def before(self) -> None:
-        """From the step's inputs to the UNet's: x / sqrt(sigma^2 + 1), and the states of both halves."""
+        """Add the nodes before the UNet: x / sqrt(sigma^2 + 1), and the concatenated states of both halves."""
         import onnx
 
         sigma = self._column("sigma")
@@ -180,7 +182,7 @@ class _Step:
         self._node("Concat", ["uncond_states", "cond_states"], STATES, axis=0)
 
     def double(self, prefix: SharedPrefix) -> None:
-        """Let the prefix compute one row a picture, and give both halves what they need of it."""
+        """Feed the prefix one row per picture, and add nodes that double its results for both halves."""
         both = {}
         for name in prefix.doubled:
             once = self._once.get(name, name)
@@ -191,7 +193,7 @@ class _Step:
                     node.input[index] = names.get(name, name)
 
     def after(self, prediction_type: PredictionType) -> None:
-        """From the UNet's output to the next latents and history."""
+        """Add the nodes after the UNet: from its output to the next latents and history."""
         import onnx
 
         output = "unet.out_sample"
@@ -219,7 +221,12 @@ class _Step:
         self._node("Add", ["latents", total], "next_latents")
 
     def inputs(self, states: Sequence[int | str], states_dtype: int) -> list[onnx.ValueInfoProto]:
-        """The step's inputs; ``states`` is the shape of one picture's hidden states."""
+        """Return the step's inputs.
+
+        Args:
+            states: Shape of one picture's hidden states.
+            states_dtype: Their type, as a number of onnx.TensorProto.
+        """
         return [
             _value("latents", self._latents),
             _value("uncond_states", states, states_dtype),
@@ -230,11 +237,10 @@ class _Step:
         ]
 
     def outputs(self) -> list[onnx.ValueInfoProto]:
-        """The step's outputs."""
         return [_value("next_latents", self._latents), _value("next_history", (MAX_ORDER, *self._latents))]
 
     def _node(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Add a node; its output is a name of the contract or of the UNet, or else the step's own."""
+        """Add a node and return its output's name: "step.<output>", unless it belongs to the UNet or the contract."""
         import onnx
 
         name = output if output.startswith(("unet.", "next_")) else f"step.{output}"
@@ -242,7 +248,7 @@ class _Step:
         return name
 
     def _constant(self, name: str, value: Any) -> str:
-        """Add an initializer unless it is there: float32 as given, or int64."""
+        """Add an initializer unless it exists, and return its name; anything but float32 is stored as int64."""
         import onnx
 
         name = f"step.{name}"
@@ -253,7 +259,7 @@ class _Step:
         return name
 
     def _column(self, name: str, count: int = 1) -> str:
-        """An input of ``count`` numbers a picture, shaped so that it multiplies latents, or a history of ``count``."""
+        """Reshape an input so that it broadcasts over latents (count 1) or a history of ``count``; return its name."""
         column = f"step.{name}_column"
         if column not in {output for node in self.nodes for output in node.output}:
             ones = [1] * len(self._latents)
@@ -263,7 +269,7 @@ class _Step:
 
 
 def _value(name: str, shape: Sequence[int | str], dtype: int = 1) -> onnx.ValueInfoProto:
-    """An input or output, batch first; float32 where nothing else is said."""
+    """Describe an input or output; ``shape`` leaves out the batch axis, and dtype 1 is float32."""
     import onnx
 
     return onnx.helper.make_tensor_value_info(name, dtype, ("batch", *shape))

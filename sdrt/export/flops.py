@@ -1,4 +1,4 @@
-"""Count a module's work without doing it."""
+"""FLOPs of a component's torch module, counted without computing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sdrt.export.components import TorchComponent
 
 
 def count_flops(component: TorchComponent) -> int:
-    """FLOPs of one sample: two for each multiply-add of convolutions, matrix and attention products.
+    """Return the FLOPs of one sample: two for each multiply-add of convolutions, matrix and attention products.
 
-    Counted by torch's FlopCounterMode on meta tensors, so nothing is computed. Element-wise work and normalisation
-    are not counted, as is the custom. The module's weights are given up, so this is the last thing done with it.
+    torch's FlopCounterMode counts them on meta tensors, so nothing is computed. Element-wise work and normalisation
+    are not counted, as usual. The module loses its weights: it cannot be used afterwards.
     """
     component.module.to("meta", torch.float32)
     example = {name: value.to("meta") for name, value in component.example(1, torch.float32).items()}

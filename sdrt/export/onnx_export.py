@@ -1,4 +1,4 @@
-"""Trace one component to ONNX by torch's dynamo exporter, and hold the graph against the contract."""
+"""Trace one component to ONNX by torch's dynamo exporter, and check the graph's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sdrt.graphs.values import SCOPES, axes
 MAX_BATCH = 16
 DTYPES = {"FLOAT": "float32", "FLOAT16": "float16", "INT64": "int64"}
 
-#: Exporter metadata that a graph keeps: where in the module a node comes from. The rest (stack traces, source paths)
-#: differs from machine to machine, and equal inputs must give equal bytes.
+#: Exporter metadata that a graph keeps: the modules that each node comes from. The rest (stack traces, source paths)
+#: differs between machines, and equal inputs must give equal bytes.
 KEPT_METADATA = (SCOPES,)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporter's and the tracer's talk about their own insides away from the user."""
+    """Suppress warnings and log messages of the exporter and the tracer, and what they print, within the block."""
     loggers = [
         logging.getLogger(name) for name in ("torch.onnx", "torch._dynamo", "torch.export", "onnxscript", "onnx_ir")
     ]
@@ -43,16 +43,16 @@ def quiet() -> Iterator[None]:
 
 
 def export_graph(component: TorchComponent, path: Path, dtype: torch.dtype, opset: int) -> None:
-    """Write ``path`` (and ``path``.data with the weights) from the component's module, batch dynamic.
+    """Write a component's graph, with a dynamic batch axis, to ``path`` and its weights to ``path``.data.
 
     Args:
         component: The component; its module is already in ``dtype``.
         path: The .onnx file to write, in an existing folder.
         dtype: float32 or float16.
-        opset: ONNX opset; 23 keeps attention and group normalisation whole.
+        opset: ONNX opset; 23 keeps attention and group normalisation as single operators.
 
     Raises:
-        BundleError: The exporter fixed an axis that must be dynamic, or the names differ from the contract.
+        BundleError: The exporter made the batch axis constant, or a name or shape differs from the component's.
     """
     import onnx_ir
 
@@ -82,7 +82,7 @@ def export_graph(component: TorchComponent, path: Path, dtype: torch.dtype, opse
 
 
 def strip_metadata(model: object) -> None:
-    """Remove what differs between machines from an onnx_ir.Model: stack traces, paths, the exporter's records."""
+    """Remove what differs between machines from an onnx_ir.Model: stack traces, paths, the exporter's metadata."""
     import onnx_ir
 
     if not isinstance(model, onnx_ir.Model):
@@ -104,7 +104,7 @@ def strip_metadata(model: object) -> None:
 
 
 def _name_batch_axis(model: object) -> None:
-    """Call the dynamic axis "batch" wherever the exporter numbered it (s0, s1, ...), outputs included."""
+    """Rename the first axis of the outputs to "batch" where the exporter numbered it (s0, s1, ...)."""
     import onnx_ir
 
     if not isinstance(model, onnx_ir.Model):
@@ -115,7 +115,7 @@ def _name_batch_axis(model: object) -> None:
 
 
 def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of an ONNX file; its weights are not read."""
+    """Return the inputs and outputs of an ONNX file, without reading its weights."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
@@ -129,7 +129,10 @@ def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, 
 
 
 def _check_contract(component: TorchComponent, path: Path) -> None:
-    """torch.export specialises axes without a word: every input and output must have the contract's shape."""
+    """Raise BundleError unless every input and output has the contract's shape.
+
+    torch.export makes dynamic axes constant without a warning.
+    """
     inputs, outputs = tensor_specs(path)
     wanted = {name: ("batch", *shape) for name, (_, shape) in component.inputs.items()}
     wanted[component.output[0]] = ("batch", *component.output[1])

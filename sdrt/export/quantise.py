@@ -1,13 +1,14 @@
-"""Rewrite a UNet's graph so that its products are computed in int8, over the weights of a file of its own.
+"""Rewrite a UNet's graph so that its products are computed in int8, with a weights file of its own.
 
-Requires: an exported UNet in fp32, and the range of what goes into each of its products.
-Does: gives every convolution and matrix product with constant weights, but for those that are kept, its input through
-QuantizeLinear and DequantizeLinear and its weights as int8 through DequantizeLinear. Libraries fuse such a pair and the
-product between into an int8 kernel; one that does not computes the same in fp32.
-Ensures: inputs, outputs and opset are the same, and what is kept is bit for bit what it was.
+Requires: an exported UNet in fp32, and the range of each product's input.
+Does: passes the input of every convolution and matrix product with constant weights through QuantizeLinear and
+DequantizeLinear, and stores its weights as int8 followed by DequantizeLinear; modules to keep are left alone. Libraries
+fuse these nodes with the product into an int8 kernel; one that does not computes the same in fp32.
+Ensures: inputs, outputs and opset are unchanged, and the modules that are kept are bit-identical.
 
-Weights are symmetric, one scale an output channel; inputs have one scale a tensor, with a zero point where the values
-are mostly of one sign (after SiLU), as in Jacob et al. 2018 (arXiv:1712.05877, section 2.1) and ONNX's QDQ format.
+Weights are quantised symmetrically, with one scale per output channel; inputs have one scale per tensor, and a zero
+point if their values are mostly of one sign (after SiLU), as in Jacob et al. 2018 (arXiv:1712.05877, section 2.1) and
+ONNX's QDQ format.
 """
 
 from __future__ import annotations
@@ -24,22 +25,23 @@ from sdrt.graphs.values import module_path
 if TYPE_CHECKING:
     import onnx
 
-#: Parts that stay as they are. The first and the last convolution and the shortcuts see what is not normalised, and
-#: what they get wrong goes straight on to the output; the timestep's layers are nothing in time (docs/decisions/0057).
+#: Names of modules that stay in fp32. The inputs of the first and the last convolution and of the shortcuts are not
+#: normalised, and their errors reach the output directly; the timestep's layers take next to no time
+#: (docs/decisions/0057).
 KEPT = ("conv_in", "conv_out", "conv_shortcut", "time_embedding", "time_emb_proj")
-#: Above this ratio of the least to the largest value a symmetric grid serves as well, and needs no zero point.
+#: Above this ratio of -minimum to maximum a symmetric grid is as accurate, and needs no zero point.
 ONE_SIDED = 0.4
-#: Where each operator's weights have their output channels.
+#: Operators that are quantised.
 OPERATORS = ("Conv", "MatMul", "Gemm")
 ALIGNMENT_BYTES = 64
 
 
 def products(graph: onnx.GraphProto, kept: Collection[str] = ()) -> list[onnx.NodeProto]:
-    """The nodes that are computed in int8.
+    """Return the nodes to compute in int8.
 
     Args:
-        graph: The UNet's.
-        kept: Paths of modules that stay as they are with all they hold, besides the parts named in `KEPT`.
+        graph: The UNet's graph.
+        kept: Paths of modules that stay in fp32 with all their submodules, besides those named in `KEPT`.
     """
     weights = {weight.name for weight in graph.initializer}
     return [
@@ -50,7 +52,7 @@ def products(graph: onnx.GraphProto, kept: Collection[str] = ()) -> list[onnx.No
 
 
 def module_of(node: onnx.NodeProto) -> str:
-    """The path of the module that a node comes from, as "up_blocks.3.resnets.1.conv_shortcut"; "" if it is not said."""
+    """Return the path of a node's module, such as "up_blocks.3.resnets.1.conv_shortcut"; "" if it is unknown."""
     return module_path(node).removeprefix("unet.")
 
 
@@ -59,16 +61,16 @@ def _is_kept(module: str, kept: Collection[str]) -> bool:
 
 
 def quantise(source: Path, target: Path, ranges: Mapping[str, tuple[float, float]], kept: Collection[str] = ()) -> int:
-    """Write the quantised graph, and its weights beside it as ``target``.data.
+    """Write the quantised graph to ``target`` and its weights to ``target``.data.
 
     Args:
-        source: The graph in fp32, its weights beside it.
+        source: The graph in fp32, with its weights file beside it.
         target: The .onnx file to write.
-        ranges: Least and largest value of the first input of each of `products`.
-        kept: Paths of modules that stay as they are with all they hold.
+        ranges: Minimum and maximum by tensor, for the first input of each of `products`.
+        kept: Paths of modules that stay in fp32 with all their submodules.
 
     Returns:
-        How many products are computed in int8.
+        The number of products computed in int8.
     """
     import onnx
 
@@ -80,7 +82,7 @@ def quantise(source: Path, target: Path, ranges: Mapping[str, tuple[float, float
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
             if node.output[0] in chosen:
-                nodes += rewriting.feeding(node)
+                nodes += rewriting.quantise_inputs(node)
             nodes.append(node)
         constants = rewriting.constants(nodes)
     for field, values in ((graph.node, nodes), (graph.initializer, constants)):
@@ -93,7 +95,7 @@ def quantise(source: Path, target: Path, ranges: Mapping[str, tuple[float, float
 
 
 class _Rewriting:
-    """Puts quantising nodes before products, and collects the graph's constants anew."""
+    """Quantising nodes for products, and the constants of the rewritten graph."""
 
     def __init__(
         self, graph: onnx.GraphProto, folder: Path, file: IO[bytes], ranges: Mapping[str, tuple[float, float]]
@@ -104,8 +106,8 @@ class _Rewriting:
         self._made: dict[str, str] = {}
         self._new: dict[str, onnx.TensorProto] = {}
 
-    def feeding(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """The nodes that a product is fed by from now on, unless another product had them made; rewires it."""
+    def quantise_inputs(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """Connect a product to its quantised input and weights; return the nodes that do not exist yet for them."""
         value, weights = node.input[:2]
         nodes = [] if value in self._made else self._quantised(value)
         nodes += [] if weights in self._made else self._dequantised(weights, _output_axis(node))
@@ -113,7 +115,7 @@ class _Rewriting:
         return nodes
 
     def constants(self, nodes: Sequence[onnx.NodeProto]) -> list[onnx.TensorProto]:
-        """Every constant that the nodes read; the large ones go to the weights' file."""
+        """Return the constants that the nodes read; those with external data are copied to the new weights file."""
         import onnx
 
         read = {name for node in nodes for name in node.input}
@@ -124,7 +126,7 @@ class _Rewriting:
         return [*constants, *self._new.values()]
 
     def _quantised(self, value: str) -> list[onnx.NodeProto]:
-        """A tensor rounded to its grid, and back."""
+        """Build the nodes that quantise and dequantise a tensor."""
         nodes, constants = rounding(value, self._ranges[value])
         self._new |= {constant.name: constant for constant in constants}
         self._made[value] = nodes[-1].output[0]
@@ -135,13 +137,13 @@ class _Rewriting:
         return nodes
 
     def _dequantised(self, name: str, axis: int) -> list[onnx.NodeProto]:
-        """Weights as int8, and back; one scale for each index of ``axis``."""
+        """Store weights as int8, with one scale per index of ``axis``, and build the node that dequantises them."""
         import onnx
 
         tensor = self._weights[name]
         weights = np.frombuffer(self._bytes(tensor), np.float32).reshape(tuple(tensor.dims))
         others = tuple(index for index in range(weights.ndim) if index != axis)
-        # A channel without weights has no scale of its own.
+        # The scale of a channel whose weights are all 0 must not be 0.
         scales = np.maximum(np.abs(weights).max(axis=others), np.finfo(np.float32).tiny * 127) / np.float32(127)
         column = scales.reshape([-1 if index == axis else 1 for index in range(weights.ndim)])
         levels = np.rint(weights / column).astype(np.int8)
@@ -155,7 +157,7 @@ class _Rewriting:
         return [node]
 
     def _bytes(self, tensor: onnx.TensorProto) -> bytes:
-        """A constant's bytes, wherever they lie."""
+        """Return a constant's bytes, from the model or from its external file."""
         if not tensor.external_data:
             return bytes(tensor.raw_data)
         where: dict[str, str] = {entry.key: entry.value for entry in tensor.external_data}
@@ -164,7 +166,7 @@ class _Rewriting:
             return file.read(int(where["length"]))
 
     def _store(self, tensor: onnx.TensorProto, data: bytes) -> None:
-        """Put a constant's bytes into the weights' file."""
+        """Write a constant's bytes to the new weights file, aligned, and make the constant refer to them."""
         import onnx
 
         self._file.write(bytes(-self._file.tell() % ALIGNMENT_BYTES))
@@ -177,11 +179,14 @@ class _Rewriting:
 
 
 def rounding(value: str, extent: tuple[float, float]) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """The nodes that round a tensor to its grid, and back; and their constants.
+    """Build the nodes that quantise and dequantise a tensor, and their constants.
 
     Args:
-        value: The tensor's name; what the last node puts out is the tensor rounded.
-        extent: Its least and its largest value.
+        value: The tensor's name.
+        extent: Minimum and maximum of its values.
+
+    Returns:
+        The nodes, of which the last outputs the rounded tensor; and the constants.
     """
     import onnx
 
@@ -194,7 +199,10 @@ def rounding(value: str, extent: tuple[float, float]) -> tuple[list[onnx.NodePro
 
 
 def grid(least: float, largest: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-    """Scale and zero point: uint8 where the values are mostly of one sign, else int8 around 0."""
+    """Compute scale and zero point of a range: uint8 if the values are mostly positive, else int8 around 0.
+
+    Jacob et al. 2018 (arXiv:1712.05877), section 2.1.
+    """
     least, largest = min(least, 0.0), max(largest, 0.0)
     bound = max(-least, largest, float(np.finfo(np.float32).tiny) * 255)
     if -least > ONE_SIDED * largest:
@@ -204,7 +212,7 @@ def grid(least: float, largest: float) -> tuple[npt.NDArray[np.float32], npt.NDA
 
 
 def _output_axis(node: onnx.NodeProto) -> int:
-    """Where a product's weights have its output channels."""
+    """Return the axis of the output channels in a product's weights."""
     if node.op_type == "Conv":
         return 0
     transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)

@@ -1,4 +1,4 @@
-"""A bundle in int8 from one in fp32: its UNet calibrated, quantised, tested and sealed. Needs no torch."""
+"""Quantise a bundle from fp32 to int8: calibrate, quantise and test its UNet, then seal the copy. Needs no torch."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from sdrt.files import disk_errors, folder_published_as, utf8_path
 from sdrt.progress import Progress, silent
 from sdrt.sampling.noise_config import PredictionType
 
-#: Counts changes of the quantiser that change what it makes.
+#: Version of the quantiser; increased when a change alters its output.
 QUANTISER = 4
-#: Above this error of the held-out picture's latents, in means over areas, the modules that cost most are kept in fp32.
+#: Above this error of a held-out picture (see `Calibration.faults`) the most sensitive modules stay in fp32.
 #: On the demo four of a hundred pictures are lost at 0.03, one or two at 0.02 (docs/decisions/0057).
 WANTED_ERROR = 0.02
-#: Above this, with as many kept as the last try allows, the bundle is refused: large shapes fall to pieces.
+#: Above this error after the last try the bundle is refused: large shapes fall to pieces.
 ERROR_LIMIT = 0.1
-#: Modules are tried on as many steps of the picture, those with the largest faults: by one alone what is kept on the
-#: demo leaves twice the error.
+#: Number of steps on which modules are tested, those with the largest errors. With one alone, the modules kept on the
+#: demo leave twice the error.
 TRIED_STEPS = 2
-#: Some steps' faults foretell those of the picture roughly: each further try leaves a smaller part of `WANTED_ERROR`.
+#: Errors of single steps predict that of the picture roughly, so each try aims at a smaller part of `WANTED_ERROR`.
 TRIES = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 def quantise_bundle(bundle: Bundle, out: Path, *, progress: Progress = silent) -> Bundle:
-    """Write a bundle whose UNet computes its products in int8, published by one rename when it is whole.
+    """Write a copy of a bundle whose UNet computes its products in int8, published by one rename when it is whole.
 
-    Whole guided denoisings of the bundle's own fp32 graphs give the ranges. The quantised graph is then held against
-    fp32 on a picture that was no part of them; where its latents are off by more than `WANTED_ERROR`, the modules
-    that cost most for their work are found and kept in fp32. Text encoder and VAE stay as they are.
+    Whole guided denoisings with the bundle's fp32 graphs give the ranges. The quantised graph is then compared with
+    fp32 on a held-out picture; if the error of its latents exceeds `WANTED_ERROR`, the modules with the largest error
+    per FLOP stay in fp32. Text encoder and VAE are copied unchanged.
 
     Args:
-        bundle: In fp32, with text encoder and UNet.
-        out: The new bundle's folder; replaced when it exists.
-        progress: Told of every run.
+        bundle: Bundle in fp32, with text encoder and UNet.
+        out: The new bundle's folder; replaced if it exists.
+        progress: Progress callback.
 
     Raises:
         UsageError: The bundle is not in fp32.
-        BundleError: It lacks the text encoder or the UNet.
-        NumericError: The graph is not what it should be even with the most sensitive modules kept.
+        BundleError: The bundle has no text encoder or no UNet.
+        NumericError: The error exceeds `ERROR_LIMIT` even with the most sensitive modules in fp32.
         BackendUnavailableError: onnx or onnxruntime is not installed.
         ResourceError: ``out`` cannot be written.
     """
@@ -74,7 +74,7 @@ def quantise_bundle(bundle: Bundle, out: Path, *, progress: Progress = silent) -
         target = folder / bundle.component("unet").graph
         _quantise(source, target, calibration, progress)
         write_vectors(target, [(made.feeds, made.output) for made in calibration.held_out])
-        components = _described(bundle, folder)
+        components = _describe_components(bundle, folder)
         manifest = bundle.manifest.model_copy(
             update={
                 "precision": "int8",
@@ -88,7 +88,7 @@ def quantise_bundle(bundle: Bundle, out: Path, *, progress: Progress = silent) -
 
 
 def _copy_others(bundle: Bundle, folder: Path) -> None:
-    """Everything but the UNet's folder."""
+    """Copy the bundle's files except the UNet's, whose folder is made empty."""
     for name in bundle.manifest.files:
         if Path(name).parts[0] == "unet":
             continue
@@ -98,10 +98,10 @@ def _copy_others(bundle: Bundle, folder: Path) -> None:
 
 
 def _quantise(source: Path, target: Path, calibration: Calibration, progress: Progress) -> None:
-    """Write the quantised graph, with as few of its modules kept as its test allows.
+    """Write the quantised graph, with as few modules in fp32 as its error allows.
 
     Raises:
-        NumericError: It fails with all kept that may be.
+        NumericError: The error exceeds `ERROR_LIMIT` even with the most modules in fp32.
     """
     kept: tuple[str, ...] = ()
     with progress.stage("quantise", 1) as advance:
@@ -112,7 +112,7 @@ def _quantise(source: Path, target: Path, calibration: Calibration, progress: Pr
     if math.isfinite(whole) and whole > WANTED_ERROR:
         worst = [calibration.held_out[index] for index in np.argsort(faults)[-TRIED_STEPS:]]
         sensitivities = by_sensitivity(source, calibration.ranges, worst, progress)
-        with progress.stage("quantise the rest", len(TRIES)) as advance:
+        with progress.stage("quantise with modules kept", len(TRIES)) as advance:
             for part in TRIES:
                 kept = to_keep(sensitivities, part * WANTED_ERROR / whole)
                 made = quantise(source, target, calibration.ranges, kept)
@@ -120,17 +120,17 @@ def _quantise(source: Path, target: Path, calibration: Calibration, progress: Pr
                 advance(1)
                 if error <= WANTED_ERROR:
                     break
-    said = f", {len(kept)} modules kept in fp32" if kept else ""
+    in_fp32 = f", {len(kept)} modules kept in fp32" if kept else ""
     if not math.isfinite(error) or error > ERROR_LIMIT:
-        message = f"in int8 a picture's latents are off by {error:.2g}{said}; {ERROR_LIMIT} is allowed"
+        message = f"the int8 UNet changes a picture's latents by {error:.2g}{in_fp32}; {ERROR_LIMIT} is allowed"
         raise NumericError(message, hint="use --precision bf16 or fp32 with this checkpoint")
-    progress.note(f"{made} products in int8{said}: the latents of a picture that was kept apart are off by {error:.2g}")
+    progress.note(f"{made} products in int8{in_fp32}; the latents of a held-out picture change by {error:.2g}")
 
 
-def _described(bundle: Bundle, folder: Path) -> dict[ComponentName, Component]:
-    """The components' part of the manifest; the denoising step is composed anew around the quantised UNet.
+def _describe_components(bundle: Bundle, folder: Path) -> dict[ComponentName, Component]:
+    """Compose the denoising step around the quantised UNet, and return the components' records for the manifest.
 
-    DeepCache's passes have no int8 form (docs/decisions/0058), and are left out.
+    DeepCache's passes have no int8 form (docs/decisions/0058) and are left out.
     """
     import json
 

@@ -1,8 +1,8 @@
-"""Which modules of a UNet stand int8 least for the work that they are: those that are kept where a test asks for it.
+"""Rank a UNet's modules by their int8 error per FLOP; the worst can then stay in fp32.
 
-Faults of rounding are small and independent, so that their squares add up: on the demo those of 162 products, each
-rounded alone, add up to 0.49 where all together give 0.51 (docs/decisions/0057). What a module costs is then known from
-one run with it alone rounded, of a graph in which each product's input is rounded or not as an input of the graph says.
+Rounding errors are small and independent, so their squares add up: on the demo those of 162 products, each rounded
+alone, combine to 0.49, and rounding all together gives 0.51 (docs/decisions/0057). One run with a module alone rounded
+is thus enough to know its error. The graph gets an input that switches the rounding of each product on or off.
 """
 
 from __future__ import annotations
@@ -23,13 +23,19 @@ from sdrt.progress import Progress
 if TYPE_CHECKING:
     import onnx
 
-#: The graph's further input: for each of its products, in order, whether its input is rounded.
+#: Additional input of the graph: a bool per product, in order; True rounds the product's input.
 ROUNDED = "sensitivity.rounded"
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """A module's path, the sum of its steps' squared faults where it alone is rounded, and its products' FLOPs."""
+    """Sensitivity of a module to int8.
+
+    Attributes:
+        module: The module's path.
+        fault: Sum over steps of the squared error with this module alone rounded.
+        flops: FLOPs of its products.
+    """
 
     module: str
     fault: float
@@ -39,15 +45,15 @@ class Sensitivity:
 def by_sensitivity(
     source: Path, ranges: Mapping[str, tuple[float, float]], steps: Sequence[Pass], progress: Progress
 ) -> list[Sensitivity]:
-    """The modules that hold products, those with the largest fault a FLOP first.
+    """Rank the modules that have products, largest error per FLOP first.
 
-    Only inputs are rounded: weights alone give 0.04 where all of the demo's fault is 0.51.
+    Only inputs are rounded: rounding the weights contributes 0.04 to the demo's total error of 0.51.
 
     Args:
-        source: The UNet's graph in fp32, its weights beside it.
-        ranges: Least and largest value of the first input of each of its products.
-        steps: Those on which they are tried.
-        progress: Told of every run.
+        source: The UNet's graph in fp32, with its weights file beside it.
+        ranges: Minimum and maximum by tensor, for the first input of each product.
+        steps: Steps on which each module is tested.
+        progress: Progress callback; advances once per run.
 
     Raises:
         BackendUnavailableError: onnxruntime is not installed.
@@ -59,13 +65,13 @@ def by_sensitivity(
     modules: dict[str, list[int]] = {}
     for index, node in enumerate(found):
         modules.setdefault(module_of(node), []).append(index)
-    # A product that says no module cannot be named as kept.
+    # A product without a module path cannot be kept by name.
     modules.pop("", None)
     flops = {name: count_flops(model.graph, [found[index] for index in held]) for name, held in modules.items()}
     _switch(model.graph, found, ranges)
     session = open_cpu_session(model.SerializeToString(), weights_folder=source.parent)
     sensitivities = []
-    with progress.stage("find what int8 costs", len(modules) * len(steps)) as advance:
+    with progress.stage("measure int8 errors by module", len(modules) * len(steps)) as advance:
         for name, held in modules.items():
             rounded = np.isin(np.arange(len(found)), held)
             total = 0.0
@@ -77,7 +83,12 @@ def by_sensitivity(
 
 
 def to_keep(sensitivities: Sequence[Sensitivity], share: float) -> tuple[str, ...]:
-    """As many of the first modules as leave at most a share of the fault of all (its length, not its square)."""
+    """Return the first modules, as few as leave at most a share of the total error.
+
+    Args:
+        sensitivities: Modules, the first to keep first.
+        share: Allowed error of the others, relative to that of all modules; errors are root sums of squares.
+    """
     left = sum(one.fault for one in sensitivities)
     bound = left * share**2
     kept = []
@@ -92,7 +103,7 @@ def to_keep(sensitivities: Sequence[Sensitivity], share: float) -> tuple[str, ..
 def _switch(
     graph: onnx.GraphProto, chosen: Sequence[onnx.NodeProto], ranges: Mapping[str, tuple[float, float]]
 ) -> None:
-    """Let `ROUNDED` say whose input is rounded to its grid."""
+    """Add the input `ROUNDED` to the graph, which switches the rounding of each product's input, in place."""
     import onnx
 
     helper, switches = onnx.helper, [f"{ROUNDED}.{index}" for index in range(len(chosen))]

@@ -1,9 +1,9 @@
-"""What both halves of classifier-free guidance have in common: all of the UNet up to its first cross-attention.
+"""The part of a UNet that both halves of classifier-free guidance share: all up to its first cross-attention.
 
-The halves have the same latents and the same timestep; they differ in their hidden states alone. What does not depend
-on those can be computed once a picture and be doubled where the rest reads it, and nothing changes: a row of a batch
-depends on no other row. In SD v1 that is the first convolution, the first ResNet block, the first self-attention, which
-is the costliest one, and the queries of the first cross-attention.
+The halves have the same latents and the same timestep, and differ in their hidden states alone. Values that do not
+depend on the hidden states can be computed once per picture and doubled where the rest of the graph reads them. The
+result is the same, since no row of a batch depends on another. In SD v1 the shared part is the first convolution, the
+first ResNet block, the first self-attention, which is the costliest one, and the queries of the first cross-attention.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-#: What asks for the length of an axis must see the batch that its readers compute on.
-ASKS_LENGTHS = ("Shape", "Size")
-#: Whose multiply-adds are counted.
+#: Operators that read shapes. They are not shared: their result must have the batch size of the nodes that read it.
+SHAPE_OPERATORS = ("Shape", "Size")
+#: Operators whose multiply-adds are counted.
 PRODUCTS = ("Conv", "Gemm", "MatMul", "Attention")
 
 
@@ -27,9 +27,9 @@ class SharedPrefix:
     """A UNet's graph in two parts.
 
     Attributes:
-        nodes: Computed once a picture; what they need they compute themselves.
-        rest: Computed for both halves.
-        doubled: Values of one row a picture that the rest reads with two, in the order of their first use.
+        nodes: Nodes computed once per picture; they read no value of the rest.
+        rest: Nodes computed for both halves.
+        doubled: Values with one row per picture that the rest reads with two, in the order of their first use.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -38,21 +38,22 @@ class SharedPrefix:
 
 
 def split_prefix(graph: onnx.GraphProto, *, sample: str, timestep: str, states: str, batch: str) -> SharedPrefix:
-    """Part the nodes that depend on the hidden states from those that do not.
+    """Split a graph into the nodes that depend on the hidden states and those that do not.
 
-    Nodes that depend on the timestep alone go where they are needed, so that few values have to be doubled. A value is
-    doubled along its first axis only: nodes whose value is needed but not known to have the batch there are not shared.
+    Nodes that depend on the timestep alone are placed where they are needed, so that few values have to be doubled.
+    Values are doubled along their first axis only, so a value that the rest reads is shared only if value_info says
+    that its first axis is the batch.
 
     Args:
-        graph: The UNet's, in topological order.
-        sample: The value of scaled latents, one row a picture.
-        timestep: The value of timesteps, likewise.
-        states: The value of hidden states, two rows a picture.
+        graph: The UNet's graph, in topological order.
+        sample: Name of the scaled latents, one row per picture.
+        timestep: Name of the timesteps, one row per picture.
+        states: Name of the hidden states, two rows per picture.
         batch: Name of the batch axis in the graph's value_info.
     """
     firsts = {value.name: first_axis(value) for value in graph.value_info} | dict.fromkeys((sample, timestep), batch)
     of_pictures = _reached(graph.node, {sample, timestep})
-    kept_apart = {node.output[0] for node in graph.node if node.op_type in ASKS_LENGTHS or _has_subgraph(node)}
+    kept_apart = {node.output[0] for node in graph.node if node.op_type in SHAPE_OPERATORS or _has_subgraph(node)}
     kept_apart |= {value.name for value in graph.output}
     while True:
         apart = _reached(graph.node, {states}, kept_apart)
@@ -68,7 +69,7 @@ def split_prefix(graph: onnx.GraphProto, *, sample: str, timestep: str, states: 
 
 
 def _reached(nodes: Iterable[onnx.NodeProto], start: set[str], through: Iterable[str] = ()) -> set[str]:
-    """The values of ``start`` and ``through``, and all that are computed from them."""
+    """Return ``start``, the outputs of nodes that compute ``through``, and all values computed from either."""
     reached, forced = set(start), set(through)
     for node in nodes:
         if not reached.isdisjoint(node.input) or not forced.isdisjoint(node.output):
@@ -77,7 +78,7 @@ def _reached(nodes: Iterable[onnx.NodeProto], start: set[str], through: Iterable
 
 
 def _needed(nodes: Iterable[onnx.NodeProto], values: set[str]) -> set[str]:
-    """Outputs of the nodes that the values are computed by, their own included."""
+    """Return the outputs of all nodes needed to compute the values, the values' own nodes included."""
     needed, outputs = set(values), set[str]()
     for node in reversed(list(nodes)):
         if not needed.isdisjoint(node.output):
@@ -91,15 +92,15 @@ def _has_subgraph(node: onnx.NodeProto) -> bool:
 
 
 def first_axis(value: onnx.ValueInfoProto) -> str:
-    """The name of a value's first axis; "" where it has none."""
+    """Return the name of a value's first axis, or "" if it has no name or the value has no axes."""
     axes = value.type.tensor_type.shape.dim
     return axes[0].dim_param if axes else ""
 
 
 def count_flops(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> int:
-    """FLOPs of one sample in some of a graph's nodes: two for each multiply-add of their products.
+    """Count the FLOPs of one sample in some nodes of a graph: two for each multiply-add of their products.
 
-    The same products are counted as by ``sdrt.export.flops``, from the shapes that the graph states.
+    Counts the same products as `sdrt.export.flops`, from the shapes in the graph.
     """
     shapes = {value.name: _lengths(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     shapes |= {weight.name: tuple(weight.dims) for weight in graph.initializer}
@@ -110,7 +111,7 @@ def count_flops(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> int:
 
 
 def _lengths(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """A value's shape; a free axis counts as one."""
+    """Return a value's shape, with 1 for each dynamic axis."""
     return tuple(axis.dim_value or 1 for axis in value.type.tensor_type.shape.dim)
 
 

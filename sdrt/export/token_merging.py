@@ -1,13 +1,13 @@
-"""Merge tokens before self-attention, so that it has fewer to attend to (Bolya and Hoffman 2023, arXiv:2303.17604).
+"""Merge tokens before self-attention, to make it cheaper (Bolya and Hoffman 2023, arXiv:2303.17604).
 
-As the authors' code does it (tomesd 0.1.3 with its defaults): of each 2x2 tokens one is a destination, the others are
-sources. The sources that are the most similar to a destination, as many as ``ratio`` of all tokens, are averaged into
-it; self-attention runs on what is left, and each merged token gets what its destination got. Only the level with the
-most tokens is merged, where attention costs the most: in SD v1 that of 64x64. Rows of a batch are matched each by its
-own.
+The algorithm is that of the authors' code (tomesd 0.1.3 with its defaults). One token of each 2x2 square is a
+destination, the others are sources. The sources most similar to a destination, ``ratio`` of all tokens, are averaged
+into it; self-attention runs on the remaining tokens, and each merged token gets the output of its destination. Only the
+level with the most tokens merges, where attention is costliest: in SD v1 that of 64x64. Each row of a batch is matched
+on its own.
 
-tomesd draws the destinations anew at every step. Here they are a part of the graph, drawn once for each block, so that
-a picture depends on nothing but its request (docs/decisions/0080).
+tomesd draws new destinations at every step. Here they are constants of the graph, drawn once for each block, so that a
+picture depends on its request alone (docs/decisions/0080).
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 Indices = npt.NDArray[np.int64]
 
-#: One destination in each square of so many tokens a side (sx and sy of tomesd).
+#: Side in tokens of the squares that have one destination each (sx and sy of tomesd).
 STRIDE = 2
 _BLOCK = re.compile(r"(?P<side>down|up)_blocks\.(?P<index>\d+)\.")
 
 
 def merge_tokens(unet: UNet2DConditionModel, ratio: float) -> int:
-    """Make a UNet merge tokens, in place: its outermost transformer blocks are replaced by merging ones.
+    """Replace the outermost transformer blocks of a UNet by blocks that merge tokens, in place.
 
     Args:
-        unet: Of latents of ``sample_size``, a square.
-        ratio: Share of the tokens to merge, as `sdrt.artefacts.manifest.check_token_merging` takes it.
+        unet: The UNet; its ``sample_size`` must be square.
+        ratio: Share of the tokens to merge, checked by `sdrt.artefacts.manifest.check_token_merging`.
 
     Returns:
-        How many blocks merge.
+        The number of blocks replaced.
 
     Raises:
-        CheckpointError: The UNet has no self-attention, or one of another kind than SD v1's.
-        UsageError: The share is of less than one token.
+        CheckpointError: The UNet has no self-attention, or its blocks differ from SD v1's.
+        UsageError: The share amounts to less than one token.
     """
     sides = {
         name: _side(unet, name) for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock)
@@ -54,7 +54,7 @@ def merge_tokens(unet: UNet2DConditionModel, ratio: float) -> int:
         raise CheckpointError("the UNet has no self-attention, so there are no tokens to merge", hint=hint)
     most = max(sides.values())
     if int(most * most * ratio) < 1:
-        hint = "0.5 merges half of the tokens; leave it out to merge none"
+        hint = "0.5 merges half of the tokens; leave token merging out to merge none"
         raise UsageError(f"token_merging {ratio} merges none of {most * most} tokens", hint=hint)
     chosen = [name for name, side in sides.items() if side == most]
     for number, name in enumerate(chosen):
@@ -69,7 +69,7 @@ def merge_tokens(unet: UNet2DConditionModel, ratio: float) -> int:
 
 
 def _side(unet: UNet2DConditionModel, name: str) -> int:
-    """Tokens along a side of what a transformer block sees; each level halves it, by a convolution of stride 2."""
+    """Return the number of tokens along a side of a transformer block's input; each level halves it."""
     sample_size = unet.config["sample_size"]
     size: int = sample_size if isinstance(sample_size, int) else sample_size[0]
     levels = len(unet.config["block_out_channels"])
@@ -82,9 +82,16 @@ def _side(unet: UNet2DConditionModel, name: str) -> int:
 
 
 def destinations(side: int, number: int) -> Indices:
-    """The destinations among side x side tokens, ascending: one of each 2x2, drawn for the block of this number.
+    """Draw one destination from each 2x2 square of side x side tokens.
 
-    What is beyond the last whole square holds none. PCG64's raw stream is the same in every version of numpy.
+    Tokens beyond the last whole square are no destinations. PCG64's raw stream is the same in every version of NumPy.
+
+    Args:
+        side: Number of tokens along a side.
+        number: Number of the block, which is the seed.
+
+    Returns:
+        Ascending indices int64 [(side // 2) ** 2].
     """
     squares = side // STRIDE
     grid = np.arange(side * side).reshape(side, side)[: squares * STRIDE, : squares * STRIDE]
@@ -97,9 +104,9 @@ class BipartiteMatching(torch.nn.Module):
     """Bipartite soft matching between sources and destinations (section 3 of the paper).
 
     Args:
-        side: Tokens along a side.
-        ratio: Share of the tokens to merge; at most all sources are.
-        number: Of the block, by which its destinations are drawn.
+        side: Number of tokens along a side.
+        ratio: Share of the tokens to merge, limited to the sources.
+        number: Number of the block, from which its destinations are drawn.
     """
 
     sources: torch.Tensor
@@ -114,7 +121,7 @@ class BipartiteMatching(torch.nn.Module):
         for name, indices in (
             ("sources", others),
             ("destinations", chosen),
-            # From sources, then destinations, to the order of the picture.
+            # Restores the picture's order from sources followed by destinations.
             ("back", np.argsort(np.concatenate([others, chosen]))),
             ("numbers", np.arange(len(chosen))[:, None]),
         ):
@@ -122,13 +129,13 @@ class BipartiteMatching(torch.nn.Module):
         self.merged = min(int(side * side * ratio), len(others))
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Match the tokens [n,tokens,channels] of a block's input by their cosine.
+        """Match the tokens [n,tokens,channels] of a block's input by cosine similarity.
 
         Returns:
-            The sources [n,sources], those first that are the most similar to a destination; and to each source, in the
-            order of the picture, its destination, by number.
+            Sources int64 [n,sources], the most similar to a destination first; and the number of each source's
+            destination int64 [n,sources], sources in the picture's order.
         """
-        # In fp16 the squares of 320 channels may pass what it holds.
+        # In fp16 the sum of 320 squares may overflow.
         wide = hidden_states.float()
         metric = (wide / wide.norm(dim=-1, keepdim=True).clamp(min=1e-12)).to(hidden_states.dtype)
         at_sources, at_destinations = self._split(metric)
@@ -136,20 +143,20 @@ class BipartiteMatching(torch.nn.Module):
         return torch.topk(similarity, len(self.sources), dim=-1).indices, nearest
 
     def merge(self, tokens: torch.Tensor, order: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
-        """Tokens [n,tokens,channels] to [n,tokens - merged,channels]: destinations, then sources that stay alone."""
+        """Merge tokens [n,tokens,channels] to [n,tokens - merged,channels]: destinations, then unmerged sources."""
         sources, kept = self._split(tokens)
         sources = _rows(sources, order)
         into = nearest.gather(1, order[:, : self.merged])
-        # A product, not a scattered sum: it runs in parallel, and it does not round a long sum after each term.
+        # A matrix product, not a scatter: it runs in parallel, and does not round a long sum after each term.
         members = (into[:, None] == self.numbers).to(tokens.dtype)
         means = (kept + members @ sources[:, : self.merged]) / (1 + members.sum(dim=-1, keepdim=True))
         return torch.cat([means, sources[:, self.merged :]], dim=1) if self._some_alone else means
 
     def unmerge(self, tokens: torch.Tensor, order: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
-        """The way back from what `merge` gave: each merged source gets its destination's value."""
+        """Undo `merge`, [n,tokens - merged,channels] to [n,tokens,channels]: merged sources get their destination's."""
         place = nearest
         if self._some_alone:
-            # The inverse of the order; argsort would ask the graph for the length, which is known.
+            # The inverse permutation of the order; argsort would add shape operators to the graph.
             rank = torch.topk(order, len(self.sources), dim=1, largest=False).indices
             place = torch.where(rank < self.merged, nearest, rank + (len(self.destinations) - self.merged))
         sources = _rows(tokens, place)
@@ -164,9 +171,9 @@ class BipartiteMatching(torch.nn.Module):
 
 
 def _rows(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Of tokens [n,tokens,channels] those at [n,count], each row of the batch its own."""
+    """Gather tokens [n,tokens,channels] at indices [n,count] in each row of the batch."""
     if torch.onnx.is_in_onnx_export():
-        # torch.gather would be exported over an index for every channel.
+        # torch.gather would be exported with an index for every channel.
         shape = (*indices.shape, tokens.shape[2])
         inputs = (tokens, indices.unsqueeze(-1))
         return torch.onnx.ops.symbolic(
@@ -176,11 +183,11 @@ def _rows(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 
 class MergingBlock(torch.nn.Module):
-    """A transformer block of SD v1 whose self-attention runs on merged tokens; its parts keep their names.
+    """A transformer block of SD v1 whose self-attention runs on merged tokens; its submodules keep their names.
 
     Args:
-        block: Whose parts it takes over.
-        matching: For the tokens that it sees.
+        block: The block whose submodules are used.
+        matching: The matching for its number of tokens.
     """
 
     def __init__(self, block: BasicTransformerBlock, matching: BipartiteMatching) -> None:
@@ -191,7 +198,7 @@ class MergingBlock(torch.nn.Module):
         self.matching = matching
 
     def forward(self, hidden_states: torch.Tensor, *, encoder_hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
-        """Self-attention, cross-attention and feed-forward; what else diffusers passes is None in SD v1."""
+        """Apply self-attention, cross-attention and feed-forward; other arguments of diffusers are None in SD v1."""
         order, nearest = self.matching(hidden_states)
         merged = self.matching.merge(self.norm1(hidden_states), order, nearest)
         hidden_states = self.matching.unmerge(self.attn1(merged), order, nearest) + hidden_states

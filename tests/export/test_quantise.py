@@ -226,7 +226,7 @@ def test_where_the_test_fails_modules_are_kept_and_then_it_is_refused(
 
     monkeypatch.setattr(quantised_bundle, "quantise", spy)
     monkeypatch.setattr(quantised_bundle, "by_sensitivity", ranked)
-    with pytest.raises(NumericError, match=r"latents are off by [0-9.]+, [0-9] modules kept in fp32; 0\.1 is allowed"):
+    with pytest.raises(NumericError, match=r"latents by [0-9.]+, [0-9] modules kept in fp32; 0\.1 is allowed"):
         quantise_bundle(bundle, tmp_path / "int8")
     # First with none kept, then each time with as many or more.
     assert asked[0] == ()

@@ -232,7 +232,7 @@ def test_row_64_int8_that_is_too_far_off_is_refused(
     with pytest.raises(NumericError, match="unet computes int8 wrongly here: off by") as compiled:
         builder("openvino").build(asked)
     monkeypatch.setattr(quantised_bundle, "ERROR_LIMIT", 1e-9)
-    with pytest.raises(NumericError, match="in int8 a picture's latents are off by") as made:
+    with pytest.raises(NumericError, match="the int8 UNet changes a picture's latents by") as made:
         quantise_bundle(bundle, tmp_path / "refused")
     assert compiled.value.exit_code == made.value.exit_code == 5
     assert "bf16 or fp32" in made.value.hint
