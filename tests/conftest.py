@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import signal
@@ -14,16 +15,22 @@ import pytest
 from filelock import FileLock
 
 from sdrt.artefacts.bundle import Bundle
-from sdrt.artefacts.engine_set import EngineSet
-from sdrt.artefacts.manifest import Precision
+from sdrt.artefacts.engine_set import BackendName, BatchRange, EngineSet
+from sdrt.artefacts.manifest import COMPONENTS, ComponentName, Precision
 from sdrt.artefacts.store import Store
+from sdrt.engines.build import build_to
+from sdrt.engines.request import BuildRequest
+from sdrt.limits import DEFAULT_GUIDANCE_SCALE
 from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
+from sdrt.progress import silent
 from tests.command_line import CommandLine
+from tests.doubles.cuda_double.plans import SD_V1, word_tokenizer
+from tests.helpers.compiling import compile_here
+from tests.helpers.fixtures import Engines
 from tests.models import odd_checkpoints, tiny_checkpoint
-
-Engines = Callable[..., EngineSet]
+from tests.models.tiny_bundle import tiny_bundle as write_bundle
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -93,6 +100,40 @@ def tiny_engines(tiny_bundle: Bundle, store: Store) -> Engines:
         return prepare(source, backend=backend, precision=precision, store=store.root)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def hand_sets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., EngineSet]:
+    """Gives engine sets of graphs written by hand, each made once, compiled in this process."""
+    made: dict[str, EngineSet] = {}
+
+    def make(
+        backend: BackendName = "onnxruntime",
+        precision: Precision = "fp32",
+        prediction_type: str = "epsilon",
+        components: tuple[ComponentName, ...] = COMPONENTS,
+        batch: BatchRange | None = None,
+        guidance_scale: float = DEFAULT_GUIDANCE_SCALE,
+    ) -> EngineSet:
+        key = repr((backend, precision, prediction_type, components, batch, guidance_scale))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("set")
+            more = tuple(name for name in components if name not in COMPONENTS)
+            bundle = write_bundle(
+                folder / "bundle",
+                components=(*COMPONENTS, *more),
+                precision=precision,
+                tokenizer=word_tokenizer(),
+                scheduler=json.dumps({**SD_V1, "prediction_type": prediction_type}),
+                guidance_scale=guidance_scale,
+            )
+            request = BuildRequest(backend, "fp32", components, batch=batch)
+            with pytest.MonkeyPatch.context() as patch:
+                compile_here(patch)
+                made[key] = build_to(bundle, request, folder / "engines", silent)
+        return made[key]
+
+    return make
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,10 @@ import pytest
 
 from sdrt import Pipeline
 from sdrt.arguments import as_real, as_whole, items, shown, whole
-from sdrt.artefacts.engine_set import EngineSet
 from sdrt.errors import UsageError
 from sdrt.runtime.picture_record import PictureRecord, record_json
 from sdrt.sampling.latents import unit_noise
-
-Sets = Callable[..., EngineSet]
+from tests.helpers.fixtures import Sets
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pytest
 
 from sdrt import Pipeline, Result
 from sdrt.artefacts.bundle import Bundle
-from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.manifest import Precision
 from sdrt.artefacts.store import Store
 from sdrt.errors import BundleError, NumericError, UsageError
@@ -22,9 +21,10 @@ from sdrt.runtime.batches import PICTURES_AT_ONCE
 from sdrt.runtime.picture_record import PictureRecord, record_json
 from sdrt.runtime.result import Timings
 from sdrt.sampling.latents import unit_noise
+from tests.helpers.fixtures import Engines
+from tests.helpers.latents import difference
 
 Array = npt.NDArray[Any]
-Engines = Callable[..., EngineSet]
 
 STEPS = 3
 #: Relative to the largest latent. Another batch size gives another order of sums in the products of each of a few
@@ -54,11 +54,6 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def draw(pipe: Pipeline, prompt: Any = "a red circle", **arguments: Any) -> Result:
     return pipe(prompt, **{"num_inference_steps": STEPS, "seed": 0, **arguments})
-
-
-def difference(actual: Array, expected: Array) -> float:
-    assert actual.shape == expected.shape
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 def pixels(result: Result) -> list[bytes]:

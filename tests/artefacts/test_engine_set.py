@@ -15,7 +15,7 @@ from sdrt.artefacts.locks import try_exclusive
 from sdrt.artefacts.manifest import FileRecord
 from sdrt.errors import EngineError, ResourceError, SdrtError, TrustError
 from sdrt.files import read_with_sha256, sha256_file
-from tests.engines.sets import make_set
+from tests.doubles.engine_sets import make_set
 
 BLOB = "unet/model.blob"
 

@@ -18,8 +18,8 @@ from sdrt.artefacts.locks import Lease, try_exclusive
 from sdrt.artefacts.store import PARTS, Store
 from sdrt.errors import EngineError, ResourceError, SdrtError, TimeLimitError, TrustError
 from sdrt.unfinished import is_abandoned, owner_name
-from tests.engines.notes import Notes
-from tests.engines.sets import KEY, make_set
+from tests.doubles.engine_sets import KEY, make_set
+from tests.doubles.progress import Notes
 from tests.models.tiny_bundle import tiny_bundle
 
 DAY_S = 86400.0

@@ -19,8 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdrt.arrays import Array
-from sdrt.artefacts.engine_set import BatchRange, EngineComponent
-from sdrt.artefacts.manifest import TensorSpec
+from sdrt.artefacts.engine_set import BatchRange
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 from sdrt.checkpoint.tokenizer import build_tokenizer_json
 from sdrt.limits import MAX_PICTURES, MAX_SEED
@@ -33,7 +32,8 @@ from sdrt.runtime.request import make_request
 from sdrt.runtime.text import Tokenizer
 from tests.attacks.material import refusal
 from tests.command_line import CommandLine, Ended
-from tests.runtime.records import picture_record
+from tests.doubles.engines import engine_component, tensor
+from tests.helpers.records import picture_record
 
 RECORD = picture_record()
 
@@ -77,19 +77,8 @@ class OfTwoToFour(Engine):
 
 
 def test_row_43_more_or_less_than_the_engines_profile() -> None:
-    spec = TensorSpec(name="sample", dtype="float32", shape=("batch", 4))
-    part = EngineComponent(
-        file="unet/plan",
-        weights=None,
-        precision="fp32",
-        inputs=(spec,),
-        outputs=(spec,),
-        batch=BatchRange(min=2, opt=2, max=4),
-        seconds=0,
-        size_bytes=0,
-        options={},
-    )
-    engine = OfTwoToFour("unet", part)
+    spec = tensor("sample", 4)
+    engine = OfTwoToFour("unet", engine_component([spec], [spec], batch=BatchRange(min=2, opt=2, max=4)))
     for shape in ((1, 4), (5, 4), (2, 5)):
         refusal(partial(engine.run, sample=np.zeros(shape, np.float32)), 2, "2 to 4" if shape[1] == 4 else "shape")
 

@@ -13,11 +13,10 @@ import onnx
 import pytest
 
 from sdrt.artefacts.bundle import Bundle
-from sdrt.artefacts.engine_set import TOKENIZER, EngineComponent, EngineSet
+from sdrt.artefacts.engine_set import TOKENIZER, EngineSet
 from sdrt.artefacts.manifest import MANIFEST, ComponentName
 from sdrt.artefacts.store import Store
 from sdrt.engines.build import build, build_key, find
-from sdrt.engines.builders import ComponentJob
 from sdrt.engines.key import BuildKey
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
@@ -29,8 +28,9 @@ from tests.attacks.material import refusal
 from tests.command_line import CommandLine
 from tests.doubles.cuda_double.plans import double_set
 from tests.doubles.cuda_double.rig import Rig
-from tests.engines.compiling import compile_here
-from tests.engines.sets import KEY, make_set
+from tests.doubles.engine_sets import KEY, make_set
+from tests.doubles.engines import build_few_bytes
+from tests.helpers.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle
 
 DECODER = BuildRequest("onnxruntime", components=("vae_decoder",))
@@ -49,23 +49,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[ComponentName]:
     """Components are compiled to a few bytes; lists which."""
-
-    def compiled(job: ComponentJob) -> EngineComponent:
-        (job.folder / job.component).mkdir()
-        (job.folder / job.component / "plan").write_bytes(b"plan" * 50)
-        return EngineComponent(
-            file=f"{job.component}/plan",
-            weights=None,
-            precision=job.precision,
-            inputs=job.spec.inputs,
-            outputs=job.spec.outputs,
-            batch=job.batch,
-            seconds=0.1,
-            size_bytes=200,
-            options=job.options,
-        )
-
-    return compile_here(monkeypatch, compiled)
+    return compile_here(monkeypatch, build_few_bytes)
 
 
 @pytest.mark.parametrize("name", ["vae_decoder/model.onnx", "vae_decoder/model.onnx.data"])

@@ -10,11 +10,10 @@ import pytest
 
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import COMPONENTS, ComponentName, seal
-from tests.doubles.cuda_double.plans import word_tokenizer
-from tests.engines.compiling import compile_here
+from tests.doubles.cuda_double.plans import SD_V1, word_tokenizer
+from tests.helpers.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 
-SD_V1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 GFLOP = 10**9
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sdrt.bench.bench import BUSY_LOAD, _warn_of_load
-from tests.engines.notes import Notes
+from tests.doubles.progress import Notes
 
 
 @pytest.mark.parametrize(("load", "warned"), [(BUSY_LOAD + 0.1, True), (BUSY_LOAD - 0.1, False)])

@@ -21,7 +21,7 @@ from sdrt.install_lines import extra_line, package_line
 from sdrt.prepare.source import Source
 from sdrt.progress import silent
 from tests.command_line import CommandLine
-from tests.engines.notes import Notes
+from tests.doubles.progress import Notes
 
 
 def asked(bundle: Bundle, store: Path, **changes: Any) -> Asked:

@@ -20,7 +20,7 @@ from sdrt.prepare.choice import build_request, choose
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
 from tests.command_line import CommandLine
-from tests.engines.notes import Notes
+from tests.doubles.progress import Notes
 
 SETTINGS = Settings(rounds=2, backends=("openvino", "onnxruntime"), precisions=("fp32", "bf16"), threads=4)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-Edit = Callable[[str, dict[str, Any]], None]
+from tests.checkpoint.changes import Edit
 
 
 @pytest.fixture

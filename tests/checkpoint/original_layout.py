@@ -6,8 +6,15 @@ network. diffusers' own conversion is held against both.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sdrt.checkpoint.weights import STEMS, find_weights
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -91,3 +98,13 @@ def original_tensors(component: str, tensors: Mapping[str, Any], config: Mapping
         is_linear = component == "vae" and ".attentions." in name and len(tensor.shape) == 2
         renamed[original_name(component, name, config)] = tensor[:, :, None, None] if is_linear else tensor
     return renamed
+
+
+def as_single_file(folder: Path, out: Path, extra: dict[str, torch.Tensor] | None = None) -> Path:
+    """The folder's three networks in one file, under the original names."""
+    tensors = dict(extra or {})
+    for component in STEMS:
+        config = json.loads((folder / component / "config.json").read_bytes())
+        tensors |= original_tensors(component, load_file(find_weights(folder, component)), config)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out)
+    return out

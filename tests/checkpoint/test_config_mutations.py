@@ -25,7 +25,7 @@ from sdrt.checkpoint.config_fields import DECIDING
 from sdrt.checkpoint.modules import load_text_encoder, load_unet, load_vae
 from sdrt.errors import CheckpointError
 from sdrt.inspect.checkpoint import config_trees
-from tests.checkpoint.conftest import Edit
+from tests.checkpoint.changes import Edit
 
 LOADERS: dict[str, Callable[..., Any]] = {"text_encoder": load_text_encoder, "unet": load_unet, "vae": load_vae}
 DROPPED = object()

@@ -13,7 +13,7 @@ import pytest
 
 from sdrt.checkpoint import Checkpoint, open_checkpoint
 from sdrt.errors import CheckpointError
-from tests.checkpoint.conftest import Edit
+from tests.checkpoint.changes import Edit
 
 
 @pytest.fixture

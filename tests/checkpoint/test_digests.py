@@ -14,7 +14,7 @@ from sdrt.checkpoint import digests, open_checkpoint
 from sdrt.checkpoint.digests import DigestMemory
 from sdrt.checkpoint.weights import STEMS, find_weights
 from sdrt.files import sha256_file
-from tests.checkpoint.conftest import Edit
+from tests.checkpoint.changes import Edit
 
 
 def digest(folder: Path, cache: Path) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from sdrt.checkpoint import open_checkpoint
 from sdrt.checkpoint.modules import load_text_encoder, load_unet, load_vae
-from tests.checkpoint.test_single_file import as_single_file
+from tests.checkpoint.original_layout import as_single_file
 from tests.models.sd_v1_random import sd_v1_random
 
 pytestmark = pytest.mark.full

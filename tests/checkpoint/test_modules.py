@@ -11,22 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from sdrt.checkpoint import open_checkpoint
 from sdrt.checkpoint.modules import load_text_encoder, load_unet, load_vae
 from sdrt.checkpoint.weights import find_weights
 from sdrt.errors import CheckpointError
-from tests.checkpoint.conftest import Edit
+from tests.checkpoint.changes import Edit, Tensors, rewrite
 
 LOADERS: dict[str, Callable[..., Any]] = {"text_encoder": load_text_encoder, "unet": load_unet, "vae": load_vae}
-Tensors = dict[str, torch.Tensor]
-
-
-def rewrite(folder: Path, component: str, change: Callable[[Tensors], Tensors]) -> None:
-    """Change the tensors of a component's file."""
-    path = find_weights(folder, component)
-    save_file({name: t.contiguous() for name, t in change(dict(load_file(path))).items()}, path)
 
 
 def refused(folder: Path, cache: Path, component: str, reason: str) -> None:

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from sdrt.checkpoint.safetensors_header import DTYPE_BITS, header_bytes, read_header
 from sdrt.errors import CheckpointError
+from tests.attacks.material import Sentinel
 
 F32 = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 
@@ -136,16 +137,6 @@ def test_row_3_offsets_shapes_and_dtypes_that_do_not_fit(
 def test_row_3_negative_control(tmp_path: Path) -> None:
     header = {"a": F32, "b": {**F32, "data_offsets": [16, 32]}}
     assert set(read_header(write(tmp_path / "a.safetensors", header, bytes(32))).tensors) == {"a", "b"}
-
-
-class Sentinel:
-    """Unpickling one creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

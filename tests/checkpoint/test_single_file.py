@@ -26,7 +26,7 @@ from sdrt.checkpoint.safetensors_header import read_header
 from sdrt.checkpoint.single_file import open_single_file, plan
 from sdrt.checkpoint.weights import STEMS, find_weights
 from sdrt.errors import CheckpointError, ResourceError, SdrtError, TimeLimitError
-from tests.checkpoint.original_layout import original_tensors
+from tests.checkpoint.original_layout import as_single_file
 from tests.checkpoint.sparse_file import Tensors, v1_tensors, write_sparse
 from tests.models import odd_checkpoints, tiny_checkpoint
 
@@ -42,16 +42,6 @@ JUNK = {
     "first_stage_model.loss.logvar": torch.ones(1),
     "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
 }
-
-
-def as_single_file(folder: Path, out: Path, extra: dict[str, torch.Tensor] | None = None) -> Path:
-    """The folder's three networks in one file, under the original names."""
-    tensors = dict(extra or {})
-    for component in STEMS:
-        config = json.loads((folder / component / "config.json").read_bytes())
-        tensors |= original_tensors(component, load_file(find_weights(folder, component)), config)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out)
-    return out
 
 
 def memory(cache: Path) -> DigestMemory:

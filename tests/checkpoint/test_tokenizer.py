@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 from sdrt.checkpoint import open_checkpoint, tokenizer_json
 from sdrt.checkpoint.clip_vocabulary import clip_merges, vocabulary
 from sdrt.errors import CheckpointError, SdrtError
-from tests.checkpoint.conftest import Edit
+from tests.checkpoint.changes import Edit
 
 PIECES = [
     *("a photo of an astronaut riding a horse", "(best quality:1.2), [detailed]", "don't we'll I'd", "12345", "!!! ?"),

@@ -17,8 +17,7 @@ from sdrt.checkpoint import open_checkpoint
 from sdrt.checkpoint.modules import load_text_encoder, load_unet
 from sdrt.checkpoint.weights import find_weights
 from sdrt.errors import CheckpointError
-from tests.checkpoint.conftest import Edit
-from tests.checkpoint.test_modules import Tensors, rewrite
+from tests.checkpoint.changes import Edit, Tensors, rewrite
 
 QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 

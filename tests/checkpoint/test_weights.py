@@ -12,7 +12,7 @@ import pytest
 from sdrt.checkpoint import open_checkpoint
 from sdrt.checkpoint.modules import load_vae
 from sdrt.errors import CheckpointError, TrustError
-from tests.checkpoint.test_safetensors_header import Sentinel
+from tests.attacks.material import Sentinel
 
 WEIGHTS = {
     "text_encoder": "model.safetensors",

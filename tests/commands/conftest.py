@@ -9,9 +9,6 @@ import pytest
 
 from sdrt.artefacts.engine_set import EngineSet
 from tests.command_line import CommandLine, Ended
-from tests.runtime.conftest import hand_sets
-
-__all__ = ["hand_sets"]
 
 
 @pytest.fixture

@@ -14,10 +14,9 @@ from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.manifest import COMPONENTS, DEEPCACHE, ComponentName
 from sdrt.runtime.picture_record import read_record
 from tests.command_line import CommandLine, Ended
-from tests.doubles.cuda_double.plans import word_tokenizer
-from tests.engines.compiling import compile_here
+from tests.doubles.cuda_double.plans import SD_V1, word_tokenizer
+from tests.helpers.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
-from tests.runtime.conftest import SD_V1
 
 HELD: tuple[ComponentName, ...] = ("text_encoder", "vae_encoder", "vae_decoder", *DEEPCACHE)
 DRAW = ("--prompt", "a red circle", "--steps", 6, "--seed", 3)

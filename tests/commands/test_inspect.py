@@ -13,7 +13,7 @@ from sdrt.artefacts.engine_set import EngineManifest
 from sdrt.bench.schema import Bench, ContenderResult, Sample, Settings, Warm
 from sdrt.checkpoint import open_checkpoint
 from tests.command_line import CommandLine
-from tests.engines.sets import make_set
+from tests.doubles.engine_sets import make_set
 from tests.models.tiny_bundle import tiny_bundle
 
 

@@ -18,7 +18,7 @@ from sdrt.artefacts.store import Store
 from sdrt.commands.doctor import lines
 from sdrt.install_lines import extra_line, removal_line
 from sdrt.machine import nvidia
-from tests.engines.sets import make_set
+from tests.doubles.engine_sets import make_set
 from tests.models.tiny_bundle import tiny_bundle
 
 HERE = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("RTX 4090", "sm89", 24 << 30),))

@@ -24,8 +24,8 @@ from sdrt.runtime.picture_record import picture_record as made_record
 from sdrt.runtime.picture_record import read_record
 from sdrt.runtime.request import make_request
 from tests.command_line import CommandLine
-from tests.commands.test_repeat_options import options
-from tests.runtime.records import picture_record
+from tests.helpers.denoise_options import options
+from tests.helpers.records import picture_record
 
 COMMIT = "1" * 40
 Opened = Callable[..., EngineSet]

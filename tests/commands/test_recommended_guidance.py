@@ -26,12 +26,12 @@ from sdrt.runtime.picture_record import read_record
 from sdrt.runtime.prompt_file import Line
 from sdrt.runtime.request import make_request
 from tests.command_line import CommandLine, Ended
+from tests.helpers.fixtures import Sets
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 
 RECOMMENDED = 3.0
 SAID = "guidance scale 3, as the checkpoint recommends"
 
-Sets = Callable[..., EngineSet]
 Denoise = Callable[..., Ended]
 
 

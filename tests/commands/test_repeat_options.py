@@ -7,16 +7,9 @@ from typing import Any
 
 import pytest
 
-from sdrt.commands.denoise_options import DenoiseOptions
 from sdrt.commands.denoise_repeat import with_record
-from tests.runtime.records import picture_record
-
-
-def options(**given: Any) -> DenoiseOptions:
-    """The command's options as they are when nothing is given."""
-    names = DenoiseOptions.__dataclass_fields__
-    defaults = {**dict.fromkeys(names), "out": Path("a.png"), "build": True, "loop": "auto", "as_json": False}
-    return DenoiseOptions(**{**defaults, "backend": "auto", "repeat": Path("b.png"), **given})
+from tests.helpers.denoise_options import options
+from tests.helpers.records import picture_record
 
 
 def taken(record: dict[str, Any], **given: Any) -> dict[str, Any]:

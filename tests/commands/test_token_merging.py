@@ -28,8 +28,8 @@ from sdrt.prepare.source import Source
 from sdrt.progress import silent
 from sdrt.runtime.picture_record import parameters_text, parse_parameters, read_record
 from tests.command_line import CommandLine, Ended
+from tests.helpers.records import picture_record
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
-from tests.runtime.records import picture_record
 
 Denoise = Callable[..., Ended]
 

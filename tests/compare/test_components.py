@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from polygraphy.backend.base import BaseRunner
-from polygraphy.common import TensorMetadata
 
 from sdrt.arrays import Array
 from sdrt.artefacts.bundle import Bundle
@@ -23,27 +19,12 @@ from sdrt.compare.runners import Candidate, candidate
 from sdrt.compare.schema import ComponentResult, Outcome, ToleranceRecord
 from sdrt.compare.tolerances import Tolerances, load
 from sdrt.errors import BackendUnavailableError, NumericError
-from tests.conftest import Engines
+from tests.doubles.runners import Canned
+from tests.helpers.fixtures import Engines
 
 LOOSE = ToleranceRecord(relative_l2=0.5, peak=0.5, reason="half is allowed")
 ONES = np.ones((2, 3), np.float32)
 CASE = Case("a case, batch 2", 2, {"x": ONES})
-
-
-class Canned(BaseRunner):  # type: ignore[misc]  # polygraphy has no types
-    """Gives the same outputs for whatever it is fed."""
-
-    def __init__(self, name: str, **outputs: Array) -> None:
-        super().__init__(name=name)
-        self.outputs = outputs
-
-    def get_input_metadata_impl(self) -> TensorMetadata:
-        return TensorMetadata().add("x", dtype=np.dtype(np.float32), shape=[None, 3])
-
-    def infer_impl(self, feed_dict: Mapping[str, Array]) -> OrderedDict[str, Array]:
-        assert feed_dict["x"] is not None
-        self.inference_time = 0.0
-        return OrderedDict(self.outputs)
 
 
 def outcomes(expected: dict[str, Array], actual: dict[str, Array]) -> list[tuple[str, Outcome, str]]:

@@ -10,10 +10,7 @@ import pytest
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.manifest import COMPONENTS, DEEPCACHE, ComponentName
 from sdrt.compare.subject import SubjectRequest, open_subject
-from tests.engines.notes import Notes
-from tests.runtime.conftest import hand_sets
-
-__all__ = ["hand_sets"]
+from tests.doubles.progress import Notes
 
 
 @pytest.mark.parametrize(

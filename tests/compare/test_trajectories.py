@@ -19,7 +19,7 @@ from sdrt.pipeline import Pipeline
 from sdrt.runtime.request import make_request
 from sdrt.sampling import lms
 from sdrt.sampling.lms import Schedule
-from tests.conftest import Engines
+from tests.helpers.fixtures import Engines
 
 
 @pytest.fixture

@@ -14,9 +14,6 @@ from PIL import Image
 from sdrt.artefacts.engine_set import EngineSet
 from sdrt.pipeline import Pipeline
 from tests.command_line import CommandLine
-from tests.runtime.conftest import hand_sets
-
-__all__ = ["hand_sets"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to-pictures.md"
 

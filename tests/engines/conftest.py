@@ -7,7 +7,7 @@ import pytest
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import ComponentName
 from sdrt.artefacts.store import Store
-from tests.engines.compiling import compile_here
+from tests.helpers.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle
 
 

@@ -23,7 +23,7 @@ from sdrt.errors import BundleError, EngineError, TrustError, UsageError
 from sdrt.machine import nvidia
 from sdrt.progress import silent
 from sdrt.runtime.backends.opening import open_engine
-from tests.engines.notes import Notes
+from tests.doubles.progress import Notes
 from tests.models.tiny_bundle import feeds, tiny_bundle
 
 DECODER = BuildRequest("onnxruntime", components=("vae_decoder",))

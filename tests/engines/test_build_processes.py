@@ -10,34 +10,16 @@ from typing import Any
 import pytest
 
 from sdrt.artefacts.bundle import Bundle
-from sdrt.artefacts.manifest import Component, ComponentName
+from sdrt.artefacts.manifest import ComponentName
 from sdrt.engines import build_processes
 from sdrt.engines.build_worker import Failure, do
 from sdrt.engines.builders import ComponentJob
 from sdrt.errors import EngineError, ResourceError
 from sdrt.progress import silent
-from tests.engines.notes import Notes
+from tests.doubles.progress import Notes
+from tests.helpers.jobs import job, without_weights
 
 ALL: tuple[ComponentName, ...] = ("vae_decoder", "vae_encoder", "unet", "text_encoder")
-
-
-def job(bundle: Bundle, component: ComponentName, folder: Path, **changes: Any) -> ComponentJob:
-    made = ComponentJob(
-        backend="onnxruntime",
-        component=component,
-        graph=bundle.graph(component),
-        spec=bundle.manifest.components[component],
-        precision="fp32",
-        batch=None,
-        options={},
-        threads=1,
-        folder=folder,
-    )
-    return made.model_copy(update=changes)
-
-
-def without_weights(bundle: Bundle, component: ComponentName) -> Component:
-    return bundle.manifest.components[component].model_copy(update={"weights": None})
 
 
 @pytest.fixture

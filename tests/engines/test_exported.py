@@ -18,8 +18,8 @@ from sdrt.engines.build import build_to
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
 from sdrt.export import export_bundle
+from tests.doubles.progress import Notes
 from tests.engines.graphs import OPERATORS
-from tests.engines.notes import Notes
 from tests.models.tiny import tiny_checkpoint
 
 pytestmark = pytest.mark.long

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from sdrt.artefacts.bundle import Bundle
-from sdrt.artefacts.engine_set import BatchRange, EngineComponent
+from sdrt.artefacts.engine_set import BatchRange
 from sdrt.engines.build import build_key, build_to
-from sdrt.engines.builders import ComponentJob
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, UsageError
 from sdrt.machine import nvidia
 from sdrt.progress import silent
-from tests.engines.compiling import compile_here
+from tests.doubles.engines import build_few_bytes
+from tests.helpers.compiling import compile_here
 from tests.models.tiny_bundle import tiny_bundle
 
 GPU = nvidia.Gpu("RTX 3090", "sm86", 24 << 30)
@@ -118,22 +118,7 @@ def test_rtx_plans_are_built_without_a_driver(bundle: Bundle, monkeypatch: pytes
 def test_a_manifest_says_that_its_plans_open_in_later_versions(
     bundle: Bundle, machine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: Any, said: bool
 ) -> None:
-    def compiled(job: ComponentJob) -> EngineComponent:
-        (job.folder / job.component).mkdir()
-        (job.folder / job.component / "plan").write_bytes(b"plan")
-        return EngineComponent(
-            file=f"{job.component}/plan",
-            weights=None,
-            precision=job.precision,
-            inputs=job.spec.inputs,
-            outputs=job.spec.outputs,
-            batch=job.batch,
-            seconds=0.1,
-            size_bytes=4,
-            options={},
-        )
-
-    compile_here(monkeypatch, compiled)
+    compile_here(monkeypatch, build_few_bytes)
     for setting, expected in (("true", said), ("false", False)):
         recipe = load_recipe("sd-v1-default", [f"version_compatible={setting}"])
         built = build_to(bundle, BuildRequest(backend, recipe=recipe), tmp_path / setting, silent)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,28 +17,15 @@ from sdrt.errors import NumericError
 from sdrt.export import export_bundle
 from sdrt.export.activations import FP16_MAX, measure_activations
 from sdrt.export.components import load_component
-from sdrt.progress import Advance, silent
+from sdrt.progress import silent
 from sdrt.runtime.text import Tokenizer
+from tests.doubles.progress import Notes
 
 #: One layer's gain, taken back by the next: the component computes what it did, by way of numbers fp16 cannot hold.
 GAIN = 1e5
 FC1, FC2 = (f"text_model.encoder.layers.0.mlp.{name}" for name in ("fc1", "fc2"))
 
 Change = Callable[[dict[str, torch.Tensor]], None]
-
-
-class Notes:
-    """A progress that keeps what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    @contextlib.contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
-        yield lambda _: None
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
 
 
 def overflowing(weights: dict[str, torch.Tensor]) -> None:
@@ -88,7 +74,7 @@ def encoded(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> torch.T
 
 def export(checkpoint: Checkpoint, out: Path) -> tuple[Bundle, list[str]]:
     notes = Notes()
-    return export_bundle(checkpoint, out, precision="fp16", components=("text_encoder",), progress=notes), notes.said
+    return export_bundle(checkpoint, out, precision="fp16", components=("text_encoder",), progress=notes), notes.notes
 
 
 def test_a_component_that_overflows_stays_fp32(changed: Callable[[Change], Checkpoint], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sdrt.cli import main
 from sdrt.errors import EngineError, TrustError
 from sdrt.files import folder_published_as, write_atomically
 from sdrt.progress import silent
-from tests.engines.sets import KEY, make_set
+from tests.doubles.engine_sets import KEY, make_set
 
 BACKEND = "openvino"
 CAPABILITY_VERSION_3 = 0x20080522

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from sdrt.artefacts.bundle import Bundle
-from tests.doubles.cuda_double.plans import word_tokenizer
+from tests.doubles.cuda_double.plans import SD_V1, word_tokenizer
 from tests.faults.actions import rights_dropped
 from tests.faults.killer import Killer
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
 
-SD_V1 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 RUNTIME = (
     "sdrt.cli",
     "sdrt.commands.build",

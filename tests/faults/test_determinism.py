@@ -7,7 +7,6 @@ by how much is stated here and in docs/decisions/0075.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,13 @@ import numpy.typing as npt
 import pytest
 
 from sdrt import Pipeline, Result
-from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.manifest import Precision
 from sdrt.machine.cpu import supports_bf16
 from sdrt.runtime.batches import PICTURES_AT_ONCE
 from sdrt.runtime.request import Picture, Request
+from tests.helpers.fixtures import Engines
+from tests.helpers.latents import difference
 
-Engines = Callable[..., EngineSet]
 Latents = npt.NDArray[np.float32]
 
 STEPS = 2
@@ -88,10 +87,6 @@ def test_row_62_with_another_number_of_threads(tiny_engines: Engines, backend: s
     assert difference(two, one) <= THREADS_TOLERANCE[backend, precision]
     with Pipeline(engines, threads=1) as pipe:
         assert difference(draw(pipe, OTHER).latents, one) > 1
-
-
-def difference(actual: Latents, expected: Latents) -> float:
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 def test_row_62_a_picture_and_its_file_depend_on_its_own_seed_only(tiny_engines: Engines, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sdrt.artefacts.store import Store
-from tests.engines.sets import KEY, make_set
+from tests.doubles.engine_sets import KEY, make_set
 from tests.faults import actions
 from tests.faults.killer import Ended, Killer, tree
 

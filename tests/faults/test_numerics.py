@@ -35,9 +35,9 @@ from sdrt.runtime.backends.opening import open_engine
 from sdrt.runtime.request import make_request
 from sdrt.sampling.lms import Schedule
 from tests.command_line import CommandLine, Ended
-from tests.compare.test_components import Canned
-from tests.engines.notes import Notes
-from tests.engines.test_build_processes import job
+from tests.doubles.progress import Notes
+from tests.doubles.runners import Canned
+from tests.helpers.jobs import job
 from tests.models.tiny_bundle import feeds
 
 LOOSE = ToleranceRecord(relative_l2=0.5, peak=0.5, reason="half is allowed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -15,7 +15,6 @@ from PIL import Image
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint.sources import DEMO_FOLDER
-from sdrt.cli import cli
 from sdrt.commands.paths import InputName, InputPath, OutputFile, OutputFolder
 from sdrt.errors import ResourceError
 from sdrt.pipeline import Pipeline
@@ -25,6 +24,7 @@ from sdrt.runtime.picture_record import read_record
 from sdrt.runtime.prompt_file import read_prompt_file
 from sdrt.sampling.latents import load_latents, save_latents
 from tests.faults.killer import Killer, tree
+from tests.helpers.click_parameters import parameters
 
 PATHS = (InputName, InputPath, OutputFile, OutputFolder)
 LOOKING = (
@@ -42,22 +42,6 @@ RECORD = {
 }
 #: What the metavar or the name of what takes a path holds.
 WORDS = {"DIR", "FILE", "FILE.png", "C", "checkpoint", "bundle", "engines", "folder", "picture", "store"}
-
-
-def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command of the command line, by its words."""
-    for name in group.list_commands(click.Context(group)):
-        command = group.get_command(click.Context(group), name)
-        assert command is not None
-        if isinstance(command, click.Group):
-            yield from commands(command, (*path, name))
-        else:
-            yield (*path, name), command
-
-
-def parameters() -> list[tuple[tuple[str, ...], click.Parameter]]:
-    """Every option and argument of every command."""
-    return [(words, parameter) for words, command in commands(cli) for parameter in command.params]
 
 
 def answers(killer: Killer, asked: Sequence[tuple[Path, Sequence[object]]], folder: Path) -> list[tuple[int, str]]:

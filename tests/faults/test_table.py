@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.attacks.test_table import held, told
+from tests.helpers.security_table import held, told
 
 #: Rows of the fault matrix that are faults and need no server.
 FAULTS = {*range(31, 42), *range(56, 73), 86, 87}

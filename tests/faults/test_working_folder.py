@@ -18,7 +18,7 @@ from sdrt.files import folder_published_as, write_atomically
 from sdrt.pipeline import Pipeline
 from sdrt.runtime.picture_record import read_record
 from tests.faults.killer import Killer, tree
-from tests.faults.test_permissions import parameters
+from tests.helpers.click_parameters import parameters
 
 
 def answers(killer: Killer, asked: list[list[str]], folder: Path) -> list[tuple[int, str]]:

@@ -14,7 +14,7 @@ from sdrt.artefacts.engine_set import EngineSet
 from sdrt.engines.build import build_to
 from sdrt.engines.recipe import load_recipe
 from sdrt.engines.request import BuildRequest
-from tests.engines.notes import Notes
+from tests.doubles.progress import Notes
 from tests.full.workshop import ROOT, Workshop
 from tests.models.sd_v1_random import sd_v1_random
 

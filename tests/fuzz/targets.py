@@ -39,10 +39,10 @@ from sdrt.runtime.text import Tokenizer
 from sdrt.sampling.latents import load_latents
 from sdrt.sampling.lms import Schedule
 from tests.attacks.material import v1_checkpoint
-from tests.engines.sets import make_set
+from tests.doubles.engine_sets import make_set
 from tests.graphs import models
+from tests.helpers.records import picture_record
 from tests.models.tiny_bundle import tiny_bundle
-from tests.runtime.records import picture_record
 
 MESSAGE_LIMIT = 2000
 #: 256 bytes, the same at the end of a word, and the two marks of a text.

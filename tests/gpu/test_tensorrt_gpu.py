@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdrt import Pipeline, Result
+from sdrt import Pipeline
 from sdrt.arrays import Array
 from sdrt.artefacts.engine_set import BackendName, EngineSet
 from sdrt.artefacts.manifest import COMPONENTS, ComponentName
@@ -41,6 +41,8 @@ from sdrt.runtime.backends.tensorrt_kernels import FOLDER
 from sdrt.runtime.picture_record import read_record
 from sdrt.runtime.text import Tokenizer
 from tests.command_line import CommandLine
+from tests.doubles.progress import Notes
+from tests.helpers.latents import difference
 
 pytestmark = pytest.mark.gpu
 
@@ -99,11 +101,6 @@ def reference(tiny_path: Path, store: Store) -> Iterator[Pipeline]:
         yield pipeline
 
 
-def difference(one: Result, other: Result) -> float:
-    """The largest difference of final latents, relative to the largest latent."""
-    return float(np.abs(one.latents - other.latents).max() / np.abs(other.latents).max())
-
-
 def free_bytes() -> int:
     """Free memory of the GPU."""
     api = Cuda.open("trt").api
@@ -156,9 +153,9 @@ def test_pictures_are_the_cpus(opened: Opened, reference: Pipeline, guidance_sca
     settings = {**SETTINGS, "guidance_scale": guidance_scale}
     here = opened()([PROMPT] * count, **settings)
     there = reference([PROMPT] * count, **settings)
-    assert difference(here, there) <= FP16_TOLERANCE
+    assert difference(here.latents, there.latents) <= FP16_TOLERANCE
     other = reference(["a blue star"] * count, **{**settings, "seed": 4})
-    assert difference(here, other) > 10 * FP16_TOLERANCE
+    assert difference(here.latents, other.latents) > 10 * FP16_TOLERANCE
 
 
 @pytest.mark.parametrize("loop", ["auto", "plain"])
@@ -174,7 +171,7 @@ def test_results_are_the_same_with_graphs_and_without(opened: Opened, loop: str)
 
 def test_the_fused_loop_is_the_plain_one(opened: Opened) -> None:
     fused, plain = opened()(PROMPT, **SETTINGS), opened(loop="plain")(PROMPT, **SETTINGS)
-    assert difference(fused, plain) <= FP16_TOLERANCE
+    assert difference(fused.latents, plain.latents) <= FP16_TOLERANCE
 
 
 def test_a_picture_is_repeated_bit_by_bit(opened: Opened) -> None:
@@ -193,19 +190,14 @@ def test_a_picture_is_repeated_bit_by_bit_by_the_next_process(opened: Opened) ->
 
 
 def test_a_session_after_another_does_not_compile_again(opened: Opened) -> None:
-    notes: list[str] = []
-
-    class Notes(Silent):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
+    notes = Notes()
     sealed = []
     for _ in range(2):
-        pipeline = opened(progress=Notes())
+        pipeline = opened(progress=notes)
         pipeline(PROMPT, **SETTINGS)
         pipeline.close()
         sealed.append([path.read_bytes() for path in sorted((pipeline.engines.path / FOLDER).glob("*.cache"))])
-    assert [note for note in notes if "kernels" in note] == []
+    assert [note for note in notes.notes if "kernels" in note] == []
     assert sealed[0] == sealed[1], "what was read was compiled again, or is written in another order each time"
 
 

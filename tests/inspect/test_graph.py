@@ -20,6 +20,7 @@ from sdrt.inspect.checkpoint import config_trees
 from sdrt.inspect.graph import DEEPEST, graph_tree, load_graph
 from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.source import Source
+from tests.inspect.scopes import marked
 from tests.models import odd_checkpoints
 
 
@@ -63,12 +64,6 @@ def test_odd_bundles_trees_equal_their_checkpoints(
 def test_another_checkpoints_tree_differs(tiny_bundle: Bundle, checkpoint_path: Callable[[str], Path]) -> None:
     expected = trees_of(checkpoint_path("wide-two-layers"))["unet"]
     assert graph_tree("unet", load_graph(tiny_bundle.graph("unet"))) != expected
-
-
-def marked(node: onnx.NodeProto, *scopes: str) -> onnx.NodeProto:
-    """The node, as the exporter writes where it comes from."""
-    node.metadata_props.add(key=SCOPES, value=str(["", *scopes, node.name]))
-    return node
 
 
 def a_graph(

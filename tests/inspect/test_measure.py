@@ -17,7 +17,7 @@ from sdrt.inspect.block import Block, timed
 from sdrt.inspect.graph import graph_tree, load_graph
 from sdrt.inspect.measure import measure, modules
 from sdrt.progress import silent
-from tests.inspect.test_graph import marked
+from tests.inspect.scopes import marked
 from tests.models.tiny_bundle import tiny_bundle as tiny_graphs
 
 FLOAT = TensorProto.FLOAT

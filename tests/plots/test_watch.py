@@ -6,35 +6,36 @@ import numpy as np
 import pytest
 
 from sdrt.plots.watch import Step, one_step, watch
-from sdrt.runtime.denoise import Conditioning, Latents, denoise
+from sdrt.runtime.denoise import Latents, denoise
 from sdrt.sampling.lms import Schedule
-from tests.plots.formula_unet import SHAPE, FormulaUnet
+from tests.doubles.engines import FormulaUnet, mix
+from tests.helpers.latents import conditioning, noise, sd_v1_schedule
+from tests.models.tiny_bundle import LATENTS
 
 STEPS = 6
-CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 # float32 at values up to 15: x - sigma * noise cancels two of them.
 ROUNDING = 1e-4
 
 
 def schedule(prediction_type: str = "epsilon") -> Schedule:
-    return Schedule.from_config({**CONFIG, "prediction_type": prediction_type}, STEPS)
+    return sd_v1_schedule(STEPS, prediction_type)
 
 
 def unit(seed: int) -> Latents:
-    return np.random.default_rng(seed).standard_normal((1, *SHAPE), np.float32)
+    return np.random.default_rng(seed).standard_normal((1, *LATENTS), np.float32)
 
 
-def conditioning(guidance_scale: float = 7.5) -> Conditioning:
-    states = np.random.default_rng(1).standard_normal((2, 7, 5), np.float32)
-    return Conditioning(states[:1], states[1:] if guidance_scale > 1 else None, guidance_scale)
+def always(output: Latents) -> FormulaUnet:
+    """Return a UNet that gives one output, whatever it is fed."""
+    return FormulaUnet(lambda sample, *_: np.broadcast_to(output, sample.shape))
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_it_is_the_runtimes_loop_and_shows_every_step(guidance_scale: float, prediction_type: str) -> None:
     steps: list[Step] = []
-    plan, words = schedule(prediction_type), conditioning(guidance_scale)
-    start = unit(0) * np.float32(plan.init_noise_sigma)
+    plan, words = schedule(prediction_type), conditioning(scale=guidance_scale, guided=guidance_scale > 1)
+    start = noise(plan)
 
     def see(step: Step) -> bool:
         steps.append(step)
@@ -46,8 +47,8 @@ def test_it_is_the_runtimes_loop_and_shows_every_step(guidance_scale: float, pre
         kept.append(latents)
         return latents
 
-    final = watch(FormulaUnet.mixing(), plan, start, words, see)
-    expected = denoise(FormulaUnet.mixing(), plan, start, words, keep)
+    final = watch(FormulaUnet(mix), plan, start, words, see)
+    expected = denoise(FormulaUnet(mix), plan, start, words, keep)
     assert np.array_equal(final, expected)
     assert [step.index for step in steps] == list(range(STEPS))
     assert [step.sigma for step in steps] == plan.sigmas[:-1].tolist()
@@ -67,14 +68,14 @@ def test_a_unet_that_knows_the_noise_shows_the_picture(prediction_type: str) -> 
         scale = np.sqrt(sigma**2 + 1)
         # v is alpha * noise - sigma_t * picture, where alpha = 1 / scale and sigma_t = sigma / scale.
         output = noise if prediction_type == "epsilon" else (noise - sigma * picture) / scale
-        found = one_step(FormulaUnet.always(output), plan, step, picture + sigma * noise, conditioning())
+        found = one_step(always(output), plan, step, picture + sigma * noise, conditioning())
         assert np.abs(found.noise - noise).max() < ROUNDING
         assert np.abs(found.denoised - picture).max() < ROUNDING
         assert np.abs(found.latents - picture).max() > ROUNDING
 
 
 def test_one_step_is_one_call_at_that_step() -> None:
-    unet, plan = FormulaUnet.mixing(), schedule()
+    unet, plan = FormulaUnet(mix), schedule()
     latents = unit(4)
     found = one_step(unet, plan, 3, latents, conditioning())
     assert len(unet.fed) == 1
@@ -84,7 +85,7 @@ def test_one_step_is_one_call_at_that_step() -> None:
 
 
 def test_watching_ends_when_it_is_told_to() -> None:
-    unet, plan = FormulaUnet.mixing(), schedule()
+    unet, plan = FormulaUnet(mix), schedule()
     start = unit(5)
     stopped = watch(unet, plan, start, conditioning(), lambda step: step.index < 2)
     assert len(unet.fed) == 3
@@ -94,5 +95,5 @@ def test_watching_ends_when_it_is_told_to() -> None:
         following.append(step.latents)
         return True
 
-    watch(FormulaUnet.mixing(), plan, start, conditioning(), see)
+    watch(FormulaUnet(mix), plan, start, conditioning(), see)
     assert np.array_equal(stopped, following[3])

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 from sdrt import Pipeline
-from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.manifest import COMPONENTS
-
-Sets = Callable[..., EngineSet]
+from tests.helpers.fixtures import Sets
 
 STEPS = 6
 #: Steps that are done before the run is stopped.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,23 +11,24 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline
-from sdrt.artefacts.engine_set import BatchRange, EngineComponent, EngineSet
-from sdrt.artefacts.manifest import COMPONENTS, DEEPCACHE, ComponentName, TensorSpec
+from sdrt.artefacts.engine_set import BatchRange
+from sdrt.artefacts.manifest import COMPONENTS, DEEPCACHE, ComponentName
 from sdrt.errors import EngineError, UsageError
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.deepcache import CachedUnet
-from sdrt.runtime.denoise import Conditioning, denoise
+from sdrt.runtime.denoise import denoise
 from sdrt.runtime.picture_queue import run_queue
 from sdrt.runtime.picture_record import PictureRecord, record_json
 from sdrt.runtime.prompt_file import Line
 from sdrt.runtime.request import make_request
 from sdrt.runtime.result import Timings
-from sdrt.sampling.lms import Schedule
+from tests.doubles.engines import engine_component, tensor, unet_inputs
+from tests.helpers.fixtures import Sets
+from tests.helpers.latents import conditioning, difference, noise, sd_v1_schedule
+from tests.models.tiny_bundle import HIDDEN_SIZE, LATENTS, MAX_TOKENS
 
 Array = npt.NDArray[Any]
-Sets = Callable[..., EngineSet]
 
-SHAPE = (4, 8, 8)
 STEPS = 8
 HELD: tuple[ComponentName, ...] = ("text_encoder", "vae_encoder", "vae_decoder", *DEEPCACHE)
 #: Relative to the largest latent: libraries fuse otherwise around the cut, and eight guided steps amplify the rounding
@@ -39,26 +40,12 @@ class FormulaPass(Engine):
     """One pass by a formula: the output tells the timestep whose deep features it was made with, row by row."""
 
     def __init__(self, name: ComponentName) -> None:
-        shapes: dict[str, tuple[int | str, ...]] = {
-            "sample": ("batch", *SHAPE),
-            "timestep": ("batch",),
-            "encoder_hidden_states": ("batch", 7, 5),
-        }
-        features = TensorSpec(name="deep_features", dtype="float32", shape=("batch", 2))
-        output = TensorSpec(name="out_sample", dtype="float32", shape=("batch", *SHAPE))
-        inputs = tuple(TensorSpec(name=key, dtype="float32", shape=shape) for key, shape in shapes.items())
-        whole = name == "deepcache_whole"
-        spec = EngineComponent(
-            file="x",
-            weights=None,
-            precision="fp32",
-            inputs=inputs if whole else (*inputs, features),
-            outputs=(output, features) if whole else (output,),
-            batch=None,
-            seconds=0,
-            size_bytes=0,
-            options={},
-        )
+        features, output = tensor("deep_features", 2), tensor("out_sample", *LATENTS)
+        inputs = unet_inputs()
+        if name == "deepcache_whole":
+            spec = engine_component(inputs, [output, features])
+        else:
+            spec = engine_component([*inputs, features], [output])
         super().__init__(name, spec)
 
     def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -77,15 +64,9 @@ def cached(interval: int) -> CachedUnet:
     return CachedUnet(FormulaPass("deepcache_whole"), FormulaPass("deepcache_shallow"), interval)
 
 
-def schedule() -> Schedule:
-    return Schedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, STEPS)
-
-
 def run(unet: CachedUnet, *, count: int = 2, interval: tuple[float, float] | None = None) -> Array:
-    rng = np.random.default_rng(0)
-    states = rng.standard_normal((2 * count, 7, 5), np.float32)
-    asked = Conditioning(states[:count], states[count:], 7.5, interval)
-    return denoise(unet, schedule(), rng.standard_normal((count, *SHAPE), np.float32) * np.float32(14.6), asked)
+    asked = replace(conditioning(count), guidance_interval=interval)
+    return denoise(unet, sd_v1_schedule(STEPS), noise(sd_v1_schedule(STEPS), count), asked)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +80,7 @@ def test_every_nth_step_is_whole(interval: int, whole: list[int]) -> None:
 
 
 def test_where_guidance_begins_the_step_is_whole() -> None:
-    sigmas = schedule().sigmas
+    sigmas = sd_v1_schedule(STEPS).sigmas
     unet = cached(3)
     # Guided are steps 2 to 4: at 2 the negative half has no features yet, at 5 the prompts' half goes on alone.
     run(unet, interval=(float(sigmas[5]), float(sigmas[2])))
@@ -110,8 +91,8 @@ def test_rows_have_features_of_their_own() -> None:
     """The formula holds each row's features against its hidden states; the control hands them on the other way."""
     unet = cached(2)
     run(unet, count=3, interval=(1.0, 100.0))
-    feeds = {"sample": np.zeros((2, *SHAPE), np.float32), "timestep": np.ones(2, np.float32)}
-    states = np.arange(2, dtype=np.float32)[:, None, None] * np.ones((2, 7, 5), np.float32)
+    feeds = {"sample": np.zeros((2, *LATENTS), np.float32), "timestep": np.ones(2, np.float32)}
+    states = np.arange(2, dtype=np.float32)[:, None, None] * np.ones((2, MAX_TOKENS, HIDDEN_SIZE), np.float32)
     unet = cached(2)
     unet.run(**feeds, encoder_hidden_states=states)
     with pytest.raises(AssertionError, match="another row's features"):
@@ -132,10 +113,6 @@ def test_all_steps_whole_are_the_ordinary_loop() -> None:
 
 def draw(pipe: Pipeline, **asked: Any) -> Any:
     return pipe("a red circle", **{"seed": 0, "num_inference_steps": STEPS, **asked})
-
-
-def difference(actual: Array, expected: Array) -> float:
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -240,4 +217,4 @@ def test_a_fixed_batch_fixes_both_passes(hand_sets: Sets) -> None:
     for name in DEEPCACHE:
         assert engines.component(name).batch == BatchRange(min=2, opt=2, max=2)
     with Pipeline(engines) as pipe:
-        assert draw(pipe, deepcache=2).latents.shape == (1, *SHAPE)
+        assert draw(pipe, deepcache=2).latents.shape == (1, *LATENTS)

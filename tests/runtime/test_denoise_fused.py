@@ -25,10 +25,11 @@ from sdrt.runtime.backends.opening import open_engine
 from sdrt.runtime.denoise import Conditioning, Latents, denoise, denoise_fused, step_rows
 from sdrt.runtime.request import make_request
 from sdrt.sampling.lms import Schedule
-from tests.models.tiny_bundle import HIDDEN_SIZE, LATENTS, MAX_TOKENS
+from tests.helpers.fixtures import Sets
+from tests.helpers.latents import conditioning, difference, noise
+from tests.models.tiny_bundle import LATENTS
 
 Array = npt.NDArray[Any]
-Sets = Callable[..., EngineSet]
 
 STEPS = 25
 #: The issue's figure: relative to the largest latent, after 25 steps. The loops differ by the rounding of a few fp32
@@ -39,7 +40,6 @@ TOLERANCE = 1e-5
 FP16_TOLERANCE = 2e-2
 #: What a wrong loop differs by at least: a hundred tolerances.
 WRONG = 1e-3
-SD_V1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 ALL: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")
 
 
@@ -57,26 +57,10 @@ def schedule_of(engines: EngineSet, steps: int = STEPS) -> Schedule:
     return Schedule.from_config(json.loads(engines.scheduler.read_bytes()), steps)
 
 
-def noise(count: int, schedule: Schedule) -> Latents:
-    unit = np.random.default_rng(count).standard_normal((count, *LATENTS), np.float32)
-    return unit * np.float32(schedule.init_noise_sigma)
-
-
-def conditioning(count: int) -> Conditioning:
-    states = np.random.default_rng(9).standard_normal((2, count, MAX_TOKENS, HIDDEN_SIZE), np.float32)
-    return Conditioning(states[0], states[1], 7.5)
-
-
-def difference(actual: Array, expected: Array) -> float:
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype == np.float32
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
-
-
 def both(engines: EngineSet, count: int) -> tuple[Latents, Latents]:
     """Final latents by the fused and by the plain loop."""
     schedule = schedule_of(engines)
-    start, prompts = noise(count, schedule), conditioning(count)
+    start, prompts = noise(schedule, count), conditioning(count)
     with open_engine(engines, "denoise_step") as step, open_engine(engines, "unet") as unet:
         fused = denoise_fused(step, schedule, start.copy(), prompts)
         return fused, denoise(unet, schedule, start.copy(), prompts)
@@ -137,7 +121,7 @@ def test_exchanged_halves_are_seen(sets: Sets) -> None:
     assert right.negative_prompt_embeds is not None
     wrong = Conditioning(right.negative_prompt_embeds, right.prompt_embeds, 7.5)
     with open_engine(engines, "denoise_step") as step:
-        results = [denoise_fused(step, schedule, noise(2, schedule), prompts) for prompts in (wrong, right)]
+        results = [denoise_fused(step, schedule, noise(schedule, 2), prompts) for prompts in (wrong, right)]
     assert difference(results[0], results[1]) > WRONG
 
 
@@ -161,8 +145,8 @@ def test_a_history_that_is_not_shifted_is_seen(sets: Sets) -> None:
     engines = sets()
     schedule = schedule_of(engines)
     with open_engine(engines, "denoise_step") as step:
-        right = denoise_fused(step, schedule, noise(1, schedule), conditioning(1))
-        wrong = denoise_fused(Unshifted(step), schedule, noise(1, schedule), conditioning(1))
+        right = denoise_fused(step, schedule, noise(schedule, 1), conditioning(1))
+        wrong = denoise_fused(Unshifted(step), schedule, noise(schedule, 1), conditioning(1))
     assert difference(wrong, right) > WRONG
 
 
@@ -171,7 +155,7 @@ def test_pictures_at_different_steps_share_a_batch(sets: Sets, backend: str) -> 
     """Picture i joins at tick 4 i and leaves when it is done; each ends as if it had been alone in the plain loop."""
     engines = sets(backend)
     schedule, count = schedule_of(engines), 3
-    start, prompts = noise(count, schedule), conditioning(count)
+    start, prompts = noise(schedule, count), conditioning(count)
     assert prompts.negative_prompt_embeds is not None
     latents, history = start.copy(), np.zeros((count, 4, *LATENTS), np.float32)
     with open_engine(engines, "denoise_step") as step:
@@ -221,9 +205,9 @@ def test_the_callback_sees_changes_and_stops(sets: Sets) -> None:
         return None if step == 3 else latents * np.float32(0.5)
 
     with open_engine(engines, "denoise_step") as step, open_engine(engines, "unet") as unet:
-        fused = denoise_fused(step, schedule, noise(1, schedule), conditioning(1), halve_then_stop)
+        fused = denoise_fused(step, schedule, noise(schedule, 1), conditioning(1), halve_then_stop)
         assert seen == [(i, schedule.timesteps[i]) for i in range(4)]
-        plain = denoise(unet, schedule, noise(1, schedule), conditioning(1), halve_then_stop)
+        plain = denoise(unet, schedule, noise(schedule, 1), conditioning(1), halve_then_stop)
     assert difference(fused, plain) < TOLERANCE
 
 
@@ -240,14 +224,14 @@ def test_numbers_that_are_none_stop_it_and_name_the_step(sets: Sets, bad: float)
         open_engine(engines, "denoise_step") as step,
         pytest.raises(NumericError, match=r"denoise_step gave .* at step 3 \(sigma"),
     ):
-        denoise_fused(step, schedule, noise(1, schedule), conditioning(1), spoil)
+        denoise_fused(step, schedule, noise(schedule, 1), conditioning(1), spoil)
 
 
 def test_it_does_not_run_without_guidance(sets: Sets) -> None:
     engines = sets()
     unguided = Conditioning(conditioning(1).prompt_embeds, None, 1.0)
     with open_engine(engines, "denoise_step") as step, pytest.raises(UsageError, match="with guidance only"):
-        denoise_fused(step, schedule_of(engines), noise(1, schedule_of(engines)), unguided)
+        denoise_fused(step, schedule_of(engines), noise(schedule_of(engines), 1), unguided)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from PIL import Image
 from sdrt.errors import NumericError, ResourceError
 from sdrt.runtime.images import is_degenerate, to_pictures, write_png
 from sdrt.runtime.picture_record import parse_parameters, read_record
-from tests.runtime.records import picture_record
+from tests.helpers.records import picture_record
 
 
 def sample(seed: int = 0) -> np.ndarray:

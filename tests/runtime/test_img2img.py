@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline, Result
-from sdrt.artefacts.engine_set import BatchRange, EngineSet
+from sdrt.artefacts.engine_set import BatchRange
 from sdrt.artefacts.manifest import COMPONENTS
 from sdrt.errors import EngineError, NumericError, UsageError
 from sdrt.runtime.backends.base import Engine
@@ -19,10 +19,10 @@ from sdrt.runtime.init_image import InitImage, draw_latents
 from sdrt.runtime.picture_record import PictureRecord
 from sdrt.runtime.request import make_request
 from sdrt.sampling.latents import posterior_noise, unit_noise
+from tests.helpers.fixtures import Sets
 from tests.models.tiny_bundle import LATENTS
 
 Array = npt.NDArray[Any]
-Sets = Callable[..., EngineSet]
 
 STEPS = 10
 #: Relative to the largest latent: another batch gives another order of sums; a few steps amplify that.

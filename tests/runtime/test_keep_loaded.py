@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,13 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline
-from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.manifest import COMPONENTS
 from sdrt.errors import EngineError
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.preview import Preview
+from tests.helpers.fixtures import Sets
 
 Array = npt.NDArray[Any]
-Sets = Callable[..., EngineSet]
 
 PICTURE = Image.new("RGB", (16, 16), (200, 40, 40))
 SETTINGS: dict[str, Any] = {"seed": 0, "num_inference_steps": 2, "num_images_per_prompt": 5, "image": PICTURE}

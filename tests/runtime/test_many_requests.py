@@ -15,7 +15,6 @@ from PIL import Image
 
 from sdrt import Pipeline
 from sdrt import pipeline as pipeline_module
-from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.manifest import COMPONENTS, DEEPCACHE, ComponentName
 from sdrt.errors import NumericError
 from sdrt.runtime.backends.base import Engine
@@ -25,9 +24,9 @@ from sdrt.runtime.request import make_request
 from sdrt.runtime.result import Timings
 from tests.doubles.cuda_double.plans import double_set
 from tests.doubles.cuda_double.rig import Rig
+from tests.helpers.fixtures import Sets
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 
-Sets = Callable[..., EngineSet]
 ROUNDS = 8
 #: One thing kept a round would be as many as there are rounds.
 MOST_GROWTH = ROUNDS - 1

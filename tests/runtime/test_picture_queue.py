@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline
-from sdrt.artefacts.engine_set import EngineSet
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.batches import PICTURES_AT_ONCE
 from sdrt.runtime.picture_queue import GROUPS_A_RUN, Finished, plan_runs, run_queue
@@ -19,10 +18,10 @@ from sdrt.runtime.prompt_file import Line
 from sdrt.runtime.request import make_request
 from sdrt.runtime.result import Timings
 from sdrt.sampling.latents import unit_noise
+from tests.helpers.fixtures import Sets
 from tests.models.tiny_bundle import LATENTS
 
 Array = npt.NDArray[Any]
-Sets = Callable[..., EngineSet]
 
 #: A picture's levels may differ by one where the last bit of a latent, which its batch decides, rounds the other way.
 LEVELS = 1

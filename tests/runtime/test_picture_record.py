@@ -20,7 +20,7 @@ from sdrt.errors import ArtefactError
 from sdrt.limits import MAX_SEED
 from sdrt.runtime.images import write_png
 from sdrt.runtime.picture_record import parameters_text, parse_parameters, read_record, record_json
-from tests.runtime.records import picture_record
+from tests.helpers.records import picture_record
 
 PICTURE = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
 HOSTILE = [

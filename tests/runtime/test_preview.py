@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,8 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline
-from sdrt.artefacts.engine_set import EngineSet
 from sdrt.runtime.preview import Preview, Projection
-
-Sets = Callable[..., EngineSet]
+from tests.helpers.fixtures import Sets
 
 
 @pytest.fixture(scope="module")

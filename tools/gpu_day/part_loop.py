@@ -17,7 +17,7 @@ from sdrt.runtime.backends.tensorrt import TensorRtSession
 from sdrt.runtime.denoise import Conditioning, Latents, denoise
 from sdrt.sampling.lms import Schedule
 from tests.doubles.cuda_double.plans import double_set
-from tests.doubles.cuda_double.rig import sd_v1_schedule
+from tests.helpers.latents import sd_v1_schedule
 from tools.gpu_day.findings import Findings
 from tools.gpu_day.half_double import HalfDouble
 from tools.gpu_day.workbench import Workbench

@@ -24,6 +24,7 @@ from sdrt.artefacts.manifest import Component, ComponentName, file_records, seal
 from sdrt.export.denoise_step import compose, describe
 from sdrt.files import sha256_file
 from sdrt.sampling.noise_config import PredictionType
+from tests.doubles.engines import engine_component
 
 MAGIC = "sdrt plan of the double\n"
 COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "denoise_step", "unet", "vae_decoder")
@@ -109,16 +110,13 @@ def double_set(
         rows = [(a, b, c * 2) if name in ("unet", "text_encoder") else (a, b, c) for a, b, c in profiles]
         size_bytes = (activation_bytes or {}).get(name, 4096)
         write_plan(path / name / "model.plan", graph, rows, activation_bytes=size_bytes, **plan)
-        parts[name] = EngineComponent(
+        parts[name] = engine_component(
+            component.inputs,
+            component.outputs,
             file=f"{name}/model.plan",
-            weights=None,
             precision=component.precision,
-            inputs=component.inputs,
-            outputs=component.outputs,
             batch=BatchRange(min=min(r[0] for r in rows), opt=rows[0][1], max=max(r[2] for r in rows)),
-            seconds=0.0,
             size_bytes=(path / name / "model.plan").stat().st_size,
-            options={},
         )
     for file, text in ((TOKENIZER, word_tokenizer()), (SCHEDULER, json.dumps(SD_V1))):
         (path / file).parent.mkdir()

@@ -8,34 +8,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.engine_set import EngineComponent, EngineSet
 from sdrt.artefacts.manifest import ComponentName
 from sdrt.libraries.cuda import Cuda
-from sdrt.progress import Silent
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from sdrt.runtime.backends.session import DeviceLoop, Session
 from sdrt.runtime.backends.tensorrt import TensorRtSession
-from sdrt.runtime.denoise import Conditioning, Latents
-from sdrt.sampling.lms import Schedule
-from tests.doubles.cuda_double.plans import SD_V1
 from tests.doubles.cuda_double.runtime import CudaDouble
 from tests.doubles.cuda_double.trt import TensorRtDouble
-from tests.models.tiny_bundle import HIDDEN_SIZE, LATENTS, MAX_TOKENS
-
-
-class Notes(Silent):
-    """Progress that keeps what is said."""
-
-    def __init__(self, notes: list[str]) -> None:
-        self._notes = notes
-
-    def note(self, text: str) -> None:
-        """Keep it."""
-        self._notes.append(text)
+from tests.doubles.progress import Notes
 
 
 @dataclass
@@ -91,24 +74,6 @@ def cpu_session(engines: EngineSet, bundle: Bundle) -> Session:
     """The graphs of a set of the double's, run by the onnxruntime backend."""
     step = engines.path.parent / "step" / "denoise_step.onnx"
     return Session(engines, lambda name: cpu_engine(engines, bundle, step, name))
-
-
-def sd_v1_schedule(steps: int = 7, prediction_type: str = "epsilon") -> Schedule:
-    """SD v1's noise levels, in so many steps."""
-    return Schedule.from_config({**SD_V1, "prediction_type": prediction_type}, steps)
-
-
-def noise(schedule: Schedule, batch: int, seed: int = 0) -> Latents:
-    """Noise at the schedule's first sigma."""
-    unit = np.random.default_rng(seed).standard_normal((batch, *LATENTS), np.float32)
-    return unit * np.float32(schedule.init_noise_sigma)
-
-
-def conditioning(batch: int, *, guided: bool = True, seed: int = 1) -> Conditioning:
-    """Hidden states of as many prompts."""
-    rng = np.random.default_rng(seed)
-    states = rng.standard_normal((2, batch, MAX_TOKENS, HIDDEN_SIZE)).astype(np.float32)
-    return Conditioning(states[0], states[1] if guided else None, 7.5)
 
 
 def forget(_: int) -> None:

@@ -26,7 +26,7 @@ from sdrt.runtime.backends import openvino as openvino_backend
 from sdrt.runtime.backends.base import Engine
 from sdrt.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from sdrt.runtime.backends.openvino import OpenVinoEngine
-from tests.engines.test_build_processes import job, without_weights
+from tests.helpers.jobs import job, without_weights
 from tests.models.tiny_bundle import feeds, tiny_bundle
 
 Open = Callable[..., Engine]

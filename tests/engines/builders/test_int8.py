@@ -27,7 +27,7 @@ from sdrt.prepare.bundles import bundle_precision, open_bundle
 from sdrt.prepare.source import Source
 from sdrt.progress import Progress
 from sdrt.runtime.backends.openvino import OpenVinoEngine
-from tests.engines.test_build_processes import job
+from tests.helpers.jobs import job
 from tests.models.tiny_bundle import HIDDEN_SIZE, MAX_TOKENS, feeds, tiny_bundle
 
 WITH_STEP: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")

@@ -14,13 +14,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from sdrt.arrays import relative_l2
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import Component, ComponentName
 from sdrt.engines.builders import ComponentJob, builder
 from sdrt.engines.builders.onnxruntime_gpu import OPSET, OWN_DOMAIN, gpu_graph
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from tests.engines.graphs import FLOAT, INT64, write
-from tests.engines.test_build_processes import job
+from tests.helpers.jobs import job
 
 #: What the CUDA provider of onnxruntime-gpu 1.26.0 and of 1.31.1 has kernels for in fp32 at opset 18. Measured with the
 #: providers themselves over stand-ins for CUDA's libraries (docs/decisions/0034): they place all of this on the GPU.
@@ -97,11 +98,6 @@ def feeds(opened: Any, batch: int, seed: int = 0) -> dict[str, Array]:
     return given
 
 
-def difference(found: Array, wanted: Array) -> float:
-    assert found.shape == wanted.shape
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
-
-
 @pytest.mark.parametrize("component", EXPORTED)
 def test_no_node_of_an_exported_graph_is_left_to_the_cpu(
     tiny_bundle: Bundle, rewritten: Rewrite, tmp_path: Path, component: ComponentName
@@ -122,9 +118,9 @@ def test_an_exported_graph_computes_what_the_cpus_does_in_any_batch(
     for batch in (1, 2):
         given = feeds(cpu, batch)
         (wanted, *_), (found, *_) = cpu.run(None, given), gpu.run(None, given)
-        assert difference(found, wanted) < TOLERANCE
+        assert relative_l2(found, wanted) < TOLERANCE
     (other, *_) = gpu.run(None, feeds(cpu, 2, seed=1))
-    assert difference(other, wanted) > 10 * TOLERANCE
+    assert relative_l2(other, wanted) > 10 * TOLERANCE
 
 
 def test_the_weights_are_the_bundles_and_the_graph_is_valid(tiny_bundle: Bundle, rewritten: Rewrite) -> None:
@@ -165,7 +161,7 @@ def compared(path: Path, batch: int = 3) -> float:
     gpu = path.with_name("gpu.onnx")
     onnx.save(model, gpu)
     given = feeds(cpu, batch)
-    return difference(session(gpu).run(None, given)[0], cpu.run(None, given)[0])
+    return relative_l2(session(gpu).run(None, given)[0], cpu.run(None, given)[0])
 
 
 @pytest.mark.parametrize(("space", "groups", "epsilon"), [((6,), 2, 1e-6), ((4, 5), 8, 1e-5), ((2, 3, 4), 1, 0.5)])
@@ -222,7 +218,7 @@ def test_attention_by_onnxruntimes_own_operator(tmp_path: Path, given: dict[str,
     # Which way the mask is told matters here.
     assert compared(attention(tmp_path / "model.onnx", is_causal=1)) < 1e-6
     masked, free = (session(attention(tmp_path / "model.onnx", is_causal=flag)) for flag in (1, 0))
-    assert difference(masked.run(None, feeds(free, 1))[0], free.run(None, feeds(free, 1))[0]) > 0.01
+    assert relative_l2(masked.run(None, feeds(free, 1))[0], free.run(None, feeds(free, 1))[0]) > 0.01
 
 
 @pytest.mark.parametrize(

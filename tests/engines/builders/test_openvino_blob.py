@@ -18,7 +18,7 @@ from sdrt.engines.builders import openvino as openvino_builder
 from sdrt.libraries.openvino import core, cpu_config
 from sdrt.machine.cpu import supports_bf16
 from sdrt.runtime.backends.openvino import MappedBlob, OpenVinoEngine
-from tests.engines.test_build_processes import job
+from tests.helpers.jobs import job
 from tests.models.tiny_bundle import feeds
 
 MIB = 2**20

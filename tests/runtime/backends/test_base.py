@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from sdrt.arrays import Array, check_finite
-from sdrt.artefacts.engine_set import BatchRange, EngineComponent
-from sdrt.artefacts.manifest import TensorSpec
+from sdrt.artefacts.engine_set import BatchRange
 from sdrt.errors import EngineError, NumericError, ResourceError, SdrtError, UsageError
 from sdrt.libraries.errors import library_error
 from sdrt.runtime.backends.base import Engine
+from tests.doubles.engines import engine_component, tensor
 
 
 class Sum(Engine):
@@ -28,21 +28,9 @@ class Sum(Engine):
 
 @pytest.fixture
 def engine() -> Sum:
-    spec = EngineComponent(
-        file="sum",
-        weights=None,
-        precision="fp32",
-        inputs=(
-            TensorSpec(name="sample", dtype="float32", shape=("batch", 4)),
-            TensorSpec(name="timestep", dtype="float32", shape=("batch", 1)),
-        ),
-        outputs=(TensorSpec(name="total", dtype="float32", shape=("batch", 4)),),
-        batch=BatchRange(min=2, opt=2, max=3),
-        seconds=0,
-        size_bytes=0,
-        options={},
-    )
-    return Sum("unet", spec)
+    batch = BatchRange(min=2, opt=2, max=3)
+    inputs = [tensor("sample", 4), tensor("timestep", 1)]
+    return Sum("unet", engine_component(inputs, [tensor("total", 4)], batch=batch))
 
 
 def pair(batch: int = 2, other: int | None = None, dtype: Any = np.float32) -> dict[str, Array]:

@@ -20,7 +20,7 @@ from sdrt.prepare.source import Source
 from sdrt.runtime.backends import opening
 from sdrt.runtime.backends.opening import open_engine
 from sdrt.runtime.backends.registry import available, choose_backend
-from tests.engines.sets import make_set
+from tests.doubles.engine_sets import make_set
 
 CPU_PACKAGES = {"onnxruntime": "1.31", "openvino": "2026.4"}
 

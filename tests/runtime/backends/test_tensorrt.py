@@ -22,9 +22,10 @@ from sdrt.runtime.backends.registry import available
 from sdrt.runtime.backends.tensorrt import TensorRtSession, open_alone
 from sdrt.runtime.backends.tensorrt_engine import TensorRtEngine
 from tests.doubles.cuda_double.memory import Misuse
-from tests.doubles.cuda_double.rig import Notes, Rig, cpu_session
+from tests.doubles.cuda_double.rig import Rig, cpu_session
 from tests.doubles.cuda_double.runtime import CudaDouble
 from tests.doubles.cuda_double.trt import ICudaEngine, IExecutionContext, TensorRtDouble
+from tests.doubles.progress import Notes
 from tests.models.tiny_bundle import feeds
 
 MakePlans = Callable[..., EngineSet]

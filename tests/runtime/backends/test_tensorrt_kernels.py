@@ -18,9 +18,10 @@ from sdrt.progress import silent
 from sdrt.runtime.backends import tensorrt_kernels
 from sdrt.runtime.backends.tensorrt_kernels import FOLDER
 from tests.doubles.cuda_double.memory import Misuse
-from tests.doubles.cuda_double.rig import Rig, conditioning, forget, noise, sd_v1_schedule
+from tests.doubles.cuda_double.rig import Rig, forget
 from tests.doubles.cuda_double.runtime import CudaDouble
 from tests.doubles.cuda_double.trt import DynamicShapesKernelSpecializationStrategy, RtxRuntimeConfig
+from tests.helpers.latents import conditioning, noise, sd_v1_schedule
 from tests.models.tiny_bundle import feeds
 
 MakePlans = Callable[..., EngineSet]

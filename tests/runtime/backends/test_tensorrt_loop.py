@@ -22,8 +22,9 @@ from sdrt.runtime.backends.tensorrt_engine import STEP_INPUTS, TensorRtEngine
 from sdrt.runtime.backends.tensorrt_loop import LEAST_ROWS, TensorRtLoop, schedule_table
 from sdrt.runtime.denoise import Latents, denoise, denoise_fused
 from tests.doubles.cuda_double.memory import Misuse
-from tests.doubles.cuda_double.rig import Rig, conditioning, cpu_session, forget, noise, sd_v1_schedule
+from tests.doubles.cuda_double.rig import Rig, cpu_session, forget
 from tests.doubles.cuda_double.runtime import CudaDouble
+from tests.helpers.latents import conditioning, noise, sd_v1_schedule
 
 MakePlans = Callable[..., EngineSet]
 #: The three ways a step is run: from a graph that we capture, from one that TensorRT-RTX does, and without.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sdrt.artefacts.engine_set import SCHEDULER, TOKENIZER, BatchRange, EngineComponent, EngineManifest
-from sdrt.artefacts.manifest import TensorSpec, file_records, seal
+from sdrt.artefacts.engine_set import SCHEDULER, TOKENIZER, BatchRange, EngineManifest
+from sdrt.artefacts.manifest import file_records, seal
 from sdrt.files import sha256_file
+from tests.doubles.engines import engine_component, tensor
 from tests.models.tiny_bundle import CHECKPOINT, MODEL
 
 KEY = "cd" * 32
@@ -18,16 +19,13 @@ def make_set(folder: Path, **changes: Any) -> str:
     for name, content in {"unet/model.blob": b"engine" * 50, TOKENIZER: b"{}", SCHEDULER: b"{}"}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    component = EngineComponent(
+    component = engine_component(
+        [tensor("sample", 4)],
+        [tensor("out_sample", 4)],
         file="unet/model.blob",
-        weights=None,
-        precision="fp32",
-        inputs=(TensorSpec(name="sample", dtype="float32", shape=("batch", 4)),),
-        outputs=(TensorSpec(name="out_sample", dtype="float32", shape=("batch", 4)),),
         batch=BatchRange(min=1, opt=2, max=4),
         seconds=0.5,
         size_bytes=300,
-        options={},
     )
     manifest = EngineManifest(
         schema_version=1,

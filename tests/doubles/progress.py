@@ -1,4 +1,4 @@
-"""A progress that remembers what it was told."""
+"""A progress callback that records its stages and notes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from sdrt.progress import Advance
 
 
 class Notes:
-    """Stages and notes, in order."""
+    """Records the names of stages and the notes, in order.
 
-    def __init__(self) -> None:
+    Args:
+        notes: List to append the notes to; a new one by default.
+    """
+
+    def __init__(self, notes: list[str] | None = None) -> None:
         self.stages: list[str] = []
-        self.notes: list[str] = []
+        self.notes: list[str] = [] if notes is None else notes
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:

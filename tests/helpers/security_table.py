@@ -1,0 +1,26 @@
+"""Rows of the table in SECURITY.md, and of the tests named after them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TABLE_ROW = re.compile(r"^\| (\d+) \|.*\| (.+) \|$", re.MULTILINE)
+FILE = re.compile(r"`(tests/[\w/]+\.py)`")
+
+
+def told() -> dict[int, set[str]]:
+    """Files by row, as the table has them."""
+    _, _, section = (ROOT / "SECURITY.md").read_text().partition("## What is tested")
+    return {int(row): set(FILE.findall(files)) for row, files in TABLE_ROW.findall(section)}
+
+
+def held(folder: str) -> dict[int, set[str]]:
+    """Files by row, as the tests are called."""
+    found = defaultdict(set)
+    for path in (ROOT / "tests" / folder).glob("test_*.py"):
+        for number in re.findall(r"^def test_row_(\d+)_", path.read_text(), re.MULTILINE):
+            found[int(number)].add(path.relative_to(ROOT).as_posix())
+    return found

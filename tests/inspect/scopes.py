@@ -1,0 +1,13 @@
+"""Nodes with the module scopes that torch's exporter records."""
+
+from __future__ import annotations
+
+import onnx
+
+from sdrt.graphs.values import SCOPES
+
+
+def marked(node: onnx.NodeProto, *scopes: str) -> onnx.NodeProto:
+    """The node, as the exporter writes where it comes from."""
+    node.metadata_props.add(key=SCOPES, value=str(["", *scopes, node.name]))
+    return node
