@@ -158,9 +158,7 @@ def test_a_callback_sees_every_step_and_may_stop() -> None:
 
 def test_a_callback_may_change_the_latents() -> None:
     unet = FormulaUnet(mix)
-    denoise(
-        unet, schedule(), noise(schedule()), conditioning(), lambda _step, _timestep, latents: np.zeros_like(latents)
-    )
+    denoise(unet, schedule(), noise(schedule()), conditioning(), lambda *given: np.zeros_like(given[2]))
     assert (unet.fed[0]["sample"] != 0).any()
     assert all((fed["sample"] == 0).all() for fed in unet.fed[1:])
 
