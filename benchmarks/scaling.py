@@ -22,6 +22,7 @@ from sdrt.bench.machine import machine, versions
 from sdrt.bench.process import Process
 from sdrt.bench.statistics import sample
 from sdrt.compare.prompts import default_prompts
+from sdrt.prepare.choice import choose
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
 from sdrt.progress import Progress, for_terminal
@@ -36,7 +37,9 @@ def main() -> None:
     """Measure, and write scaling.json, scaling.md and two plots."""
     asked = arguments()
     progress = for_terminal()
-    engines = prepare(Source(checkpoint=asked.checkpoint), backend=asked.backend, store=asked.store, progress=progress)
+    source = Source(checkpoint=asked.checkpoint)
+    choice = choose(source, backend=asked.backend, store=asked.store, progress=progress)
+    engines = prepare(source, choice, store=asked.store, progress=progress)
     manifest = engines.manifest
     prompts = [each.prompt for each in default_prompts(manifest.checkpoint.name)]
     grid = [(batch, asked.steps[0]) for batch in asked.batches] + [(1, steps) for steps in asked.steps[1:]]

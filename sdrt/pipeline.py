@@ -158,23 +158,10 @@ class Pipeline:
             SdrtError: Of the kind that fits: see sdrt.errors.
         """
         given = loading.checked({name: value for name, value in locals().items() if name not in ("cls", "progress")})
-        from sdrt.prepare.choice import choose
-        from sdrt.prepare.engines import prepare
-        from sdrt.prepare.source import Source
+        from sdrt.prepare.engines import load_engines
 
-        names = ("checkpoint", "revision", "bundle", "engines", "trust", "token_merging", "variant")
-        source, choice = Source(**{name: given[name] for name in names}), None
-        asked = {name: given[name] for name in ("backend", "precision", "provider", "store")}
-        threads = given["threads"]
-        if not source.engines:
-            choice = choose(source, threads=threads, loop=loop, deepcache=deepcache, progress=progress, **asked)
-            # Before anything is exported or built for a backend that has none.
-            check_cuda_graphs(choice.backend, cuda_graphs)
-            threads, loop = choice.threads, choice.loop
-        opened = prepare(source, build=build, choice=choice, progress=progress, **asked)
-        return cls(
-            opened, threads=threads, loop=loop, cuda_graphs=cuda_graphs, keep_loaded=keep_loaded, progress=progress
-        )
+        opened, settings = load_engines(given, progress)
+        return cls(opened, **settings, progress=progress)
 
     def __call__(
         self,

@@ -22,6 +22,7 @@ from sdrt.engines.build import build_to
 from sdrt.engines.request import BuildRequest
 from sdrt.limits import DEFAULT_GUIDANCE_SCALE
 from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.choice import Choice
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
 from sdrt.progress import silent
@@ -95,9 +96,9 @@ def tiny_bundle(tiny_path: Path, store: Store) -> Bundle:
 def tiny_engines(tiny_bundle: Bundle, store: Store) -> Engines:
     """Gives the tiny checkpoint's engines of a backend and precision, built into the store."""
 
-    def build(backend: str = "onnxruntime", precision: Precision = "fp32") -> EngineSet:
+    def build(backend: BackendName = "onnxruntime", precision: Precision = "fp32") -> EngineSet:
         source = Source(bundle=tiny_bundle.path)
-        return prepare(source, backend=backend, precision=precision, store=store.root)
+        return prepare(source, Choice(backend, precision), store=store.root)
 
     return build
 

@@ -182,7 +182,7 @@ def _choices(asked: Asked, threads: int, progress: Progress) -> tuple[Choice, ..
             )
             chosen = replace(_for_any_batch(chosen, progress), threads=chosen.threads or threads)
             for loop in asked.loops:
-                found[chosen if loop == "auto" else replace(chosen, loop=loop, step=loop == "fused")] = None
+                found[chosen if loop == "auto" else replace(chosen, loop=loop, fused=loop == "fused")] = None
     return tuple(found)
 
 
@@ -202,7 +202,7 @@ def _ours(asked: Asked, choice: Choice, store: Store, progress: Progress) -> Ent
     """
     threads = choice.threads or 1
     try:
-        engines = prepare(asked.source, store=asked.store, choice=choice, progress=progress)
+        engines = prepare(asked.source, choice, store=asked.store, progress=progress)
     except BackendUnavailableError as error:
         return Entry(_described(choice, choice.precision or "fp32", threads, error), None)
     manifest = engines.manifest

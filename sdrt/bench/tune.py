@@ -166,7 +166,7 @@ class _Tuner:
 
     def _trial(self, choice: Choice, *, accurate: bool | None, why: str) -> Trial:
         held = builder(choice.backend).components(frozenset(self._bundle.manifest.components))
-        fused = choice.loop == "auto" and (choice.step or STEP in held)
+        fused = choice.loop == "auto" and (choice.fused or STEP in held)
         return Trial(
             backend=choice.backend,
             precision=choice.precision or "fp32",
@@ -239,8 +239,8 @@ class _Tuner:
         if STEP not in self._bundle.manifest.components:
             return None
         if best.trial.loop == "plain":
-            return replace(best.choice, step=True)
-        return replace(best.choice, loop="plain", step=False)
+            return replace(best.choice, fused=True)
+        return replace(best.choice, loop="plain", fused=False)
 
     def _fixed_batch(self, best: _Way) -> Choice:
         """Engines for exactly so many pictures."""

@@ -17,7 +17,7 @@ from sdrt.engines import build as engines_build
 from sdrt.errors import ArtefactError, BackendUnavailableError, CheckpointError, UsageError
 from sdrt.prepare.bundles import bundle_precision, open_bundle
 from sdrt.prepare.choice import build_request, choose
-from sdrt.prepare.engines import prepare
+from sdrt.prepare.engines import open_engines
 from sdrt.prepare.source import Source
 from sdrt.progress import Progress
 from sdrt.runtime.backends.registry import available
@@ -92,7 +92,7 @@ def open_subject(request: SubjectRequest, progress: Progress, threads: int | Non
     source = _source(request)
     if _holds_engines(request):
         given = Source(engines=request.folder, trust=request.trust)
-        engines = prepare(given, backend=request.backend, precision=request.precision, store=request.store)
+        engines = open_engines(given, backend=request.backend, precision=request.precision, store=request.store)
         manifest = engines.manifest
         made_from = engines.checkpoint
         checkpoint = open_reference(request, made_from)

@@ -51,10 +51,9 @@ class Model:
         from sdrt.prepare.engines import prepare
 
         choice = choose(source, backend=backend, store=store, progress=progress)
-        alone = replace(choice, batch=None, loop="plain", step=False)
-        return cls(
-            prepare(source, store=store, choice=alone, progress=progress), progress=progress, threads=choice.threads
-        )
+        alone = replace(choice, batch=None, loop="plain", fused=False)
+        engines = prepare(source, alone, store=store, progress=progress)
+        return cls(engines, progress=progress, threads=choice.threads)
 
     def __enter__(self) -> Self:
         return self

@@ -38,7 +38,7 @@ class Choice:
         threads: None is all that this process may use.
         loop: auto or plain, as the pipeline takes it.
         batch: Pictures at once that the engines are built for; None takes any.
-        step: Whether the engines must hold denoise_step though the backend's own sets leave it out.
+        fused: Whether the engines must hold denoise_step though the backend's own sets leave it out.
         tuned: What ``sdrt tune`` found, in a line; "" where its record had no say.
         deepcache: Whether the engines must hold DeepCache's passes, in the UNet's place.
     """
@@ -48,7 +48,7 @@ class Choice:
     threads: int | None = None
     loop: str = "auto"
     batch: BatchRange | None = None
-    step: bool = False
+    fused: bool = False
     tuned: str = ""
     deepcache: bool = False
 
@@ -121,7 +121,7 @@ def build_request(choice: Choice, bundle: Bundle, provider: Provider | None = No
     """What a choice asks a build for."""
     components = None
     usual = builder(choice.backend).components(frozenset(bundle.manifest.components))
-    if choice.step:
+    if choice.fused:
         components = tuple(dict.fromkeys((*usual, STEP)))
     elif choice.deepcache:
         # The whole pass is the UNet, and runs as one where it has to.

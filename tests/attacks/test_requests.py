@@ -48,7 +48,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sdrt.prepare.engines.prepare", reached)
+    for name in ("open_engines", "prepare"):
+        monkeypatch.setattr(f"sdrt.prepare.engines.{name}", reached)
     return folder
 
 

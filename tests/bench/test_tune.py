@@ -162,14 +162,14 @@ def test_auto_follows_the_record_and_says_so(world: World, step_bundle: Bundle, 
     tune(source, settings, store)
     notes = Notes()
     choice = choose(source, store=store, progress=notes)
-    assert (choice.backend, choice.precision, choice.threads, choice.step) == ("onnxruntime", "fp32", 2, True)
+    assert (choice.backend, choice.precision, choice.threads, choice.fused) == ("onnxruntime", "fp32", 2, True)
     assert "denoise_step" in (build_request(choice, step_bundle).components or ())
     (first, second) = notes.notes
     assert first.startswith("backend onnxruntime: tuned here on 20")
     assert second == "as tuned: onnxruntime fp32, fused loop, any batch, 2 threads"
     # What the user says stands; a precision that was not found best goes by the machine.
     assert choose(source, store=store, threads=1).threads == 1
-    assert choose(source, store=store, loop="plain").step is False
+    assert choose(source, store=store, loop="plain").fused is False
     assert choose(source, store=store, backend="openvino").threads is None
     assert choose(source, store=store, precision="bf16").threads is None
     assert find_record(store, "00" * 32) is None
@@ -183,7 +183,7 @@ def test_prepare_builds_what_was_tuned(
     settings = Settings(rounds=1, backends=("onnxruntime",), precisions=("fp32",), threads=1)
     tune(source, settings, store)
     monkeypatch.undo()
-    engines = prepare(source, store=store)
+    engines = prepare(source, choose(source, store=store), store=store)
     assert engines.manifest.backend == "onnxruntime"
     assert "denoise_step" in engines.manifest.components
 

@@ -18,7 +18,8 @@ from sdrt.artefacts.store import Store
 from sdrt.commands.denoise_repeat import with_record
 from sdrt.errors import CheckpointError
 from sdrt.prepare.bundles import open_bundle
-from sdrt.prepare.engines import prepare
+from sdrt.prepare.choice import Choice
+from sdrt.prepare.engines import open_engines, prepare
 from sdrt.prepare.source import Source
 from sdrt.runtime.picture_record import picture_record as made_record
 from sdrt.runtime.picture_record import read_record
@@ -41,7 +42,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def opened(tiny_engines: Opened, store: Store, here: Path) -> Opened:
     """Opens engines, where those of a checkpoint called tiny lie in the store."""
     tiny_engines("onnxruntime", "fp32")
-    return lambda **named: prepare(Source(**named), backend="onnxruntime", store=store.root, build=False)
+
+    def open_source(**named: Any) -> EngineSet:
+        source = Source(**named)
+        if source.engines:
+            return open_engines(source, backend="onnxruntime", store=store.root)
+        return prepare(source, Choice("onnxruntime"), store=store.root, build=False)
+
+    return open_source
 
 
 def recorded(engines: EngineSet) -> CheckpointRecord:
@@ -143,6 +151,6 @@ def test_what_is_derived_of_a_bundle_goes_by_its_name(
     """The quantising and the cutting are left out."""
     shutil.copytree(tiny_path, "second")
     for name in ("_quantised", "_cut"):
-        monkeypatch.setattr(f"sdrt.prepare.engines.{name}", lambda *_: tiny_bundle)
+        monkeypatch.setattr(f"sdrt.prepare.bundles.{name}", lambda *_: tiny_bundle)
     assert open_bundle(Source(checkpoint="second"), store, **way).checkpoint.name == "second"
     assert open_bundle(Source(bundle=tiny_bundle.path), store, **way).checkpoint.name == "tiny"

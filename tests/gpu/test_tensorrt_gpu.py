@@ -32,6 +32,7 @@ from sdrt.errors import NumericError, ResourceError, UsageError
 from sdrt.libraries.cuda import Cuda
 from sdrt.machine import nvidia
 from sdrt.prepare.bundles import open_bundle
+from sdrt.prepare.choice import Choice
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
 from sdrt.progress import Silent, silent
@@ -96,7 +97,7 @@ def opened(plans: EngineSet) -> Iterator[Opened]:
 @pytest.fixture(scope="module")
 def reference(tiny_path: Path, store: Store) -> Iterator[Pipeline]:
     """The same checkpoint in fp32 on the CPU."""
-    engines = prepare(Source(checkpoint=str(tiny_path)), backend="onnxruntime", precision="fp32", store=store.root)
+    engines = prepare(Source(checkpoint=str(tiny_path)), Choice("onnxruntime", "fp32"), store=store.root)
     with Pipeline(engines) as pipeline:
         yield pipeline
 

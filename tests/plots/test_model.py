@@ -20,7 +20,7 @@ def test_a_tuned_batch_is_not_a_plots(tiny_bundle: Bundle, store: Store, monkeyp
 
     def tuned(_source: Source, **how: Any) -> Choice:
         asked.append(how)
-        return Choice("onnxruntime", "fp32", 1, "auto", BatchRange(min=4, opt=4, max=4), step=True)
+        return Choice("onnxruntime", "fp32", 1, "auto", BatchRange(min=4, opt=4, max=4), fused=True)
 
     monkeypatch.setattr("sdrt.prepare.choice.choose", tuned)
     with Model.load(Source(bundle=tiny_bundle.path), backend="auto", store=store.root) as model:

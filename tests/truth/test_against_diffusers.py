@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from sdrt import Pipeline
+from sdrt.artefacts.engine_set import BackendName
 from sdrt.artefacts.manifest import Precision
 from sdrt.artefacts.store import Store
 from sdrt.checkpoint import open_checkpoint
 from sdrt.engines.builders.openvino import OpenVinoBuilder
+from sdrt.prepare.choice import Choice
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
 from sdrt.runtime import denoise
@@ -57,8 +59,8 @@ def tiny(tiny_path: Path) -> Truth:
     return truth_of(str(tiny_path), tiny_path)
 
 
-def ours(truth: Truth, store: Store, backend: str, precision: Precision = "fp32") -> Picture:
-    engines = prepare(Source(checkpoint=truth.checkpoint), backend=backend, precision=precision, store=store.root)
+def ours(truth: Truth, store: Store, backend: BackendName, precision: Precision = "fp32") -> Picture:
+    engines = prepare(Source(checkpoint=truth.checkpoint), Choice(backend, precision), store=store.root)
     with Pipeline(engines) as pipeline:
         result = pipeline(
             PROMPT,
@@ -70,14 +72,14 @@ def ours(truth: Truth, store: Store, backend: str, precision: Precision = "fp32"
     return np.asarray(result.images[0])
 
 
-def agreement(truth: Truth, store: Store, backend: str, precision: Precision = "fp32") -> float:
+def agreement(truth: Truth, store: Store, backend: BackendName, precision: Precision = "fp32") -> float:
     found = psnr(ours(truth, store, backend, precision), truth.picture)
     print(f"\n{Path(truth.checkpoint).name}, {backend} {precision}: {found:.1f} dB")
     return found
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_the_tiny_checkpoint(backend: str, tiny: Truth, store: Store) -> None:
+def test_the_tiny_checkpoint(backend: BackendName, tiny: Truth, store: Store) -> None:
     assert agreement(tiny, store, backend) >= FP32_PSNR_DB
 
 
@@ -90,7 +92,9 @@ def test_the_demo_checkpoint(store: Store) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", odd_checkpoints())
-def test_checkpoints_of_odd_dims(name: str, backend: str, checkpoint_path: Callable[[str], Path], store: Store) -> None:
+def test_checkpoints_of_odd_dims(
+    name: str, backend: BackendName, checkpoint_path: Callable[[str], Path], store: Store
+) -> None:
     folder = checkpoint_path(name)
     assert agreement(truth_of(str(folder), folder), store, backend) >= FP32_PSNR_DB
 
@@ -121,7 +125,7 @@ def test_the_check_finds_guidance_halves_swapped(tiny: Truth, store: Store, monk
 
 
 def test_the_check_finds_a_scaling_factor_left_out(tiny: Truth, store: Store) -> None:
-    engines = prepare(Source(checkpoint=tiny.checkpoint), backend="onnxruntime", precision="fp32", store=store.root)
+    engines = prepare(Source(checkpoint=tiny.checkpoint), Choice("onnxruntime", "fp32"), store=store.root)
     model = engines.manifest.model.model_copy(update={"scaling_factor": 1.0})
     with Pipeline(replace(engines, manifest=engines.manifest.model_copy(update={"model": model}))) as pipeline:
         result = pipeline(

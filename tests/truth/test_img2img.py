@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from sdrt import Pipeline, pipeline
+from sdrt.artefacts.engine_set import BackendName
 from sdrt.artefacts.store import Store
+from sdrt.prepare.choice import Choice
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
 from sdrt.runtime import init_image
@@ -75,15 +77,15 @@ def truth(reference: Reference) -> Picture:
     return drawn
 
 
-def ours(tiny_path: Path, store: Store, backend: str = "onnxruntime", **changes: Any) -> Picture:
-    engines = prepare(Source(checkpoint=str(tiny_path)), backend=backend, precision="fp32", store=store.root)
+def ours(tiny_path: Path, store: Store, backend: BackendName = "onnxruntime", **changes: Any) -> Picture:
+    engines = prepare(Source(checkpoint=str(tiny_path)), Choice(backend, "fp32"), store=store.root)
     with Pipeline(engines) as pipe:
         result = pipe(PROMPT, image=picture(), seed=SEED, **{**SETTINGS, **changes})
     return np.asarray(result.images[0])
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_pictures_equal_diffusers(backend: str, tiny_path: Path, store: Store, truth: Picture) -> None:
+def test_pictures_equal_diffusers(backend: BackendName, tiny_path: Path, store: Store, truth: Picture) -> None:
     found = psnr(ours(tiny_path, store, backend), truth)
     print(f"\nimg2img, {backend}: {found:.1f} dB")
     assert found >= PSNR_DB

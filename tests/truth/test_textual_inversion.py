@@ -14,6 +14,7 @@ import pytest
 
 from sdrt import Pipeline
 from sdrt.artefacts.store import Store
+from sdrt.prepare.choice import Choice
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
 from sdrt.runtime.backends.opening import open_session
@@ -74,7 +75,7 @@ def truth(reference: Any) -> Picture:
 @pytest.fixture(scope="module")
 def pipeline(checkpoint: Path, store: Store) -> Iterator[Pipeline]:
     """Ours, over the same files."""
-    engines = prepare(Source(checkpoint=str(checkpoint)), backend="onnxruntime", store=store.root)
+    engines = prepare(Source(checkpoint=str(checkpoint)), Choice("onnxruntime"), store=store.root)
     with Pipeline(engines) as opened:
         yield opened
 

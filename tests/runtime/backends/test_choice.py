@@ -15,6 +15,7 @@ from sdrt.artefacts.engine_set import EngineSet
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from sdrt.install_lines import extra_line, package_line
 from sdrt.machine import nvidia
+from sdrt.prepare.choice import Choice
 from sdrt.prepare.engines import prepare
 from sdrt.prepare.source import Source
 from sdrt.runtime.backends import opening
@@ -151,9 +152,9 @@ def test_nothing_is_exported_for_a_backend_that_does_not_run_on_the_gpu(
 ) -> None:
     on_gpu(monkeypatch, "sm90")
     installed.update({"cuda-bindings": "13.4", "tensorrt-rtx": "1.7"})
-    monkeypatch.setattr("sdrt.prepare.bundles.open_bundle", lambda *_, **__: pytest.fail("a bundle is made"))
+    monkeypatch.setattr("sdrt.prepare.engines.open_bundle", lambda *_, **__: pytest.fail("a bundle is made"))
     with pytest.raises(BackendUnavailableError, match="is sm90"):
-        prepare(Source(), backend="tensorrt-rtx", store=tmp_path)
+        prepare(Source(), Choice("tensorrt-rtx"), store=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from sdrt.engines.request import BuildRequest
 from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from sdrt.install_lines import extra_line, removal_line
 from sdrt.libraries.onnxruntime import ERRORS, PROVIDERS
-from sdrt.prepare.engines import prepare
+from sdrt.prepare.choice import Choice
+from sdrt.prepare.engines import open_engines, prepare
 from sdrt.prepare.source import Source
 from sdrt.progress import silent
 from sdrt.runtime.backends.opening import open_engine
@@ -70,7 +71,7 @@ def test_row_65_a_provider_that_is_not_installed_is_an_error_before_anything_is_
     hand_bundle: Bundle, tmp_path: Path, provider: Any
 ) -> None:
     with pytest.raises(BackendUnavailableError, match=r"this onnxruntime has no .*CUDAExecutionProvider") as caught:
-        prepare(Source(bundle=hand_bundle.path), backend="onnxruntime", provider=provider, store=tmp_path / "store")
+        prepare(Source(bundle=hand_bundle.path), Choice("onnxruntime"), provider=provider, store=tmp_path / "store")
     assert caught.value.exit_code == 4
     assert caught.value.hint == f"{removal_line('onnxruntime')} && {extra_line('gpu')}"
     assert not (tmp_path / "store").exists()
@@ -156,7 +157,7 @@ def test_a_set_built_for_another_provider_is_not_taken_for_it(
 ) -> None:
     engines = build_for("cuda")
     source = Source(engines=engines.path, trust=engines.digest)
-    assert prepare(source, provider="cuda", store=tmp_path / "store").digest == engines.digest
+    assert open_engines(source, provider="cuda", store=tmp_path / "store").digest == engines.digest
     for asked in ("cpu", "tensorrt"):
         with pytest.raises(UsageError, match=f"--provider is {asked}; .* are for cuda"):
-            prepare(source, provider=asked, store=tmp_path / "store")
+            open_engines(source, provider=asked, store=tmp_path / "store")
