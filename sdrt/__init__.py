@@ -1,6 +1,6 @@
 """sdrt: Stable Diffusion v1 checkpoints as verified, portable inference engines.
 
-The three lines that make a picture::
+Example::
 
     from sdrt import Pipeline
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline", "Result", "__version__"]
 
-# Read by ONNX Runtime as it is imported: since 1.29 it sends what it is asked to run to its makers
-# (docs/decisions/0079). Who wants that says ORT_DISABLE_TELEMETRY=0.
+# ONNX Runtime reads this on import; since 1.29 it sends telemetry by default (docs/decisions/0079).
+# Set ORT_DISABLE_TELEMETRY=0 to keep it on.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the pipeline when it is first asked for, so that ``import sdrt`` stays quick."""
+    """Import the pipeline on first use, so that ``import sdrt`` stays quick."""
     if name == "Pipeline":
         from sdrt.pipeline import Pipeline
 

@@ -1,4 +1,4 @@
-"""Every error sdrt raises on purpose, and the exit code each becomes on the command line.
+"""Errors that sdrt raises, with their exit codes on the command line.
 
     SdrtError
     |-- UsageError               2   an option or request is wrong
@@ -12,14 +12,14 @@
     |-- TimeLimitError           7   a time limit or a lock ran out
     `-- TrustError               8   a digest does not match, pickle, data outside its folder, an unsealed plan
 
-Each carries a hint: what the user can do next. Interruption (Ctrl-C, SIGTERM) is KeyboardInterrupt and exits 130.
+Each has a hint that says what to do next. Interruption (Ctrl-C, SIGTERM) is KeyboardInterrupt and exits 130.
 """
 
 from __future__ import annotations
 
 from sdrt.terminal import printable
 
-#: Characters of a message; what a stranger's file holds is quoted in it, however long it is.
+#: Longest message in characters; messages quote untrusted files, whose text may be of any length.
 MESSAGE_LIMIT = 1500
 
 
@@ -27,7 +27,7 @@ class SdrtError(Exception):
     """Base of the tree.
 
     Args:
-        message: What is wrong, naming the file, field or component; it is made one line of bounded length.
+        message: The fault, naming the file, field or component; shortened to one line of bounded length.
         hint: What to do next, in one line.
     """
 
@@ -40,7 +40,7 @@ class SdrtError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survive the way back from a worker process, hint included."""
+        """Return what pickle needs to rebuild the error, with its hint, in another process."""
         return (_rebuild, (type(self), self.message, self.hint))
 
 
@@ -73,7 +73,7 @@ class EngineError(ArtefactError):
 
 
 class BackendUnavailableError(SdrtError):
-    """The backend, provider or device asked for is not available here."""
+    """The requested backend, provider or device is not available here."""
 
     exit_code = 4
 
@@ -97,6 +97,6 @@ class TimeLimitError(SdrtError):
 
 
 class TrustError(SdrtError):
-    """Something that must not be opened: a digest mismatch, pickle, data outside its folder, an unsealed plan."""
+    """A file must not be opened: a digest mismatch, pickle, data outside its folder, an unsealed plan."""
 
     exit_code = 8

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: digests, atomic writes, folders published by one rename."""
+"""File operations: digests, atomic writes, folders published by one rename, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from typing import IO, Any
 from sdrt.errors import ResourceError, SdrtError, TrustError
 from sdrt.unfinished import ASIDE_PREFIX, PART_PREFIX, owner_name, remove, sweep, try_exclusive
 
-#: How the names of folders begin in which something lies for a while: what is written there goes by TMPDIR.
+#: Prefix of temporary folders, whose place TMPDIR decides.
 TEMPORARY_PREFIX = "sdrt-temporary-"
-#: What a temporary file has to find room for.
+#: Bytes that must be free when a temporary file is created.
 TEMPORARY_ROOM_BYTES = 1 << 16
 TEMPORARY_HINT = "free space, or set TMPDIR to a folder that has more"
-#: What the system refuses for want of space in a file system.
+#: Error numbers of a full file system.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-#: What is read and hashed at a time: a processor's cache holds it.
+#: Bytes that are read and hashed at a time; they fit a processor's cache.
 READ_BYTES = 1 << 18
-#: What to do where another place would not help.
+#: Hints for errors that another folder would not cure.
 HINTS_BY_ERRNO = {
     errno.EMFILE: "allow the process more open files, by ulimit -n",
     errno.ENFILE: "close programs that hold many files open",
@@ -35,7 +35,7 @@ HINTS_BY_ERRNO = {
     errno.EIO: "check the disk, or copy what can still be read to another",
     errno.ESTALE: "mount the network file system again",
 }
-#: What the system refuses wherever a path is used, whatever lies there ...
+#: Reasons for which the system refuses to use any path ...
 REFUSALS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -51,35 +51,34 @@ REFUSALS = {
     errno.ENOLCK: "the file system has no locks",
     errno.ENOTSUP: "the file system cannot do that",
 }
-#: ... and what else stands in the way of writing.
+#: ... and further ones for which it refuses to write.
 OBSTACLES = {
     errno.ENOTDIR: "a file stands where a folder should be",
     errno.EEXIST: "a file stands where a folder should be",
     errno.EISDIR: "a folder stands where the file should be",
     errno.ENAMETOOLONG: "the name is too long for the file system",
 }
-#: What says of a path that nothing lies there.
+#: Error numbers that mean that a path does not exist.
 NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-PERMISSION = (errno.EACCES, errno.EPERM)
 READ_HINT = "check the owner and mode of it and of the folders above it, or name another"
-# renameat2(2): change two names for each other, and what their file systems answer where they cannot.
+# renameat2(2): its arguments to exchange two names, and its error numbers where the file system cannot.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
 
 def sha256_bytes(data: bytes) -> str:
-    """SHA-256 of bytes, as 64 hex digits."""
+    """Return the SHA-256 of bytes, as 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
+    """Return the SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_with_sha256(path: Path) -> tuple[bytearray, str]:
-    """Read a file whole, and its SHA-256 in the same pass."""
+    """Read a whole file; return its bytes and their SHA-256, computed in the same pass."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         data = bytearray(os.fstat(file.fileno()).st_size)
@@ -91,23 +90,23 @@ def read_with_sha256(path: Path) -> tuple[bytearray, str]:
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and a closing newline: equal values give equal bytes."""
+    """Return JSON with sorted keys and a final newline; equal values give equal bytes."""
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path, verb: str = "write", *, hint: str | None = None) -> Iterator[None]:
-    """Turn the operating system's refusals to write (or ``verb``) at ``path`` into errors of ours.
+    """Raise ResourceError for operating system errors of the block, which writes (or ``verb``) ``path``.
 
     Args:
-        path: Where.
-        verb: What was tried.
-        hint: What the user can do; None is to choose another place: by TMPDIR in a temporary folder of ours. Where no
-            place would help, that is said instead.
+        path: The file or folder.
+        verb: The failed action, as the message names it.
+        hint: Hint of the error; None for one to choose another place, by TMPDIR in a temporary folder. Errors that
+            another place would not cure have hints of their own.
 
     Raises:
-        ResourceError: No space (which names the file system), no permission, a read-only file system, a file where a
-            folder should be.
+        ResourceError: No space (the message names the file system), no permission, a read-only file system, a file in
+            the place of a folder.
     """
     try:
         yield
@@ -124,17 +123,17 @@ def disk_errors(path: Path, verb: str = "write", *, hint: str | None = None) -> 
 
 
 def unreadable(path: Path, error: OSError, kind: type[SdrtError], *, hint: str, subject: str = "") -> SdrtError:
-    """Return the error to raise where an input cannot be read.
+    """Return the error to raise if an input cannot be read.
 
     Args:
         path: The file or folder.
-        error: What the system said.
-        kind: The class of the error where the path itself is wrong: nothing lies there, or something of another kind.
-        hint: What to do then.
-        subject: What the message begins with, as ``"--prompts: "``.
+        error: The operating system's error.
+        kind: Class of the error if the path is wrong: it does not exist, or is of another type.
+        hint: Hint of that error.
+        subject: Start of the message, such as ``"--prompts: "``.
 
     Returns:
-        A ResourceError where the system refuses to read what lies there, for want of permission for one.
+        A ResourceError if the system refuses to read an existing path, for example without permission; else ``kind``.
     """
     if error.errno in REFUSALS:
         refusal = HINTS_BY_ERRNO.get(error.errno, READ_HINT)
@@ -144,24 +143,24 @@ def unreadable(path: Path, error: OSError, kind: type[SdrtError], *, hint: str, 
 
 @contextlib.contextmanager
 def system_errors() -> Iterator[None]:
-    """Turn every error of the operating system into a ResourceError that names the file.
+    """Raise ResourceError, which names the file, for operating system errors of the block.
 
-    It stands around the entry points, for the calls below them that nothing else guards.
+    It wraps the entry points, for calls below them that have no handler of their own.
 
     Raises:
-        ResourceError: No permission, a full disk, a working folder that is gone, and whatever else the system refuses.
+        ResourceError: No permission, a full disk, a removed working folder, or another refusal of the system.
     """
     try:
         yield
     except OSError as error:
-        # Libraries raise OSErrors of their own, which have no number.
+        # OSErrors that libraries raise themselves have no number.
         if error.errno is None:
             raise
         raise system_error(error) from error
 
 
 def system_error(error: OSError) -> ResourceError:
-    """Return the ResourceError that says what the system refused, and for which file."""
+    """Return the ResourceError of an operating system error; it names the reason and the file."""
     if error.errno == errno.ENOENT and working_folder_is_gone():
         return ResourceError("the working folder is gone", hint="change to a folder that exists")
     reasons = REFUSALS | OBSTACLES
@@ -175,7 +174,7 @@ def system_error(error: OSError) -> ResourceError:
 
 
 def working_folder_is_gone() -> bool:
-    """Whether the current folder was removed: then no relative path leads anywhere."""
+    """Return whether the current folder was removed, so that no relative path can be resolved."""
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -184,10 +183,10 @@ def working_folder_is_gone() -> bool:
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything lies at a path, links followed.
+    """Return whether a path exists, links followed.
 
     Raises:
-        ResourceError: The system does not say, for want of permission for one.
+        ResourceError: The system refuses to tell, for example without permission.
     """
     try:
         path.stat()
@@ -201,10 +200,10 @@ def is_there(path: Path) -> bool:
 
 
 def check_readable(path: Path) -> None:
-    """Raise ResourceError where something lies at a path that this process may not read.
+    """Raise ResourceError if a path exists that this process may not read.
 
     Raises:
-        ResourceError: No permission, for it or for a folder above it.
+        ResourceError: No permission for it or for a folder above it.
     """
     if is_there(path) and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
         denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -213,12 +212,12 @@ def check_readable(path: Path) -> None:
 
 @contextlib.contextmanager
 def utf8_path(path: Path) -> Iterator[Path]:
-    """Give a path in UTF-8 to a file or folder, for libraries that take no other; it holds until the block ends.
+    """Yield a UTF-8 path of a file or folder, for libraries that need one; it is valid until the block ends.
 
-    That is the path itself wherever it is UTF-8. Else it leads through a folder that is held open (Linux's /proc).
+    It is ``path`` itself if that is UTF-8, else a path through a file descriptor of the folder (/proc/<pid>/fd).
 
     Args:
-        path: A file or folder that exists, or a new file or folder whose own name is UTF-8.
+        path: An existing file or folder, or a new one whose own name is UTF-8.
 
     Raises:
         ResourceError: It cannot be opened.
@@ -226,7 +225,7 @@ def utf8_path(path: Path) -> Iterator[Path]:
     if _is_utf8(str(path)):
         yield path
         return
-    # By its folder where possible: weights are looked for beside their graph.
+    # Through its folder if possible: libraries look for weights beside the graph.
     opened, name = (path.parent, path.name) if _is_utf8(path.name) else (path, "")
     with disk_errors(opened, "open", hint=READ_HINT):
         handle = os.open(opened, os.O_RDONLY)
@@ -237,7 +236,7 @@ def utf8_path(path: Path) -> Iterator[Path]:
 
 
 def utf8_text(text: str) -> str:
-    r"""Return a file's name as text that JSON and UTF-8 can hold: other bytes are spelled out, as in ``mod\xe8le``."""
+    r"""Return a file name as UTF-8 text; other bytes are escaped, as in ``mod\xe8le``."""
     return os.fsencode(text).decode(errors="backslashreplace")
 
 
@@ -250,7 +249,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _file_system(path: Path) -> Path:
-    """Where the file system is mounted that a path lies on, or would lie on."""
+    """Return the mount point of the file system of a path, which need not exist."""
     place = Path(os.path.realpath(path))
     while not os.path.ismount(place):
         place = place.parent
@@ -259,10 +258,10 @@ def _file_system(path: Path) -> Path:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Give an empty folder that is removed when the block ends.
+    """Yield an empty temporary folder that is removed when the block ends.
 
     Raises:
-        ResourceError: There is no room for it.
+        ResourceError: It cannot be created.
     """
     with contextlib.ExitStack() as stack:
         with _temporary_errors():
@@ -271,10 +270,10 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def temporary_file() -> IO[bytes]:
-    """A file without a name, that is gone when it is closed.
+    """Open a nameless temporary file, which is removed when it is closed.
 
     Raises:
-        ResourceError: There is no room for it, or for what is written into it at least.
+        ResourceError: It cannot be created, or fewer than TEMPORARY_ROOM_BYTES are free.
     """
     with _temporary_errors(), contextlib.ExitStack() as stack:
         file = stack.enter_context(tempfile.TemporaryFile())
@@ -288,7 +287,7 @@ def temporary_file() -> IO[bytes]:
 
 @contextlib.contextmanager
 def _temporary_errors() -> Iterator[None]:
-    """Turn the operating system's refusals of temporary files into errors of ours."""
+    """Raise ResourceError for operating system errors in creating temporary files."""
     try:
         with disk_errors(Path(tempfile.gettempdir()), "write temporary files into", hint=TEMPORARY_HINT):
             yield
@@ -297,7 +296,7 @@ def _temporary_errors() -> Iterator[None]:
 
 
 def fsync_path(path: Path) -> None:
-    """Make a file's or folder's bytes durable."""
+    """Write a file's or folder's buffered data to disk by fsync(2)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -308,10 +307,10 @@ def fsync_path(path: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old bytes or the new ones, never a part.
 
-    What a killed process left unfinished in the same folder is removed.
+    Unfinished files of killed processes in the same folder are removed.
 
     Raises:
-        ResourceError: The place cannot be written; what was there stays.
+        ResourceError: The file cannot be written; an earlier file stays.
     """
     with system_errors(), disk_errors(path):
         sweep(path.parent)
@@ -330,7 +329,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _umask() -> int:
-    """The process's file mode mask."""
+    """Return the process's file mode mask."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
@@ -338,16 +337,16 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def folder_published_as(path: Path, mode: int = 0o755) -> Iterator[Path]:
-    """Give a fresh folder beside ``path``; publish it as ``path`` by one rename when the block ends well.
+    """Yield an empty folder beside ``path``; rename it to ``path`` when the block succeeds.
 
-    An existing ``path`` is replaced. Nothing is left behind when the block raises; what a process that was killed left
-    beside ``path`` is removed.
+    An existing ``path`` is replaced. Nothing is left behind if the block raises; unfinished folders of killed processes
+    beside ``path`` are removed.
 
     Raises:
-        ResourceError: The place cannot be written.
+        ResourceError: The folder cannot be written.
     """
     with system_errors(), disk_errors(path):
-        # "." and ".." cannot be renamed by that name.
+        # "." and ".." cannot be renamed under these names.
         path = path.resolve() if path.name in ("", "..") else path.absolute()
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
@@ -363,14 +362,14 @@ def folder_published_as(path: Path, mode: int = 0o755) -> Iterator[Path]:
             _swap(part, path)
             fsync_path(path.parent)
     finally:
-        # What stood there before, where the two changed names: it may be a link, or a file.
+        # After an exchange this is the former content of ``path``, which may be a link or a file.
         remove(part)
 
 
 def _swap(part: Path, path: Path) -> None:
-    """Rename ``part`` to ``path``; what stood there takes the name of ``part``, or is removed.
+    """Rename ``part`` to ``path``; a former ``path`` is renamed to ``part``, or removed.
 
-    Where the file system can exchange two names, one of the two stands at ``path`` at every moment.
+    If the file system can exchange two names, ``path`` exists at every moment.
     """
     if not path.exists():
         part.rename(path)
@@ -382,7 +381,7 @@ def _swap(part: Path, path: Path) -> None:
         path.rename(aside / path.name)
         part.rename(path)
     except BaseException:
-        # What was there must not go with the folder it was moved to.
+        # The former content must not be removed with the folder it was moved to.
         if not path.exists():
             (aside / path.name).rename(path)
         raise
@@ -391,7 +390,7 @@ def _swap(part: Path, path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Change two names for each other in one operation; False where system or file system cannot."""
+    """Exchange two names atomically; return False if the system or file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
@@ -404,7 +403,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def path_inside(folder: Path, relative: str) -> Path:
-    """The path of a file that must lie in ``folder`` as a plain file, given as a relative POSIX path.
+    """Return the path of a file in ``folder``, given as a relative POSIX path; the file need not exist.
 
     Raises:
         TrustError: The path is absolute, leaves the folder, or is a link or anything but a plain file.

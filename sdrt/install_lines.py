@@ -1,7 +1,7 @@
-"""Command lines that install what is missing, into the Python that runs sdrt.
+"""Command lines that install missing packages into the Python that runs sdrt.
 
-sdrt is on no package index, so ``pip install sdrt[...]`` would find nothing. In a clone an extra is installed from the
-clone; where sdrt is installed from a wheel, by the extra's requirements, which the package's metadata holds.
+sdrt is on no package index, so ``pip install sdrt[...]`` would find nothing. An extra is installed from the clone, or,
+if sdrt was installed from a wheel, by the extra's requirements in the package's metadata.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def extra_line(*extras: str) -> str:
 
 
 def requirement_line(package: str, *, extra: str) -> str:
-    """Return the command that installs one package of an extra, in the versions that the extra asks for.
+    """Return the command that installs one package of an extra, in the versions that the extra requires.
 
     Raises:
-        ValueError: The extra does not have it.
+        ValueError: The extra does not require the package.
     """
     try:
         found = [wanted for wanted in requirements(extra) if _package(wanted) == _package(package)]
@@ -62,7 +62,7 @@ def removal_line(*packages: str) -> str:
 
 
 def requirements(extra: str) -> tuple[str, ...]:
-    """Return what an extra asks for, as pip takes it.
+    """Return the requirements of an extra, as pip takes them.
 
     Raises:
         ValueError: There is no such extra.
@@ -79,13 +79,13 @@ def requirements(extra: str) -> tuple[str, ...]:
 
 
 def clone_root() -> Path | None:
-    """Return the folder of the clone that sdrt runs from; None where it is installed from a wheel."""
+    """Return the folder of the clone that sdrt runs from; None if sdrt is installed from a wheel."""
     root = Path(__file__).parent.parent
     return root if _project(root).get("name") == NAME else None
 
 
 def _project(root: Path) -> dict[str, Any]:
-    """Return the project's table of a pyproject.toml; empty where there is none."""
+    """Return the project table of a pyproject.toml; empty if there is none."""
     try:
         project: dict[str, Any] = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     except (OSError, ValueError, KeyError):
@@ -110,7 +110,7 @@ def _without_extra(requirement: str, extra: str) -> str:
 
 
 def _pip(*words: str) -> str:
-    """Return a command of the running Python's pip; of uv where there is none, since uv makes environments without."""
+    """Return a command of the running Python's pip, or of uv, whose environments have no pip."""
     python = _here(Path(sys.executable or "python3"))
     if find_spec("pip") is None:
         action, *rest = words
@@ -119,7 +119,7 @@ def _pip(*words: str) -> str:
 
 
 def _here(path: Path) -> str:
-    """Return a path as short as it can be typed in the current folder; with a slash, unless it is that folder."""
+    """Return a path relative to the current folder, if below it, with a slash unless it is that folder."""
     try:
         inside = path.relative_to(Path.cwd()).as_posix()
     except (OSError, ValueError):

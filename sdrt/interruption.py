@@ -1,4 +1,4 @@
-"""Ending on Ctrl-C or SIGTERM: the first asks, and all is cleared up on the way out; one that comes later insists."""
+"""Ctrl-C and SIGTERM: the first signal stops cleanly; a second one ends the process at once."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
-#: Signals that come closer together than this are one: timeout(1) and process managers send theirs twice.
+#: Signals closer together than this count as one: timeout(1) and process managers send theirs twice.
 GRACE_S = 1.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the block, the first SIGINT or SIGTERM raises KeyboardInterrupt, and a later one ends the process at once.
+    """Raise KeyboardInterrupt in the block on the first SIGINT or SIGTERM; end the process at once on a later one.
 
-    Python hears of a signal between two of its own operations only. What insists is therefore watched for by a thread
-    of its own, so that it ends also a process that is deep in a library. What such an end leaves unfinished the next
-    run sweeps. To be called in the main thread; signals that the process was started to ignore stay ignored.
+    Python handles signals only between its own operations, so a thread watches for the later signal, which then ends
+    the process even inside a library call. The next run removes unfinished files. Call it in the main thread; signals
+    that were ignored when the process started stay ignored.
     """
     asked = threading.Event()
 
     def ask(_number: int, _frame: FrameType | None) -> None:
-        # Once only: clearing up is not to be interrupted half-way.
+        # Once only, so that cleaning up is not interrupted.
         if not asked.is_set():
             asked.set()
             raise KeyboardInterrupt
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    # None is of a program that Python runs in, and stays too.
+    # None means a handler that was not installed from Python; it stays too.
     before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     watch = threading.Thread(target=_watch, args=(reading,), name="sdrt-interruption", daemon=True)
-    # Where there is no room for a thread, there is none for the work either, whose error says more.
+    # If no thread can start, the work will fail too, with an error that says more.
     with suppress(RuntimeError):
         watch.start()
     try:
@@ -57,7 +57,7 @@ def interruptible() -> Iterator[None]:
 
 
 def _watch(reading: int) -> None:
-    """End the process when a signal comes ``GRACE_S`` or more after the first; until no more signals can come."""
+    """End the process on a signal ``GRACE_S`` or more after the first; return when the pipe is closed."""
     first: float | None = None
     while data := os.read(reading, 1):
         if data[0] not in SIGNALS:

@@ -1,4 +1,4 @@
-"""Ranges of what a request may ask for, which manifests and configs share."""
+"""Ranges of the values of requests, which manifests and configs share."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ PROMPT_LIMIT_CHARACTERS = 100_000
 MAX_SEED = 2**64 - 1
 MAX_PICTURES = 256
 MAX_STEPS = 1000
-#: How strongly the prompt is followed where neither the user nor the checkpoint says; diffusers' default.
+#: Guidance scale if neither the user nor the checkpoint gives one; diffusers' default.
 DEFAULT_GUIDANCE_SCALE = 7.5
 MAX_GUIDANCE_SCALE = 1000.0
-#: At 1 every step would compute the whole UNet, as it does without.
+#: At 1 every step would compute the whole UNet, as without DeepCache.
 MIN_DEEPCACHE = 2
-#: No schedule's noise comes near.
+#: Upper bound for guidance_interval; real sigmas stay far below.
 MAX_SIGMA = 1e6

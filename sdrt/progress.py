@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere, nothing for ``silent``. Always on stderr."""
+"""Progress of long work on stderr: a bar on a terminal, plain lines elsewhere, nothing for ``silent``."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Advance = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """Where long work reports how far it is."""
+    """Interface by which long work reports its progress."""
 
     def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Advance]:
-        """Open a stage of ``total`` units (None: unknown); the value given is called with units done."""
+        """Open a stage of ``total`` units (None: unknown); yield a function to call with the number of units done."""
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
 
 
 class Silent:
-    """Reports nothing."""
+    """Progress that reports nothing."""
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
@@ -40,24 +40,24 @@ class Silent:
 
 
 class Lines:
-    """One line as a stage starts and one as it ends, for logs."""
+    """Progress in lines, one when a stage starts and one when it ends, for logs."""
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
-        """Say that the stage starts, and how long it took."""
+        """Print when the stage starts, and how long it took when it ends."""
         start = time.monotonic()
         self.note(f"{name} ...")
         yield lambda _: None
         self.note(f"{name}: {time.monotonic() - start:.1f} s")
 
     def note(self, text: str) -> None:
-        """Say one line on stderr; what nobody can hear, since a pipe is closed or a disk full, stops no work."""
+        """Print one line on stderr; a closed pipe or a full disk does not stop the work."""
         with contextlib.suppress(OSError):
             print(printable(text), file=sys.stderr, flush=True)
 
 
 class Bars:
-    """A rich progress bar, one row a stage."""
+    """Progress as rich's bars, one row for each stage."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -73,14 +73,14 @@ class Bars:
                 yield from super().get_renderables()
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        #: What stands above the rows as long as there are any.
+        #: Renderable above the rows while there are any.
         self.above: RenderableType | None = None
         self._bars = Rows(*columns, console=Console(stderr=True))
         self._open = 0
 
     @property
     def coloured(self) -> bool:
-        """Whether the terminal shows colours, and the user wants them."""
+        """True if the terminal shows colours and the user has not turned them off."""
         console = self._bars.console
         return console.is_terminal and console.color_system is not None and not console.no_color
 
@@ -90,7 +90,7 @@ class Bars:
         if self._open == 0:
             self._bars.start()
         self._open += 1
-        # The same stage again takes the row's place: a queue has one for every run.
+        # A stage of the same name replaces the finished row: a queue has one for every run.
         for row in [row.id for row in self._bars.tasks if row.finished and row.description == name]:
             self._bars.remove_task(row)
         task = self._bars.add_task(name, total=total)
@@ -105,7 +105,7 @@ class Bars:
                     self._bars.remove_task(row)
 
     def note(self, text: str) -> None:
-        """Say one line above the bars."""
+        """Print one line above the bars."""
         self._bars.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -113,5 +113,5 @@ silent = Silent()
 
 
 def for_terminal() -> Progress:
-    """Bars where stderr is a terminal, else lines."""
+    """Return bars if stderr is a terminal, else lines."""
     return Bars() if sys.stderr.isatty() else Lines()

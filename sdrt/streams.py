@@ -1,4 +1,4 @@
-"""The command line's streams: stdout that cannot be written is an error, stderr that cannot be stops nothing."""
+"""The command line's streams: a failed write to stdout is an error, one to stderr is ignored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STDOUT_HINT = "send it to a file or program that takes it, or to /dev/null"
 
 
 class _Raw(io.RawIOBase):
-    """A file descriptor that stays open, and that takes and drops everything once a write to it has failed."""
+    """A file descriptor that stays open and that drops everything after a failed write."""
 
     def __init__(self, descriptor: int, *, must_arrive: bool) -> None:
         super().__init__()
@@ -44,15 +44,15 @@ class _Raw(io.RawIOBase):
         return True
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write; raise ResourceError for the first failure where the data must arrive."""
+        """Write; raise ResourceError for the first failure if the data must arrive."""
         while not self._lost:
             try:
                 return os.write(self._descriptor, data)
             except BlockingIOError:
-                # The program at the other end made the pipe one that does not wait.
+                # The program at the other end made the pipe non-blocking.
                 select.select([], [self._descriptor], [])
             except OSError as error:
-                # What is buffered is written again as the process ends, and would fail again.
+                # Buffered data is written again when the process ends, and would fail again.
                 self._lost = True
                 if self._must_arrive:
                     reason = REFUSALS.get(error.errno or 0) or READERS_GONE.get(error.errno or 0) or str(error)
@@ -62,10 +62,10 @@ class _Raw(io.RawIOBase):
 
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[None]:
-    """Within the block, guard the process's own stdout and stderr; streams that a program put in their place stay.
+    """Guard the process's own stdout and stderr for the block; streams that a program put in their place stay.
 
-    A stream that was closed before the process started is opened to nothing: else the next file that is opened takes
-    its number, and libraries print into it. `check_stdout` says whether stdout was.
+    A stream that was closed before the process started is opened to /dev/null: otherwise the next file that is opened
+    would get its descriptor, and libraries would print into it. `check_stdout` raises if stdout was closed.
     """
     before = sys.stdin, sys.stdout, sys.stderr
     for descriptor, mode in ((STDIN, os.O_RDONLY), (STDOUT, os.O_WRONLY), (STDERR, os.O_WRONLY)):
@@ -75,7 +75,7 @@ def guarded_streams() -> Iterator[None]:
     if sys.stderr is None or sys.stderr is sys.__stderr__:
         sys.stderr = _guarded(STDERR, sys.stderr, "backslashreplace", must_arrive=False)
     if sys.stdout is not None and sys.stdout is sys.__stdout__:
-        # A path's bytes that are not UTF-8 are printed as they are.
+        # Bytes of a path that are not UTF-8 are printed unchanged.
         sys.stdout = _guarded(STDOUT, sys.stdout, "surrogateescape", must_arrive=True)
     try:
         yield
@@ -88,17 +88,13 @@ def guarded_streams() -> Iterator[None]:
 
 
 def check_stdout() -> None:
-    """Raise ResourceError unless there is a stdout.
-
-    Raises:
-        ResourceError: It was closed before the process started.
-    """
+    """Raise ResourceError if stdout was closed before the process started."""
     if sys.stdout is None:
         raise ResourceError("stdout is closed", hint=STDOUT_HINT)
 
 
 def _open_to_nothing(descriptor: int, mode: int) -> None:
-    """Open a standard stream's number to /dev/null where it is closed."""
+    """Open /dev/null under a standard stream's descriptor if that is closed."""
     try:
         os.fstat(descriptor)
     except OSError:

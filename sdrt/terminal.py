@@ -1,20 +1,20 @@
-"""Text from files of strangers on the user's terminal: shown, never obeyed."""
+"""Text for the terminal: untrusted text without control characters, and sizes in units."""
 
 from __future__ import annotations
 
 import re
 
-#: Line breaks, what a terminal takes for commands, and halves of UTF-16 pairs, which cannot be written.
+#: Line breaks, control characters, and lone surrogates, which cannot be written.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-#: What Python adds to a byte of a file's name that is not UTF-8.
+#: Offset that Python adds to a byte of a file name that is not UTF-8 (surrogateescape).
 ESCAPED_BYTES = 0xDC00
 
 
 def printable(text: str) -> str:
-    r"""Return the text as one line that does nothing to a terminal: its control characters are spelled out.
+    r"""Return the text as one line with its control characters escaped.
 
-    So are the bytes of a file's name that are not UTF-8.
+    Bytes of a file name that are not UTF-8 are escaped too.
 
     Example:
         >>> printable("a cat\n\x1b[2J")
@@ -24,13 +24,13 @@ def printable(text: str) -> str:
 
 
 def _code(character: str) -> int:
-    """Return the byte that Python keeps as half of a UTF-16 pair (surrogateescape), or else the character's number."""
+    """Return the byte that Python keeps as a lone surrogate (surrogateescape), or else the character's code point."""
     code = ord(character)
     return code - ESCAPED_BYTES if 0x80 <= code - ESCAPED_BYTES <= 0xFF else code
 
 
 def size_text(size_bytes: int) -> str:
-    """Bytes as people read them: 12.3 MB."""
+    """Return a size in decimal units, such as 12.3 MB."""
     size = float(size_bytes)
     for unit in ("B", "kB", "MB"):
         if size < 1000:

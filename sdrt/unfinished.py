@@ -1,4 +1,4 @@
-"""What is being made and is not whole yet: named for the process that makes it, so that what it leaves can be swept."""
+"""Unfinished files carry the id of their process, so that leftovers of killed processes can be removed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-#: How the names of unfinished files and folders begin, beside what they are to become ...
+#: Prefix of unfinished files and folders, beside their final path ...
 PART_PREFIX = ".part-"
-#: ... and of folders that hold what is being replaced, under its own name.
+#: ... and of folders that hold the replaced file or folder under its own name.
 ASIDE_PREFIX = ".old-"
 
 
 def owner_name() -> str:
-    """How the names of this process's unfinished things go on: its number, when it started, and a dash at the end."""
+    """Return what follows the prefix in names of this process's unfinished files: ``<pid>-<start time>-``."""
     return f"{os.getpid()}-{_started(os.getpid())}-"
 
 
 def is_abandoned(name: str) -> bool:
-    """Whether the process that began a thing of this name is gone."""
+    """Return whether the process that an unfinished file's name (without prefix) identifies is gone."""
     number, _, rest = name.partition("-")
     if not (number.isascii() and number.isdigit()):
         return False
@@ -32,12 +32,12 @@ def is_abandoned(name: str) -> bool:
         return True
     except PermissionError:
         return False
-    # The number may have been given to another process since, which then started later.
+    # The pid may have been reused by a process that started later.
     return rest.partition("-")[0] != _started(pid)
 
 
 def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot; 0 where the system does not say."""
+    """Return the start time of a process in clock ticks since boot; 0 if the system does not report it."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -47,9 +47,9 @@ def _started(pid: int) -> str:
 
 @contextlib.contextmanager
 def try_exclusive(path: Path) -> Iterator[bool]:
-    """Whether nobody has a file or folder in use, and while the block runs nobody will."""
+    """Yield whether an exclusive lock on a file or folder was taken; it is held for the block."""
     try:
-        # A pipe of that name would wait for its other end.
+        # O_NONBLOCK: opening a pipe of that name would wait for its other end.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
         yield False
@@ -66,10 +66,10 @@ def try_exclusive(path: Path) -> Iterator[bool]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove from a folder what processes that were killed left unfinished there; what they moved aside comes back.
+    """Remove unfinished files of killed processes from a folder; move back what they had moved aside.
 
-    A process of another machine or container, whose number means nothing here, still holds a lock on what is its own.
-    What cannot be removed stays.
+    Files of a live process on another machine or in another container, whose pid means nothing here, are still locked
+    by it and stay, as do files that cannot be removed.
     """
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
@@ -88,14 +88,14 @@ def _sweep_one(path: Path) -> None:
 
 
 def _put_back(aside: Path) -> None:
-    """Rename what was moved aside to where it stood, unless what was to replace it is there."""
+    """Rename what was moved aside to its former path, unless its replacement is there."""
     for held in aside.iterdir():
         if not (aside.parent / held.name).exists():
             held.rename(aside.parent / held.name)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all that is in it; what cannot be removed of a folder stays."""
+    """Remove a file, a link or a folder with its contents, except contents that cannot be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -11,12 +11,12 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 def web_page(title: str, style: Path, sections: Iterable[str]) -> str:
-    """A page that may load nothing but what stands in it.
+    """Return an HTML page whose content security policy allows nothing but its own content.
 
     Args:
-        title: Text; it is escaped here.
-        style: A file of CSS that stands after what all pages share.
-        sections: HTML, in which everything that a user or a file named is escaped; empty ones are left out.
+        title: Plain text; it is escaped here.
+        style: A CSS file that follows the style of all pages.
+        sections: HTML in which text of users and files is already escaped; empty ones are left out.
     """
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(title), style=style.read_text(encoding="utf-8"), sections="\n".join(filter(None, sections))

@@ -1,4 +1,4 @@
-"""A bundle: ONNX graphs and all that is needed to run them without torch, sealed by ``manifest.json``."""
+"""Bundles: ONNX graphs and everything needed to run them without torch, sealed by ``manifest.json``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sdrt.files import sha256_bytes, system_errors, utf8_path
 class Bundle:
     """An opened bundle. ``digest`` is the SHA-256 of its manifest and so covers every file.
 
-    ``named`` is the checkpoint that the user named, where another with the same weights was exported first.
+    ``named`` is the checkpoint that the user named, if another one with the same weights was exported first.
     """
 
     path: Path
@@ -36,18 +36,18 @@ class Bundle:
 
     @property
     def checkpoint(self) -> CheckpointRecord:
-        """The checkpoint that it is of, by the name that the user gave."""
+        """The exported checkpoint, by the name that the user gave."""
         return self.named or self.manifest.checkpoint
 
     @classmethod
     @system_errors()
     def open(cls, path: Path, *, verify: bool = False) -> Bundle:
-        """Open a bundle folder; check the manifest, every size, every graph's digest, and with ``verify`` all digests.
+        """Open a bundle folder; check the manifest, all sizes, the graphs' digests and, with ``verify``, all digests.
 
         Raises:
             BundleError: The manifest or a file is missing or malformed.
             TrustError: A digest or size does not match, or a path leaves the folder.
-            ResourceError: A file cannot be read, for want of permission for one.
+            ResourceError: A file cannot be read, for example without permission.
         """
         data = read_manifest(path, BundleError)
         manifest = parse_manifest(path, data, Manifest, BundleError)
@@ -60,7 +60,7 @@ class Bundle:
         return cls(path, manifest, sha256_bytes(data))
 
     def component(self, name: ComponentName) -> Component:
-        """One component's record.
+        """Return a component's record.
 
         Raises:
             BundleError: The bundle does not hold the component.
@@ -70,14 +70,14 @@ class Bundle:
         return self.manifest.components[name]
 
     def graph(self, component: ComponentName) -> Path:
-        """Path of a component's ONNX file, once it may be opened: this is the way to it for whatever reads graphs.
+        """Return the path of a component's ONNX file, validated; the only way by which graphs are opened.
 
-        The first time that a process asks, another process reads all of the bundle's graphs (see
-        sdrt.graphs.validate): nothing of theirs reaches a library here before.
+        The first call of a process validates all graphs of the bundle in a child process (see sdrt.graphs.validate),
+        before any library of this process reads them.
 
         Raises:
             BundleError: The bundle does not hold the component, or a graph is refused.
-            TrustError: A graph would take weights from elsewhere than the manifest says.
+            TrustError: A graph reads weights from a file that the manifest does not name.
         """
         from sdrt.graphs.validate import validate_once
 
@@ -87,7 +87,7 @@ class Bundle:
 
     @cached_property
     def _utf8_path(self) -> Path:
-        """The folder by a path that libraries take, for as long as this value lives."""
+        """A path of the folder in UTF-8, valid for the lifetime of this object."""
         held = ExitStack()
         weakref.finalize(self, held.close)
         return held.enter_context(utf8_path(self.path))

@@ -1,4 +1,4 @@
-"""An engine set: what one backend compiled from one bundle, sealed by ``manifest.json``."""
+"""Engine sets: engines that one backend compiled from one bundle, sealed by ``manifest.json``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 
 
 class BatchRange(Record):
-    """Batches an engine takes: ``min`` to ``max``, fastest at ``opt``."""
+    """Batch sizes that an engine accepts: ``min`` to ``max``, fastest at ``opt``."""
 
     min: int = Field(ge=1)
     opt: int
@@ -51,7 +51,7 @@ class BatchRange(Record):
 
 
 class AttentionLayer(Record):
-    """One attention: ``heads`` of ``head_size``, ``queries`` tokens to ``keys``. ``fused``: one kernel computes it."""
+    """One attention: ``heads`` of ``head_size``, ``queries`` tokens to ``keys``; ``fused`` if in one kernel."""
 
     name: str
     heads: int
@@ -63,9 +63,9 @@ class AttentionLayer(Record):
 
 
 class LayerList(Record):
-    """What a plan was compiled from, since a plan cannot be read without a GPU.
+    """The layers of a compiled plan, recorded because a plan cannot be read without a GPU.
 
-    ``kinds`` counts layers by kind and, within, by the precision of what they put out.
+    ``kinds`` counts layers by kind and, within a kind, by the precision of their outputs.
     """
 
     kinds: dict[str, dict[str, int]]
@@ -75,10 +75,11 @@ class LayerList(Record):
 class EngineComponent(Record):
     """One compiled component.
 
-    ``file`` is what the backend opens, ``weights`` what lies beside it. ``precision`` says how it computes. ``batch``
-    counts rows of the batch axis; None takes any. ``seconds`` is how long it took to build, ``peak_memory_bytes`` the
-    most that the process which built it held; None where the system does not say. ``options`` are what the backend has
-    to be told to open it, ``layers`` what was compiled, where the engine cannot be asked.
+    ``file`` is the file that the backend opens, ``weights`` the file of weights beside it, ``precision`` the precision
+    of its arithmetic. ``batch`` is the range of the batch axis; None for any size. ``seconds`` is the build time,
+    ``peak_memory_bytes`` the peak memory of the process that built it; None if the system does not report it.
+    ``options`` are options that the backend needs to open it, ``layers`` the compiled layers of engines that cannot be
+    inspected.
     """
 
     file: str
@@ -95,15 +96,15 @@ class EngineComponent(Record):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What it is opened from."""
+        """The files that it is opened from."""
         return (self.file,) if self.weights is None else (self.file, self.weights)
 
 
 class EngineManifest(SealedManifest):
-    """``manifest.json`` of an engine set. ``host`` says what the host that opens it must have.
+    """``manifest.json`` of an engine set. ``host`` holds the properties that the host must match.
 
-    ``version_compatible`` says that later versions of the same major of the library open it too. Where they do not the
-    field is not written: the manifest is what it was before there was such a thing.
+    ``version_compatible`` is True if later versions of the library, of the same major version, can open it too. Omitted
+    when False, so older manifests keep their digests.
     """
 
     backend: BackendName
@@ -114,15 +115,15 @@ class EngineManifest(SealedManifest):
     version_compatible: bool = Field(default=False, exclude_if=lambda compatible: not compatible)
 
     def named_files(self) -> set[str]:
-        """What the components are opened from, the tokenizer and the scheduler's config."""
+        """Return the components' files, the tokenizer and the scheduler's config."""
         return {TOKENIZER, SCHEDULER, *(file for part in self.components.values() for file in part.files)}
 
     @classmethod
     def of(cls, folder: Path) -> EngineManifest:
-        """The manifest of a set's folder, to be looked at: this opens no set, and vouches for nothing.
+        """Read the manifest of a set's folder, for inspection only: no file is checked.
 
         Raises:
-            EngineError: It is missing or malformed.
+            EngineError: The manifest is missing or malformed.
         """
         return parse_manifest(folder, read_manifest(folder, EngineError), cls, EngineError)
 
@@ -133,16 +134,16 @@ def _as_it_is(error: TrustError) -> TrustError:
 
 @dataclass(frozen=True)
 class EngineSet:
-    """An opened engine set, which no gc removes while this lives.
+    """An opened engine set, which gc does not remove during the lifetime of this object.
 
-    Every file has the size that its manifest gives, and tokenizer and scheduler have their digests. Engines are held to
-    theirs when the set is opened or, where it was opened to be run, by `check` and `read` before anything of theirs is
-    opened: a run opens some of them alone.
+    The sizes of all files, and the digests of tokenizer and scheduler, match the manifest. The engines' digests are
+    checked when the set is opened or, with ``verify=False``, by `check` and `read` before a file is used, since a run
+    opens only some of the engines.
 
     ``digest`` is the SHA-256 of its manifest and so covers every file. ``in_private_store`` is True for a set that is
-    trusted because only this user can write to the store that holds it; other code of this user there, such as
-    compiled kernels, can be trusted too. ``named`` is the checkpoint that the user named, if another one with the same
-    weights was exported first.
+    trusted because only this user can write to its store; compiled kernels there are trusted too. ``refuse`` returns
+    the error to raise if a file does not match its digest. ``named`` is the checkpoint that the user
+    named, if another one with the same weights was exported first.
     """
 
     path: Path
@@ -151,7 +152,6 @@ class EngineSet:
     lease: Lease = field(repr=False, compare=False)
     in_private_store: bool = field(default=False, compare=False)
     named: CheckpointRecord | None = field(default=None, compare=False)
-    # What to do with a set one of whose engines is not what was sealed.
     refuse: Callable[[TrustError], TrustError] = field(default=_as_it_is, repr=False, compare=False)
     _checked: set[str] = field(default_factory=set, repr=False, compare=False)
 
@@ -160,18 +160,18 @@ class EngineSet:
     def open(
         cls, path: Path, *, trust: str | None = None, private_root: Path | None = None, verify: bool = True
     ) -> EngineSet:
-        """Open an engine set folder after checking that it may be trusted and that its files are what was sealed.
+        """Open an engine set folder after checking that it is trusted and that its files match the manifest.
 
         Args:
             path: The folder.
-            trust: SHA-256 of its manifest.json, where the user vouches for it.
-            private_root: The store's folder: a set in it is trusted, if nobody else can write there.
-            verify: Whether engines are hashed at once, rather than each when it is opened.
+            trust: SHA-256 of its manifest.json, if the user trusts it.
+            private_root: The store's folder; a set in it is trusted if no other user can write there.
+            verify: Hash the engines now, instead of each before its first use.
 
         Raises:
             EngineError: The manifest or a file is missing or malformed.
-            TrustError: It is neither in the store nor vouched for, others can write to it, or a digest differs.
-            ResourceError: The store belongs to somebody else, or a file cannot be read.
+            TrustError: It is neither in the store nor trusted by digest, others can write to it, or a digest differs.
+            ResourceError: The store belongs to another user, or a file cannot be read.
         """
         lease = Lease(path)
         try:
@@ -188,10 +188,11 @@ class EngineSet:
         return cls(path, manifest, digest, lease, in_private_store=trust is None, _checked=set(hashed))
 
     def check(self, name: ComponentName) -> None:
-        """Raise a TrustError unless what a component is opened from is what was sealed; each file is hashed once.
+        """Raise TrustError unless a component's files match their digests; each file is hashed once.
 
         Raises:
             EngineError: The set does not hold the component.
+            TrustError: A file does not match its digest.
         """
         for file in self.component(name).files:
             if file not in self._checked:
@@ -199,10 +200,10 @@ class EngineSet:
                 self._checked.add(file)
 
     def read(self, file: str) -> bytearray:
-        """Read one of the set's files whole.
+        """Read a whole file of the set and check its digest.
 
         Raises:
-            TrustError: These bytes are not what was sealed.
+            TrustError: The bytes do not match the digest.
         """
         data, sha256 = read_with_sha256(self.path / file)
         self._compare(file, sha256)
@@ -215,14 +216,14 @@ class EngineSet:
 
     @property
     def checkpoint(self) -> CheckpointRecord:
-        """The checkpoint that it is of, by the name that the user gave."""
+        """The checkpoint of these engines, by the name that the user gave."""
         return self.named or self.manifest.checkpoint
 
     def component(self, name: ComponentName) -> EngineComponent:
-        """One component's record.
+        """Return a component's record.
 
         Raises:
-            EngineError: The set does not hold it.
+            EngineError: The set does not hold the component.
         """
         if name not in self.manifest.components:
             held = ", ".join(self.manifest.components)
@@ -249,11 +250,11 @@ class EngineSet:
 
 
 def check_private(folders: Iterable[Path]) -> None:
-    """Hold that nobody but this user can put files into the folders: what lies there is opened as code.
+    """Raise unless only this user can write to the folders, whose files are opened as code.
 
     Raises:
-        ResourceError: One belongs to somebody else.
-        TrustError: Its group or everybody can write to one.
+        ResourceError: A folder belongs to another user.
+        TrustError: The group or everybody can write to a folder.
     """
     for folder in folders:
         status = folder.stat()

@@ -1,4 +1,4 @@
-"""Who is at work on what: locks with a holder that can be named, and leases on folders in use."""
+"""Lock files that name their holder, and leases on folders in use."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["Lease", "drop_dead_holders", "exclusive", "try_exclusive"]
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str, timeout_s: float, progress: Progress) -> Iterator[None]:
-    """Hold a lock file; say so once when another process has to be waited for.
+    """Hold a lock file for the block; note once if another process has to be waited for.
 
     Args:
-        path: The lock file, which stays; its folder must exist.
-        what: What is locked, as notes and errors name it.
-        timeout_s: How long to wait.
-        progress: Where the wait is announced.
+        path: The lock file, which is not removed; its folder must exist.
+        what: Name of the locked object in notes and errors.
+        timeout_s: Seconds to wait.
+        progress: Progress callback, which gets the note.
 
     Raises:
-        TimeLimitError: It did not become free; names the process that holds it.
+        TimeLimitError: It did not become free; the message names the process that holds it.
         ResourceError: The lock file cannot be written.
     """
     holder = path.with_suffix(".holder")
@@ -69,24 +69,24 @@ def _process_named_in(holder: Path) -> str:
 
 
 def drop_dead_holders(folder: Path) -> None:
-    """Remove from a folder of locks the names of holders that were killed; their locks went with them."""
+    """Remove the holder files of killed processes from a folder of locks; the system has released the locks."""
     for holder in folder.glob("*.holder"):
         with contextlib.suppress(OSError, ValueError):
             if not is_abandoned(holder.read_text()):
                 continue
-            # Under the lock, so that the next holder's name is not taken for the dead one's.
+            # Under the lock, so that the file of a new holder is not removed by mistake.
             with contextlib.suppress(Timeout), FileLock(holder.with_suffix(".lock"), timeout=0):
                 holder.unlink(missing_ok=True)
 
 
 class Lease:
-    """Holds a folder in use: `try_exclusive` fails on it in every process, until the lease is released or dropped.
+    """A shared lock on a folder in use: `try_exclusive` fails on it in every process until the lease is released.
 
     Args:
         folder: The folder, which must exist.
 
     Raises:
-        EngineError: There is no such folder.
+        EngineError: The folder does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,7 +95,7 @@ class Lease:
             self._handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise unreadable(folder, error, EngineError, hint="give an engine set's folder") from error
-        # Some network file systems refuse to lock folders; there a set in use is not kept from gc, but runs.
+        # Some network file systems refuse to lock folders; there a set runs, but gc may remove it.
         with contextlib.suppress(OSError):
             fcntl.flock(self._handle, fcntl.LOCK_SH)
 

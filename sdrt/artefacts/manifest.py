@@ -1,4 +1,4 @@
-"""Manifests: the schema of a bundle's ``manifest.json``, and the reading and sealing of any."""
+"""Manifests: the schema of a bundle's ``manifest.json``, and functions that read, check and write any manifest."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sdrt.limits import DEFAULT_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE, MAX_LATENT_C
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT_BYTES = 4 << 20
-#: The largest file of a bundle but its weights: they are hashed on every opening, and read whole.
+#: Largest file of a bundle except weights; such files are hashed on every opening and read whole.
 FILE_LIMIT_BYTES = 64 << 20
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 ComponentName = Literal[
     "text_encoder", "unet", "denoise_step", "deepcache_whole", "deepcache_shallow", "vae_encoder", "vae_decoder"
 ]
 COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
-#: The UNet's two passes by DeepCache: all of it, and what runs on features that the other gave.
+#: DeepCache's two passes of the UNet: the whole UNet, and its outer layers on features of the whole pass.
 DEEPCACHE: tuple[ComponentName, ...] = ("deepcache_whole", "deepcache_shallow")
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-#: Of each 2x2 tokens one takes in the others, so no more can be merged.
+#: One token of each 2x2 block remains, so at most 3 of 4 can be merged.
 MAX_TOKEN_MERGING = 0.75
 TokenMerging = Annotated[float, Field(gt=0, le=MAX_TOKEN_MERGING)]
 
@@ -37,7 +37,7 @@ class Record(BaseModel):
 
 
 class TensorSpec(Record):
-    """One input or output. ``shape`` holds numbers and names of dynamic axes, as ``("batch", 4, 64, 64)``."""
+    """One input or output. ``shape`` holds sizes and names of dynamic axes, such as ``("batch", 4, 64, 64)``."""
 
     name: str
     dtype: Literal["float32", "float16", "int64"]
@@ -47,8 +47,8 @@ class TensorSpec(Record):
 class Component(Record):
     """One graph of the bundle. ``parameters`` and ``flops`` (of one sample) are counts.
 
-    Two components may name one ``weights`` file. ``max_activation`` is the largest absolute value that a submodule of
-    the fp32 module gave on real latents; measured where fp16 is asked for, since it decides ``precision`` there.
+    Two components may share one ``weights`` file. ``max_activation`` is the largest absolute output of any submodule of
+    the fp32 module on real latents; measured for fp16 exports only, where it decides ``precision``.
     """
 
     graph: str
@@ -69,7 +69,7 @@ class FileRecord(Record):
 
 
 class CheckpointRecord(Record):
-    """Where the weights came from. ``digest`` covers every weight and config that was exported.
+    """The exported checkpoint. ``digest`` covers all exported weights and configs.
 
     ``variant`` is omitted for plain weights, so older manifests keep their digests.
     """
@@ -81,10 +81,10 @@ class CheckpointRecord(Record):
 
 
 class ModelRecord(Record):
-    """The numbers of the checkpoint's configs that the runtime needs; within what can be allocated from them.
+    """Numbers of the checkpoint's configs that the runtime needs, bounded so that buffers can be allocated.
 
-    ``guidance_scale`` is what the checkpoint recommends: pictures are drawn with it where nothing else is asked. Where
-    that is 7.5 the field is not written: the manifest is what it was before there was such a thing.
+    ``guidance_scale`` is the scale that the checkpoint recommends, the default of a request. Omitted when 7.5, so older
+    manifests keep their digests.
     """
 
     latent_channels: int = Field(gt=0, le=MAX_LATENT_CHANNELS)
@@ -102,10 +102,10 @@ class ModelRecord(Record):
 
 
 class SealedManifest(Record):
-    """What every ``manifest.json`` says: a bundle's, and an engine set's. ``files`` are all others in its folder.
+    """The fields that manifests of bundles and engine sets share. ``files`` are all other files of the folder.
 
-    ``token_merging`` is the share of tokens that the UNet merges (see sdrt.export.token_merging). Where it merges none
-    the field is not written: the manifest is what it was before there was such a thing.
+    ``token_merging`` is the ratio of tokens that the UNet merges (see sdrt.export.token_merging). Omitted when nothing
+    is merged, so older manifests keep their digests.
     """
 
     schema_version: Literal[1]
@@ -117,7 +117,7 @@ class SealedManifest(Record):
     token_merging: TokenMerging | None = Field(default=None, exclude_if=lambda ratio: ratio is None)
 
     def named_files(self) -> set[str]:
-        """Files that the manifest counts on, each of which must be in ``files``."""
+        """Return the files that other fields name, each of which must be in ``files``."""
         raise NotImplementedError
 
 
@@ -128,11 +128,11 @@ class Manifest(SealedManifest):
     components: dict[ComponentName, Component]
 
     def named_files(self) -> set[str]:
-        """The graphs and their weights."""
+        """Return the files of the graphs and of their weights."""
         return self.weights() | {component.graph for component in self.components.values()}
 
     def weights(self) -> set[str]:
-        """The files of weights."""
+        """Return the files of weights."""
         return {component.weights for component in self.components.values() if component.weights}
 
 
@@ -141,11 +141,7 @@ AnyDocument = TypeVar("AnyDocument", bound=BaseModel)
 
 
 def check_token_merging(ratio: float | None) -> None:
-    """Hold that a share of tokens can be merged; None merges none.
-
-    Raises:
-        UsageError: It cannot.
-    """
+    """Raise UsageError unless a token merging ratio is None (no merging) or in (0, 0.75]."""
     if ratio is not None and not 0 < ratio <= MAX_TOKEN_MERGING:
         hint = "0.5 merges half of the tokens; leave it out to merge none"
         raise UsageError(f"token_merging is {ratio}; it must be above 0 and up to {MAX_TOKEN_MERGING}", hint=hint)
@@ -158,27 +154,31 @@ def first_problem(error: ValidationError) -> str:
 
 
 def read_manifest(folder: Path, kind: type[SdrtError]) -> bytes:
-    """The bytes of a folder's manifest, after checks that need no schema: there, small, JSON, of no newer sdrt.
+    """Read the bytes of a folder's manifest and check what needs no schema: size, JSON and schema version.
+
+    Args:
+        folder: The folder of the manifest.
+        kind: Class of the errors.
 
     Raises:
-        SdrtError: Of the given kind, otherwise.
+        SdrtError: Of the given kind: the manifest is missing, too large, no JSON object or from a newer sdrt.
         TrustError: It is a link, or anything but a plain file.
     """
-    # A link would lead out of the folder, and a pipe would never end.
+    # A link may lead out of the folder, and reading a pipe may never end.
     path_inside(folder, MANIFEST)
     hint = f"give a folder that holds a {MANIFEST} written by sdrt"
     return read_versioned(folder / MANIFEST, kind, limit_bytes=MANIFEST_LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
 
 
 def read_versioned(path: Path, kind: type[SdrtError], *, limit_bytes: int, newest: int, hint: str) -> bytes:
-    """The bytes of a JSON object with a schema version, after checks that need no schema.
+    """Read the bytes of a JSON object with a schema version and check what needs no schema.
 
     Args:
-        path: Its file.
-        kind: Of the errors.
-        limit_bytes: How large it may be.
-        newest: Schema version up to which it can be read.
-        hint: What to do where it is not such a file.
+        path: The file.
+        kind: Class of the errors.
+        limit_bytes: Largest size.
+        newest: Newest schema version that can be read.
+        hint: Hint of the errors about its contents.
 
     Raises:
         SdrtError: Of the given kind: it cannot be read, is too large, no JSON object, or from a newer sdrt.
@@ -200,17 +200,17 @@ def read_versioned(path: Path, kind: type[SdrtError], *, limit_bytes: int, newes
 
 
 def read_document(path: Path, schema: type[AnyDocument], *, limit_bytes: int, newest: int, hint: str) -> AnyDocument:
-    """A JSON file that sdrt wrote, as a value of its schema.
+    """Read a JSON file that sdrt wrote and validate it by its schema.
 
     Args:
-        path: The file, whatever it is named.
-        schema: What it holds.
-        limit_bytes: How large it may be.
-        newest: Schema version up to which it can be read.
-        hint: What to do where it is not such a file.
+        path: The file.
+        schema: The class of the document.
+        limit_bytes: Largest size.
+        newest: Newest schema version that can be read.
+        hint: Hint of the errors about its contents.
 
     Raises:
-        ArtefactError: It is missing, malformed or from a newer sdrt; names the first field that is wrong.
+        ArtefactError: It is missing, malformed or from a newer sdrt; the message names the first wrong field.
     """
     data = read_versioned(path, ArtefactError, limit_bytes=limit_bytes, newest=newest, hint=hint)
     try:
@@ -220,10 +220,10 @@ def read_document(path: Path, schema: type[AnyDocument], *, limit_bytes: int, ne
 
 
 def parse_manifest(folder: Path, data: bytes, schema: type[AnyManifest], kind: type[SdrtError]) -> AnyManifest:
-    """The bytes of a folder's manifest as a value; every file that it counts on is named among its files.
+    """Parse the bytes of a folder's manifest and check that ``files`` holds every file that another field names.
 
     Raises:
-        SdrtError: Of the given kind: the first thing that is wrong, in one line.
+        SdrtError: Of the given kind: the first fault, in one line.
     """
     path, hint = folder / MANIFEST, "make it again with sdrt; a manifest is not edited by hand"
     try:
@@ -236,7 +236,7 @@ def parse_manifest(folder: Path, data: bytes, schema: type[AnyManifest], kind: t
 
 
 def check_files(folder: Path, manifest: SealedManifest, hashed: Iterable[str], kind: type[SdrtError]) -> None:
-    """Hold the folder against its manifest: every size, and the digest of the files named in ``hashed``.
+    """Compare a folder with its manifest: the sizes of all files, and the digests of the files in ``hashed``.
 
     Raises:
         SdrtError: Of the given kind: a file is missing.
@@ -257,12 +257,12 @@ def check_files(folder: Path, manifest: SealedManifest, hashed: Iterable[str], k
 
 
 def seal(folder: Path, manifest: SealedManifest) -> None:
-    """Write the manifest of a folder that is otherwise complete."""
+    """Write the manifest of an otherwise complete folder."""
     (folder / MANIFEST).write_bytes(canonical_json(manifest.model_dump(mode="json")))
 
 
 def file_records(folder: Path) -> dict[str, FileRecord]:
-    """Size and digest of every file below the folder but the manifest, by relative POSIX path."""
+    """Return size and digest of every file below the folder except the manifest, by relative POSIX path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {
         path.relative_to(folder).as_posix(): FileRecord(size_bytes=path.stat().st_size, sha256=sha256_file(path))

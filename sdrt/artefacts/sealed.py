@@ -1,4 +1,4 @@
-"""Caches of code that only this user's processes wrote: read and written under a lock, sealed by a digest."""
+"""Private caches of compiled code, sealed by a digest and read and written under a lock."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ DIGEST_BYTES = 64
 
 
 class SealedFile:
-    """Bytes behind their SHA-256, in a folder of this user's: what is handed to a parser in C++ is what sdrt wrote.
+    """A private file of bytes preceded by their SHA-256, so that C++ parsers get only bytes that sdrt wrote.
 
     Args:
-        path: The file; its folder is made when absent.
-        note: Told when the file is not what it should be and goes.
-        subject: What the bytes are of: a file sealed for another subject is not what it should be.
-        timeout_s: How long to wait for another process that has the file.
+        path: The file; its folder is created if absent.
+        note: Gets a message when the file does not match its digest and is removed.
+        subject: Name that is hashed with the bytes; a file sealed for another subject does not match.
+        timeout_s: Seconds to wait for another process that has locked the file.
     """
 
     def __init__(self, path: Path, note: Callable[[str], None], *, subject: str = "", timeout_s: float = 60.0) -> None:
@@ -32,19 +32,19 @@ class SealedFile:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep other processes from the file.
+        """Lock the file against other processes for the block.
 
         Raises:
-            TimeLimitError: Another process held it for too long.
+            TimeLimitError: Another process held the lock for too long.
             ResourceError: The lock cannot be written.
         """
         return exclusive(self.path.with_suffix(".lock"), str(self.path), self._timeout_s, silent)
 
     def read(self) -> bytes:
-        """The bytes as they were written; none where there is no file, or one that is not sealed, which goes.
+        """Read the bytes; empty if there is no file, or if it does not match its digest, in which case it is removed.
 
         Raises:
-            ResourceError: They cannot be read.
+            ResourceError: The file cannot be read.
         """
         with disk_errors(self.path, "read"):
             if not self.path.exists():
@@ -57,10 +57,10 @@ class SealedFile:
         return data[DIGEST_BYTES:]
 
     def write(self, data: bytes) -> None:
-        """Replace the bytes, whole or not at all.
+        """Replace the bytes atomically.
 
         Raises:
-            ResourceError: They cannot be written.
+            ResourceError: The file cannot be written.
         """
         write_atomically(self.path, self._seal(data) + data)
 

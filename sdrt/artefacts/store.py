@@ -1,4 +1,4 @@
-"""The store: the folder where bundles and engine sets are kept, private, locked and published whole."""
+"""The store: a private folder of bundles and engine sets, locked while it is written and published atomically."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Kind = Literal["bundle", "engines", "quarantine"]
 
 @dataclass(frozen=True)
 class StoreEntry:
-    """One thing in the store. ``last_used_s`` is seconds since the epoch; what a broken entry cannot tell is None."""
+    """A bundle or engine set. ``last_used_s`` is seconds since the epoch; unknown fields of a broken one are None."""
 
     path: Path
     kind: Kind
@@ -47,11 +47,11 @@ class StoreEntry:
 
 @dataclass(frozen=True)
 class Store:
-    """A store in ``root``. Nothing is made there before something is put in.
+    """A store in ``root``, which is created when something is first written.
 
     Attributes:
         root: The folder.
-        lock_timeout_s: How long to wait for another process that builds the same thing.
+        lock_timeout_s: Seconds to wait for another process that builds the same bundle or engine set.
     """
 
     root: Path
@@ -59,42 +59,42 @@ class Store:
 
     @classmethod
     def at(cls, root: Path | None) -> Store:
-        """Return the store in a folder; the user's own for None."""
+        """Return the store in a folder; None for the user's own store."""
         return cls.default() if root is None else cls(root)
 
     @classmethod
     def default(cls) -> Store:
-        """The user's own, in the system's cache folder."""
+        """Return the user's own store, in the cache folder of the system."""
         return cls(platformdirs.user_cache_path("sdrt"))
 
     def bundle_path(self, key: str) -> Path:
-        """Where a bundle of this key lies."""
+        """Return the path of the bundle of a key."""
         return self.root / "bundles" / key
 
     def engines_path(self, backend: str, key: str) -> Path:
-        """Where an engine set of this key lies."""
+        """Return the path of the engine set of a key."""
         return self.root / "engines" / backend / key
 
     @property
     def timing_caches(self) -> Path:
-        """Where TensorRT's measurements lie."""
+        """The folder of TensorRT's timing caches."""
         return self.root / "timing"
 
     def check(self) -> None:
-        """Hold that what is there of the store is this user's alone.
+        """Raise unless only this user can write to the store's existing folders.
 
         Raises:
-            ResourceError: It belongs to somebody else.
-            TrustError: Others can write to it.
+            ResourceError: A folder belongs to another user.
+            TrustError: Others can write to a folder.
         """
         check_private(folder for folder in (self.root, *(self.root / part for part in PARTS)) if is_there(folder))
 
     def prepare(self) -> None:
-        """Make the store's folders, or hold that those that are there are ours alone; sweep what dead processes left.
+        """Create the store's folders, check who can write to them, and remove what killed processes left.
 
         Raises:
-            ResourceError: The root cannot be made, or belongs to somebody else.
-            TrustError: Others can write to it.
+            ResourceError: The root cannot be created, or belongs to another user.
+            TrustError: Others can write to the store.
         """
         with disk_errors(self.root):
             self.root.parent.mkdir(parents=True, exist_ok=True)
@@ -104,23 +104,23 @@ class Store:
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove what killed processes left: unfinished folders, names of holders. What cannot be removed stays."""
+        """Remove unfinished folders and holder files of killed processes, except those that cannot be removed."""
         sweep(self.root / "staging")
         sweep(self.timing_caches)
         for folder in (self.root / "locks", self.timing_caches):
             drop_dead_holders(folder)
         for folder in (self.root / "quarantine").glob("*"):
             if is_abandoned(folder.name.partition("-")[2]):
-                # Only an empty one goes: what is in quarantine stays.
+                # rmdir removes only empty folders; quarantined artefacts stay.
                 with contextlib.suppress(OSError):
                     folder.rmdir()
 
     @contextlib.contextmanager
     def locked(self, path: Path, progress: Progress = silent) -> Iterator[None]:
-        """Keep other processes from making what lies, or will lie, at a path of the store.
+        """Lock a path of the store, which need not exist, against other processes for the block.
 
         Raises:
-            TimeLimitError: Another process had it for too long.
+            TimeLimitError: Another process held the lock for too long.
             ResourceError: The store cannot be written.
             TrustError: Others can write to it.
         """
@@ -131,10 +131,10 @@ class Store:
 
     @contextlib.contextmanager
     def staged(self, target: Path) -> Iterator[Path]:
-        """Give a path for a new folder; what the block made there becomes ``target`` by one rename when it ends well.
+        """Yield a path for a new folder, which is renamed to ``target`` when the block succeeds.
 
-        If ``target`` exists by then, it stays and ours is dropped: equal keys stand for equal contents. So even where
-        locks do not lock, nobody sees a part or loses what he reads.
+        If ``target`` exists by then, it stays and the new folder is discarded, since equal keys mean equal contents.
+        The rename is atomic: safe even on file systems without locks.
 
         Raises:
             ResourceError: The store cannot be written.
@@ -149,7 +149,7 @@ class Store:
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:
-        """A folder of this process's on the store's own file system, removed at the end."""
+        """Yield an empty folder on the store's file system; it is removed when the block ends."""
         with disk_errors(self.root / "staging"):
             folder = Path(tempfile.mkdtemp(prefix=PART_PREFIX + owner_name(), dir=self.root / "staging"))
         try:
@@ -159,13 +159,13 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def open_engines(self, path: Path, *, trust: str | None = None, verify: bool = True) -> EngineSet:
-        """Open an engine set, by right of lying in this store or by its digest, and note that it was used.
+        """Open an engine set that is in this store or trusted by its digest, and update its time of last use.
 
         Args:
             path: The set.
-            trust: SHA-256 of its manifest.json, where it lies elsewhere.
-            verify: Whether engines are hashed at once, rather than each when it is opened. One that is found changed
-                then goes to quarantine with its set, which the next run builds again.
+            trust: SHA-256 of its manifest.json, for a set outside the store.
+            verify: Hash the engines now, instead of each before its first use. If a later check fails, the set is moved
+                to quarantine and the next run builds it again.
 
         Raises:
             EngineError, TrustError, ResourceError: As `EngineSet.open`.
@@ -178,20 +178,20 @@ class Store:
         return opened
 
     def _refuse(self, path: Path, error: TrustError) -> TrustError:
-        """Move a set aside of which an engine is not what was sealed; the error says so."""
+        """Move a set with a changed engine to quarantine; return the error that says so."""
         hint = "build them again: by sdrt build, or by the same command without --engines"
         aside = None
-        # An error of the store's must not hide this one.
+        # An error of the store must not replace this one.
         with contextlib.suppress(ResourceError, TimeLimitError):
             try:
-                # Another process may have moved it meanwhile, and built it again.
+                # Another process may have moved the set and built it again meanwhile.
                 EngineSet.open(path, private_root=self.root).lease.release()
             except (EngineError, TrustError):
                 aside = self.quarantine(path, error, silent)
         return TrustError(error.message + (f"; its engines are now in {aside}" if aside else ""), hint=hint)
 
     def open_bundle(self, path: Path) -> Bundle:
-        """Open a bundle and note that it was used.
+        """Open a bundle and update its time of last use.
 
         Raises:
             BundleError, TrustError: As `Bundle.open`.
@@ -202,10 +202,10 @@ class Store:
         return opened
 
     def quarantine(self, path: Path, reason: SdrtError, progress: Progress) -> Path | None:
-        """Move something broken aside, where it can be looked at and is never opened.
+        """Move a broken artefact to quarantine, where it can be inspected and is never opened.
 
         Returns:
-            Where it lies now; None where another process has moved it already.
+            Its new path; None if another process has moved it already.
 
         Raises:
             ResourceError: The store cannot be written.
@@ -223,7 +223,7 @@ class Store:
         return aside
 
     def entries(self) -> tuple[StoreEntry, ...]:
-        """Return everything in the store, in the order of its paths; hashes nothing.
+        """Return all entries of the store, sorted by path, without hashing them.
 
         Raises:
             ResourceError: The store cannot be read.
@@ -238,7 +238,7 @@ class Store:
         return tuple(entry for entry in found if entry is not None)
 
     def verify(self) -> dict[Path, SdrtError | None]:
-        """Hash every bundle and engine set; for each path what is wrong with it, or None."""
+        """Hash every bundle and engine set; return its error, or None, by path."""
         problems: dict[Path, SdrtError | None] = {}
         for entry in self.entries():
             if entry.kind == "quarantine":
@@ -249,7 +249,7 @@ class Store:
                 else:
                     EngineSet.open(entry.path, private_root=self.root)
             except SdrtError as error:
-                # What a gc removed meanwhile is no problem.
+                # An entry that gc removed meanwhile is not broken.
                 if entry.path.exists():
                     problems[entry.path] = error
             else:
@@ -261,11 +261,11 @@ class Store:
 
         Args:
             folder: The set.
-            trust: SHA-256 of its manifest.json, by which the user vouches for it.
+            trust: SHA-256 of its manifest.json, which the user trusts.
 
         Raises:
             EngineError: It is malformed.
-            TrustError: It does not have this digest, or one of its files not the digest in its manifest.
+            TrustError: Its digest differs, or that of one of its files.
         """
         source = EngineSet.open(folder, trust=trust)
         target = self.engines_path(source.manifest.backend, source.manifest.key)
@@ -277,16 +277,18 @@ class Store:
                 for name in (*source.manifest.files, MANIFEST):
                     (copy / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(folder / name, copy / name, follow_symlinks=False)
-                # What was checked is the source; what will be opened is the copy.
+                # The source was checked; the copy is what will be opened.
                 EngineSet.open(copy, trust=trust).lease.release()
         source.lease.release()
         return self.open_engines(target)
 
     def gc(self, *, unused_for_s: float, progress: Progress = silent) -> tuple[StoreEntry, ...]:
-        """Remove bundles and engine sets that were not used for a while. What is in use stays, and quarantine too.
+        """Remove bundles and engine sets that were not used for ``unused_for_s`` seconds.
+
+        Entries in use, and the quarantine, stay.
 
         Returns:
-            What was removed.
+            The removed entries.
 
         Raises:
             ResourceError: The store cannot be written.
@@ -300,7 +302,7 @@ class Store:
                 continue
             with try_exclusive(entry.path) as unused, self._scratch() as folder, disk_errors(entry.path):
                 if unused:
-                    # By one rename, so that nobody opens what is half removed.
+                    # Renamed first, so that no process opens a half-removed folder.
                     entry.path.rename(folder / entry.path.name)
                     removed.append(entry)
                 else:
@@ -309,7 +311,7 @@ class Store:
 
 
 def _publish(made: Path, target: Path) -> None:
-    """Rename a folder into place, once its bytes are durable, unless something is there."""
+    """Sync a folder to disk and rename it to ``target``, unless that exists."""
     for folder, _, names in os.walk(made):
         for name in names:
             fsync_path(Path(folder, name))
@@ -324,7 +326,7 @@ def _publish(made: Path, target: Path) -> None:
 
 
 def _below(folder: Path, depth: int) -> list[Path]:
-    """Return what lies so many levels below a folder, sorted; Path.glob would pass over what it may not read."""
+    """Return the paths ``depth`` levels below a folder, sorted; Path.glob would skip unreadable folders silently."""
     if depth == 0:
         return [folder]
     if not folder.is_dir():
@@ -333,7 +335,7 @@ def _below(folder: Path, depth: int) -> list[Path]:
 
 
 def _entry(path: Path, kind: Kind) -> StoreEntry | None:
-    """One folder of the store; None where it is none, or has gone since it was listed."""
+    """Return the entry of a path; None if it is no folder or was removed since it was listed."""
     manifest: Manifest | EngineManifest | None = None
     data = b""
     with contextlib.suppress(ArtefactError, TrustError):

@@ -1,4 +1,4 @@
-"""What ``sdrt tune`` found to be fastest here: its record, kept in the store, and the choice that follows from it."""
+"""Records of ``sdrt tune`` in the store: the fastest way to run a bundle on this machine."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from sdrt.machine.packages import package_versions
 SCHEMA_VERSION = 1
 LIMIT_BYTES = 4 << 20
 FOLDER = "tuned"
-#: Libraries that decide how fast a backend is; after another one is installed, what was measured says nothing.
+#: Libraries that decide the speed of a backend; a record does not count after their versions have changed.
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 Loop = Literal["fused", "plain"]
 
 
 class Trial(Record):
-    """One way to run a bundle, and how it did.
+    """One way to run a bundle, and its result.
 
     Attributes:
-        batch: Pictures at once that its engines are built for; None takes any number.
-        loop: fused where denoise_step runs a guided step.
-        seconds: A request's, in the order of the rounds; empty where it was not measured.
-        times_as_long: As the best way known then, round by round, the median; None for the first.
-        kept: Whether it became the best way known.
-        accurate: Whether it drew what the checkpoint draws; None where only threads differ from one that did.
-        why: In a line.
+        backend: The backend.
+        precision: Precision of the engines.
+        batch: Batch size of the engines, in pictures; None for any.
+        threads: CPU threads.
+        loop: "fused" if denoise_step runs a guided step, else "plain".
+        seconds: Seconds of a request in each round; empty if it was not measured.
+        times_as_long: Median over the rounds of its time divided by that of the best way until then; None for the
+            first.
+        kept: Whether it became the best way.
+        accurate: Whether its pictures match the checkpoint's; None if it differs only in threads from one that does.
+        why: The reason, in one line.
     """
 
     backend: BackendName
@@ -49,13 +53,13 @@ class Trial(Record):
 
     @property
     def name(self) -> str:
-        """The way in a line."""
+        """The way in one line."""
         batch = "any batch" if self.batch is None else f"batch {self.batch}"
         return f"{self.backend} {self.precision}, {self.loop} loop, {batch}, {self.threads} threads"
 
 
 class TuneRecord(Record):
-    """Everything that was tried for a bundle on a machine, for requests of so many pictures; the last kept is best."""
+    """All trials of a bundle on a machine, for requests of ``pictures`` pictures; the last one kept is the best."""
 
     schema_version: Literal[1]
     sdrt: str
@@ -69,13 +73,13 @@ class TuneRecord(Record):
 
     @property
     def best(self) -> Trial | None:
-        """The way to run it; None where no way was accurate."""
+        """The best way to run the bundle; None if no way was accurate."""
         kept = [trial for trial in self.trials if trial.kept]
         return kept[-1] if kept else None
 
     @property
     def reason(self) -> str:
-        """Why, in a line."""
+        """The reason for the choice, in one line."""
         best = self.best
         return (
             "nothing that was tried is accurate" if best is None else f"tuned here on {self.created[:10]}: {best.why}"
@@ -83,7 +87,7 @@ class TuneRecord(Record):
 
 
 def machine_key() -> dict[str, str]:
-    """What of this machine and its libraries decides how fast engines are."""
+    """Return the properties of this machine and its libraries that decide the speed of engines."""
     facts = {"processor": processor_name(), "cpus": str(usable_cpus()), "features": " ".join(cpu_features())}
     try:
         driver = nvidia.driver()
@@ -94,33 +98,33 @@ def machine_key() -> dict[str, str]:
 
 
 def record_path(root: Path, bundle_digest: str) -> Path:
-    """Where the record of a bundle on this machine lies in a store.
+    """Return the path in a store of the record of a bundle on this machine.
 
     Args:
         root: The store's folder.
-        bundle_digest: Of the bundle in fp32, from which all others come.
+        bundle_digest: Digest of the fp32 bundle, from which all others are derived.
     """
     machine = sha256_bytes(canonical_json(machine_key()))
     return root / FOLDER / f"{bundle_digest[:16]}-{machine[:16]}.json"
 
 
 def find_record(root: Path, bundle_digest: str) -> TuneRecord | None:
-    """The record of a bundle on this machine; None where there is none.
+    """Return the record of a bundle on this machine; None if there is none.
 
     Raises:
-        ArtefactError: It is malformed, or from a newer sdrt.
+        ArtefactError: The record is malformed, or from a newer sdrt.
     """
     path = record_path(root, bundle_digest)
     if not path.exists():
         return None
     hint = f"remove {path}, or run sdrt tune again"
     record = read_document(path, TuneRecord, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
-    # The name holds half of each digest only.
+    # The file name holds only the first 16 digits of each digest.
     return record if record.bundle_digest == bundle_digest and record.machine == machine_key() else None
 
 
 def write_record(root: Path, record: TuneRecord) -> Path:
-    """Keep a record in a store, in place of an earlier one.
+    """Write a record to a store, replacing an earlier one.
 
     Raises:
         ResourceError: The store cannot be written.

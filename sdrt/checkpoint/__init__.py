@@ -1,4 +1,4 @@
-"""Checkpoints: found, checked and described without torch. `sdrt.checkpoint.modules` loads them, with torch."""
+"""Checkpoints: found, checked and described without torch; `sdrt.checkpoint.modules` loads them with torch."""
 
 from sdrt.checkpoint.checkpoint import Checkpoint, tokenizer_json
 from sdrt.checkpoint.sources import open_checkpoint

@@ -1,8 +1,8 @@
-"""Special and added tokens of a tokenizer's folder, found where transformers 4 and 5 write them.
+"""Special and added tokens of a tokenizer's folder, as written by transformers 4 and 5.
 
-Which file wins, and in which order tokens are added, is what transformers 5 does (PreTrainedTokenizerBase's
-_from_pretrained, then __init__ of it and of TokenizersBackend). The order decides ids: a token that the vocabulary does
-not have takes the next free one, whatever id a file gives it.
+The precedence of files and the order of adding are those of transformers 5 (PreTrainedTokenizerBase's _from_pretrained,
+then __init__ of it and of TokenizersBackend). The order decides ids: a token that is not in the vocabulary gets the
+next free id, whatever id a file gives it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sdrt.checkpoint.clip_vocabulary import END, START
 from sdrt.checkpoint.configs import read_json, shorten
 from sdrt.errors import CheckpointError
 
-#: As files write it: its content alone, or an object with content and flags.
+#: A token as in the files: its content, or an object with content and flags.
 Token = str | dict[str, Any]
 #: SPECIAL_TOKENS_ATTRIBUTES of transformers, in the order in which they are added.
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -28,20 +28,20 @@ SIDES = ("right", "left")
 SHORTEST_LENGTH = 2  # start and end
 LONGEST_ID = 9  # digits
 HINT = "download or save the checkpoint's tokenizer again"
-#: "__type" of an object: tokenizer_config.json marks a token by the first, and we what special_tokens_map.json gives.
+#: "__type" of an object: the first marks tokens in tokenizer_config.json, the second those of special_tokens_map.json.
 TYPE, SPECIAL_TYPE = "AddedToken", "AddedToken, special"
 
 
 @dataclass(frozen=True)
 class DeclaredTokens:
-    """Tokens and settings that a tokenizer's files declare beside its vocabulary, as plain values of JSON.
+    """Tokens and settings that a tokenizer's files declare beside its vocabulary, as JSON values.
 
     Attributes:
-        named: Role -> token ("bos_token", ..., and roles of the checkpoint's own), in the order of adding.
+        named: Token by role ("bos_token", ..., and the checkpoint's own roles), in the order of adding.
         extra: Further special tokens.
-        added: Id in the files -> token.
-        padding_side: "right" or "left"; None where no file says.
-        max_length: Tokens that a prompt is padded and cut to; None where no file says.
+        added: Token by its id in the files.
+        padding_side: "right" or "left"; None if no file gives it.
+        max_length: Tokens that prompts are padded and truncated to; None if no file gives it.
     """
 
     named: dict[str, Token]
@@ -58,7 +58,7 @@ class DeclaredTokens:
         """Return the tokens in the order in which transformers adds them to the vocabulary."""
         tokens: list[str | tokenizers.AddedToken] = [_built(self.added[number]) for number in sorted(self.added)]
         known = {_content(token) for token in self.added.values()}
-        # A string equals no AddedToken, so "<|endoftext|>" comes again after it, and the later one's flags count.
+        # A string never equals an AddedToken, so "<|endoftext|>" is added again, and its later flags count.
         for token in map(_built, self.named.values()):
             if _text(token) not in known and token not in tokens:
                 tokens.append(token)
@@ -70,14 +70,14 @@ class DeclaredTokens:
 
 
 def read_declared_tokens(folder: Path, serialized: Sequence[Mapping[str, Any]] = ()) -> DeclaredTokens:
-    """Read tokenizer_config.json and, where that holds no added_tokens_decoder, the files of older versions.
+    """Read tokenizer_config.json and, if it has no added_tokens_decoder, the files of older versions.
 
     Args:
         folder: The checkpoint's ``tokenizer``.
         serialized: The ``added_tokens`` of its tokenizer.json.
 
     Raises:
-        CheckpointError: A file is malformed, or asks for what cannot be done.
+        CheckpointError: A file is malformed, or requests a setting that is not supported.
     """
     path = folder / "tokenizer_config.json"
     values = _read(path)
@@ -103,7 +103,7 @@ def read_declared_tokens(folder: Path, serialized: Sequence[Mapping[str, Any]] =
 
 
 def check_side(path: Path, field: str, value: Any, allowed: Sequence[str]) -> None:
-    """Raise CheckpointError unless a side for padding or truncation is None or allowed."""
+    """Raise CheckpointError unless a padding or truncation side is None or allowed."""
     if value is not None and value not in allowed:
         message = f"{path}: {field} is {shorten(value)}; expected {' or '.join(allowed)}"
         raise CheckpointError(message, hint=f"set it to {allowed[0]}, as the tokenizers of Stable Diffusion v1 have it")
@@ -145,7 +145,7 @@ def _is_own_role(key: str) -> bool:
 
 
 def _take_named_extra(values: dict[str, Any]) -> dict[str, Any]:
-    """Remove and return extra_special_tokens where it is an object that gives tokens roles of their own."""
+    """Remove and return extra_special_tokens if it is an object of tokens by role; else return {}."""
     named = isinstance(values.get("extra_special_tokens"), dict)
     return values.pop("extra_special_tokens") if named else {}
 
@@ -166,8 +166,8 @@ def _as_special(value: Any) -> Any:
 def _older_added_tokens(folder: Path, values: Mapping[str, Any]) -> Iterator[tuple[int, Token]]:
     """Yield the tokens of added_tokens.json by id.
 
-    Those that have a role or are listed are special; not by an object in tokenizer_config.json, which transformers
-    compares as a string of Python.
+    Tokens with a role, or listed as extra, are special, unless tokenizer_config.json gives them as an object, which
+    transformers compares by its Python string.
     """
     path = folder / "added_tokens.json"
     extra = values.get("extra_special_tokens") or []
@@ -191,7 +191,7 @@ def _extra(folder: Path, values: Mapping[str, Any]) -> list[Token]:
 
 
 def _named(folder: Path, values: Mapping[str, Any], own: Mapping[str, Any], added: Iterable[Token]) -> dict[str, Token]:
-    """Return tokens by role; an added token of the same content replaces the one that a file gives for a role."""
+    """Return tokens by role; an added token of the same content replaces a role's token."""
     by_content = {_content(token): token for token in added}
     given = {role: by_content.get(_content(token), token) for role, token in _roles(folder, values).items()}
     found = {**DEFAULTS, **given}
@@ -218,7 +218,7 @@ def _object(path: Path, field: str, value: Any) -> dict[str, Any]:
 
 
 def _token(path: Path, name: str, value: Any) -> Token:
-    """Validate a token and leave out of it what does not decide ids."""
+    """Validate a token and drop fields that do not decide ids."""
     if isinstance(value, str):
         return value
     if not isinstance(value, dict):

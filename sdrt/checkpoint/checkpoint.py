@@ -1,4 +1,4 @@
-"""A checkpoint: a folder in the diffusers layout that was found to be Stable Diffusion v1, described."""
+"""The description of a checkpoint: a folder in the diffusers layout that was checked to be Stable Diffusion v1."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from sdrt.checkpoint.weights import STEMS, find_variant_weights, weight_names
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint. The configs are the parsed files, with v1's value where an older file leaves a field out.
+    """An opened checkpoint. The configs are the parsed files, with v1's values for fields that older files lack.
 
     Attributes:
         path: A folder in the diffusers layout.
-        name: What pictures and manifests call it: "demo", the folder's or file's name, or the Hub id.
+        name: Name in pictures and manifests: "demo", the folder's or file's name, or the Hub id.
         digest: SHA-256 over its configs, weights and tokenizer; independent of the folder.
         revision: The commit of a checkpoint from the Hub.
         text_encoder: text_encoder/config.json.
         unet: unet/config.json.
         vae: vae/config.json.
         scheduler: scheduler/scheduler_config.json.
-        guidance_scale: What it recommends in generation_config.json; the digest does not count it, since it is no part
-            of what is computed.
+        guidance_scale: Recommended scale, from generation_config.json; not part of the digest, since it is a default
+            of requests only.
         max_tokens: Tokens of a prompt, start and end included: the tokenizer's model_max_length, at most the text
             encoder's max_position_embeddings.
-        variant: The variant of the weights that was asked for, such as "non_ema".
+        variant: The requested variant of the weights, such as "non_ema".
         weight_files: The weights by component, as their headers describe them.
-        notes: What was read otherwise than it stands in the files, a line each.
+        notes: Lines about tensors that were renamed, ignored or converted.
     """
 
     path: Path
@@ -57,15 +57,15 @@ class Checkpoint:
 def read_checkpoint(
     folder: Path, *, name: str, memory: DigestMemory, revision: str | None = None, variant: str | None = None
 ) -> Checkpoint:
-    """Check a folder in the diffusers layout and describe it; weights are hashed, but not loaded.
+    """Check and describe a folder in the diffusers layout; weights are hashed, but not loaded.
 
     Args:
         folder: The checkpoint.
-        name: What pictures and manifests call it.
-        memory: Where the digests of large files are remembered.
-        revision: The commit, of a checkpoint from the Hub.
-        variant: The variant of the weights to load, as in diffusers. Without, it is the plain files, and a component
-            that has fp16 weights only is read from those.
+        name: Name in pictures and manifests.
+        memory: Cache of the digests of large files.
+        revision: The commit of a checkpoint from the Hub.
+        variant: The variant of the weights, as in diffusers; None for the plain files, or the fp16 files of a component
+            that has no others.
 
     Raises:
         UsageError: No component has weights of that variant.

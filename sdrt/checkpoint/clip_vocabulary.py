@@ -15,9 +15,9 @@ WORD_END = "</w>"
 
 
 def byte_symbols() -> list[str]:
-    """The printable character that stands for each byte in a byte-level vocabulary, in vocabulary order.
+    """Return the printable character of each byte in a byte-level vocabulary, in vocabulary order.
 
-    Bytes that print stand for themselves; the others are moved behind U+0100 (GPT-2's ``bytes_to_unicode``,
+    Printable bytes are their own characters; the others start at U+0100 (GPT-2's ``bytes_to_unicode``,
     https://github.com/openai/gpt-2/blob/master/src/encoder.py).
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -26,10 +26,10 @@ def byte_symbols() -> list[str]:
 
 
 def vocabulary(merges: list[str]) -> dict[str, int]:
-    """Token -> id: bytes, bytes that end a word, one token a merge, start and end of text.
+    """Return ids by token: bytes, bytes that end a word, one token for each merge, start and end of text.
 
     Args:
-        merges: Lines of a ``merges.txt`` without its head line: two symbols with a space between.
+        merges: Lines of a ``merges.txt`` without its first line: two symbols with a space between.
     """
     symbols = byte_symbols()
     tokens = symbols + [symbol + WORD_END for symbol in symbols]
@@ -38,14 +38,14 @@ def vocabulary(merges: list[str]) -> dict[str, int]:
 
 
 def read_merges(path: Path) -> list[str]:
-    """The merges of a ``merges.txt``, in order of rank, without the head line."""
+    """Read the merges of a ``merges.txt``, in order of rank, without its first line."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [line for line in lines if line.strip() and not line.startswith("#version")]
 
 
 @cache
 def clip_merges() -> list[str]:
-    """CLIP's 48,894 merges, as they ship with this package."""
+    """Return CLIP's 48,894 merges, which this package contains."""
     return read_merges(SD_V1 / "tokenizer" / "merges.txt")
 
 

@@ -1,8 +1,7 @@
-"""The fields of config.json that decide what a network computes, and what libraries make of those that are left out.
+"""Fields of config.json that decide what a network computes, and the libraries' defaults for missing ones.
 
-Names and defaults are those of UNet2DConditionModel, AutoencoderKL and CLIPTextConfig. All other fields (who wrote the
-file, how training began, what is used in half precision only) are read by no network: they bind nothing, are handed to
-no library, and may hold anything.
+Names and defaults are those of UNet2DConditionModel, AutoencoderKL and CLIPTextConfig. No network reads the other
+fields (version, training and half-precision settings): they may hold anything and are not passed to any library.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ DECIDING: dict[str, frozenset[str]] = {
         ]
     ),
 }
-#: What the libraries take where one of these is left out. The others' defaults are put in where the network is built.
+#: The libraries' defaults for missing fields. Defaults of other fields are set when the network is built.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "text_encoder": {
         "hidden_size": 512,
@@ -117,12 +116,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "scaling_factor": 0.18215,
     },
 }
-#: The field in which diffusers lists those whose values it replaces by its defaults.
+#: The field in which diffusers lists the fields that it sets to its defaults.
 LEFT_TO_DEFAULTS = "_use_default_values"
 
 
 def completed(component: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with defaults where deciding fields are left out, without idle fields that JSON cannot say."""
+    """Return a config with defaults for missing deciding fields, without other fields that JSON cannot hold."""
     left_out = config.get(LEFT_TO_DEFAULTS)
     left_out = left_out if isinstance(left_out, list) else []
     deciding = DECIDING[component]
@@ -135,12 +134,12 @@ def completed(component: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deciding(component: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a config that a library is handed."""
+    """Return the fields of a config that are passed to a library."""
     return {field: value for field, value in config.items() if field in DECIDING[component]}
 
 
 def is_json(value: Any) -> bool:
-    """Return whether a value can be written as JSON, which Python's reader goes beyond: NaN and Infinity cannot."""
+    """Return whether a value can be written as JSON; NaN and Infinity, which Python's parser accepts, cannot."""
     try:
         canonical_json(value)
     except (ValueError, RecursionError):

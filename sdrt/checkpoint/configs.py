@@ -1,4 +1,4 @@
-"""The configs of a checkpoint in the diffusers layout, held against what Stable Diffusion v1 is."""
+"""Configs of a checkpoint in the diffusers layout, checked to be Stable Diffusion v1's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdrt.sampling.noise_config import OTHER_SCHEDULER_HINT, WITHOUT_BETAS, Nois
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 60
-shorten = _SHORT.repr  # a value as Python writes it, cut to what fits in a message
+shorten = _SHORT.repr  # a value's repr, shortened for a message
 CONFIG_LIMIT_BYTES = 1 << 20
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
 CLASSES = {
@@ -27,11 +27,11 @@ CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "scheduler": (),  # of a scheduler only betas and prediction type count, whatever its class
+    "scheduler": (),  # any class: only betas and prediction type are used
 }
 LATENT_SIZE = 64
 LATENT_CHANNELS = 4
-VAE_LEVELS = 4  # each level but the last halves: pictures are 2**3 = 8 times the latents
+VAE_LEVELS = 4  # each level but the last halves the size: pictures are 2**3 = 8 times the latents
 OTHER_CONDITIONING = (
     "addition_embed_type",
     "class_embed_type",
@@ -40,8 +40,8 @@ OTHER_CONDITIONING = (
     "num_class_embeds",
     "time_cond_proj_dim",
 )
-#: How many parts a config may ask for, by field, and how large any of its numbers and lists may be. v1's has 2 layers a
-#: block, 12 in the text encoder and a vocabulary of 49,408; millions of layers would be built until memory is full.
+#: Most layers by field, and the largest number and list of any field. v1 has 2 layers in a block, 12 in the text
+#: encoder and a vocabulary of 49,408; building millions of layers would fill the memory.
 MOST_PARTS = {"layers_per_block": 16, "transformer_layers_per_block": 16, "num_hidden_layers": 128}
 MOST_OF_ANY = 1_000_000
 LONGEST_LIST = 64
@@ -57,14 +57,14 @@ LATENT_STATISTICS = ("latents_mean", "latents_std", "shift_factor")
 #: The scheduler's fields that sdrt.sampling.noise_config reads.
 NOISE_FIELDS = frozenset(field.alias or name for name, field in NoiseConfig.model_fields.items())
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-#: Beside model_index.json, where there is one: what a checkpoint recommends, under the names of transformers'
-#: GenerationConfig. diffusers passes it over.
+#: Optional file beside model_index.json: settings that the checkpoint recommends, with names of transformers'
+#: GenerationConfig. diffusers ignores it.
 GENERATION_CONFIG = "generation_config.json"
 V1_HINT = "give a Stable Diffusion v1 checkpoint (v1.1 to v1.5 or a fine-tune of one)"
 
 
 def read_json(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[str, Any]:
-    """A JSON object from a file of limited size.
+    """Read a JSON object from a file of limited size.
 
     Raises:
         CheckpointError: It is missing, unreadable, too large or not a JSON object.
@@ -76,7 +76,7 @@ def read_json(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[str, An
         raw = path.read_bytes()
         value = json.loads(raw)
         if b"\\ud" in raw.lower():
-            # What JSON may hold and UTF-8 may not: it could be neither digested nor written again.
+            # A lone surrogate is valid in JSON but not in UTF-8: it could be neither hashed nor written.
             json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing", hint=hint) from error
@@ -92,7 +92,7 @@ def read_json(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[str, An
 
 
 def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
-    """The configs of text_encoder, unet, vae and scheduler, held against v1 and the index against what it names.
+    """Read and check the configs of text_encoder, unet, vae and scheduler, and model_index.json.
 
     Raises:
         CheckpointError: One is missing, malformed or another model's.
@@ -104,9 +104,9 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def check_index(folder: Path) -> None:
-    """Hold model_index.json against Stable Diffusion v1: the pipeline's class, and each component we use.
+    """Check model_index.json: the pipeline's class, and the class of each component that sdrt uses.
 
-    Other parts (safety_checker, feature_extractor, ...) are ignored.
+    Other components (safety_checker, feature_extractor, ...) are ignored.
 
     Raises:
         CheckpointError: It is missing, names another kind of pipeline, or a component is missing or of another class.
@@ -126,7 +126,7 @@ def check_index(folder: Path) -> None:
 
 
 def read_text_encoder(folder: Path) -> dict[str, Any]:
-    """Read text_encoder/config.json of a CLIP text model, or of a whole CLIP, whose ``text_config`` it is.
+    """Read text_encoder/config.json of a CLIP text model, or the ``text_config`` of a whole CLIP model's.
 
     Raises:
         CheckpointError: It is malformed or another model's.
@@ -150,11 +150,11 @@ def read_text_encoder(folder: Path) -> dict[str, Any]:
 
 
 def read_unet(folder: Path, hidden_size: int) -> dict[str, Any]:
-    """unet/config.json of a text-to-image UNet on 4x64x64 latents; ``sample_size`` is set.
+    """Read unet/config.json of a text-to-image UNet on 4x64x64 latents; set ``sample_size``.
 
     Args:
         folder: The checkpoint.
-        hidden_size: Width of the text encoder, which cross-attention must have.
+        hidden_size: Width of the text encoder, which cross_attention_dim must equal.
 
     Raises:
         CheckpointError: It is malformed, or the UNet takes other inputs than Stable Diffusion v1's.
@@ -184,7 +184,7 @@ def read_unet(folder: Path, hidden_size: int) -> dict[str, Any]:
 
 
 def read_vae(folder: Path) -> dict[str, Any]:
-    """vae/config.json of an autoencoder with 4 latent channels and factor 8; ``scaling_factor`` is set.
+    """Read vae/config.json of an autoencoder with 4 latent channels and factor 8; set ``scaling_factor``.
 
     Raises:
         CheckpointError: It is malformed or another autoencoder's.
@@ -211,11 +211,11 @@ def read_vae(folder: Path) -> dict[str, Any]:
 
 
 def read_scheduler(folder: Path) -> dict[str, Any]:
-    """scheduler/scheduler_config.json; ``prediction_type`` is set.
+    """Read scheduler/scheduler_config.json; set ``prediction_type``.
 
     Raises:
-        CheckpointError: It is malformed, is of a class without betas, or asks for a prediction type that is neither
-            epsilon nor v_prediction.
+        CheckpointError: It is malformed, its class has no betas, or its prediction type is neither epsilon nor
+            v_prediction.
     """
     path = folder / "scheduler" / "scheduler_config.json"
     config = {field: value for field, value in read_json(path).items() if field in NOISE_FIELDS or is_json(value)}
@@ -228,10 +228,10 @@ def read_scheduler(folder: Path) -> dict[str, Any]:
 
 
 def read_guidance_scale(folder: Path) -> float:
-    """The guidance_scale that the checkpoint recommends in its generation_config.json; 7.5 where it does not.
+    """Return the guidance_scale that generation_config.json recommends; 7.5 if it recommends none.
 
     Raises:
-        CheckpointError: The file is malformed, or the number is beyond what guidance can be.
+        CheckpointError: The file is malformed, or the number is out of range.
     """
     path = folder / GENERATION_CONFIG
     if not path.exists():
@@ -247,7 +247,7 @@ def read_guidance_scale(folder: Path) -> float:
 
 
 def _sample_size(config: Mapping[str, Any]) -> Any:
-    """Return the size of latents: 64, as in diffusers, where a file from before its version 0.9 says less."""
+    """Return the size of latents; 64, as in diffusers, if a file from before its version 0.9 has less."""
     size = config.get("sample_size")
     version = re.match(r"0\.(\d{1,3})\b", str(config.get("_diffusers_version")))
     is_old = version is not None and int(version[1]) < 9
@@ -255,10 +255,10 @@ def _sample_size(config: Mapping[str, Any]) -> Any:
 
 
 def _network(path: Path, component: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of a network that can be built in memory and time, completed by the libraries' defaults.
+    """Return a network's config with the libraries' defaults, after checking that its numbers are of limited size.
 
     Raises:
-        CheckpointError: A number or list in a field that decides is beyond what a network of v1's kind has.
+        CheckpointError: A number or list in a deciding field is too large or not finite.
     """
     whole = completed(component, config)
     for field in sorted(whole.keys() & DECIDING[component]):
@@ -274,7 +274,7 @@ def _network(path: Path, component: str, config: Mapping[str, Any]) -> dict[str,
 
 
 def _largest(value: Any) -> float:
-    """The largest number in a value of JSON; infinite for lists that are too long, or lists in lists in lists."""
+    """Return the largest number in a JSON value; infinity for lists that are too long or nested too deeply."""
     values = [value]
     for _ in range(3):
         if len(values) > LONGEST_LIST:
@@ -295,7 +295,7 @@ def _one_of(path: Path, field: str, found: Any, expected: Iterable[Any]) -> None
 
 
 def _same(found: Any, choice: Any) -> bool:
-    """Return whether a value equals a choice in type too: neither 1.0 nor true is 1 to the libraries."""
+    """Return whether a value equals a choice in value and type: the libraries treat 1, 1.0 and true differently."""
     if isinstance(choice, list) and isinstance(found, list):
         return len(found) == len(choice) and all(_same(*pair) for pair in zip(found, choice, strict=True))
     return type(found) is type(choice) and bool(found == choice)

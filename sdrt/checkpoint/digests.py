@@ -1,4 +1,4 @@
-"""Digests of checkpoints, and a memory of the digests of large files, so that a second run need not read them."""
+"""Digests of checkpoints, and caches of the digests of large files and of the paths of checkpoints."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from sdrt.files import canonical_json, disk_errors, sha256_bytes, sha256_file, w
 
 REMEMBERED_FROM_BYTES = 16 << 20  # smaller files are hashed in a few hundredths of a second
 REMEMBERED_FILES = 256
-REMEMBERED_PLACES = 8  # of one digest
+REMEMBERED_PLACES = 8  # for each digest
 VOLATILE_KEYS = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
 class DigestMemory:
-    """SHA-256 of files, remembered in one JSON file under path, size, inode and the times of change.
+    """SHA-256 of files, cached in one JSON file by path, size, inode, mtime and ctime.
 
-    The inode's change time (ctime) cannot be set back, so a file that was written to is hashed again. The memory saves
-    time and nothing else: where it is damaged it is started anew, where it cannot be written it is done without.
+    The ctime of an inode cannot be set back, so a changed file is hashed again. The cache only saves time: if damaged,
+    it is started anew; if it cannot be written, files are hashed each time.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def sha256(self, file: Path) -> str:
-        """SHA-256 of a file's bytes, as 64 hex digits."""
+        """Return the SHA-256 of a file's bytes, as 64 hex digits."""
         file = file.resolve()
         status = file.stat()
         if status.st_size < REMEMBERED_FROM_BYTES:
@@ -54,21 +54,20 @@ class DigestMemory:
 
 
 class Places:
-    """Absolute paths of checkpoints that were opened, by their digests, remembered in one JSON file of the cache.
+    """Absolute paths of opened checkpoints by digest, kept in one JSON file of the cache folder.
 
-    Like `DigestMemory` it only helps: where it is damaged it is started anew, where it cannot be written it is done
-    without.
+    Like `DigestMemory`, it is started anew if damaged, and not kept if it cannot be written.
     """
 
     def __init__(self, cache: Path) -> None:
         self.path = cache / "places.json"
 
     def of(self, digest: str) -> list[Path]:
-        """Return where checkpoints of a digest lay, the last one first; they may be gone or changed."""
+        """Return the paths of checkpoints with a digest, the last opened first; they may have changed since."""
         return [Path(place) for place in self._read().get(digest, [])]
 
     def remember(self, digest: str, place: Path) -> None:
-        """Remember a checkpoint's folder or file, as the last one that was opened."""
+        """Record a checkpoint's folder or file as the last opened."""
         known = self._read()
         places = known.pop(digest, [])
         if places[:1] == [str(place)]:
@@ -86,7 +85,7 @@ class Places:
 
 
 def _known(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a memory's file; empty where there is none."""
+    """Return the JSON object of a cache file; empty if there is none."""
     try:
         known = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -95,7 +94,7 @@ def _known(path: Path) -> dict[str, Any]:
 
 
 def _keep(path: Path, known: Mapping[str, Any]) -> None:
-    """Write a memory's file, if it can be written: without, sdrt only takes longer."""
+    """Write a cache file; ignore failures, which only cost time."""
     with contextlib.suppress(ResourceError, FileNotFoundError), disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(known, indent=1).encode())
@@ -107,7 +106,7 @@ def _key(file: Path, status: os.stat_result) -> str:
 
 
 def stable_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the keys that say who wrote it and how, which change nothing that is computed."""
+    """Return a config without the keys about its writer, which do not affect the computation."""
     return {key: value for key, value in config.items() if key not in VOLATILE_KEYS}
 
 
@@ -117,13 +116,13 @@ def checkpoint_digest(
     tokenizer: Mapping[str, Any],
     memory: DigestMemory,
 ) -> str:
-    """One digest over all of a checkpoint that decides what is computed, whatever folder it lies in.
+    """Return the SHA-256 over everything in a checkpoint that affects the computation, independent of its folder.
 
     Args:
         configs: Parsed configs by component.
         weights: Weight files by component.
-        tokenizer: What decides the tokenizer's ids.
-        memory: Where the digests of the weight files are remembered.
+        tokenizer: Tokenizer files and settings that decide ids, as `tokenizer_identity` returns them.
+        memory: Cache of the digests of the weight files.
     """
     parts = {
         "configs": {component: stable_config(config) for component, config in configs.items()},

@@ -1,7 +1,7 @@
-"""Kinds of files that are shared like checkpoints and are none of Stable Diffusion v1, told by their tensors' names.
+"""Recognition, by tensor names, of files that are not Stable Diffusion v1 checkpoints.
 
-A kind is known by a pattern that one of the names matches; the first kind in the table that matches counts. The
-names are those of the files' writers: diffusers, kohya-ss/sd-scripts, LyCORIS, PEFT, ComfyUI, A1111, the models' own.
+Each kind has a pattern; the first kind in the table of which the pattern matches a tensor's name counts. The names are
+those that diffusers, kohya-ss/sd-scripts, LyCORIS, PEFT, ComfyUI, A1111 and the models' authors write.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from sdrt.checkpoint.configs import V1_HINT
 from sdrt.checkpoint.safetensors_header import TensorEntry
 
-#: What precedes the names of a network in files that hold it alone or beside others.
+#: Prefixes of a UNet's names in files that hold it alone or with other networks.
 INNER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
-#: The first layer's name, by layout; its number of input channels tells variants of the UNet apart.
+#: Name of the UNet's first layer, by layout; its number of input channels distinguishes variants.
 FIRST_LAYERS = ("input_blocks.0.0.weight", "conv_in.weight")
-#: Names of a cross-attention's keys, by layout; what they read tells the text encoders apart.
+#: Names of a cross-attention's key weights; their input width distinguishes text encoders.
 CROSS_ATTENTIONS = re.compile(r"(^|\.)(input_blocks|down_blocks|middle_block|mid_block)\..*\.attn2\.to_k\.weight")
-# No library makes longer names, nor more in a file of this family; matching takes time with both.
+# No library writes longer names, nor more tensors in a file; both bound the time of matching.
 _LONGEST_NAME = 250
 MOST_TENSORS = 20_000
 
@@ -42,9 +42,9 @@ PARTS_HINT = "give the pipeline's folder, as pipe.save_pretrained(FOLDER) writes
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a file is, to complete "FILE is ...", and what to do about it.
+    """A kind of file: its name, to complete "FILE is ...", and a hint.
 
-    ``adapter`` says that it is used beside a checkpoint, so that a whole checkpoint may hold it as well.
+    ``adapter`` is True if it is used with a checkpoint, so that a whole checkpoint may contain it too.
     """
 
     what: str
@@ -53,7 +53,7 @@ class FileKind:
 
 
 def _adapters() -> Iterable[tuple[str, str, str]]:
-    """Give rows of kind, hint and pattern: what is used beside a checkpoint."""
+    """Yield kind, hint and pattern of files that are used with a checkpoint."""
     sdxl, other = "for Stable Diffusion XL", "for another model than Stable Diffusion v1"
     lora = r"([._](lora|lora_down|lora_up|lora_mid|lora_A|lora_B|lora_linear_layer)\.|_lora\d?\.(up|down)\.)"
     for what, pattern in {
@@ -97,7 +97,7 @@ def _adapters() -> Iterable[tuple[str, str, str]]:
 
 
 def _models() -> Iterable[tuple[str, str]]:
-    """Give rows of kind and pattern: checkpoints, whole or in parts, of other models."""
+    """Yield kind and pattern of checkpoints of other models, whole or in parts."""
     yield "AnimateDiff's motion modules", r"(^|\.)motion_modules\."
     yield "Stable Video Diffusion or another of its kind", r"\.(time_stack|time_mixer|time_mix_blocks)\b"
     yield "a text-to-video model", r"\.(temopral_conv|temp_convs|temp_attentions)\.|(^|\.)transformer_in\."
@@ -141,7 +141,7 @@ def _models() -> Iterable[tuple[str, str]]:
 
 
 def _upscalers() -> str:
-    """Give the pattern of networks that make pictures larger or mend them, alone in a file or in params."""
+    """Return the pattern of upscalers and restoration networks, alone in a file or below params."""
     names = (
         r"model\.\d+\.(weight|bias|sub\.)",  # ESRGAN
         r"(conv_first|conv_body|conv_up\d|conv_hr|conv_last|conv_after_body|conv_before_upsample)\.",
@@ -156,7 +156,7 @@ def _upscalers() -> str:
 
 
 def _parts() -> Iterable[tuple[str, str, str]]:
-    """Give rows of kind, hint and pattern: one network of a checkpoint, in whatever spelling."""
+    """Yield kind, hint and pattern of single networks of a checkpoint, in all known layouts."""
     yield (
         "a TAESD autoencoder alone",
         WHOLE_HINT,
@@ -189,23 +189,23 @@ def _compiled(rows: Iterable[tuple[str, str, str]], *, adapter: bool = False) ->
 OTHERS = _compiled(_adapters(), adapter=True) + _compiled((what, V1_HINT, pattern) for what, pattern in _models())
 UPSCALER = _compiled([("an upscaler or a network that restores pictures", UPSCALER_HINT, _upscalers())])
 PARTS = _compiled(_parts())
-#: Input channels of a UNet -> what it is.
+#: Kind of a checkpoint by its UNet's input channels.
 BY_CHANNELS = {
     5: "Stable Diffusion's depth-to-image model",
     7: "Stable Diffusion's x4 upscaler",
     8: "an image-editing (pix2pix) checkpoint",
     9: "an inpainting checkpoint",
 }
-#: Width of what cross-attention reads -> what it is.
+#: Kind of a checkpoint by the width of its cross-attention's context.
 BY_CONTEXT = {1024: "Stable Diffusion v2", 1280: "a UNet for another text encoder", 2048: "Stable Diffusion XL"}
 #: Widths of the token embeddings of CLIP and T5.
 EMBEDDING_WIDTHS = (768, 1024, 1280, 2048, 4096)
-#: Tensors in a file of embeddings, and vectors in each, at most.
+#: Most tensors in a file of embeddings, and most vectors in each.
 MOST_EMBEDDINGS, MOST_VECTORS = 8, 256
 
 
 def other_kind(tensors: Mapping[str, TensorEntry]) -> FileKind | None:
-    """Return what a file is other than Stable Diffusion v1 or a network of it; None where no tensor says so."""
+    """Return the kind of a file of another model or of an adapter; None if no tensor is of a known one."""
     text = _text(tensors)
     found = _first(OTHERS, text)
     if found is not None:
@@ -222,7 +222,7 @@ def other_kind(tensors: Mapping[str, TensorEntry]) -> FileKind | None:
 
 
 def partial_kind(tensors: Mapping[str, TensorEntry]) -> FileKind | None:
-    """Return what a file is that does not hold all of a checkpoint; None where it has no layout that is known."""
+    """Return the kind of a file that holds only part of a checkpoint; None if it has no known layout."""
     text = _text(tensors)
     networks = [prefix for prefix in ("unet.", "vae.", "text_encoder.") if re.search(rf"^{prefix}", text, re.MULTILINE)]
     if len(networks) > 1:

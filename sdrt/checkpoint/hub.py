@@ -1,4 +1,4 @@
-"""A checkpoint from the Hugging Face Hub, through the Hub's own cache (HF_HOME, HF_HUB_OFFLINE)."""
+"""Checkpoints from the Hugging Face Hub, through the Hub's own cache (HF_HOME, HF_HUB_OFFLINE)."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 INDEX = "model_index.json"
 CONFIG_SUFFIXES = (".json", ".txt")
 LISTING_TIMEOUT_S = 30.0
-#: How many of a cache's commits an error lists.
+#: Most cached commits that an error lists.
 MOST_COMMITS = 5
 
 
 def download(repo: str, revision: str | None, variant: str | None = None) -> tuple[Path, str]:
-    """Bring a checkpoint's files into the Hub's cache; pickles are never fetched.
+    """Download a checkpoint's files to the Hub's cache, never pickles.
 
-    A commit that the cache holds whole is used without asking the Hub, since a commit never changes. A branch or tag is
-    looked up each time, but for HF_HUB_OFFLINE=1.
+    A commit that is complete in the cache is used without a request, since commits never change. A branch or tag is
+    looked up each time, unless HF_HUB_OFFLINE=1.
 
     Args:
         repo: "org/name".
-        revision: Branch, tag or commit; None is the default branch.
-        variant: The variant of the weights; None is the plain files.
+        revision: Branch, tag or commit; None for the default branch.
+        variant: The variant of the weights; None for the plain files.
 
     Returns:
         The snapshot's folder (of links into the cache) and its commit.
 
     Raises:
         UsageError: No component has weights of the variant.
-        CheckpointError: The Hub or, offline, the cache does not have it; or the Hub cannot be reached.
+        CheckpointError: The Hub or, offline, the cache does not have the checkpoint; or the Hub cannot be reached.
         TrustError: A component has pickled weights only.
         BackendUnavailableError: huggingface_hub is not installed.
         ResourceError: The Hub's cache cannot be written.
@@ -79,7 +79,7 @@ def download(repo: str, revision: str | None, variant: str | None = None) -> tup
 
 
 def _not_cached(repo: str, revision: str | None, cache: Path) -> CheckpointError:
-    """Return the error for what the Hub's cache lacks off-line; it names the commits that the cache has."""
+    """Return the error for a checkpoint that is not in the cache when off-line; it lists the cached commits."""
     what = f"{repo} at {revision}" if revision else repo
     missing = f"{what} is not in the Hub's cache, and the Hub is off-line"
     try:
@@ -97,9 +97,9 @@ def _not_cached(repo: str, revision: str | None, cache: Path) -> CheckpointError
 
 
 def is_whole(folder: Path, variant: str | None = None) -> bool:
-    """Whether a snapshot has its index, every component's config and its weights.
+    """Return whether a snapshot has its index, and every component's config and weights.
 
-    Of a variant every component must have some: the Hub alone knows whether one of them has none.
+    With a variant, every component must have weights of it, since only the Hub knows whether one has none.
     """
     configs = [folder / component / "config.json" for component in STEMS]
     return all(path.exists() for path in (folder / INDEX, folder / "tokenizer", *configs)) and all(
@@ -109,9 +109,9 @@ def is_whole(folder: Path, variant: str | None = None) -> bool:
 
 
 def wanted_files(repo: str, names: Collection[str], variant: str | None = None) -> list[str]:
-    """Which of a repository's files a checkpoint needs: configs, tokenizer, one weight file a component.
+    """Return a repository's files that a checkpoint needs: configs, tokenizer, one weight file for each component.
 
-    What the checkpoint recommends comes with them, where it says so.
+    generation_config.json is included, if there is one.
 
     Raises:
         UsageError: No component has weights of the variant.
@@ -146,10 +146,10 @@ def _variants(component: str, names: Collection[str]) -> list[str]:
 
 
 def _check_cache(repo: str) -> None:
-    """Raise ResourceError where the cache may not be read, which the Hub's library takes for a cache without the file.
+    """Raise ResourceError if the cache is unreadable, which the Hub's library treats like a missing file.
 
     Raises:
-        ResourceError: No permission for it, or for what it holds of the repository.
+        ResourceError: No permission for the cache, or for its folder of the repository.
     """
     from huggingface_hub import constants
 

@@ -1,8 +1,8 @@
 """Tensor names: from the original layout (CompVis latent-diffusion) to the diffusers layout.
 
-The same tensors under other names; tests hold this against diffusers' own conversion
-(diffusers/loaders/single_file_utils.py). Names that the original layout does not have come back unchanged, so that a
-strange tensor is found when the names are held against the network.
+Tests compare this with diffusers' own conversion (diffusers/loaders/single_file_utils.py). Names that the original
+layout does not have are returned unchanged, so that unknown tensors are found when the names are compared with the
+network.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-#: Component -> what its tensors' names begin with; the first is the original's.
+#: Prefixes of tensor names by component; the first is the original layout's.
 PREFIXES = {
     "text_encoder": ("cond_stage_model.transformer.",),
     "unet": ("model.diffusion_model.",),
@@ -50,7 +50,7 @@ VAE_PARTS = {
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return the component that a tensor of a single file belongs to, "" for none, and its name there."""
+    """Return the component of a single file's tensor ("" for none), and the name without the component's prefix."""
     for component, prefixes in PREFIXES.items():
         for prefix in prefixes:
             if name.startswith(prefix):
@@ -59,7 +59,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def unet_name(name: str, config: Mapping[str, Any]) -> str:
-    """Name in a UNet2DConditionModel of a tensor of the original UNet, both without prefix."""
+    """Return the name in UNet2DConditionModel of a tensor of the original UNet, both without prefix."""
     for old, new in UNET_ENDS.items():
         if name.startswith(old):
             return _resnet_name(new + name.removeprefix(old))
@@ -72,7 +72,7 @@ def unet_name(name: str, config: Mapping[str, Any]) -> str:
 
 
 def _down_block(index: int, part: int, rest: str, layers: int) -> str:
-    """``input_blocks.1`` and on: each level has its layers (resnet, attention), then a downsampler."""
+    """Rename ``input_blocks.1`` and later: each level has layers (resnet, attention), then a downsampler."""
     level, layer = divmod(index - 1, layers + 1)
     if layer == layers:
         return f"down_blocks.{level}.downsamplers.0.{rest.replace('op.', 'conv.', 1)}"
@@ -80,7 +80,7 @@ def _down_block(index: int, part: int, rest: str, layers: int) -> str:
 
 
 def _up_block(index: int, part: int, rest: str, layers: int) -> str:
-    """``output_blocks``: each level has one layer more, and its upsampler stands behind the parts of the last one."""
+    """Rename ``output_blocks``: each level has one layer more; its upsampler follows the parts of the last layer."""
     level, layer = divmod(index, layers + 1)
     if part > 0 and rest.startswith("conv."):
         return f"up_blocks.{level}.upsamplers.0.{rest}"
@@ -95,7 +95,7 @@ def _resnet_name(name: str) -> str:
 
 
 def vae_name(name: str, config: Mapping[str, Any]) -> str:
-    """Name in an AutoencoderKL of a tensor of the original autoencoder, both without prefix."""
+    """Return the name in AutoencoderKL of a tensor of the original autoencoder, both without prefix."""
     last = len(config["block_out_channels"]) - 1
     name = re.sub(r"^encoder\.down\.(\d+)\.block\.", r"encoder.down_blocks.\1.resnets.", name)
     name = re.sub(r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0.", name)
@@ -109,7 +109,7 @@ def vae_name(name: str, config: Mapping[str, Any]) -> str:
 
 
 def text_encoder_name(name: str, config: Mapping[str, Any]) -> str:
-    """Name in a CLIPTextModel, with the prefix of v1's files, which some merging tools leave out."""
+    """Return the name in CLIPTextModel, with v1's prefix ``text_model.``, which some merging tools leave out."""
     return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
 
 

@@ -1,6 +1,6 @@
 """Names and shapes of the tensors of a single file in the original layout (CompVis latent-diffusion), from configs.
 
-A file's header is compared with them, so that what does not fit is found before anything is read or written; no torch.
+A file's header is compared with them, so that mismatches are found before tensors are read or written. No torch.
 """
 
 from __future__ import annotations

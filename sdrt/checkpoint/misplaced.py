@@ -1,4 +1,4 @@
-"""What to name instead, where a user names a folder or file beside the checkpoint, inside of it or around it."""
+"""Hints for sources that are not a checkpoint themselves, but near one: a part of it, a folder around it, a URL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from sdrt.checkpoint.weights import PICKLE_HINT, is_pickle_name
 
 INDEX = "model_index.json"
-#: What seals a bundle or an engine set, as sdrt.artefacts.bundle names it.
+#: The manifest of a bundle or an engine set, as in sdrt.artefacts.manifest.
 MANIFEST = "manifest.json"
 SAFETENSORS = ".safetensors"
 SOURCE_HINT = 'give a folder, a .safetensors file, a Hub id such as org/name, or "demo"'
@@ -20,7 +20,7 @@ HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([^/].*)")
 
 
 def is_safetensors_name(name: str) -> bool:
-    """Return whether a file of that name is a safetensors file; its suffix may be in any case."""
+    """Return whether a name has the suffix .safetensors, in upper or lower case."""
     return name.lower().endswith(SAFETENSORS)
 
 
@@ -30,13 +30,13 @@ def is_weights_name(name: str) -> bool:
 
 
 def pipeline_folder(path: Path) -> Path | None:
-    """Return the folder in the diffusers layout that a file or folder is a part of, or None."""
+    """Return the folder in the diffusers layout that contains a file or folder, or None."""
     above = list(path.absolute().parents)[:2]
     return next((folder for folder in above if (folder / INDEX).is_file()), None)
 
 
 def file_hint(path: Path) -> str:
-    """Return what to name instead of a file that is not a .safetensors file."""
+    """Return the hint for a file that is not a .safetensors file."""
     folder = pipeline_folder(path)
     if folder is not None:
         return f"give the folder it belongs to: {folder}"
@@ -44,7 +44,7 @@ def file_hint(path: Path) -> str:
 
 
 def folder_hint(folder: Path) -> str:
-    """Return what to name instead of a folder without model_index.json."""
+    """Return the hint for a folder without model_index.json."""
     if (folder / MANIFEST).is_file():
         return "it is a bundle or an engine set: give it by --bundle or --engines"
     outer = pipeline_folder(folder)
@@ -63,7 +63,7 @@ def folder_hint(folder: Path) -> str:
 
 
 def nothing_hint(source: str) -> str:
-    """Return what to name instead of something that does not exist: the Hub's addresses are understood."""
+    """Return the hint for a source that does not exist; URLs of the Hub are recognised."""
     found = HUB_URL.fullmatch(source)
     if found is None and is_weights_name(source):
         found = HUB_FILE.fullmatch(source)

@@ -1,7 +1,7 @@
-"""A checkpoint's networks as torch modules. The one module of `sdrt.checkpoint` that imports torch.
+"""A checkpoint's networks as torch modules; the only module of `sdrt.checkpoint` that imports torch.
 
-Weights are read here rather than by diffusers' and transformers' loaders, so that every tensor is held against the
-network by name and shape and looked at for NaN, and so that nothing is fetched, remembered or printed.
+Weights are read here rather than by diffusers' and transformers' loaders, so that the name and shape of every tensor
+are compared with the network, NaN and Inf are found, and nothing is downloaded, cached or printed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sdrt.files import utf8_path
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
-# What the libraries raise on configs that make no sense.
+# Exceptions that the libraries raise on invalid configs.
 BAD_CONFIG = (
     ArithmeticError,
     AssertionError,
@@ -44,15 +44,17 @@ BAD_CONFIG = (
 HINT = "the weights do not belong to this config; download or save the checkpoint again"
 SURPLUS_HINT = "give the config.json that was saved with these weights, or save the weights again without the tensor"
 QUANTISED_HINT = "give the checkpoint in fp32, fp16 or bf16"
-# Names of the attention in autoencoders saved by diffusers before 0.15, as those of v1.4.
+# Names of the attention's layers in autoencoders saved by diffusers before 0.15, such as v1.4's.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def load_text_encoder(checkpoint: Checkpoint) -> CLIPTextModel:
-    """The text encoder: input_ids int64 [n, tokens] -> last_hidden_state float32 [n, tokens, hidden_size]; eval().
+    """Load the text encoder in eval mode, without gradients.
+
+    It maps input_ids int64 [n, tokens] to last_hidden_state float32 [n, tokens, hidden_size].
 
     Raises:
-        CheckpointError: The weights do not fit the config, are of a type we do not take, or hold NaN or Inf.
+        CheckpointError: The weights do not fit the config, have an unsupported dtype, or hold NaN or Inf.
     """
     config = deciding("text_encoder", checkpoint.text_encoder)
     tokens = checkpoint.text_encoder["max_position_embeddings"]
@@ -66,7 +68,10 @@ def load_text_encoder(checkpoint: Checkpoint) -> CLIPTextModel:
 
 
 def load_unet(checkpoint: Checkpoint) -> UNet2DConditionModel:
-    """The UNet: sample float32 [n, 4, 64, 64], timestep, encoder_hidden_states -> sample; eval().
+    """Load the UNet in eval mode, without gradients.
+
+    It maps sample float32 [n, 4, 64, 64], timestep float32 [n] and encoder_hidden_states float32 [n, tokens,
+    hidden_size] to sample float32 [n, 4, 64, 64].
 
     Raises:
         CheckpointError: As in `load_text_encoder`.
@@ -83,7 +88,9 @@ def load_unet(checkpoint: Checkpoint) -> UNet2DConditionModel:
 
 
 def load_vae(checkpoint: Checkpoint) -> AutoencoderKL:
-    """The autoencoder: encode float32 [n, 3, h, w], decode latents [n, 4, h/8, w/8] before scaling; eval().
+    """Load the autoencoder in eval mode, without gradients.
+
+    It encodes pictures float32 [n, 3, h, w] and decodes unscaled latents float32 [n, 4, h/8, w/8].
 
     Raises:
         CheckpointError: As in `load_text_encoder`.
@@ -103,7 +110,7 @@ def load_vae(checkpoint: Checkpoint) -> AutoencoderKL:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch and the libraries from talking to the user about a config."""
+    """Suppress warnings and log messages of torch, diffusers and transformers."""
     before = diffusers.logging.get_verbosity(), transformers.logging.get_verbosity()
     diffusers.logging.set_verbosity(logging.ERROR)
     transformers.logging.set_verbosity(logging.ERROR)
@@ -117,16 +124,16 @@ def _quiet() -> Iterator[None]:
 
 
 def _build(component: str, checkpoint: Checkpoint, make: Callable[[], Module], run: Callable[[Module], None]) -> Module:
-    """Build a module of the config's shapes without memory for its weights, and run it on tensors that have none.
+    """Build a module on the meta device, without memory for weights, and run it once there.
 
     Args:
-        component: Its name.
-        checkpoint: What has the config.
-        make: Builds it.
-        run: Runs it on what it is to compute with, and checks the shapes of what comes out.
+        component: Name of the component.
+        checkpoint: The checkpoint.
+        make: Builds the module.
+        run: Runs the module on inputs of v1's shapes and checks the shapes of its outputs.
 
     Raises:
-        CheckpointError: The config does not describe a network that can be built, and run on v1's shapes.
+        CheckpointError: The config does not describe a network that can be built and run on v1's shapes.
     """
     doing = "built"
     try:
@@ -143,13 +150,13 @@ def _build(component: str, checkpoint: Checkpoint, make: Callable[[], Module], r
 
 
 def _check_shape(found: torch.Tensor, expected: tuple[int, ...]) -> None:
-    """Raise ValueError unless a tensor has the shape that Stable Diffusion v1's has."""
+    """Raise ValueError unless a tensor has the shape of Stable Diffusion v1's."""
     if tuple(found.shape) != expected:
         raise ValueError(f"it gives {list(found.shape)} where Stable Diffusion v1 has {list(expected)}")
 
 
 def _load(module: Module, checkpoint: Checkpoint, component: str) -> Module:
-    """Fill a module from the checkpoint's file, as float32. What is float32 in the file stays mapped, not copied."""
+    """Fill a module with the checkpoint's weights as float32; float32 tensors of the file are mapped, not copied."""
     path = checkpoint.weights(component)
     expected = module.state_dict()
     names = _match(checkpoint, component, {name: tuple(tensor.shape) for name, tensor in expected.items()})
@@ -165,10 +172,10 @@ def _load(module: Module, checkpoint: Checkpoint, component: str) -> Module:
 
 
 def _match(checkpoint: Checkpoint, component: str, expected: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Name in the file -> name in the module, once every name, shape and type was found to fit.
+    """Return the name in the module by name in the file, after comparing all names, shapes and dtypes.
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected, there twice, of another shape or of a type we do not take.
+        CheckpointError: A tensor is missing, unexpected, duplicate, of another shape or of an unsupported dtype.
     """
     file = checkpoint.weight_files[component]
     path, unexpected = file.path, []
@@ -201,7 +208,7 @@ def _match(checkpoint: Checkpoint, component: str, expected: dict[str, tuple[int
 
 
 def _plain_name(component: str, name: str) -> str:
-    """A tensor's name without what differs between versions of diffusers and transformers."""
+    """Return a tensor's name without differences between versions of diffusers and transformers."""
     if component == "text_encoder":
         return name.removeprefix("text_model.")
     if component == "vae" and ".attentions." in name:
@@ -211,17 +218,13 @@ def _plain_name(component: str, name: str) -> str:
 
 
 def _fits(component: str, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Equal shapes; a linear layer of the VAE's attention may also be a 1x1 convolution, as in older files."""
+    """Return whether shapes match; older files hold the VAE's attention as 1x1 convolutions, not linear layers."""
     as_convolution = component == "vae" and ".attentions." in name and found == (*expected, 1, 1)
     return found == expected or as_convolution
 
 
 def _check_finite(name: str, tensor: torch.Tensor, path: Path) -> None:
-    """Refuse NaN and Inf.
-
-    Raises:
-        CheckpointError: With the tensor's name and how many there are.
-    """
+    """Raise CheckpointError, which names and counts them, if a tensor holds NaN or Inf."""
     if bool(torch.isfinite(tensor).all()):
         return
     counts = {"NaN": int(torch.isnan(tensor).sum()), "Inf": int(torch.isinf(tensor).sum())}
@@ -230,7 +233,7 @@ def _check_finite(name: str, tensor: torch.Tensor, path: Path) -> None:
 
 
 def _make_position_ids(module: torch.nn.Module) -> None:
-    """Make CLIP's position numbers, which no file holds and which were built without memory."""
+    """Create CLIP's position ids, which no file holds and which were built on the meta device."""
     for part in module.modules():
         ids = getattr(part, "position_ids", None)
         if isinstance(ids, torch.Tensor) and ids.is_meta:

@@ -1,4 +1,4 @@
-"""Find the checkpoint of a record, which holds a name and a digest and no path."""
+"""Lookup of the checkpoint of a record, which holds a name and a digest but no path."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 def find_recorded(record: CheckpointRecord, *, cache: Path | None = None) -> tuple[str, str | None] | None:
-    """Return what to name, and at which revision, to open the checkpoint of a record; None where nothing is found.
+    """Return source and revision by which a record's checkpoint can be opened; None if none is found.
 
-    A checkpoint of the Hub is named by its id and commit. Of folders and files those that were opened before, wherever
-    they lie, and those of the record's name in the current folder are looked at; one with the record's weights is
-    taken, else the first.
+    A checkpoint of the Hub is returned as its id and commit. Otherwise candidates are the folders and files that were
+    opened before, and those of the record's name in the current folder; the first with the record's digest is
+    returned, else the first.
     """
     if record.revision is not None and HUB_ID.fullmatch(record.name) and not _exists(Path(record.name)):
         return record.name, record.revision
     named = [Path(record.name), Path(f"{record.name}.safetensors")]
     remembered = Places(default_cache() if cache is None else cache).of(record.digest)
-    # One of the record's name first: the picture that is made again then has the same record.
+    # One of the record's name first, so that a repeated picture has the same record.
     remembered.sort(key=lambda path: record.name not in (path.name, path.stem))
     sources = [str(path) for path in (*remembered, *named) if _exists(path)]
     if record.name == DEMO:
-        # A folder of that name would be ./demo.
+        # "demo" names the built-in checkpoint, so paths are made absolute.
         sources = [DEMO, *(str(Path(source).absolute()) for source in sources)]
     for source in sources if len(sources) > 1 else ():
         with contextlib.suppress(SdrtError):
@@ -42,5 +42,5 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except (OSError, ValueError):
-        # A name that the file system cannot have, or a folder that may not be read.
+        # An invalid file name, or an unreadable folder.
         return False

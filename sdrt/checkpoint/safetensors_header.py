@@ -1,7 +1,7 @@
-"""The header of a safetensors file: read and checked without touching the weights, or made.
+"""Headers of safetensors files: reading and checking without reading the weights, and writing.
 
-Format: https://github.com/huggingface/safetensors#format. The file may come from anywhere, so nothing in it is believed
-before it is checked, and nothing is allocated whose size the file states but does not have.
+Format: https://github.com/huggingface/safetensors#format. Files are untrusted: every value is checked before use, and
+no allocation depends on a size that the file states but does not have.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ HINT = "download or save the file again"
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor: its type as the format names it, its shape, and where its bytes lie after the header."""
+    """One tensor: dtype in the format's names, shape, and offsets of its bytes after the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds; ``data_start`` is the offset in the file from which the tensors' offsets count."""
+    """A parsed header; ``data_start`` is the file offset from which the tensors' offsets count."""
 
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
@@ -94,10 +94,10 @@ def read_header(path: Path) -> Header:
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, Sequence[int]]]) -> bytes:
-    """The beginning of a safetensors file that holds the tensors in the order given, without hole.
+    """Return the header of a safetensors file that holds the tensors in the given order, without gaps.
 
     Args:
-        tensors: Name -> dtype as the format names it, and shape.
+        tensors: Dtype, in the format's names, and shape by tensor name.
     """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begin = 0
@@ -115,7 +115,7 @@ def _fault(path: Path, what: str) -> CheckpointError:
 
 
 def _check_start(path: Path, start: bytes) -> None:
-    """Recognise what is often found under the name of a safetensors file, to say so."""
+    """Raise CheckpointError for other kinds of files that often have the suffix .safetensors."""
     if start.startswith(LFS_POINTER):
         raise CheckpointError(f"{path} is a git-lfs pointer, not the weights", hint="run: git lfs pull")
     if start.startswith(PICKLE_STARTS):
@@ -175,7 +175,7 @@ def _entry(path: Path, name: str, value: Any) -> TensorEntry:
 
 
 def _check_offsets(path: Path, tensors: dict[str, TensorEntry], data_bytes: int) -> None:
-    """The tensors must follow each other without hole or overlap and fill the file."""
+    """Raise CheckpointError unless the tensors fill the file without gap or overlap."""
     position = 0
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:

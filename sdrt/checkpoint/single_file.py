@@ -1,8 +1,8 @@
-"""A checkpoint in one .safetensors file, the original layout in which fine-tunes are shared: converted to a folder.
+"""Conversion of checkpoints in one .safetensors file (original layout) to a folder in the diffusers layout.
 
-Such a file has no configs: it has Stable Diffusion v1's, which ship with this package. Its header tells whether it fits
-them (`plan`), which is decided before anything is written. Converting renames tensors and copies their bytes, so it
-takes no memory to speak of and no torch.
+Such a file has no configs; Stable Diffusion v1's, which this package contains, are used. `plan` compares its header
+with them before anything is written. Conversion renames tensors and copies their bytes, so it needs little memory and
+no torch.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ LOCK_TIMEOUT_S = 900.0
 COPY_BYTES = 8 << 20
 CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
 V_PREDICTION_MARK = "v_pred"
-#: Tensors by which files ask for noise levels that Stable Diffusion v1 does not have -> what they ask for.
+#: Noise schedules other than Stable Diffusion v1's, by the tensor that marks them in a file.
 OTHER_NOISE = {
     "ztsnr": "a zero-terminal-SNR noise schedule",
     "edm_vpred.sigma_max": "EDM's noise levels",
     "edm_vpred.sigma_min": "EDM's noise levels",
 }
 TYPES = (*FLOATS, *CONVERTED)
-#: Type -> the unsigned integer of its size and the mask of its exponent, which is all ones in NaN and Inf.
+#: Unsigned integer dtype and exponent mask by float dtype; the exponent of NaN and Inf is all ones.
 EXPONENTS = {
     "F8_E5M2": ("u1", 0x7C),
     "F16": ("<u2", 0x7C00),
@@ -51,11 +51,11 @@ EXPONENTS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion reads.
+    """The tensors that a conversion reads.
 
     Attributes:
-        tensors: Component -> name in the diffusers layout -> the tensor's name in the file.
-        notes: What is read otherwise than it stands in the file, a line each.
+        tensors: Name in the file, by component and by name in the diffusers layout.
+        notes: Lines about tensors that are renamed, ignored or converted.
     """
 
     tensors: dict[str, dict[str, str]]
@@ -63,16 +63,16 @@ class Plan:
 
 
 def open_single_file(path: Path, cache: Path, memory: DigestMemory, configs: Path = SD_V1) -> Checkpoint:
-    """Convert a single file into the cache, unless it is there already, and describe it.
+    """Convert a single file to a folder in the cache, unless it is there already, and describe it.
 
     Args:
         path: The .safetensors file.
-        cache: The folder is ``single-file/<digest of the file>`` below it, so a changed file is converted anew.
-        memory: Where the file's digest is remembered.
-        configs: Folder with the configs of its networks, in the diffusers layout.
+        cache: Cache folder; the result is ``single-file/<digest of the file>``, so a changed file is converted again.
+        memory: Cache of the file's digest.
+        configs: Folder of configs in the diffusers layout.
 
     Returns:
-        The checkpoint, of the file's name; its path is the folder in the cache.
+        The checkpoint, named after the file; its path is the folder in the cache.
 
     Raises:
         CheckpointError: The file is malformed or not a whole Stable Diffusion v1 checkpoint; nothing stays in
@@ -108,7 +108,7 @@ def _convert_once(path: Path, header: Header, planned: Plan, folder: Path, confi
                     with folder_published_as(folder) as part:
                         convert(path, header, planned, part, configs)
                 except CheckpointError:
-                    # Whoever waits for the lock finds it unlinked and makes it anew.
+                    # A process that waits for the lock finds it unlinked and creates it again.
                     lock.unlink(missing_ok=True)
                     raise
     except Timeout as error:
@@ -117,14 +117,14 @@ def _convert_once(path: Path, header: Header, planned: Plan, folder: Path, confi
 
 
 def plan(path: Path, header: Header, configs: Path = SD_V1) -> Plan:
-    """Match a file's tensors with the three networks, by names, shapes and types alone.
+    """Match a file's tensors with the three networks by names, shapes and dtypes.
 
-    What a training run left in the file besides them (EMA weights, the noise schedule's buffers, CLIP's position
-    numbers) is left out, as diffusers does.
+    Other tensors of training (EMA weights, the noise schedule's buffers, CLIP's position ids) are ignored, as diffusers
+    does.
 
     Raises:
-        CheckpointError: The file is not a whole Stable Diffusion v1 checkpoint; the message says what it is instead,
-            where that is known, or names the first tensor that does not fit.
+        CheckpointError: The file is not a whole Stable Diffusion v1 checkpoint; the message says what it is, if known,
+            or names the first tensor that does not fit.
     """
     check_kind(path, header)
     found: dict[str, dict[str, str]] = {component: {} for component in PREFIXES}
@@ -149,10 +149,10 @@ def plan(path: Path, header: Header, configs: Path = SD_V1) -> Plan:
 
 
 def check_kind(path: Path, header: Header) -> None:
-    """Tell a whole Stable Diffusion v1 checkpoint from what else is shared as one file, by its tensors' names.
+    """Raise CheckpointError unless the tensors' names are those of a whole Stable Diffusion v1 checkpoint.
 
     Raises:
-        CheckpointError: It is something else; the message says what, where it is known.
+        CheckpointError: It is another kind of file; the message says which, if known.
     """
     count = len(header.tensors)
     if not 0 < count <= MOST_TENSORS:
@@ -186,10 +186,10 @@ def check_kind(path: Path, header: Header) -> None:
 def _match(
     path: Path, header: Header, component: str, names: Mapping[str, str], config: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return name in the diffusers layout -> name in the file, for all tensors of one network.
+    """Return the name in the file by name in the diffusers layout, for all tensors of one network.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown, there twice, of another shape or of another type.
+        CheckpointError: A tensor is missing, unknown, duplicate, of another shape or of an unsupported dtype.
     """
     rename = NAMES[component]
     shapes = SHAPES[component](config)
@@ -198,7 +198,7 @@ def _match(
     unknown, misshapen = [], []
     for name, inner in names.items():
         new = rename(inner, config)
-        # Of the UNet's, names that stand at another place of a level come to one that is there.
+        # unet_name maps some unknown names, at another place of a level, to known ones.
         if new not in expected or (component == "unet" and inner not in shapes and new != inner):
             unknown.append(name)
             continue
@@ -232,16 +232,16 @@ def _match(
 
 
 def _fits(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Return whether the shapes are equal; the VAE's attention is 1x1 convolutions or linear layers."""
+    """Return whether shapes match; the VAE's attention may be 1x1 convolutions or linear layers."""
     is_attention = name.startswith(("encoder.", "decoder.")) and ".attentions." in name
     return found == expected or (is_attention and expected[2:] == (1, 1) and found == expected[:2])
 
 
 def convert(path: Path, header: Header, planned: Plan, out: Path, configs: Path = SD_V1) -> None:
-    """Write the diffusers layout of a single file to an empty folder.
+    """Write a single file in the diffusers layout to an empty folder.
 
     Raises:
-        CheckpointError: A tensor holds NaN or Inf, or the file became shorter.
+        CheckpointError: A tensor holds NaN or Inf, or the file was truncated meanwhile.
     """
     scheduler = read_json(configs / "scheduler" / "scheduler_config.json")
     if V_PREDICTION_MARK in header.tensors:
@@ -261,7 +261,7 @@ def convert(path: Path, header: Header, planned: Plan, out: Path, configs: Path 
 
 
 def _copy_tensors(source: BinaryIO, header: Header, names: Mapping[str, str], target: BinaryIO) -> None:
-    """Write a safetensors file whose tensors' bytes come from another one; equal tensors give equal bytes."""
+    """Copy tensors of one safetensors file to a new one; equal tensors give equal bytes."""
     entries = {new: header.tensors[names[new]] for new in sorted(names)}
     target.write(header_bytes({new: (entry.dtype, _shape(new, entry)) for new, entry in entries.items()}))
     for new, entry in entries.items():
@@ -283,7 +283,7 @@ def _blocks(source: BinaryIO, begin: int, size_bytes: int) -> Iterator[bytes]:
 
 
 def _is_finite(block: bytes, dtype: str) -> bool:
-    """Return whether a tensor's bytes hold neither NaN nor Inf, once they are float32."""
+    """Return whether a tensor's values, converted to float32, are finite."""
     import numpy as np
 
     if dtype == "F64":
@@ -296,7 +296,7 @@ def _is_finite(block: bytes, dtype: str) -> bool:
 
 
 def _shape(name: str, entry: TensorEntry) -> list[int]:
-    """Return the shape in the diffusers layout, where the VAE's attention is linear layers."""
+    """Return the shape in the diffusers layout, which has linear layers in the VAE's attention."""
     if ".attentions.0.to_" in name and math.prod(entry.shape[2:]) == 1:
         return list(entry.shape[:2])
     return list(entry.shape)

@@ -1,4 +1,4 @@
-"""From what a user names (a folder, a file, a Hub id, "demo") to a checkpoint."""
+"""Opening of a checkpoint by its source: a folder, a file, a Hub id or "demo"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdrt.errors import CheckpointError, TrustError, UsageError
 from sdrt.files import is_there, system_errors, utf8_text
 
 DEMO = "demo"
-#: The demo checkpoint, which ships with the package.
+#: The demo checkpoint, which the package contains.
 DEMO_FOLDER = SD_V1.parent / "demo-checkpoint"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -28,17 +28,17 @@ def open_checkpoint(
     Args:
         source: A folder in the diffusers layout, a single .safetensors file in the original layout, a Hub id
             ("org/name"), or "demo". A folder called demo is "./demo".
-        revision: Branch, tag or commit, for a Hub id. The commit found is in the result: comparing it with an earlier
-            one, where a branch may have moved, is the caller's.
-        variant: The variant of a folder's or a Hub id's weights, such as "fp16" or "non_ema". Without, the plain files
-            are read, and fp16 where a component has no others.
-        cache: Folder for converted single files and remembered digests; the user's cache folder by default.
+        revision: Branch, tag or commit, for a Hub id. The result holds the commit; the caller compares it with an
+            earlier one if a branch may have moved.
+        variant: The variant of a folder's or a Hub id's weights, such as "fp16" or "non_ema"; None for the plain
+            files, or the fp16 files of a component that has no others.
+        cache: Folder of converted single files and cached digests; None for the user's cache folder.
 
     Raises:
-        UsageError: Nothing is there, or a revision or variant was given for something that has none.
-        CheckpointError: It is malformed, incomplete or not Stable Diffusion v1; or not to be had from the Hub.
+        UsageError: The source does not exist, or has no revisions or variants but one was given.
+        CheckpointError: It is malformed, incomplete or not Stable Diffusion v1; or the Hub does not provide it.
         TrustError: It is pickled.
-        ResourceError: It cannot be read for want of permission, or the cache cannot be written.
+        ResourceError: It cannot be read, for example without permission, or the cache cannot be written.
         TimeLimitError: Another process holds the conversion of the same file for too long.
     """
     check_variant(variant)
@@ -83,7 +83,7 @@ def _open_file(path: Path, cache: Path, memory: DigestMemory) -> Checkpoint:
 
 
 def default_cache() -> Path:
-    """Return the user's cache folder for converted files and what is remembered of checkpoints."""
+    """Return the user's cache folder for converted files, digests and paths of checkpoints."""
     from platformdirs import user_cache_path
 
     return user_cache_path("sdrt") / "checkpoints"

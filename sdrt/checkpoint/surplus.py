@@ -1,12 +1,12 @@
-"""Tensors that a file of weights holds and a network does not have, told apart by their names.
+"""Kinds of tensors that files of weights hold beside a network's own, recognised by name.
 
-Pure functions over names, for files in the diffusers layout and for single files (whose names are given without the
-component's prefix, or as they are for what stands beside the components). Nothing is read here.
+Pure functions of names, for files in the diffusers layout and for single files (names without the component's prefix,
+or unchanged for tensors outside the components).
 
     unwrapped("_orig_mod.conv_in.weight")             "conv_in.weight": repairable
-    surplus_kind("unet", "conv_in.lora_A.x.weight")   a kind with a hint: the file must be refused, and why
-    surplus_kind("unet", "model_ema.decay")           a kind without a hint: harmless, to be passed over
-    surplus_kind("unet", "conv_in.weight")            None: nothing is known against it
+    surplus_kind("unet", "conv_in.lora_A.x.weight")   a kind with a hint: the file must be refused
+    surplus_kind("unet", "model_ema.decay")           a kind without a hint: harmless, to be ignored
+    surplus_kind("unet", "conv_in.weight")            None: no known kind
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-#: What torch.compile, DataParallel, FSDP and activation checkpointing put into the names of a module that they wrap.
+#: Parts of names that torch.compile, DataParallel, FSDP and activation checkpointing add to wrapped modules.
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(?:module\.)+")
 UNKNOWN_HINT = "the weights do not belong to this config; download or save the checkpoint again"
 
@@ -24,19 +24,14 @@ class SurplusKind:
     """A kind of tensor that a network does not have.
 
     Attributes:
-        what: Names the kind, to complete "tensors of ...".
-        hint: What to do about a file that holds such tensors; None where they are harmless.
-        usual: Whether files of Stable Diffusion v1 hold it as a rule, so that saying so would tell nobody anything.
+        what: Name of the kind, to complete "tensors of ...".
+        hint: Hint of the error for a file with such tensors; None if they do not change what the network computes.
+        usual: Whether most Stable Diffusion v1 files hold such tensors, so that no note is needed.
     """
 
     what: str
     hint: str | None = None
     usual: bool = False
-
-    @property
-    def harmless(self) -> bool:
-        """Return whether the network computes the same without these tensors."""
-        return self.hint is None
 
 
 LORA = SurplusKind(
@@ -70,7 +65,7 @@ EMA = SurplusKind("an EMA (averaged weights) beside the network's own")
 TRAINING = SurplusKind("training: its optimizer, counters and losses")
 SCHEDULE = SurplusKind("the noise schedule, which the scheduler's config has")
 
-# Kind -> the names it has in any component; the first that matches counts. Adapters come first.
+# Pattern of names in any component by kind; the first match counts. Adapters come first.
 _ANYWHERE: dict[SurplusKind, str] = {
     IP_ADAPTER: r".*\.to_[kv]_ip\..*|encoder_hid_proj\..*|(image_proj|ip_adapter)\..*",
     CUSTOM_DIFFUSION: r".*_custom_diffusion\..*",
@@ -89,7 +84,7 @@ _ANYWHERE: dict[SurplusKind, str] = {
     SCHEDULE: r"betas|alphas_cumprod(_prev)?|(sqrt_|log_)(one_minus_|recip_|recipm1_)?alphas_cumprod|logvar"
     r"|posterior_\w+|lvlb_weights|denoiser\.(log_)?sigmas",
 }
-# The same, for names that are surplus in one component only.
+# The same for names that are surplus in one component only.
 _OF_COMPONENT: dict[str, dict[SurplusKind, str]] = {
     "text_encoder": {
         VISION: r"vision_model\..*|visual_projection\..*",
@@ -103,23 +98,23 @@ _ALL = {
     component: [(kind, re.compile(pattern)) for kind, pattern in (*_ANYWHERE.items(), *own.items())]
     for component, own in _OF_COMPONENT.items()
 }
-# No library makes longer names; matching a pattern takes the square of the length.
+# No library writes longer names; matching a pattern takes time quadratic in the length.
 _LONGEST_NAME = 500
 _LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.(\d+)\..+")
 
 
 def unwrapped(name: str) -> str:
-    """Return a tensor's name without what a wrapper put into it, such as ``_orig_mod.`` and ``module.``."""
+    """Return a tensor's name without the parts that wrappers add, such as ``_orig_mod.`` and ``module.``."""
     return WRAPPERS.sub("", WRAPPERS.sub("", name))
 
 
 def surplus_kind(component: str, name: str, layers: int | None = None) -> SurplusKind | None:
-    """Return the kind of a tensor that a network does not have, or None for a name of no known kind.
+    """Return the kind of a tensor that is not the network's own, or None for a name of no known kind.
 
     Args:
-        component: "text_encoder", "unet" or "vae"; "" for what stands beside them in a single file.
+        component: "text_encoder", "unet" or "vae"; "" for other tensors of a single file.
         name: The tensor's name, unwrapped; in a single file without the component's prefix.
-        layers: How many layers the text encoder has, where that is known (its num_hidden_layers).
+        layers: The text encoder's num_hidden_layers; None if unknown.
     """
     if len(name) > _LONGEST_NAME:
         return None

@@ -1,7 +1,7 @@
-"""A checkpoint's CLIP tokenizer as one tokenizer.json for the tokenizers library.
+"""Conversion of a checkpoint's CLIP tokenizer to one tokenizer.json for the tokenizers library.
 
-The pieces are those of transformers' CLIPTokenizer (transformers/models/clip/tokenization_clip.py, 5.x): the ids are
-the same, which tests/checkpoint/test_tokenizer.py holds it to.
+The settings are those of transformers' CLIPTokenizer (transformers/models/clip/tokenization_clip.py, 5.x);
+tests/checkpoint/test_tokenizer.py checks that the ids are equal.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ RESIZE_HINT = (
 
 @dataclass(frozen=True)
 class _Source:
-    """A byte-pair model, and what a tokenizer.json says besides.
+    """A byte-pair model and the other settings of a tokenizer.json.
 
     Attributes:
-        path: The file that holds the vocabulary.
-        vocabulary: Token -> id.
+        path: The file of the vocabulary.
+        vocabulary: Id by token.
         merges: Pairs of symbols, in order of rank.
         added: ``added_tokens`` of a tokenizer.json.
-        padding_side: Of its padding.
+        padding_side: Side of its padding; None if not given.
     """
 
     path: Path
@@ -59,10 +59,10 @@ class _Source:
 def build_tokenizer_json(folder: Path, max_tokens: int, vocab_size: int) -> bytes:
     """Build one file from a checkpoint's ``tokenizer`` folder; equal input gives equal bytes.
 
-    The result pads to ``max_tokens`` and does not truncate: its user reports what is cut off.
+    The result pads to ``max_tokens`` and does not truncate: the caller truncates and reports the lost words.
 
     Args:
-        folder: Holds tokenizer.json, or else vocab.json and merges.txt; and optionally tokenizer_config.json,
+        folder: Folder of tokenizer.json, or vocab.json and merges.txt, and optionally tokenizer_config.json,
             special_tokens_map.json and added_tokens.json.
         max_tokens: Length of the text encoder's input.
         vocab_size: Rows of the text encoder's token embedding, which no id may reach.
@@ -93,14 +93,14 @@ def build_tokenizer_json(folder: Path, max_tokens: int, vocab_size: int) -> byte
 
 
 def tokenizer_identity(folder: Path, max_tokens: int) -> dict[str, Any]:
-    """Return what decides a tokenizer's ids, for a checkpoint's digest: files by SHA-256, tokens and settings.
+    """Return everything that decides a tokenizer's ids, for a digest: SHA-256 of files, tokens and settings.
 
     Args:
         folder: The checkpoint's ``tokenizer``.
-        max_tokens: Length to which prompts are padded and cut.
+        max_tokens: Tokens that prompts are padded and truncated to.
 
     Raises:
-        CheckpointError: A file is missing or malformed; of the vocabulary only that it is there is checked.
+        CheckpointError: A file is missing or malformed; the contents of the vocabulary are not checked.
     """
     declared = read_declared_tokens(folder)
     return {
@@ -114,7 +114,7 @@ def tokenizer_identity(folder: Path, max_tokens: int) -> dict[str, Any]:
 
 
 def prompt_length(folder: Path, max_position_embeddings: int) -> int:
-    """Return to how many tokens prompts are padded and cut: model_max_length, or all that the text encoder takes.
+    """Return the length that prompts are padded and truncated to: model_max_length, or the text encoder's if less.
 
     Raises:
         CheckpointError: A file is malformed.
@@ -124,10 +124,10 @@ def prompt_length(folder: Path, max_position_embeddings: int) -> int:
 
 
 def _add_tokens(folder: Path, model: dict[str, Any], tokens: list[tokenizers.AddedToken]) -> list[dict[str, Any]]:
-    """Return the added tokens with the ids that the library gives them, as a tokenizer.json holds them.
+    """Return the added tokens with the ids that the library assigns, as in a tokenizer.json.
 
     Raises:
-        CheckpointError: The vocabulary leaves out ids, and a token would take one that another has.
+        CheckpointError: The vocabulary has gaps, so that an added token would get the id of another.
     """
     library = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "normalizer": NORMALIZER, "model": model}))
     library.add_tokens(tokens)
@@ -184,7 +184,7 @@ def _post_processor(start: tuple[str, int], end: tuple[str, int]) -> dict[str, A
 
 
 def _model(source: _Source, declared: DeclaredTokens) -> dict[str, Any]:
-    """Return CLIP's byte-pair model of a vocabulary; a tokenizer.json's own settings of the model do not count."""
+    """Return CLIP's byte-pair model of a vocabulary; the model settings of a tokenizer.json are ignored."""
     unknown = declared.content("unk_token")
     symbols = {symbol + end for symbol in byte_symbols() for end in ("", WORD_END)}
     if unknown not in source.vocabulary and not symbols <= source.vocabulary.keys():
@@ -205,7 +205,7 @@ def _model(source: _Source, declared: DeclaredTokens) -> dict[str, Any]:
 
 
 def _model_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files of the byte-pair model: tokenizer.json where there is one, as transformers 5 chooses.
+    """Return the files of the byte-pair model: tokenizer.json if it exists, as transformers 5 chooses.
 
     Raises:
         CheckpointError: One is missing.
@@ -269,7 +269,7 @@ def _read_merges(path: Path) -> list[str]:
 
 
 def _pairs(path: Path, merges: Any, vocabulary: dict[str, int]) -> list[list[str]]:
-    """Merges as pairs of symbols, all of which the vocabulary holds."""
+    """Return the merges as pairs of symbols, after checking that the vocabulary holds them."""
     if not isinstance(merges, list):
         raise CheckpointError(f"{path} holds no list of merges", hint=HINT)
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]

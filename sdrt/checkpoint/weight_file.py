@@ -1,4 +1,4 @@
-"""A component's file of weights as its header describes it: names repaired, surplus told apart, types named."""
+"""A component's file of weights by its header: names without wrappers' parts, and notes of ignored tensors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sdrt.checkpoint.safetensors_header import TensorEntry, read_header
 from sdrt.checkpoint.surplus import SurplusKind, surplus_kind, unwrapped
 from sdrt.errors import CheckpointError
 
-#: Types of weights as they are used, and types that are converted to fp32, with what that does.
+#: Dtypes of weights that are used unchanged, and dtypes that are converted to fp32, by widening or narrowing.
 FLOATS = ("F32", "F16", "BF16")
 CONVERTED = {"F64": "narrowed", "F8_E4M3": "widened", "F8_E5M2": "widened"}
 
 
 @dataclass(frozen=True)
 class WeightTensor:
-    """One tensor that may belong to the network: its name in the file, and its entry in the header."""
+    """A tensor that may belong to the network: its name in the file and its entry in the header."""
 
     name_in_file: str
     entry: TensorEntry
@@ -29,8 +29,8 @@ class WeightFile:
 
     Attributes:
         path: The .safetensors file.
-        tensors: The tensors by name, without what a wrapper put into the names and without harmless surplus.
-        notes: What was repaired, passed over or is converted, a line each.
+        tensors: The tensors by name without wrappers' parts; harmless surplus is left out.
+        notes: Lines about tensors that were renamed, ignored or converted.
     """
 
     path: Path
@@ -47,8 +47,8 @@ def read_weight_file(path: Path, component: str, layers: int | None = None) -> W
         layers: The text encoder's num_hidden_layers.
 
     Raises:
-        CheckpointError: The file is malformed, a tensor is there under two names, or an adapter or anything else that
-            changes what the network computes was left in.
+        CheckpointError: The file is malformed, holds a tensor under two names, or holds tensors that change what the
+            network computes, such as an adapter.
     """
     tensors: dict[str, WeightTensor] = {}
     passed_over: dict[SurplusKind, list[str]] = {}
@@ -77,12 +77,12 @@ def reading_notes(
     repaired: list[str],
     tensors: Iterable[WeightTensor],
 ) -> tuple[str, ...]:
-    """Return what is read otherwise than it stands in a file, a line each.
+    """Return lines about tensors that are renamed, ignored or converted.
 
     Args:
         path: The file.
-        passed_over: Names of tensors that are not read, by kind.
-        repaired: Names that a wrapper's prefix was taken off.
+        passed_over: Names of ignored tensors by kind.
+        repaired: Names from which a wrapper's prefix was removed.
         tensors: The tensors that are read.
     """
     notes = [f"{path}: passed over {_count(names)} of {kind.what}" for kind, names in passed_over.items()]
@@ -92,7 +92,7 @@ def reading_notes(
 
 
 def _conversions(path: Path, tensors: Iterable[WeightTensor]) -> list[str]:
-    """Return a line for each type of weights that is converted."""
+    """Return a line for each dtype of weights that is converted."""
     lines, tensors = [], list(tensors)
     for dtype, how in CONVERTED.items():
         names = [tensor.name_in_file for tensor in tensors if tensor.entry.dtype == dtype]

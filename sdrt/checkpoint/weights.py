@@ -1,4 +1,4 @@
-"""Which file of a component holds its weights: safetensors and nothing else, of the variant that is asked for."""
+"""Selection of a component's file of weights: safetensors only, of the requested variant."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from sdrt.errors import CheckpointError, TrustError, UsageError
 
 STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-#: The variant that is read without being asked for where a component has no plain file.
+#: The variant that is read by default if a component has no plain file.
 HALF = "fp16"
 VARIANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# What marks a shard, or the index of shards, in a file's name.
+# Part of the name of a shard, or of the index of shards.
 _SHARD = re.compile(r"-\d{5}-of-\d{5}|\.safetensors\.index\.")
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 PICKLE_HINT = "get the checkpoint in safetensors; pickle can run code and sdrt never opens it"
 
 
 def weight_names(component: str, variant: str | None = None) -> list[str]:
-    """Return the file names under which a component's weights are looked for, the preferred one first."""
+    """Return the possible file names of a component's weights, the preferred one first."""
     stem = STEMS[component]
     plain = f"{stem}.safetensors"
     return [plain, f"{stem}.{HALF}.safetensors"] if variant is None else [f"{stem}.{variant}.safetensors", plain]
@@ -33,7 +33,7 @@ def variants_among(component: str, names: Iterable[str]) -> list[str]:
 
 
 def check_variant(variant: str | None) -> None:
-    """Raise UsageError unless a variant can be part of a file's name."""
+    """Raise UsageError unless a variant can be part of a file name."""
     if variant is not None and not VARIANT.fullmatch(variant):
         hint = "give its name as it stands in the file's: bf16 of model.bf16.safetensors"
         raise UsageError(f"--variant is {variant[:60]!r}; expected letters, digits, - and _", hint=hint)
@@ -47,15 +47,15 @@ def no_such_variant(place: str, variant: str, present: Iterable[str]) -> UsageEr
 
 
 def is_pickle_name(name: str) -> bool:
-    """Whether a file of that name is by convention a pickle."""
+    """Return whether a name has a suffix of pickled weights."""
     return name.lower().endswith(PICKLE_SUFFIXES)
 
 
 def find_variant_weights(folder: Path, variant: str | None) -> dict[str, Path]:
     """Return the weight file of each component, links followed.
 
-    As in diffusers, a component without weights of the variant is read from its plain file, but one at least must have
-    them.
+    As in diffusers, a component without weights of the variant is read from its plain file, but at least one component
+    must have them.
 
     Raises:
         UsageError: No component has weights of the variant.
@@ -71,11 +71,11 @@ def find_variant_weights(folder: Path, variant: str | None) -> dict[str, Path]:
 
 
 def find_weights(folder: Path, component: str, variant: str | None = None) -> Path:
-    """The weight file of ``folder/component``, links followed (a snapshot in the Hub's cache is made of links).
+    """Return the weight file of ``folder/component``, links followed (snapshots in the Hub's cache are links).
 
     Raises:
-        CheckpointError: There is none, or it is split into shards.
-        TrustError: There are only pickled weights.
+        CheckpointError: There are no weights, or they are split into shards.
+        TrustError: There are pickled weights only.
     """
     for name in weight_names(component, variant):
         path = folder / component / name

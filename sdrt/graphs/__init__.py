@@ -1,1 +1,1 @@
-"""ONNX graphs from elsewhere: read with distrust, in a process of their own, before any library opens them."""
+"""Validation of untrusted ONNX graphs in a child process, before any library opens them."""

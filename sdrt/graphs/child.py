@@ -1,7 +1,7 @@
-"""The process that reads graphs of strangers: a job on stdin, one line of JSON on stdout for each graph.
+"""The child process that reads untrusted graphs: a job on stdin, one line of JSON on stdout for each graph.
 
-It limits itself before it reads anything. After our own checks ONNX's checker has its turn, where it is installed; its
-parser is C++, and what it makes of hostile bytes stays in this process.
+It limits its memory and time before it reads a graph. ONNX's checker, if installed, runs after our own checks; its
+parser is C++, so a crash on hostile bytes ends only this process.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from sdrt.files import utf8_path
 from sdrt.graphs.structure import HINT, Expected, check_structure
 
 MESSAGE_LIMIT = 300
-#: Most that it may write: its answers, and what a library says.
+#: Largest file that it may write: its answers, and the output of libraries.
 OUTPUT_LIMIT_BYTES = 1 << 20
 
 
 def main() -> None:
-    """Check the graphs of a job, in order, up to the first that is refused."""
+    """Check the graphs of a job in order and stop at the first refused one."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # What libraries print must not be taken for an answer.
+    # The output of libraries goes to stderr, so that it is not taken for an answer.
     os.dup2(2, 1)
     job = json.loads(sys.stdin.buffer.read())
     limit(job["memory_bytes"], job["cpu_s"])
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def limit(memory_bytes: int, cpu_s: int) -> None:
-    """Take no more memory or processor time than this, from now on; write no large file and no core dump."""
+    """Limit this process's memory and processor time, the files that it writes, and core dumps."""
     for what, most in (
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_CPU, cpu_s),
@@ -51,7 +51,7 @@ def limit(memory_bytes: int, cpu_s: int) -> None:
 
 
 def answer_for(path: Path, expected: dict[str, Any] | None) -> dict[str, str] | None:
-    """What is wrong with a graph: kind, message and hint of an error of ours; None for a sound one."""
+    """Check a graph; return kind, message and hint of the error, or None for a valid graph."""
     try:
         check_structure(path, None if expected is None else _expected(expected))
         check_by_onnx(path)
@@ -61,10 +61,10 @@ def answer_for(path: Path, expected: dict[str, Any] | None) -> dict[str, str] | 
 
 
 def check_by_onnx(path: Path) -> None:
-    """Hold a graph against ONNX's operators and infer its shapes, where the onnx package is installed.
+    """Check a graph by ONNX's checker and shape inference, if the onnx package is installed.
 
     Raises:
-        BundleError: It is refused.
+        BundleError: The checker refuses it.
     """
     try:
         import onnx

@@ -1,4 +1,4 @@
-"""What each component takes and gives, by the numbers of the checkpoint: the table of docs/bundle.md."""
+"""Inputs and outputs of each component, by the numbers of the checkpoint: the table of docs/bundle.md."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Specs = tuple[Spec, ...]
 
 
 def specs(tensors: tuple[TensorSpec, ...]) -> Specs:
-    """Inputs or outputs of a manifest, as they are compared."""
+    """Return the inputs or outputs of a manifest as name, dtype and shape."""
     return tuple((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors)
 
 
-def contract(name: ComponentName, component: Component, model: ModelRecord) -> tuple[Specs, Specs] | None:
-    """Inputs and outputs that a component must have; None for one that the design does not lay down.
+def contract(name: ComponentName, component: Component, model: ModelRecord) -> tuple[Specs, Specs]:
+    """Return the inputs and outputs that a component must have.
 
-    Hidden states and what a network computes with are in the component's own precision; timesteps, and all of the
-    denoising step's arithmetic, are float32 in every precision.
+    Hidden states and the networks' tensors have the component's own precision; timesteps, and all arithmetic of the
+    denoising step, are float32 in every precision.
     """
     own = "float16" if component.precision == "fp16" else "float32"
     channels, size, pixels = model.latent_channels, model.latent_size, model.image_size
@@ -32,7 +32,7 @@ def contract(name: ComponentName, component: Component, model: ModelRecord) -> t
         ("encoder_hidden_states", own, states),
     )
     features: Spec = ("deep_features", own, ("batch", _width(component), size, size))
-    laid_down: dict[ComponentName, tuple[Specs, Specs]] = {
+    contracts: dict[ComponentName, tuple[Specs, Specs]] = {
         "text_encoder": (
             (("input_ids", "int64", ("batch", model.max_tokens)),),
             (("last_hidden_state", own, states),),
@@ -57,13 +57,13 @@ def contract(name: ComponentName, component: Component, model: ModelRecord) -> t
         ),
         "vae_decoder": ((("latent_sample", own, latents),), (("sample", own, picture),)),
     }
-    return laid_down.get(name)
+    return contracts[name]
 
 
 def _width(component: Component) -> int:
-    """Channels of the deep features that a component gives or takes, which the design leaves to the UNet; 0 for none.
+    """Return the channels of a component's deep features, which the contract leaves to the UNet; 0 if there are none.
 
-    A name is no number of channels: the contract asks for one.
+    A symbolic axis does not count.
     """
     shapes = [tensor.shape for tensor in (*component.inputs, *component.outputs) if tensor.name == "deep_features"]
     widths = [shape[1] for shape in shapes if len(shape) > 1]

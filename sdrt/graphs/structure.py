@@ -1,7 +1,7 @@
-"""What a graph of a bundle must be, held against its bytes before a library that runs or compiles it sees them.
+"""Structural checks of a bundle's graph, on its bytes, before any library runs or compiles it.
 
 Stricter than ONNX: one flat graph of ONNX's own operators, weights in one plain file beside it, inputs and outputs as
-sealed. What the exporter writes is so; what is not was made by something else, and could do what nobody looks for.
+the manifest says. The exporter writes such graphs; any other graph comes from another program and is refused.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sdrt.graphs.wire import Message, WireError, read_model
 
 #: The largest graph without its weights; the demo's UNet takes 0.34 MB.
 GRAPH_LIMIT_BYTES = 64 << 20
-#: Opsets that sdrt exports, and so meets.
+#: Opsets that sdrt exports.
 OPSETS = range(20, 25)
-#: Bits of an element by TensorProto.DataType; text and complex numbers have no place in a bundle.
+#: Bits of an element by TensorProto.DataType; strings and complex numbers are refused.
 BITS = {
     **dict.fromkeys((1, 6, 12), 32),  # FLOAT, INT32, UINT32
     **dict.fromkeys((7, 11, 13), 64),  # INT64, DOUBLE, UINT64
@@ -32,7 +32,7 @@ BITS = {
 RANK_LIMIT = 16
 DTYPES = {1: "float32", 7: "int64", 10: "float16"}
 EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}
-#: Attributes by which libraries divide.
+#: Attributes that libraries use as divisors.
 POSITIVE = {"strides", "dilations", "kernel_shape", "group", "num_groups", "num_outputs", "q_num_heads", "kv_num_heads"}
 HINT = "export the checkpoint again with sdrt; give no graphs that other programs wrote"
 _EXTERNAL = 1
@@ -41,19 +41,19 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = 60
 _SHOWN = 5
 
-#: An input or output: name, dtype, and shape with numbers and names of axes.
+#: An input or output: name, dtype, and shape of sizes and names of axes.
 Spec = tuple[str, str, tuple[int | str, ...]]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the manifest says of a graph.
+    """The manifest's description of a graph.
 
     Attributes:
-        inputs: In any order.
-        outputs: Likewise.
-        weights: Name of the one file of weights beside the graph; None where there is none.
-        opset: Of ONNX's own operators.
+        inputs: Inputs, in any order.
+        outputs: Outputs, in any order.
+        weights: Name of the file of weights beside the graph; None if it has none.
+        opset: Version of ONNX's own operators.
     """
 
     inputs: tuple[Spec, ...]
@@ -63,15 +63,15 @@ class Expected:
 
 
 def check_structure(path: Path, expected: Expected | None = None) -> None:
-    """Hold a graph's file against what a graph of a bundle must be.
+    """Raise unless a file is a graph such as sdrt exports.
 
     Args:
         path: The .onnx file.
-        expected: What the manifest says; without it the weights may be in any plain file of the graph's folder.
+        expected: The manifest's description; without it the weights may be in any plain file of the graph's folder.
 
     Raises:
-        BundleError: The first fault found, in one line.
-        TrustError: The file is a link, or its weights lie outside its folder, in a link, or in a file that the manifest
+        BundleError: The graph is malformed or differs from ``expected``; the message names the first fault.
+        TrustError: The file is a link, or its weights are outside its folder, in a link, or in a file that the manifest
             does not name.
     """
     inside = path_inside(path.parent, path.name)
@@ -89,7 +89,7 @@ def check_structure(path: Path, expected: Expected | None = None) -> None:
 
 
 class _Checks:
-    """The checks of one file, which share its name for their messages."""
+    """The checks of one file, whose path their messages name."""
 
     def __init__(self, path: Path, expected: Expected | None) -> None:
         self._path = path
@@ -126,7 +126,7 @@ class _Checks:
             raise self._fault(f"is in opset {named}; expected {wanted[0]}" + f" to {wanted[-1]}" * (len(wanted) > 1))
 
     def _check_operators(self, nodes: Sequence[Message]) -> None:
-        """Operators of ONNX alone, none of which holds a graph, or would divide by 0."""
+        """Raise unless all operators are ONNX's own, hold no graph and have no attribute that would divide by 0."""
         foreign = {
             f"{node['domain']}.{node.get('op_type', '')}" for node in nodes if not _is_onnx(node.get("domain", ""))
         }
@@ -151,7 +151,7 @@ class _Checks:
             self._check_tensor(tensor, external=False)
 
     def _check_tensor(self, tensor: Message, *, external: bool) -> None:
-        """A tensor's bytes are as many as its shape and type need, here or in the file of weights."""
+        """Raise unless a tensor has the bytes that its shape and type need, in the graph or in the file of weights."""
         name = _SHORT.repr(tensor.get("name", ""))
         bits, dims = BITS.get(tensor.get("data_type", 0)), tensor.get("dims", [])
         if bits is None:
@@ -202,7 +202,7 @@ class _Checks:
         return int(text)
 
     def _size(self, location: str) -> int:
-        """Bytes of the file of weights, which must lie in the graph's folder and be the one that was sealed."""
+        """Return the bytes of a file of weights, which must be in the graph's folder and named by the manifest."""
         if location not in self._sizes:
             inside = path_inside(self._path.parent, location)
             if self._expected is not None and location != self._expected.weights:
@@ -214,7 +214,7 @@ class _Checks:
         return self._sizes[location]
 
     def _check_order(self, graph: Message) -> None:
-        """Every value is made once, and before it is used: so there is no circle."""
+        """Raise unless every value is computed once, and before its use; so the graph has no cycle."""
         known = {""}
         for name in _names([*graph.get("input", []), *graph.get("initializer", [])]):
             if name in known:
@@ -233,14 +233,14 @@ class _Checks:
                 raise self._fault(f"gives out {_SHORT.repr(name)}, which is never made")
 
     def _compare(self, side: str, found: Sequence[Spec], wanted: Sequence[Spec]) -> None:
-        """Inputs or outputs are those of the manifest, whatever their order."""
+        """Raise unless inputs or outputs equal those of the manifest, in any order."""
         differences = differing(found, wanted)
         if differences:
             raise self._fault(f"has other {side} than the manifest says: {differences}")
 
 
 def differing(found: Sequence[Spec], wanted: Sequence[Spec]) -> str:
-    """Where two lists of inputs or outputs differ, as ``sample: float16 [batch,4] not float32 [batch,4]``; or ""."""
+    """Return how inputs or outputs differ, as ``sample: float16 [batch,4] not float32 [batch,4]``; or ""."""
     have, want = ({name: _shown(dtype, shape) for name, dtype, shape in specs} for specs in (found, wanted))
     lines = [
         f"{_SHORT.repr(name)}: {have.get(name, 'absent')} not {want.get(name, 'there')}"
@@ -261,7 +261,7 @@ def _specs(values: Iterable[Message]) -> tuple[Spec, ...]:
 
 
 def _spec(value: Message) -> Spec:
-    """An input or output; what is no plain tensor of known rank gets a dtype that no manifest has."""
+    """Return an input or output; one that is not a tensor of known rank gets a dtype that no manifest has."""
     kind = value.get("type", {})
     tensor = kind.get("tensor_type", {})
     others = kind.keys() - {"tensor_type", "denotation"}
@@ -283,7 +283,7 @@ def _names(values: Iterable[Message]) -> Iterator[str]:
 
 
 def _counts(tensor: Message, held: Sequence[str]) -> Iterator[int]:
-    """How many numbers a tensor holds; floats come as counts already."""
+    """Yield the count of numbers in each field of a tensor; floats were read as counts."""
     for field in held:
         numbers: list[Any] = tensor[field]
         yield sum(numbers) if field in ("float_data", "double_data") else len(numbers)

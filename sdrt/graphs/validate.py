@@ -1,4 +1,4 @@
-"""Validates ONNX graphs in a process of its own, with limits on memory and time, before anything here opens them."""
+"""Validation of ONNX graphs in a child process, with limits on memory and time, before any library opens them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LAST_WORDS_BYTES = 4096
 
 @dataclass(frozen=True)
 class Limits:
-    """What validating may take. The demo's bundle takes 124 MB and 0.4 s.
+    """Limits of the child process. The demo's bundle takes 124 MB and 0.4 s.
 
     Attributes:
         memory_bytes: Address space.
-        cpu_s: Seconds of processor time, which other processes do not shorten.
-        wall_s: Seconds in all, however busy the machine is.
+        cpu_s: Seconds of processor time, which do not depend on other processes.
+        wall_s: Seconds of wall-clock time.
     """
 
     memory_bytes: int = 2 << 30
@@ -45,7 +45,7 @@ LIMITS = Limits()
 
 
 class Refusal(Record):
-    """What the child says of a graph that it refuses."""
+    """The child's error about a refused graph."""
 
     kind: Literal["BundleError", "TrustError"]
     message: str
@@ -53,23 +53,23 @@ class Refusal(Record):
 
 
 def validate_graph(path: Path, limits: Limits = LIMITS) -> None:
-    """Validate an .onnx file that belongs to no bundle.
+    """Validate an .onnx file outside a bundle.
 
     Raises:
-        BundleError: It is no graph such as sdrt exports; or the process that read it died, or reached a limit.
-        TrustError: It or its weights are links, or its weights lie outside its folder.
+        BundleError: It is not a graph such as sdrt exports; or the process that read it died, or reached a limit.
+        TrustError: It or its weights are links, or its weights are outside its folder.
     """
     _check_is_there(path)
     _run([{"path": str(path.absolute()), "expected": None}], limits)
 
 
 def validate_bundle(bundle: Bundle, limits: Limits = LIMITS) -> None:
-    """Validate every graph of an opened bundle, whose digests hence match: what it says, and what it is.
+    """Validate the contract and the graph of every component of an opened bundle.
 
     Raises:
-        BundleError: A component is not what the contract lays down, its graph is not what the manifest says, or no
-            graph such as sdrt exports; or the process that read it died, or reached a limit.
-        TrustError: A graph is a link, or takes weights from elsewhere than the manifest says.
+        BundleError: A component breaks the contract, or its graph differs from the manifest or is not such as sdrt
+            exports; or the process that read it died, or reached a limit.
+        TrustError: A graph is a link, or reads weights from a file that the manifest does not name.
     """
     jobs = []
     for name in bundle.manifest.components:
@@ -78,14 +78,14 @@ def validate_bundle(bundle: Bundle, limits: Limits = LIMITS) -> None:
     _run(jobs, limits)
 
 
-#: Bundles that a process remembers to have validated.
+#: Number of validated bundles that a process remembers.
 REMEMBERED_BUNDLES = 256
-#: Path and digest of the bundles that this process has had validated: their digests stand for what was read.
+#: Path and digest of the bundles that this process has validated.
 _validated: set[tuple[Path, str]] = set()
 
 
 def validate_once(bundle: Bundle) -> None:
-    """Validate a bundle unless this process has done so.
+    """Validate a bundle, once in each process.
 
     Raises:
         BundleError, TrustError: As `validate_bundle`.
@@ -101,8 +101,6 @@ def validate_once(bundle: Bundle) -> None:
 def _check_contract(bundle: Bundle, name: ComponentName) -> None:
     component = bundle.manifest.components[name]
     wanted = contract(name, component, bundle.manifest.model)
-    if wanted is None:
-        return
     for side, found, expected in zip(("inputs", "outputs"), (component.inputs, component.outputs), wanted, strict=True):
         if differences := differing(specs(found), expected):
             raise BundleError(f"{bundle.path}: {name} has other {side} than a {name}: {differences}", hint=HINT)
@@ -130,7 +128,7 @@ def _check_is_there(path: Path) -> None:
 
 
 def _run(graphs: Sequence[dict[str, Any]], limits: Limits) -> None:
-    """Have the graphs checked in order; nothing of them is read in this process."""
+    """Check the graphs in order in the child process; this process does not read them."""
     job = {"graphs": graphs, "memory_bytes": limits.memory_bytes, "cpu_s": limits.cpu_s}
     with temporary_file() as answers, temporary_file() as log:
         code = _spawn(json.dumps(job).encode(), answers, log, limits.wall_s)
@@ -144,7 +142,7 @@ def _run(graphs: Sequence[dict[str, Any]], limits: Limits) -> None:
 
 
 def _raise_refusal(line: bytes) -> None:
-    """Raise what the child's answer says; an answer that is none is a refusal too."""
+    """Raise the error in a line of the child; a malformed line is an error too."""
     if line == b"null":
         return
     try:
@@ -158,8 +156,8 @@ def _raise_refusal(line: bytes) -> None:
 
 
 def _spawn(job: bytes, answers: IO[bytes], log: IO[bytes], wall_s: float) -> int | None:
-    """Run the child; its exit code, negative for a signal, None when it was ended for taking too long."""
-    # It sees the modules that this process sees, and none of the current folder.
+    """Run the child; return its exit code, negative for a signal, or None if it took longer than ``wall_s``."""
+    # The child imports from this process's path, but not from the current folder.
     places = [str(Path(errors.__file__).parent.parent), *filter(None, sys.path)]
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     try:
@@ -177,7 +175,7 @@ def _spawn(job: bytes, answers: IO[bytes], log: IO[bytes], wall_s: float) -> int
 
 
 def _ended(code: int | None, log: IO[bytes], limits: Limits) -> str:
-    """How the child ended, in words."""
+    """Return how the child ended, in words."""
     if code is None:
         return f"it took more than {limits.wall_s:g} s"
     if code == -signal.SIGXCPU:

@@ -1,4 +1,4 @@
-"""What nodes and values of an exported ONNX graph say of themselves; reads protobuf objects, imports no onnx."""
+"""Module paths of nodes and shapes of values in an exported ONNX graph; reads protobuf objects, imports no onnx."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-#: Where torch.onnx notes the modules that a node comes from, outermost first and the node's own name last.
+#: Key of the metadata in which torch.onnx lists a node's modules, outermost first, and the node's own name.
 SCOPES = "pkg.torch.onnx.name_scopes"
 _QUOTED = re.compile("'([^']*)'")
 
 
 def scopes(node: onnx.NodeProto) -> list[str]:
-    """Return the paths of the modules that a node lies in, outermost first, and its own name; empty if not noted."""
+    """Return the paths of a node's modules, outermost first, and its own name; empty if the exporter noted none."""
     return _QUOTED.findall(next((entry.value for entry in node.metadata_props if entry.key == SCOPES), ""))
 
 
 def module_path(node: onnx.NodeProto) -> str:
-    """Return the path of the innermost module that a node lies in; "" for the exported module itself, or if not noted.
+    """Return the path of a node's innermost module; "" for the exported module itself, or if the exporter noted none.
 
     Example: "unet.up_blocks.3.resnets.1.conv_shortcut".
     """

@@ -1,9 +1,8 @@
-"""Reads the bytes of an ONNX file with distrust: protocol buffers' wire format by ONNX's fields, in Python alone.
+"""Reader of untrusted ONNX files: protocol buffers' wire format with ONNX's fields, in pure Python.
 
-Format: https://protobuf.dev/programming-guides/encoding/; fields: onnx.proto of ONNX 1.23 (IR version 14), to which a
-test holds `FIELDS`. A reader in Python cannot be made to write where it must not, and this one refuses what parsers are
-known to read differently: a field that is given twice, fields that it does not know, text that is not UTF-8. Bytes of
-tensors are not copied.
+Format: https://protobuf.dev/programming-guides/encoding/; fields: onnx.proto of ONNX 1.23 (IR version 14), with which a
+test compares `FIELDS`. Python code has no memory errors to exploit, and this reader refuses what parsers are known to
+read differently: repeated scalar fields, unknown fields, and text that is not UTF-8. Bytes of tensors are not copied.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-#: How many fields a file may have. The demo's UNet has 30,000; each costs some microseconds and 200 bytes.
+#: Most fields of a file. The demo's UNet has 30,000; each takes some microseconds and 200 bytes.
 FIELDS_LIMIT = 2_000_000
-#: How deep messages may lie in each other. A graph without subgraphs needs 7.
+#: Deepest nesting of messages. A graph without subgraphs needs 7.
 DEPTH_LIMIT = 24
 
 Kind = Literal["int", "fixed32", "fixed64", "text", "bytes", "message"]
@@ -26,7 +25,7 @@ _LEN = 2
 
 
 class WireError(ValueError):
-    """The bytes are not what they should be; the message completes "the file ...", as "ends inside a field"."""
+    """The bytes are malformed; the message completes "the file ...", as "ends inside a field"."""
 
 
 class Field(NamedTuple):
@@ -39,7 +38,7 @@ class Field(NamedTuple):
 
 
 def _fields(text: str) -> dict[int, Field]:
-    """Fields from words ``number:name:kind``; a kind that is no scalar is a message's name, ``*`` marks repeated."""
+    """Parse fields from words ``number:name:kind``; other kinds than scalars name a message, ``*`` marks repeated."""
     fields = {}
     for word in text.split():
         number, name, kind = word.split(":")
@@ -123,26 +122,26 @@ FIELDS: dict[str, dict[int, Field]] = {
 
 
 def read_model(data: bytes | memoryview) -> Message:
-    """A ModelProto as nested dicts: fields by name, absent ones left out, repeated ones as lists.
+    """Read a ModelProto as nested dicts: fields by name, absent ones left out, repeated ones as lists.
 
-    Whole numbers are signed; of floats, which nothing here needs, only their number is told: a repeated field of them
-    is a list of counts, one a run. ``bytes`` are views of ``data``.
+    Integers are signed. Floats are only counted: a repeated field of floats is a list of counts, one a run. ``bytes``
+    are views of ``data``.
 
     Raises:
-        WireError: The bytes are no such message, or larger or deeper than a graph of ours can be.
+        WireError: The bytes are no ModelProto, or have too many fields or levels.
     """
     return _Reader(memoryview(data)).message("ModelProto", 0, len(data), 0)
 
 
 class _Reader:
-    """Reads messages out of one buffer, and counts what it reads."""
+    """Reads messages from one buffer and counts their fields."""
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
         self._left = FIELDS_LIMIT
 
     def message(self, kind: str, position: int, end: int, depth: int) -> Message:
-        """The message between two positions."""
+        """Read the message between two positions."""
         if depth > DEPTH_LIMIT:
             raise WireError(f"nests messages more than {DEPTH_LIMIT} deep")
         found: Message = {}
@@ -164,7 +163,7 @@ class _Reader:
     def _value(
         self, kind: str, field: Field, wire_type: int, position: int, end: int, depth: int
     ) -> tuple[list[Any], int]:
-        """The values of one occurrence of a field, several where it is packed, and where it ends."""
+        """Return the values of one occurrence of a field, several if it is packed, and the position of its end."""
         packed = wire_type == _LEN and field.repeated and field.kind in ("int", "fixed32", "fixed64")
         if wire_type != _WIRE_TYPES[field.kind] and not packed:
             raise WireError(f"gives {field.name} of a {kind} in wire type {wire_type}")
@@ -197,7 +196,7 @@ class _Reader:
             yield _signed(number)
 
     def _varint(self, position: int, end: int) -> tuple[int, int]:
-        """A number of 64 bits, seven a byte, and where it ends."""
+        """Return a 64-bit number, of seven bits a byte, and the position of its end."""
         value, shift = 0, 0
         while position < end:
             byte = self._data[position]
