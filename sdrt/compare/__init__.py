@@ -1,1 +1,1 @@
-"""Accuracy: what a picture shows against what was asked, and one runtime against another."""
+"""Accuracy: pictures compared with their prompts, and engines compared with PyTorch."""

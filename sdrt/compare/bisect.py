@@ -1,8 +1,8 @@
-"""Where a graph goes wrong: the first tensor inside it that departs from what PyTorch computes there.
+"""Bisection of a graph: the first tensor inside it that differs from PyTorch's by more than the tolerance.
 
-PyTorch's side are the inputs and outputs of the checkpoint's modules, taken by hooks. The graph's side are the tensors
-of the nodes that the exporter names those modules for, marked as outputs: half of what is left to search at a time, so
-that a large network's activations need not all be held.
+PyTorch's tensors are the inputs and outputs of the checkpoint's modules, recorded by hooks. The graph's are those of
+the nodes that the exporter attributes to these modules. They are marked as outputs, half of the remaining range at a
+time, so that the activations of a large network need not be in memory all at once.
 """
 
 from __future__ import annotations
@@ -38,12 +38,10 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 
-#: The exporter's record of which module a node comes from: a list, outermost first, the node's own name last.
-
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A tensor of the graph, the node that gives it, and what PyTorch has there."""
+    """A tensor of the graph, the node that computes it, and PyTorch's value of it."""
 
     tensor: str
     node: str
@@ -52,20 +50,20 @@ class Probe:
     expected: Array
 
 
-#: Gives what the graph computes at some probes.
+#: Yields each probe with the graph's value of it.
 Run = Callable[[Sequence[Probe]], Iterator[tuple[Probe, Array]]]
 
 
 @dataclass(frozen=True)
 class Search:
-    """The first tensor that departs, None where none does, and how many were looked at."""
+    """Result of a bisection: the first tensor that departs, None if none does, and the number of tensors compared."""
 
     departure: Departure | None
     compared: int
 
 
 def check_available() -> None:
-    """Hold that graphs can be searched here.
+    """Raise BackendUnavailableError unless onnx and onnxruntime, which bisection needs, are installed.
 
     Raises:
         BackendUnavailableError: onnx or onnxruntime is not installed.
@@ -84,18 +82,18 @@ def locate(
     cases: Sequence[Case],
     progress: Progress = silent,
 ) -> ComponentResult:
-    """A failed component with where it goes wrong: in its manifest, in its graph, or in what was compiled from that.
+    """Find the origin of a component's failure: its manifest, its graph, or the engine compiled from the graph.
 
     Args:
-        result: The component as it failed.
+        result: Result of the failed component.
         reference: The checkpoint in PyTorch.
-        model: The numbers of the candidate's manifest.
-        bundle: Holds the graph; None where only engines were given.
-        cases: What the component was run on.
-        progress: Told of the search, and of why there is none.
+        model: Model record of the candidate's manifest.
+        bundle: Bundle with the component's graph; None if only engines were given.
+        cases: Inputs that the component was run on.
+        progress: Progress callback; it also gets a note if there is no search.
 
     Returns:
-        The result with its departure, or with more of a reason.
+        The result with its departure, or with a more detailed reason.
 
     Raises:
         BackendUnavailableError: onnx or onnxruntime is not installed.
@@ -107,31 +105,31 @@ def locate(
     departure = None
     failed = [(case, output) for case in result.cases for output in case.outputs if output.outcome == "failed"]
     if bundle is None or not failed:
-        progress.note(f"{result.component} is not bisected: only its bundle's graph can be, once it runs")
+        progress.note(f"{result.component} is not bisected: this needs its bundle, and outputs that failed")
     else:
         feeds = next(case.feeds for case in cases if case.label == failed[0][0].label)
         with progress.stage(f"bisect {result.component}"):
             search = find_departure(reference, bundle, result.component, feeds, failed[0][1].tolerance)
         departure = search.departure
         if not search.compared:
-            said.append("its graph holds nothing to compare with PyTorch")
+            said.append("its graph has no tensor to compare with PyTorch")
         elif departure is None and len(said) == 1:
-            said.append("its graph does not depart: what was compiled from it does")
+            said.append("its graph agrees with PyTorch; the engine compiled from it does not")
     return result.model_copy(update={"reason": "; ".join(said), "departure": departure})
 
 
 def find_departure(
     reference: Reference, bundle: Bundle, component: ComponentName, feeds: Feeds, tolerance: ToleranceRecord | None
 ) -> Search:
-    """The first tensor of a component's graph, in the order of computation, that breaks a tolerance.
+    """Find the first tensor of a component's graph, in the order of computation, that breaks a tolerance.
 
     Args:
         reference: The checkpoint in PyTorch.
-        bundle: Holds the graph; ONNX Runtime runs it unoptimised on the CPU.
-        component: Its name.
-        feeds: One case's inputs.
-        tolerance: Errors within it are rounding: the component's own. Without one only NaN and Inf depart, and an
-            output of another shape.
+        bundle: Bundle with the graph, which ONNX Runtime runs unoptimised on the CPU.
+        component: Name of the component.
+        feeds: Inputs of one case, by name.
+        tolerance: The component's tolerance; errors within it count as rounding. If None, only NaN, Inf and an
+            output of another shape depart.
 
     Raises:
         BackendUnavailableError: onnx or onnxruntime is not installed.
@@ -159,9 +157,9 @@ def find_departure(
 
 
 def _for_both_halves(run: Run) -> Run:
-    """The same run, with what the step computes once a picture (docs/decisions/0055) as both guidance halves read it.
+    """Return a run that repeats what the step computes once for both guidance halves (docs/decisions/0055).
 
-    PyTorch computes it for each half, so a value that depends on the half and yet was computed once departs.
+    PyTorch computes them for each half, so a value that depends on the half but was computed once departs.
     """
 
     def doubled(probes: Sequence[Probe]) -> Iterator[tuple[Probe, Array]]:
@@ -184,10 +182,10 @@ def _departure(probe: Probe, found: Array) -> Departure:
 
 
 def _departs(probe: Probe, found: Array, tolerance: ToleranceRecord | None, outputs: Collection[str]) -> bool:
-    """Whether a tensor breaks the tolerance.
+    """Return whether a tensor breaks the tolerance.
 
-    Inside the graph one of another shape is not what the module gave, and says nothing; the contract's outputs have
-    their shape.
+    Inside the graph, a tensor of another shape is not the module's output, so it is ignored. An output of the contract
+    has a fixed shape, so another shape departs.
     """
     if found.shape != probe.expected.shape:
         return probe.tensor in outputs
@@ -204,7 +202,7 @@ def _load(path: Path) -> onnx.ModelProto:
 def _reference_tensors(
     reference: Reference, component: ComponentName, feeds: Feeds
 ) -> tuple[dict[str, Array], dict[str, tuple[Array, Array]]]:
-    """What PyTorch computes: tensors by the name that the graph gives them, and (input, output) by leaf module."""
+    """Return PyTorch's tensors by their names in the graph, and (input, output) of each leaf module by its path."""
     import torch
 
     from sdrt.compare.reference import guided_step
@@ -226,7 +224,7 @@ def _reference_tensors(
 
 @contextmanager
 def _watched(module: torch.nn.Module) -> Iterator[dict[str, tuple[Array, Array]]]:
-    """While it runs, keep what goes into and comes out of every leaf module that is called once, by its path."""
+    """Record input and output of every leaf module that is called exactly once in the block, by its path."""
     import torch
 
     kept: dict[str, tuple[Array, Array]] = {}
@@ -241,7 +239,7 @@ def _watched(module: torch.nn.Module) -> Iterator[dict[str, tuple[Array, Array]]
 
         return watch
 
-    # A module that stands at several places has no one path.
+    # A module shared by several parents is called more than once and has no single path.
     hooks = [
         part.register_forward_hook(watcher(path))
         for path, part in module.named_modules()
@@ -260,7 +258,7 @@ def _watched(module: torch.nn.Module) -> Iterator[dict[str, tuple[Array, Array]]
 def _probes(
     model: onnx.ModelProto, expected: Mapping[str, Array], inside: Mapping[str, tuple[Array, Array]]
 ) -> list[Probe]:
-    """Tensors that both sides know, in the order in which the graph computes them."""
+    """Return the tensors that both the graph and PyTorch have, in the graph's order of computation."""
     made_by = {output: node for node in model.graph.node for output in node.output}
     order = {output: index for index, output in enumerate(made_by)}
     by_module: dict[str, list[onnx.NodeProto]] = {}
@@ -279,7 +277,7 @@ def _probes(
 
 
 def _runner(model: onnx.ModelProto, folder: Path, bundle: Bundle, component: ComponentName, feeds: Feeds) -> Run:
-    """Gives a function that runs the graph with some tensors marked as outputs."""
+    """Return a function that runs the graph with the probes marked as outputs."""
     import onnx
     import onnxruntime
 

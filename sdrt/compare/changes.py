@@ -1,4 +1,4 @@
-"""What moved since an earlier comparison: outcomes, figures of every output, step and picture, and what they ran on."""
+"""Changes since an earlier comparison: outcomes, figures of outputs, steps and pictures, and the environment."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from sdrt.artefacts.manifest import read_document
 from sdrt.compare.schema import SCHEMA_VERSION, ChangeReport, Comparison, FigureChange, Metrics, PictureResult
 
 LIMIT_BYTES = 16 << 20
-#: An error that changed by less than this factor has not moved: another thread count alone can change it so far.
+#: A smaller factor between two errors is no change: another number of threads alone can cause it.
 FACTOR = 1.5
-#: The same for PSNR, in dB (a factor of 1.5 in amplitude), and for SSIM.
+#: Smallest changes of PSNR, in dB (a factor of 1.5 in amplitude), and of SSIM.
 PSNR_DB, SSIM = 3.5, 0.005
 
 Value = float | str | None
-#: (of what, which figure) -> its value.
+#: (subject, figure) to its value, as ("unet, early, batch 2, out_sample", "peak").
 Figures = dict[tuple[str, str], Value]
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Read a ``comparison.json``, whatever it is named.
+    """Read a ``comparison.json``, under any file name.
 
     Raises:
-        ArtefactError: It is missing or malformed, or from a newer sdrt.
+        ArtefactError: The file is missing or malformed, or from a newer sdrt.
     """
     hint = "give a comparison.json that sdrt compare wrote"
     return read_document(path, Comparison, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
 
 
 def find_changes(before: Comparison, after: Comparison) -> ChangeReport:
-    """Everything that differs, the worse first."""
+    """Return every difference between two comparisons, those that are worse first."""
     earlier, later = _figures(before), _figures(after)
     both = {what for what, _ in earlier} & {what for what, _ in later}
-    # Of what only one of them has, that it is there says all.
+    # If only one comparison has an output or picture, its outcome alone is reported.
     names = [name for name in {**later, **earlier} if name[0] in both or name[1] == "outcome"]
     found = [change for change in (_change(name, earlier, later) for name in names) if change is not None]
     return ChangeReport(created=before.created, moved=tuple(sorted(found, key=lambda change: change.worse is not True)))
 
 
 def _figures(comparison: Comparison) -> Figures:
-    """Every value of a comparison that may move."""
+    """Return every value of a comparison that is checked for changes."""
     figures: Figures = {("run", name): getattr(comparison, name) for name in ("backend", "precision", "steps")}
     figures["run", "guidance_scale"] = comparison.guidance_scale
     figures["run", "bundle_digest"] = comparison.bundle_digest
@@ -58,7 +58,7 @@ def _figures(comparison: Comparison) -> Figures:
         what = f"trajectory of {trajectory.prompt!r}, seed {trajectory.seed}"
         figures[what, "outcome"] = trajectory.outcome
         figures[what, "relative_l2"] = trajectory.relative_l2[-1] if trajectory.relative_l2 else None
-        # Told to people, steps are counted from 1.
+        # Steps are shown counted from 1.
         figures[what, "first_over"] = None if trajectory.first_over is None else trajectory.first_over + 1.0
     for picture in comparison.pictures:
         figures |= _picture(picture)
@@ -72,7 +72,7 @@ def _metrics(what: str, metrics: Metrics | None) -> Figures:
 
 def _picture(picture: PictureResult) -> Figures:
     what = f"picture of {picture.prompt!r}, seed {picture.seed}"
-    # Pictures that are equal have no PSNR; one that could not be made has no SSIM either.
+    # Equal pictures have no PSNR; a picture that could not be made has no SSIM either.
     equal = picture.psnr_db is None and picture.ssim is not None
     return {
         (what, "outcome"): picture.outcome,
@@ -84,7 +84,7 @@ def _picture(picture: PictureResult) -> Figures:
 
 
 def _change(name: tuple[str, str], earlier: Mapping[tuple[str, str], Value], later: Figures) -> FigureChange | None:
-    """The move of one figure, or None where it stands as it stood."""
+    """Return the change of one figure; None if it did not change."""
     before, after = earlier.get(name), later.get(name)
     what, figure = name
     if not _moved(figure, before, after):
@@ -105,7 +105,7 @@ def _moved(figure: str, before: Value, after: Value) -> bool:
 
 
 def _worse(figure: str, before: Value, after: Value) -> bool | None:
-    """Whether the later value is the worse one; None where that cannot be said."""
+    """Return whether the later value is worse; None if the two cannot be ranked."""
     ranks = {"outcome": ("passed", "unverified", "failed")}
     if figure in ranks and before in ranks[figure] and after in ranks[figure]:
         return ranks[figure].index(str(after)) > ranks[figure].index(str(before))

@@ -1,4 +1,4 @@
-"""One comparison from what a user names to the verdict: components, trajectories and pictures against PyTorch."""
+"""A whole comparison: components, trajectories and pictures compared with PyTorch, up to the verdict."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sdrt.compare.perceptual import Lpips
 
 GUIDANCE_SCALE = 7.5
-#: What decides the numbers on either side, by distribution.
+#: Distributions whose versions affect the numbers of either side.
 PACKAGES = (
     "torch",
     "diffusers",
@@ -62,15 +62,15 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """How to compare.
+    """Settings of a comparison.
 
     Attributes:
-        tolerances: What may be reached.
-        prompts: What is drawn; None is the set that suits the checkpoint.
-        steps: Denoising steps.
-        bisect: Whether to look for the first tensor that departs in a component that fails.
-        threads: Threads for the candidate; None is all that this process may use.
-        tensors: Folder for every component's inputs and reference outputs, in Polygraphy's format.
+        tolerances: Table of limits.
+        prompts: Prompts to draw; None is the default set of the checkpoint.
+        steps: Number of denoising steps.
+        bisect: Whether to search failed components for the first tensor that departs.
+        threads: Number of CPU threads of the candidate; None is all that this process may use.
+        tensors: Folder to save every component's inputs and reference outputs in, in Polygraphy's format.
     """
 
     tolerances: Tolerances
@@ -83,7 +83,7 @@ class ComparisonSettings:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRun:
-    """What is compared with: PyTorch's networks, what they drew, and the inputs that components met on the way."""
+    """The reference's side: PyTorch's networks, the trajectory they drew, and component inputs captured along it."""
 
     reference: Reference
     prompts: tuple[PromptSeed, ...]
@@ -94,13 +94,14 @@ class ReferenceRun:
 def compare(
     request: SubjectRequest, settings: ComparisonSettings, progress: Progress = silent
 ) -> tuple[Comparison, tuple[Pair, ...]]:
-    """Compare what was built with PyTorch.
+    """Compare a bundle or engines with PyTorch; missing artefacts are exported and built.
 
     Returns:
-        Everything that was found, and the pictures of both sides.
+        The comparison, and the pictures of both sides.
 
     Raises:
-        SdrtError: Of the kind that fits: something cannot be opened. A broken tolerance is a finding, no error.
+        SdrtError: The subject, the checkpoint or a tolerance table cannot be opened; the subclass says which. A broken
+            tolerance is a result, not an error.
     """
     if settings.tensors is not None:
         check_replaceable(settings.tensors)
@@ -109,11 +110,11 @@ def compare(
     subject = open_subject(request, progress, settings.threads)
     if settings.tensors is not None and subject.bundle is None:
         hint = "give the bundle that the engines were built from"
-        raise UsageError("tensors are saved for a bundle's graphs; engines are given", hint=hint)
+        raise UsageError("--save-tensors needs a bundle; engines are given", hint=hint)
     checkpoint = subject.checkpoint
     mismatch = checkpoint.digest != subject.made_from.digest
     if mismatch:
-        progress.note(f"warning: this was made from {subject.made_from.name}, whose digest is not {checkpoint.name}'s")
+        progress.note(f"warning: this was made from {subject.made_from.name}; the digest of {checkpoint.name} differs")
     reference_run = _reference(checkpoint, subject.token_merging, settings, progress)
     components = _components(reference_run, subject, settings, progress)
     if settings.tensors is not None and subject.bundle is not None:
@@ -122,7 +123,7 @@ def compare(
         ):
             progress.note(line)
     runs = subject.engines is not None and not unavailable(subject.made)
-    # Opening it may fetch a network, which nobody needs where nothing is drawn.
+    # Opening LPIPS may download a network, which is not needed if nothing is drawn.
     lpips, about_lpips = open_lpips() if runs else (None, "not measured: no picture was drawn")
     trajectories, pictures, pairs = _drawn(reference_run, subject, settings, lpips, progress)
     outcomes = [each.outcome for group in (components, trajectories, pictures) for each in group]
@@ -151,11 +152,11 @@ def compare(
 def check_faults(
     request: SubjectRequest, settings: ComparisonSettings, progress: Progress = silent
 ) -> tuple[FaultResult, ...]:
-    """Plant every fault in a copy of a bundle in fp32, and see whether the comparison finds it on ONNX Runtime.
+    """Plant every fault in a copy of an fp32 bundle and check that the comparison finds it on ONNX Runtime.
 
     Raises:
-        UsageError: Engines are given, which are compiled and hold no graph to plant a fault in, or another precision.
-        NumericError: The bundle does not pass as it is.
+        UsageError: Engines are given, which hold no graph to plant a fault in, or a bundle of another precision.
+        NumericError: The bundle does not pass before a fault is planted.
     """
     bundle, checkpoint = open_graphs(request, progress)
     reference_run = _reference(checkpoint, bundle.manifest.token_merging, settings, progress)
@@ -165,12 +166,12 @@ def check_faults(
 def _reference(
     checkpoint: Checkpoint, token_merging: float | None, settings: ComparisonSettings, progress: Progress
 ) -> ReferenceRun:
-    """Denoise the prompts by PyTorch, with as many tokens merged as in what is compared."""
+    """Denoise the prompts in PyTorch, with the same share of tokens merged as in the subject."""
     prompts = settings.prompts or default_prompts(checkpoint.name)
     pictures = tuple(Picture(each.prompt, "", each.seed) for each in prompts)
     reference = Reference(checkpoint, token_merging)
     if token_merging is not None:
-        progress.note(f"the reference merges {token_merging} of the tokens too; what that costs is not compared")
+        progress.note(f"the reference merges {token_merging} of the tokens too; merging's own error is not measured")
     trajectory = reference.denoise(Request(pictures, settings.steps, GUIDANCE_SCALE), progress)
     return ReferenceRun(reference, prompts, trajectory, Inputs(reference, trajectory))
 
@@ -178,7 +179,7 @@ def _reference(
 def _components(
     reference_run: ReferenceRun, subject: Subject, settings: ComparisonSettings, progress: Progress
 ) -> tuple[ComponentResult, ...]:
-    """Every component of the subject, in causal order, denoise_step of its own set included."""
+    """Compare every component of the subject, in causal order, including denoise_step if it is a separate set."""
     found: list[ComponentResult] = []
     sources = (subject.made,) if subject.step is None else (subject.made, subject.step)
     for source in sources:
@@ -202,7 +203,7 @@ def _components(
 def _located(
     result: ComponentResult, reference_run: ReferenceRun, subject: Subject, progress: Progress
 ) -> ComponentResult:
-    """A failed component with the first tensor of its graph that departs."""
+    """Return a failed component's result with the first tensor of its graph that departs."""
     cases = reference_run.inputs.cases(result.component, subject.limits(result.component))
     return locate(result, reference_run.reference, subject.made.model, subject.bundle, cases, progress)
 
@@ -210,7 +211,7 @@ def _located(
 def _drawn(
     reference_run: ReferenceRun, subject: Subject, settings: ComparisonSettings, lpips: Lpips | None, progress: Progress
 ) -> tuple[tuple[TrajectoryResult, ...], tuple[PictureResult, ...], tuple[Pair, ...]]:
-    """Trajectories and pictures; none where the backend cannot run here."""
+    """Draw and compare trajectories and pictures; nothing is drawn if the backend cannot run here."""
     engines, reference = subject.engines, reference_run.reference
     if engines is None or unavailable(subject.made):
         return (), (), ()
@@ -228,11 +229,11 @@ def _drawn(
 
 
 def environment(subject: Subject, threads: int | None) -> dict[str, str]:
-    """What the numbers depend on besides the weights: libraries, the processor and its threads, GPUs and their driver.
+    """Return the facts that affect the numbers besides the weights: versions, processor, threads, GPUs and driver.
 
     Args:
-        subject: What is compared.
-        threads: Threads for the candidate; None is all that this process may use.
+        subject: The subject of the comparison.
+        threads: Number of CPU threads of the candidate; None is all that this process may use.
     """
     import torch
 
@@ -243,14 +244,14 @@ def environment(subject: Subject, threads: int | None) -> dict[str, str]:
     facts["threads"] = f"{threads or found['cpus']}; torch {torch.get_num_threads()}"
     facts |= _gpu_facts()
     if subject.token_merging is not None:
-        facts["token_merging"] = f"{subject.token_merging}, and in the reference"
+        facts["token_merging"] = f"{subject.token_merging}, also in the reference"
     if subject.made.backend == "onnxruntime":
         facts["provider"] = next((part.options.get("provider", "cpu") for part in subject.made.parts.values()), "cpu")
     return facts | package_versions(PACKAGES)
 
 
 def _gpu_facts() -> dict[str, str]:
-    """The GPUs that are here, and what drives them."""
+    """Return the GPUs of this machine and their driver."""
     found = gpu()
     if found["driver"] is None:
         return {"gpu": "none"}

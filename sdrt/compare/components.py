@@ -1,4 +1,4 @@
-"""Component by component: the same inputs through PyTorch and through what was built, by Polygraphy's Comparator."""
+"""Comparison of single components: the same inputs through PyTorch and the candidate, by Polygraphy's Comparator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sdrt.compare.reference import Reference
     from sdrt.compare.schema import ToleranceRecord
 
-#: In the order in which one needs the other's output: where several fail, the first is to blame.
+#: Components in the order in which they need each other's outputs: if several fail, the first is blamed.
 CAUSAL: tuple[ComponentName, ...] = ("text_encoder", "unet", "denoise_step", "vae_decoder", "vae_encoder")
 IN_FP32 = "ONNX Runtime's CPU computes fp16 graphs in fp32: this shows the weights' rounding, not the arithmetic's"
 IN_TORCH = "PyTorch in fp16 rounds every intermediate; the engine's kernels round elsewhere"
@@ -36,16 +36,16 @@ IN_TORCH = "PyTorch in fp16 rounds every intermediate; the engine's kernels roun
 
 @dataclass(frozen=True)
 class Judged:
-    """A result as Polygraphy wants it: true where it passed.
+    """A result in the form that Polygraphy expects: true if it passed.
 
-    ``output1_name`` keeps Polygraphy from its own statistics, which cannot take empty outputs.
+    ``output1_name`` keeps Polygraphy from computing its own statistics, which fail on empty outputs.
     """
 
     result: OutputResult
     output1_name: str = ""
 
     def __bool__(self) -> bool:
-        """Whether it passed; unverified has not."""
+        """Return whether it passed; unverified does not count as passed."""
         return self.result.outcome == "passed"
 
 
@@ -60,20 +60,21 @@ def compare_components(
     bundle: Bundle | None = None,
     threads: int | None = None,
 ) -> tuple[ComponentResult, ...]:
-    """Hold every component against the reference.
+    """Compare every component with the reference.
 
     Args:
         reference: The checkpoint in PyTorch.
-        source: What was built.
-        inputs: What the components meet.
-        tolerances: What they may reach.
-        progress: Told of each component.
-        components: Which ones; None is all that the source holds.
-        bundle: Where the engines cannot run here, the bundle that they were built from stands in, labelled as a proxy.
-        threads: Threads each component may use on the CPU.
+        source: The engines, bundle or candidate to compare.
+        inputs: Input cases of the components.
+        tolerances: Table of limits.
+        progress: Progress callback.
+        components: Names of the components; None is all that the source holds.
+        bundle: Bundle that the engines were built from. If they cannot run here its graphs are run instead, labelled
+            as proxies.
+        threads: Number of CPU threads of each component.
 
     Returns:
-        One result a component, in causal order. Where the backend cannot run here they are unverified.
+        One result per component, in causal order; unverified if the backend cannot run here.
 
     Raises:
         SdrtError: The engines do not open, or the checkpoint is malformed.
@@ -96,13 +97,13 @@ def compare_components(
 
 
 def blamed(results: Iterable[ComponentResult]) -> ComponentName | None:
-    """The first component, in causal order, that failed."""
+    """Return the first component, in causal order, that failed; None if none did."""
     failed = {result.component for result in results if result.outcome == "failed"}
     return next((name for name in CAUSAL if name in failed), None)
 
 
 def unavailable(made: Candidate) -> str:
-    """Why a candidate's backend cannot run here; "" where it can."""
+    """Return the reason why a candidate's backend cannot run here; "" if it can."""
     try:
         available(made.backend)
     except BackendUnavailableError as error:
@@ -116,7 +117,7 @@ def _compare(
     part = made.parts[name]
     cases = inputs.cases(name, part.batch)
     if not cases:
-        return _unverified(name, made, "no run without guidance meets it")
+        return _unverified(name, made, "it is not run without guidance")
     tolerance = tolerances.of(name, made.backend, part.precision)
     broken = _broken_contract(part, cases[0])
     if broken:
@@ -135,7 +136,7 @@ def run_comparison(
     Polygraphy runs one after the other, so that only one network is in memory.
 
     Raises:
-        NumericError: Polygraphy compared other than every case, or nothing in one.
+        NumericError: Polygraphy did not compare every case, or compared no output of one.
     """
 
     def compare(expected: IterationResult, actual: IterationResult) -> OrderedDict[str, Judged]:
@@ -145,10 +146,10 @@ def run_comparison(
         ran = Comparator.run(list(runners), data_loader=[case.feeds for case in cases])
         (accuracy,) = Comparator.compare_accuracy(ran, compare_func=compare)
     (rows,) = accuracy.values()
-    # Polygraphy compares what both have, and where that is nothing, all of it has passed.
+    # Polygraphy compares the outputs that both sides have; if there are none, it reports a pass.
     if len(rows) != len(cases) or not all(rows):
         message = f"polygraphy compared outputs of {sum(map(bool, rows))} of {len(cases)} cases"
-        raise NumericError(message, hint="the engine gives no outputs; build it again, or report this")
+        raise NumericError(message, hint="the engine has no outputs of the contract; build it again, or report this")
     return tuple(
         ComponentCase(label=case.label, batch=case.batch, outputs=tuple(judged.result for judged in row.values()))
         for case, row in zip(cases, rows, strict=True)
@@ -158,19 +159,19 @@ def run_comparison(
 def _judge_all(
     expected: Mapping[str, object], actual: Mapping[str, object], tolerance: ToleranceRecord | None
 ) -> dict[str, OutputResult]:
-    """Every output of either side; one that only one side has has failed."""
+    """Judge every output of either side; an output that only one side has fails."""
     results = {}
     for name in dict.fromkeys([*expected, *actual]):
         if name in expected and name in actual:
             results[name] = judge(name, actual[name], expected[name], tolerance)  # type: ignore[arg-type]
             continue
-        reason = "the candidate does not give it" if name in expected else "the reference does not give it"
+        reason = "the candidate has no such output" if name in expected else "the reference has no such output"
         results[name] = OutputResult(output=name, metrics=None, tolerance=tolerance, outcome="failed", reason=reason)
     return results
 
 
 def first_reason(cases: Iterable[ComponentCase], outcome: Outcome) -> str:
-    """The first output with this outcome and why; "" where all passed."""
+    """Return the first output with this outcome and its reason; "" if the outcome is passed."""
     if outcome == "passed":
         return ""
     for case in cases:
@@ -181,7 +182,10 @@ def first_reason(cases: Iterable[ComponentCase], outcome: Outcome) -> str:
 
 
 def _broken_contract(part: EngineComponent, case: Case) -> str:
-    """How a candidate's inputs differ from the contract's; else Polygraphy would rename, cast and reshape to fit."""
+    """Return the difference between a candidate's inputs and the contract's; "" if there is none.
+
+    Polygraphy would rename, cast and reshape inputs to fit.
+    """
     found = {spec.name: tuple(spec.shape[1:]) for spec in part.inputs}
     wanted = {name: array.shape[1:] for name, array in case.feeds.items()}
     if found != wanted:
@@ -223,8 +227,8 @@ def _proxies(
     tolerances: Tolerances,
     bundle: Bundle | None,
 ) -> tuple[ProxyResult, ...]:
-    """What can be run in place of an engine that cannot: PyTorch in half precision, and the bundle's own graph."""
-    # One case: half precision in PyTorch is slow on a CPU, and what stands in shows a magnitude, not a verdict.
+    """Run stand-ins for an engine that cannot run here: PyTorch in half precision, and the bundle's own graph."""
+    # One case: half precision in PyTorch is slow on a CPU, and a stand-in shows a magnitude, not a verdict.
     cases = inputs.cases(name, None)[:1]
     if not cases:
         return ()
@@ -251,7 +255,7 @@ def _proxy(
     try:
         compared = run_comparison(runners, cases, tolerance)
     except SdrtError as error:
-        # A stand-in that cannot run here either leaves the component as it is: unverified.
+        # If the stand-in cannot run either, the component stays unverified.
         return ProxyResult(label=label, note=f"{note}; it did not run: {error.message}", outcome="unverified", cases=())
     outcome = verdict(output.outcome for case in compared for output in case.outputs)
     return ProxyResult(label=label, note=note, outcome=outcome, cases=compared)

@@ -1,4 +1,4 @@
-"""Errors by step as one SVG: a line a picture on a logarithmic scale, the tolerance as a dashed one."""
+"""SVG plot of errors by step: one line per picture on a logarithmic scale, tolerances dashed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from html import escape
 from sdrt.compare.schema import TrajectoryResult
 
 WIDTH, HEIGHT = 860, 300
-# Above the highest line there is room for a limit's label.
+# The top margin leaves room for a limit's label.
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 20, 40
-#: Errors below this are drawn as this: a logarithm has no zero.
+#: Smaller errors are drawn at this value, as a logarithm has no zero.
 FLOOR = 1e-9
-#: Colours that stay apart for colour-blind readers (Okabe and Ito 2008), as far as they are legible on white and black.
+#: Colours that colour-blind readers can tell apart (Okabe and Ito 2008) and that are legible on white and black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")
 
 
 def error_plot(trajectories: Sequence[TrajectoryResult]) -> str:
-    """The plot as an SVG element; "" where no trajectory has a step.
+    """Return the plot as an SVG element; "" if no trajectory has a step.
 
-    Each line has a swatch of its colour, by number, in `swatch`; what failed is drawn thicker.
+    `swatch` gives the colour sample of each line by its number; failed trajectories are drawn thicker.
     """
     drawn = [(number, each) for number, each in enumerate(trajectories) if each.relative_l2]
     if not drawn:
@@ -46,27 +46,27 @@ def error_plot(trajectories: Sequence[TrajectoryResult]) -> str:
 
 
 def swatch(number: int) -> str:
-    """The sample of a line's colour, as an SVG element."""
+    """Return a sample of a line's colour as an SVG element."""
     return f'<svg class="swatch" viewBox="0 0 24 8" aria-hidden="true"><path d="M1 4H23" {_stroke(number)}/></svg>'
 
 
 class _Axes:
-    """Steps 1 to n along, powers of ten from 10^low to 10^high up."""
+    """Axes of the plot: steps 1 to n horizontally, powers of ten from 10^low to 10^high vertically."""
 
     def __init__(self, steps: int, low: int, high: int) -> None:
         self.steps, self.low, self.high = steps, low, high
 
     def x(self, step: int) -> float:
-        """Where a step counted from 0 stands."""
+        """Return the x coordinate of a step, counted from 0, in pixels."""
         return LEFT + (WIDTH - LEFT - RIGHT) * step / max(1, self.steps - 1)
 
     def y(self, error: float) -> float:
-        """Where an error stands."""
+        """Return the y coordinate of an error, in pixels."""
         share = (math.log10(max(FLOOR, error)) - self.low) / (self.high - self.low)
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
     def grid(self) -> list[str]:
-        """Lines at the powers of ten, marks at some steps, and what the axes are."""
+        """Draw lines at the powers of ten, marks at some steps, and the axis labels, as SVG elements."""
         parts = []
         for power in range(self.low, self.high + 1):
             y = self.y(10.0**power)
@@ -83,7 +83,7 @@ class _Axes:
 
 
 def _line(number: int, each: TrajectoryResult, axes: _Axes) -> list[str]:
-    """One trajectory's line, and a point to rest the mouse on at each step."""
+    """Draw one trajectory's line, and a point with a tooltip at each step."""
     name = escape(f"{number + 1}: {each.prompt or '(no words)'}, seed {each.seed}")
     places = [(axes.x(step), axes.y(error)) for step, error in enumerate(each.relative_l2)]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
@@ -99,6 +99,6 @@ def _line(number: int, each: TrajectoryResult, axes: _Axes) -> list[str]:
 
 
 def _stroke(number: int) -> str:
-    """Colours go round; a line of the second round is dashed, of the third dotted."""
+    """Return the stroke attributes of a line; colours repeat, dashed the second time and dotted the third."""
     dashes = ("", ' stroke-dasharray="7 4"', ' stroke-dasharray="2 3"')[number // len(COLOURS) % 3]
     return f'fill="none" stroke="{COLOURS[number % len(COLOURS)]}"{dashes}'

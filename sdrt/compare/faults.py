@@ -1,7 +1,7 @@
-"""Planted faults: the comparison has to fail for each, and to blame the part that it was planted in.
+"""Planted faults: the comparison must fail for each, and blame the component that it was planted in.
 
-Each is a mistake that exporters, converters and hands have made. They are planted in a copy of the bundle, whose
-manifest is sealed again, so that all that comes after takes the copy for sound.
+Each is a mistake that exporters, converters or people have made. It is planted in a copy of the bundle, whose manifest
+is sealed again, so that every later check takes the copy for a sound bundle.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from sdrt.compare.reference import Reference
 
 Array = npt.NDArray[Any]
-#: Makes of a bundle what is compared.
+#: Builds the subject of the comparison from a bundle.
 Make = Callable[[Bundle], "EngineSet | Bundle"]
-#: The graphs are edited through their nodes, so the model's external data is not read into them.
+#: Edits a model loaded without its external data; the path is the model's file.
 Edit = Callable[["onnx.ModelProto", Path], None]
 
 
@@ -45,15 +45,13 @@ class Fault:
     """One planted fault.
 
     Attributes:
-        name: As the command line names it.
-        summary: What is wrong, in a line.
-        component: Which one is to blame.
-        plant: Changes the graph of the component, and its weights in the folder; None changes the manifest only.
-        scaling_factor: Stands in the manifest in place of the checkpoint's.
+        name: Name in the results and in `run_planted_faults`.
+        component: Component that the comparison must blame.
+        plant: Function that edits the component's graph, and its weights beside it; None edits the manifest only.
+        scaling_factor: Value written to the manifest instead of the checkpoint's; None keeps the checkpoint's.
     """
 
     name: str
-    summary: str
     component: ComponentName
     plant: Edit | None = None
     scaling_factor: float | None = None
@@ -69,20 +67,23 @@ def run_planted_faults(
     names: Sequence[str] | None = None,
     make: Make | None = None,
 ) -> tuple[FaultResult, ...]:
-    """Plant the faults, one after the other, and see whether the comparison finds each.
+    """Plant the faults, one after the other, and check that the comparison finds each.
 
     Args:
         reference: The checkpoint in PyTorch that the bundle came from.
-        bundle: Sound, in fp32.
-        inputs: What the components meet.
-        tolerances: What they may reach.
-        progress: Told of each fault.
-        names: Which faults; None is all.
-        make: Builds what is compared from a bundle; None compares the bundle's graphs as they are.
+        bundle: A sound bundle in fp32.
+        inputs: Input cases of the components.
+        tolerances: Table of limits.
+        progress: Progress callback.
+        names: Names of the faults; None is all.
+        make: Function that builds the subject from a bundle; None compares the bundle's graphs.
+
+    Returns:
+        One result per fault, in the order of ``names``.
 
     Raises:
-        UsageError: There is no fault of a name.
-        NumericError: The bundle fails as it is, so that a fault found in it would say nothing.
+        UsageError: A name is not one of `FAULTS`.
+        NumericError: The bundle does not pass before a fault is planted, so finding one would prove nothing.
     """
     for name in names or ():
         if name not in FAULTS:
@@ -119,7 +120,7 @@ def _check_sound(
     make: Make | None,
     components: Iterable[ComponentName],
 ) -> None:
-    """Hold that nothing fails where nothing is planted."""
+    """Raise NumericError unless every component passes before a fault is planted."""
     held = bundle.manifest.components
     for name in components:
         bundle.graph(name)
@@ -128,24 +129,28 @@ def _check_sound(
     )
     for result in compared:
         if result.outcome != "passed":
-            hint = "planted faults are looked for in a bundle that passes; run sdrt compare without --self-test"
-            raise NumericError(f"{result.component} is {result.outcome} as it is: {result.reason}", hint=hint)
+            hint = "--self-test needs a bundle that passes; run sdrt compare without it to see what fails"
+            said = f"{result.component} is {result.outcome} before a fault is planted: {result.reason}"
+            raise NumericError(said, hint=hint)
 
 
 def plant(bundle: Bundle, fault: Fault, folder: Path) -> Bundle:
-    """A copy of the bundle with the fault in it, sealed as if it were sound.
+    """Copy a bundle, plant a fault in the copy, and seal it as if it were sound.
 
     Args:
-        bundle: Is not changed, and may be read-only.
-        fault: What to plant.
-        folder: Where the copy is made; must not exist.
+        bundle: The bundle, which is not changed and may be read-only.
+        fault: The fault to plant.
+        folder: Folder of the copy; must not exist.
+
+    Returns:
+        The faulty copy, opened.
 
     Raises:
-        BundleError: The graph has nothing to plant it in.
+        BundleError: The graph has no node to plant the fault in.
         ResourceError: The folder cannot be written.
     """
     with disk_errors(folder):
-        # Bytes only: the copy of a read-only bundle can be written.
+        # Contents only, without permissions: the copy of a read-only bundle must be writable.
         for name in bundle.manifest.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path / name, folder / name)
@@ -154,7 +159,7 @@ def plant(bundle: Bundle, fault: Fault, folder: Path) -> Bundle:
 
 
 def _planted(bundle: Bundle, fault: Fault, folder: Path) -> Manifest:
-    """Plant a fault in a copy of the bundle's files; gives the manifest that they are to have."""
+    """Plant a fault in a copy of the bundle's files and return the manifest of the copy."""
     import onnx
 
     from sdrt.export.denoise_step import write_denoise_step
@@ -166,7 +171,7 @@ def _planted(bundle: Bundle, fault: Fault, folder: Path) -> Manifest:
         fault.plant(model, path)
         path.write_bytes(model.SerializeToString(deterministic=True))
         if fault.component == "unet" and "denoise_step" in manifest.components:
-            # As an export would: the step is composed around the UNet as it is.
+            # As an export would, compose the step around the faulty UNet.
             config = json.loads((folder / "scheduler" / "scheduler_config.json").read_bytes())
             write_denoise_step(path, config.get("prediction_type", "epsilon"))
     if fault.scaling_factor is not None:
@@ -176,7 +181,7 @@ def _planted(bundle: Bundle, fault: Fault, folder: Path) -> Manifest:
 
 
 def _changed(sound: Bundle, faulty: Bundle) -> tuple[ComponentName, ...]:
-    """The components of which a file differs; all of them where the model's numbers do. The others are as they were."""
+    """Return the components with a file that differs, or all of them if the model record differs."""
     if sound.manifest.model != faulty.manifest.model:
         return tuple(faulty.manifest.components)
     return tuple(
@@ -204,7 +209,7 @@ def _convolution_scaled(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _timestep(*operators: tuple[str, dict[str, Any]]) -> Edit:
-    """Put operators between the timestep and all that reads it."""
+    """Return an edit that inserts operators between the timestep and its consumers."""
 
     def edit(model: onnx.ModelProto, _path: Path) -> None:
         import onnx
@@ -226,7 +231,7 @@ def _timestep(*operators: tuple[str, dict[str, Any]]) -> Edit:
 
 
 def _halves_swapped(model: onnx.ModelProto, _path: Path) -> None:
-    """Take the conditional half for the unconditional one."""
+    """Swap the conditional and the unconditional half."""
     halves = {"step.first": "step.second", "step.second": "step.first"}
     nodes = [node for node in model.graph.node if node.op_type == "Gather" and node.input[1] in halves]
     _found(nodes, "pick of a half of guidance")
@@ -235,7 +240,7 @@ def _halves_swapped(model: onnx.ModelProto, _path: Path) -> None:
 
 
 def _order_3(model: onnx.ModelProto, _path: Path) -> None:
-    """Leave out the oldest derivative."""
+    """Multiply the coefficient of the oldest derivative by 0."""
     import onnx
 
     _replace_input(model, "lms_coefficients", "fault.coefficients")
@@ -252,7 +257,7 @@ def _head_transposed(model: onnx.ModelProto, path: Path) -> None:
     attention = _found([node for node in model.graph.node if node.op_type == "Attention"], "Attention")
     shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.value_info}
     if attention.input[2] not in shapes:
-        raise BundleError("the graph does not say how large an attention's heads are", hint="export again")
+        raise BundleError("the graph does not give the shape of an attention's values", hint="export again")
     size = shapes[attention.input[2]][-1].dim_value
     node = made_by[attention.input[2]]
     while not (node.op_type == "MatMul" and node.input[1] in weights):
@@ -269,7 +274,7 @@ def _head_transposed(model: onnx.ModelProto, path: Path) -> None:
 def _of_another_checkpoint(model: onnx.ModelProto, path: Path) -> None:
     """Replace the largest matrix that one linear layer reads by one drawn at random, of its own mean and deviation.
 
-    It stands for another checkpoint's tensor, of which there is none at hand: right in shape and scale, wrong in value.
+    The result stands in for a tensor of another checkpoint: right in shape and scale, wrong in value.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     uses = [name for node in model.graph.node for name in node.input]
@@ -291,10 +296,10 @@ def _of_another_checkpoint(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _found(nodes: Sequence[onnx.NodeProto], what: str) -> onnx.NodeProto:
-    """The middle one of some nodes.
+    """Return the middle one of some nodes.
 
     Raises:
-        BundleError: There is none.
+        BundleError: There are none.
     """
     if not nodes:
         raise BundleError(f"the graph holds no {what} to plant a fault in", hint="export at the default opset")
@@ -310,17 +315,16 @@ def _replace_input(model: onnx.ModelProto, old: str, new: str) -> None:
 
 
 def _put_first(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    """Put nodes before all others."""
     others = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*nodes, *others])
 
 
 def _edit(model: onnx.ModelProto, path: Path, name: str, change: Callable[[Array], Array]) -> None:
-    """Change an initializer's values where they lie, in the graph or in the file beside it.
+    """Change an initializer's values in place, in the graph or in its external data file.
 
     Raises:
-        BundleError: Other nodes read it as well, so that more than one layer would change.
+        BundleError: Not exactly one node reads it, so that more than one layer would change.
     """
     import onnx
 
@@ -338,30 +342,20 @@ def _edit(model: onnx.ModelProto, path: Path, name: str, change: Callable[[Array
         file.write(np.ascontiguousarray(after).tobytes())
 
 
-_TO_FP16, _TO_FP32 = 10, 1  # onnx.TensorProto.FLOAT16 and FLOAT, so that listing the faults imports no onnx
+_TO_FP16, _TO_FP32 = 10, 1  # onnx.TensorProto.FLOAT16 and FLOAT; listing the faults must not import onnx
 
 #: Every fault by name.
 FAULTS: dict[str, Fault] = {
     fault.name: fault
     for fault in (
-        Fault("groupnorm-epsilon", "group normalisation adds a hundredfold epsilon", "unet", _groupnorm_epsilon),
-        Fault("convolution-scaled", "one convolution's weights are multiplied by 1.01", "unet", _convolution_scaled),
-        Fault("timestep-integer", "the timestep is rounded to a whole number", "unet", _timestep(("Round", {}))),
-        Fault(
-            "timestep-fp16",
-            "the timestep goes through fp16",
-            "unet",
-            _timestep(("Cast", {"to": _TO_FP16}), ("Cast", {"to": _TO_FP32})),
-        ),
-        Fault("guidance-halves-swapped", "guidance leads away from the prompt", "denoise_step", _halves_swapped),
-        Fault("scaling-factor-left-out", "latents are decoded as they are", "vae_decoder", scaling_factor=1.0),
-        Fault("lms-order-3", "a step looks back on three derivatives, not four", "denoise_step", _order_3),
-        Fault("attention-head-transposed", "one head's value projection is transposed", "unet", _head_transposed),
-        Fault(
-            "weight-of-another-checkpoint",
-            "one weight tensor is drawn anew, as if from another seed",
-            "text_encoder",
-            _of_another_checkpoint,
-        ),
+        Fault("groupnorm-epsilon", "unet", _groupnorm_epsilon),
+        Fault("convolution-scaled", "unet", _convolution_scaled),
+        Fault("timestep-integer", "unet", _timestep(("Round", {}))),
+        Fault("timestep-fp16", "unet", _timestep(("Cast", {"to": _TO_FP16}), ("Cast", {"to": _TO_FP32}))),
+        Fault("guidance-halves-swapped", "denoise_step", _halves_swapped),
+        Fault("scaling-factor-left-out", "vae_decoder", scaling_factor=1.0),
+        Fault("lms-order-3", "denoise_step", _order_3),
+        Fault("attention-head-transposed", "unet", _head_transposed),
+        Fault("weight-of-another-checkpoint", "text_encoder", _of_another_checkpoint),
     )
 }

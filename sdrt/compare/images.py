@@ -1,4 +1,4 @@
-"""How far a picture is from its reference: PSNR and SSIM of 8-bit RGB pictures, and their difference made visible."""
+"""Metrics of pictures: PSNR and SSIM of 8-bit RGB pictures, and their amplified difference."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sdrt.errors import NumericError
 Pixels = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float64]
 
-#: SSIM's window and constants, as its authors have them (Wang et al. 2004, section III.C).
+#: SSIM's window and constants, from Wang et al. 2004, section III.C.
 WINDOW, WINDOW_SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
 FULL = 255.0
 
 
 def psnr_db(reference: Image.Image, candidate: Image.Image) -> float | None:
-    """Peak signal-to-noise ratio over all channels, in dB; None where the two are equal.
+    """Compute the peak signal-to-noise ratio over all channels, in dB; None if the pictures are equal.
 
     Raises:
         NumericError: They differ in size or mode.
@@ -31,10 +31,10 @@ def psnr_db(reference: Image.Image, candidate: Image.Image) -> float | None:
 
 
 def ssim(reference: Image.Image, candidate: Image.Image) -> float:
-    """Structural similarity, 1 where the two are equal: the mean over channels and places.
+    """Compute the mean structural similarity over channels and pixels; 1 if the pictures are equal.
 
     Wang, Bovik, Sheikh and Simoncelli 2004, "Image quality assessment: from error visibility to structural
-    similarity", equation 13, with a Gaussian window, at every place where the whole window lies in the picture.
+    similarity", equation 13, with a Gaussian window, at every pixel whose whole window lies in the picture.
 
     Raises:
         NumericError: They differ in size or mode, or are smaller than the window.
@@ -54,7 +54,7 @@ def ssim(reference: Image.Image, candidate: Image.Image) -> float:
 
 
 def amplified_difference(reference: Image.Image, candidate: Image.Image) -> tuple[Image.Image, int]:
-    """The absolute difference times a power of two, the largest that keeps it within 255; and that factor.
+    """Return the absolute difference times the largest power of two that keeps it within 255, and that factor.
 
     Raises:
         NumericError: They differ in size or mode.
@@ -66,7 +66,7 @@ def amplified_difference(reference: Image.Image, candidate: Image.Image) -> tupl
 
 
 def _pixels(reference: Image.Image, candidate: Image.Image) -> tuple[Pixels, Pixels]:
-    """Both as uint8 [h,w,3]; nothing is resized or broadcast."""
+    """Return both pictures as uint8 [h, w, 3]; nothing is resized or broadcast."""
     for what, wanted, found in (
         ("size", reference.size, candidate.size),
         ("mode", "RGB", reference.mode),
@@ -79,7 +79,7 @@ def _pixels(reference: Image.Image, candidate: Image.Image) -> tuple[Pixels, Pix
 
 
 def _windowed(values: Maps) -> Maps:
-    """Gaussian-weighted means [h-10,w-10,c] of the windows of values [h,w,c]."""
+    """Compute Gaussian-weighted means [h-10, w-10, c] over the windows of values [h, w, c]."""
     distance = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(distance**2) / (2 * WINDOW_SIGMA**2))
     weights /= weights.sum()

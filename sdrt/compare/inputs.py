@@ -1,4 +1,4 @@
-"""What the components meet in real runs: token ids of real prompts, and latents captured along a trajectory."""
+"""Inputs of the components from real runs: token ids of real prompts, and latents captured along a trajectory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-#: Batches that every component is run at, where its engine takes them; the most that it takes comes on top.
+#: Batch sizes that every component is run at if its engine takes them; its largest one is added.
 BATCHES = (1, 2, 3)
-#: Prompts beyond those that are drawn: none at all, more than fits, and bytes that are no ASCII.
+#: Prompts besides those that are drawn: empty, longer than the tokenizer's limit, and not ASCII.
 PROMPTS = ("", "a red circle above a blue square, " * 20, "Ein grüner Stern, 绿色的星星 ⭐")
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One set of inputs. ``label`` says what it is, batch included; ``feeds`` are float32 or int64, batch first."""
+    """One set of inputs. ``label`` describes it, including the batch; ``feeds`` are float32 or int64, batch first."""
 
     label: str
     batch: int
@@ -36,9 +36,9 @@ class Inputs:
     """Cases of every component, made from a reference trajectory.
 
     Args:
-        reference: Whose pictures the VAE's encoder reads back.
-        trajectory: How it denoised some prompts.
-        batches: Batches to run at.
+        reference: The checkpoint in PyTorch; it decodes the pictures that the VAE's encoder gets.
+        trajectory: Its trajectory on some prompts.
+        batches: Batch sizes to run at.
     """
 
     def __init__(self, reference: Reference, trajectory: ReferenceTrajectory, batches: Sequence[int] = BATCHES) -> None:
@@ -48,14 +48,14 @@ class Inputs:
         self._made: dict[tuple[ComponentName, tuple[int, ...]], tuple[Case, ...]] = {}
 
     def cases(self, component: ComponentName, limits: BatchRange | None) -> tuple[Case, ...]:
-        """The component's cases at the batches that an engine takes, and at the most that it takes.
+        """Return a component's cases at the batch sizes that an engine takes, including its largest.
 
         Args:
-            component: Its name.
-            limits: The engine's range; None takes any.
+            component: Name of the component.
+            limits: Batch range of the engine; None if it takes any batch.
 
         Returns:
-            At least one case, but for denoise_step of a trajectory without guidance, which never runs it.
+            At least one case; none for denoise_step if the trajectory has no guidance, which never runs it.
         """
         batches = allowed(self.batches, limits)
         key = (component, batches)
@@ -72,7 +72,7 @@ class Inputs:
         return rows(batches)
 
     def _at_steps(self, batches: Sequence[int], feeds: Callable[[Sequence[int]], dict[str, Array]]) -> tuple[Case, ...]:
-        """One case a position of the trajectory, batches in turn; every batch comes up. The last mixes the steps."""
+        """Make cases at positions of the trajectory, cycling through the batch sizes; the last one mixes the steps."""
         places = positions(self.trajectory)
         count = len(self.trajectory.timesteps)
         cases = []
@@ -81,14 +81,14 @@ class Inputs:
             batch = batches[index % len(batches)]
             label = f"{name}, step {step + 1} of {count}, batch {batch}"
             cases.append(Case(label, batch, feeds([step] * batch)))
-        # One batch may hold pictures at different steps, since the timestep is a vector.
+        # The timestep is a vector, so one batch may have pictures at different steps.
         steps = [list(places.values())[index % len(places)] for index in range(batches[-1])]
         if batches[-1] > 1:
             cases.append(Case(f"mixed steps, batch {batches[-1]}", batches[-1], feeds(steps)))
         return tuple(cases)
 
     def _unet(self, steps: Sequence[int]) -> dict[str, Array]:
-        """One row a step given: both halves of the first picture, then of the next."""
+        """Build one UNet row per step: both guidance halves of the first picture, then of the next."""
         track = self.trajectory
         halves = 2 if track.request.guided else 1
         pictures = len(track.latents[0])
@@ -103,7 +103,7 @@ class Inputs:
         }
 
     def _step(self, steps: Sequence[int]) -> dict[str, Array]:
-        """One picture a step given, with the derivatives that the reference had there."""
+        """Build one denoise_step row per step, with the reference's derivatives before that step as history."""
         track = self.trajectory
         pictures = len(track.latents[0])
         chosen = [index % pictures for index in range(len(steps))]
@@ -120,17 +120,17 @@ class Inputs:
         }
 
     def _tokens(self, batches: Sequence[int]) -> tuple[Case, ...]:
-        """Every distinct prompt, as many at a time as the batches say, and going round."""
+        """Make cases of the token ids of every distinct prompt."""
         ids = np.unique(np.concatenate([self.trajectory.input_ids, self.reference.tokenize(PROMPTS)]), axis=0)
         return _round("prompts", "input_ids", ids, batches)
 
     def _final(self, batches: Sequence[int]) -> tuple[Case, ...]:
-        """The final latents as the decoder gets them: without the scaling factor."""
+        """Make cases of the final latents, divided by the scaling factor as for the decoder."""
         latents = self.trajectory.latents[-1] / np.float32(self.reference.model.scaling_factor)
         return _round("final latents", "latent_sample", latents, batches)
 
     def _pictures(self, batches: Sequence[int]) -> tuple[Case, ...]:
-        """The reference's pictures, clipped to -1..1."""
+        """Make cases of the reference's pictures, clipped to [-1, 1]."""
         latents = self.trajectory.latents[-1] / np.float32(self.reference.model.scaling_factor)
         rows = latents[: max(batches)]
         pictures = [self.reference.run("vae_decoder", {"latent_sample": row[np.newaxis]})["sample"] for row in rows]
@@ -138,7 +138,7 @@ class Inputs:
 
 
 def allowed(batches: Sequence[int], limits: BatchRange | None) -> tuple[int, ...]:
-    """The batches within an engine's range, rising, and its maximum; any where it has no range."""
+    """Return the batch sizes within an engine's range and its maximum, ascending; all of them if it has no range."""
     if limits is None:
         return tuple(sorted(set(batches)))
     inside = {batch for batch in batches if limits.min <= batch <= limits.max}
@@ -146,10 +146,10 @@ def allowed(batches: Sequence[int], limits: BatchRange | None) -> tuple[int, ...
 
 
 def positions(trajectory: ReferenceTrajectory) -> dict[str, int]:
-    """Steps worth looking at, by name.
+    """Return the steps to compare at, by name.
 
-    The first has no history, whatever the noise; early, middle and late are a tenth, a half and nine tenths of the way;
-    "most fractional" is the step whose timestep lies farthest from a whole number, where rounding it shows most.
+    The first has no history; early, middle and late are a tenth, a half and nine tenths of the way; "most fractional"
+    is the step whose timestep is farthest from a whole number, where rounding it has the largest effect.
     """
     last = len(trajectory.timesteps) - 1
     fractions = np.abs(trajectory.timesteps - np.round(trajectory.timesteps))
@@ -160,7 +160,7 @@ def positions(trajectory: ReferenceTrajectory) -> dict[str, int]:
         "late": round(last * 0.9),
         "most fractional": int(fractions.argmax()),
     }
-    # Of a few steps only, one may be several of these.
+    # With few steps, one may have several of these names.
     names: dict[int, list[str]] = {}
     for name, step in places.items():
         names.setdefault(step, []).append(name)
@@ -168,7 +168,7 @@ def positions(trajectory: ReferenceTrajectory) -> dict[str, int]:
 
 
 def _round(what: str, name: str, rows: Array, batches: Sequence[int]) -> tuple[Case, ...]:
-    """Cases of one input: the first so many rows, the next so many, and round again."""
+    """Make one case per batch size from consecutive rows of one input, wrapping around at the end."""
     cases, first = [], 0
     for batch in batches:
         taken = [(first + index) % len(rows) for index in range(batch)]

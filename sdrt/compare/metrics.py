@@ -1,4 +1,4 @@
-"""How far one tensor lies from another. What cannot be compared has no metrics, and never passes."""
+"""Metrics between two tensors. Tensors that cannot be compared have no metrics and never pass."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sdrt.compare.schema import Metrics, OutputResult, ToleranceRecord
 
 Array = npt.NDArray[Any]
 
-#: The metrics of a tensor that a tolerance may bound from above, by its fields.
+#: Metrics of a tensor that a tolerance may bound from above; names of `Metrics` and `ToleranceRecord` fields.
 UPPER = ("relative_l2", "peak")
 
 
 def incomparable(candidate: Array, reference: Array) -> str:
-    """Why two arrays cannot be compared, or "": empty, of different shapes, not numbers, NaN or Inf in either."""
+    """Return the reason why two arrays cannot be compared: empty, shapes differ, not numbers, NaN or Inf; else ""."""
     for name, array in (("candidate", candidate), ("reference", reference)):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-            return f"the {name} is no array of numbers"
+            return f"the {name} is not an array of numbers"
         if not array.size:
             return f"the {name} is empty, of shape {array.shape}"
     if candidate.shape != reference.shape:
@@ -39,8 +39,8 @@ def measure(candidate: Array, reference: Array) -> tuple[Metrics | None, str]:
     """Compare two arrays of one shape in float64.
 
     Returns:
-        The metrics and "", or None and why there are none: see `incomparable`; or the reference is zero everywhere and
-        the candidate is not, which leaves nothing to relate the error to.
+        The metrics and "", or None and the reason: that of `incomparable`, or that the reference is zero everywhere
+        and the candidate is not, so that a relative error is undefined.
     """
     reason = incomparable(candidate, reference)
     if reason:
@@ -65,23 +65,23 @@ def measure(candidate: Array, reference: Array) -> tuple[Metrics | None, str]:
 
 
 def _cosine(found: npt.NDArray[np.float64], exact: npt.NDArray[np.float64], norms: float) -> float:
-    """Cosine of the angle between two arrays; 0 where the candidate is zero and so has no direction."""
+    """Compute the cosine of the angle between two arrays; 0 if the candidate is zero and so has no direction."""
     return float(np.vdot(found, exact)) / norms if norms else 0.0
 
 
 def _psnr_db(difference: npt.NDArray[np.float64], data_range: float) -> float:
-    """Peak signal-to-noise ratio: 20 log10(range / RMS error)."""
+    """Compute the peak signal-to-noise ratio in dB: 20 log10(range / RMS error)."""
     return 20 * math.log10(data_range / math.sqrt(float(np.mean(difference**2))))
 
 
 def judge(output: str, candidate: Array, reference: Array, tolerance: ToleranceRecord | None) -> OutputResult:
-    """Measure one output and hold it to its tolerance. Without a tolerance it is unverified, unless it is not finite.
+    """Measure one output and compare it with its tolerance.
 
     Args:
-        output: Its name.
-        candidate: What was built.
-        reference: What PyTorch gives.
-        tolerance: What it may reach.
+        output: Name of the output.
+        candidate: The candidate's array.
+        reference: PyTorch's array.
+        tolerance: Limits; without any the output is unverified, or failed if it cannot be compared.
     """
     metrics, reason = measure(candidate, reference)
     if metrics is None:
@@ -97,7 +97,7 @@ def judge(output: str, candidate: Array, reference: Array, tolerance: ToleranceR
 
 
 def broken(metrics: Metrics, tolerance: ToleranceRecord | None) -> str:
-    """The first limit that the metrics break, in words; "" where they break none."""
+    """Return the first limit that the metrics break, as text; "" if they break none."""
     for name in UPPER:
         limit, found = getattr(tolerance, name, None), getattr(metrics, name)
         if limit is not None and not found <= limit:

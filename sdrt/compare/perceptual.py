@@ -1,4 +1,4 @@
-"""LPIPS, a distance between pictures that a network learned from people's judgement; there when its extra is."""
+"""LPIPS, a perceptual distance between pictures; needs the extra ``lpips``."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from sdrt.install_lines import extra_line
 if TYPE_CHECKING:
     import torch
 
-#: Distance between a reference and a candidate; 0 where they are equal.
+#: Distance between a reference and a candidate; 0 if they are equal.
 Lpips = Callable[[Image.Image, Image.Image], float]
 
 
 def open_lpips() -> tuple[Lpips | None, str]:
-    """LPIPS over AlexNet (Zhang et al. 2018, arXiv:1801.03924, with its authors' weights), and its version.
+    """Open LPIPS over AlexNet (Zhang et al. 2018, arXiv:1801.03924) with its authors' weights.
 
-    AlexNet's own weights are fetched once by torchvision into torch's cache.
+    torchvision downloads AlexNet's own weights once, into torch's cache.
 
     Returns:
-        None and the reason where it cannot be had: the extra is not installed, or AlexNet is neither cached nor
-        reachable.
+        The distance and its version; None and the reason if the extra is not installed, or AlexNet is neither cached
+        nor reachable.
     """
     if find_spec("lpips") is None:
         return None, f"not measured: {extra_line('lpips')}"
@@ -39,17 +39,17 @@ def open_lpips() -> tuple[Lpips | None, str]:
     import lpips
 
     network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
-    # lpips would read AlexNet's file in a way that can run code, so it is built with random weights and filled here.
+    # lpips reads AlexNet's file as a pickle that can run code, so it starts from random weights and is filled here.
     network.net.load_state_dict(_as_slices(network.net, weights))
     return _measured_by(network), f"{version('lpips')}, AlexNet"
 
 
 def _alexnet_weights() -> dict[str, torch.Tensor]:
-    """ImageNet weights of AlexNet by torchvision's names.
+    """Load AlexNet's ImageNet weights, by torchvision's names.
 
     Raises:
         OSError: They are neither cached nor reachable.
-        RuntimeError: What was fetched does not have the digest in its name.
+        RuntimeError: The downloaded file does not have the digest in its name.
     """
     import torch
     from torchvision.models import AlexNet_Weights
@@ -62,7 +62,7 @@ def _alexnet_weights() -> dict[str, torch.Tensor]:
 
 
 def _as_slices(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights by lpips' names: its slice3.6.bias is torchvision's features.6.bias."""
+    """Rename torchvision's weights to lpips' names: features.6.bias to slice3.6.bias."""
     return {name: weights["features." + name.partition(".")[2]] for name in network.state_dict()}
 
 

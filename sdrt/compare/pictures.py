@@ -1,4 +1,4 @@
-"""Pictures against the reference's: PSNR, SSIM and LPIPS, whether they still obey the prompt, and the contact sheet."""
+"""Pictures compared with the reference's: PSNR, SSIM, LPIPS, the scorer's verdict, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdrt.compare.scorer import score
 from sdrt.errors import UsageError
 from sdrt.runtime.images import is_degenerate
 
-#: What a verdict says of a picture that shows all that was asked.
+#: Verdict on a picture that shows everything in its caption.
 RIGHT = "right"
 #: Width of each picture on the contact sheet, and the height of the line above a row.
 CELL, LINE = 256, 22
@@ -23,7 +23,7 @@ CELL, LINE = 256, 22
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture twice. ``candidate`` is None where it could not be made, and ``reason`` says why."""
+    """The same picture from both sides. ``candidate`` is None if it could not be made, and ``reason`` says why."""
 
     prompt_seed: PromptSeed
     reference: Image.Image
@@ -34,13 +34,16 @@ class Pair:
 def compare_pictures(
     pairs: Sequence[Pair], tolerance: ToleranceRecord | None, *, scored: bool, lpips: Lpips | None
 ) -> tuple[PictureResult, ...]:
-    """Hold each candidate against its reference.
+    """Compare each candidate with its reference.
 
     Args:
         pairs: The pictures.
-        tolerance: Least PSNR and SSIM, most LPIPS; None leaves the pictures unverified.
-        scored: Whether the prompts are captions of the demo's grammar, and its scorer says what a picture shows.
-        lpips: None where it is not installed.
+        tolerance: Smallest PSNR and SSIM, largest LPIPS; None leaves the pictures unverified.
+        scored: Whether the prompts are captions of the demo's grammar, so that its scorer can judge the pictures.
+        lpips: The LPIPS distance; None if it is not installed.
+
+    Returns:
+        One result per pair.
     """
     return tuple(_compare(pair, tolerance, scored, lpips) for pair in pairs)
 
@@ -78,9 +81,9 @@ def _compare(pair: Pair, tolerance: ToleranceRecord | None, scored: bool, lpips:
 
 
 def _judge(found: PictureResult, reference: Image.Image) -> tuple[Outcome, str]:
-    """The outcome, and why it is not "passed".
+    """Return the outcome and the reason if it is not "passed".
 
-    A picture of one colour would agree with almost anything: it proves nothing, so it never passes.
+    A reference of a single colour proves nothing, so it never passes.
     """
     limits = found.tolerance
     if limits is None:
@@ -93,20 +96,20 @@ def _judge(found: PictureResult, reference: Image.Image) -> tuple[Outcome, str]:
     if limits.lpips is not None and found.lpips is not None and not found.lpips <= limits.lpips:
         reasons.append(f"LPIPS {found.lpips:.4f} is above {limits.lpips:g}")
     if found.reference_verdict == RIGHT and found.candidate_verdict != RIGHT:
-        reasons.append(f"the reference obeys the prompt, this does not ({found.candidate_verdict})")
+        reasons.append(f"the reference shows its prompt, the candidate does not ({found.candidate_verdict})")
     if reasons:
         return "failed", "; ".join(reasons)
     if is_degenerate(reference):
-        return "unverified", "the reference is of one colour all over, which proves nothing"
+        return "unverified", "the reference is of a single colour, which proves nothing"
     if limits.psnr_db is None and limits.ssim is None and (limits.lpips is None or found.lpips is None):
-        return "unverified", "its tolerance limits nothing that was measured"
+        return "unverified", "its tolerance limits none of the metrics measured"
     return "passed", ""
 
 
 def scene_verdict(picture: Image.Image, caption: str) -> str | None:
-    """Whether a picture of the demo checkpoint shows its caption: "right", or "wrong: " and the aspects that are.
+    """Return "right" if a picture of the demo checkpoint shows its caption, else "wrong: " and the wrong aspects.
 
-    None where nobody can say: the caption is not of the demo's grammar, or the picture is too small to be judged.
+    Returns None if the caption is not of the demo's grammar, or the picture is not square or too small to be judged.
     """
     try:
         verdict = score(picture, caption)
@@ -117,10 +120,10 @@ def scene_verdict(picture: Image.Image, caption: str) -> str | None:
 
 
 def contact_sheet(pairs: Sequence[Pair], results: Sequence[PictureResult]) -> Image.Image:
-    """Reference, candidate and amplified difference side by side, a row a picture, under a line that says which.
+    """Draw reference, candidate and amplified difference side by side, one labelled row per picture.
 
     Returns:
-        An RGB picture of 3 columns of 256 pixels.
+        An RGB picture of three columns of 256 pixels.
     """
     height = CELL + LINE
     sheet = Image.new("RGB", (3 * CELL, max(1, len(pairs)) * height), "white")
@@ -134,7 +137,7 @@ def contact_sheet(pairs: Sequence[Pair], results: Sequence[PictureResult]) -> Im
 
 
 def strip(pair: Pair) -> tuple[tuple[Image.Image, Image.Image, Image.Image], int | None]:
-    """Reference, candidate and amplified difference, and its factor; grey and None where there is no candidate."""
+    """Return reference, candidate, amplified difference and its factor; grey and None if there is no candidate."""
     if pair.candidate is None:
         blank = Image.new("RGB", pair.reference.size, "grey")
         return (pair.reference, blank, blank), None
@@ -143,7 +146,7 @@ def strip(pair: Pair) -> tuple[tuple[Image.Image, Image.Image, Image.Image], int
 
 
 def label(result: PictureResult) -> str:
-    """One picture in one line: the outcome and its figures, the prompt and the seed."""
+    """Return a picture's result as one line: the outcome, the figures, the prompt and the seed."""
     figures = [] if result.ssim is None else [figure_psnr(result), f"SSIM {result.ssim:.4f}"]
     if result.lpips is not None:
         figures.append(f"LPIPS {result.lpips:.4f}")
@@ -151,11 +154,11 @@ def label(result: PictureResult) -> str:
 
 
 def figure_psnr(result: PictureResult) -> str:
-    """The PSNR as people read it; pictures that are equal have none."""
+    """Format the PSNR; equal pictures have none."""
     return "equal" if result.psnr_db is None else f"{result.psnr_db:.1f} dB"
 
 
 def _ascii(text: str, most: int) -> str:
-    """What Pillow's own font can draw, cut to fit."""
+    """Return the text in ASCII, which Pillow's default font can draw, cut to a length."""
     plain = text.encode("ascii", "replace").decode()
     return plain if len(plain) <= most else plain[: most - 3] + "..."

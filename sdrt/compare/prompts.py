@@ -1,4 +1,4 @@
-"""What a comparison draws: prompts with their seeds, from a file or a set of ours."""
+"""Prompts of a comparison with their seeds, from a file or a default set."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LIMIT_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class PromptSeed:
-    """A picture to compare. It is drawn without a negative prompt."""
+    """Prompt and seed of a picture to compare, drawn without a negative prompt."""
 
     prompt: str
     seed: int
 
 
-#: Captions of the demo's grammar: one object and two, every size, textures, a relation of each direction, no words.
+#: Captions of the demo's grammar: one and two objects, every size, textures, horizontal and vertical relations, empty.
 DEMO = (
     PromptSeed("a large green star on a purple background", 0),
     PromptSeed("a small red circle on white", 1),
@@ -31,7 +31,7 @@ DEMO = (
     PromptSeed("a large orange triangle above a white circle on a dotted blue background", 4),
     PromptSeed("", 5),
 )
-#: For any other checkpoint: a thing, a person, a place, fine texture, darkness, no words.
+#: Prompts for any other checkpoint, the last one empty.
 GENERAL = (
     PromptSeed("a photograph of an astronaut riding a horse", 0),
     PromptSeed("a portrait of an old fisherman, oil on canvas", 1),
@@ -41,17 +41,18 @@ GENERAL = (
 
 
 def default_prompts(checkpoint: str) -> tuple[PromptSeed, ...]:
-    """The set that suits a checkpoint of this name."""
+    """Return the default prompts of a checkpoint of this name."""
     return DEMO if checkpoint == "demo" else GENERAL
 
 
 def read_prompts(path: Path) -> tuple[PromptSeed, ...]:
-    """Prompts of a UTF-8 text file, one a line: the prompt alone, or a seed, a tab and the prompt, which may be empty.
+    """Read prompts from a UTF-8 text file, one per line: a prompt, or a seed, a tab and a prompt, which may be empty.
 
-    Lines that are empty or start with "#" are left out. A line without a seed has its place among the prompts, from 0.
+    Empty lines and lines that start with "#" are skipped. The seed of a line without one is its index among the
+    prompts, from 0.
 
     Raises:
-        UsageError: The file cannot be read, holds no prompt or too many, or a line is not as above.
+        UsageError: The file cannot be read, has no prompt or too many, or a line has another form.
     """
     hint = "write one prompt a line, or SEED, a tab and the prompt"
     try:
@@ -67,12 +68,12 @@ def read_prompts(path: Path) -> tuple[PromptSeed, ...]:
         if line.strip() and not line.startswith("#"):
             found.append(_parse(line.rstrip("\r"), len(found), f"--prompts: {path}, line {number}"))
     if not 1 <= len(found) <= MAX_PROMPTS:
-        raise UsageError(f"--prompts: {path} holds {len(found)} prompts; 1 to {MAX_PROMPTS} can be", hint=hint)
+        raise UsageError(f"--prompts: {path} holds {len(found)} prompts; 1 to {MAX_PROMPTS} are allowed", hint=hint)
     return tuple(found)
 
 
 def _parse(line: str, place: int, where: str) -> PromptSeed:
-    """One line; ``place`` is its seed where it names none."""
+    """Parse one line; ``place`` is the seed of a line without one."""
     before, tab, after = line.partition("\t")
     prompt, seed = (after.strip(), -1) if tab else (before.strip(), place)
     if tab and before.isascii() and before.isdigit() and len(before) <= len(str(MAX_SEED)):

@@ -1,7 +1,7 @@
 """The reference: a checkpoint's own networks in PyTorch, fp32, with diffusers' LMS scheduler around them.
 
-Nothing of the bundle, of the engines or of the runtime's tokenizer and arithmetic is used, so that a fault in any of
-them shows. Only the noise is the runtime's, since both sides have to start from the same.
+It uses neither the bundle and engines nor the runtime's tokenizer and arithmetic, so that a fault in any of them shows.
+Only the noise is the runtime's, because both sides must start from the same.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ Array = npt.NDArray[Any]
 Latents = npt.NDArray[np.float32]
 Feeds = Mapping[str, Array]
 
-#: As many pictures are denoised together.
+#: Number of pictures that are denoised together.
 PICTURES_AT_ONCE = 4
-#: How many derivatives LMS looks back on.
+#: Order of LMS: the number of derivatives that a step uses.
 ORDER = 4
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceTrajectory:
-    """How the reference denoised the n pictures of a request.
+    """The reference's denoising of the n pictures of a request.
 
     Attributes:
-        request: What was drawn.
-        input_ids: int64 [n, tokens], or [2n, tokens] with the negative prompts first where guidance is on.
-        states: float32 [n or 2n, tokens, hidden], what the text encoder made of them.
+        request: The request.
+        input_ids: int64 [n, tokens], or [2n, tokens] with the negative prompts first if guidance is on.
+        states: float32 [n or 2n, tokens, hidden], the text encoder's hidden states.
         timesteps: float32 [steps].
         sigmas: float32 [steps + 1].
         coefficients: float64 [steps, 4], LMS weights of the derivatives, the newest first.
@@ -71,7 +71,7 @@ class ReferenceTrajectory:
     derivatives: tuple[Latents, ...]
 
     def history(self, step: int) -> Latents:
-        """The derivatives that stand before a step, newest first, zero where there are none: [n, 4, 4, 64, 64]."""
+        """Return the derivatives before a step, newest first, zero if there are fewer: float32 [n, 4, 4, 64, 64]."""
         known = [self.derivatives[index] for index in range(step - 1, max(step - 1 - ORDER, -1), -1)]
         missing = [np.zeros_like(self.latents[0])] * (ORDER - len(known))
         return np.stack([*known, *missing], axis=1)
@@ -82,10 +82,10 @@ class Reference:
 
     Args:
         checkpoint: The opened checkpoint.
-        token_merging: Share of tokens that its UNet merges, where what is compared merges as many; None merges none.
+        token_merging: Share of tokens that its UNet merges, equal to the subject's; None merges none.
 
     Attributes:
-        model: The numbers of its configs that the contract of the components needs.
+        model: Model record, as in a bundle's manifest.
     """
 
     def __init__(self, checkpoint: Checkpoint, token_merging: float | None = None) -> None:
@@ -96,15 +96,15 @@ class Reference:
         self._outputs: dict[str, dict[str, Array]] = {}
 
     def source(self, component: ComponentName, precision: Precision = "fp32") -> TorchComponent:
-        """A component's module in eval mode; for denoise_step, the UNet's. What was loaded before is let go of.
+        """Load a component's module in eval mode, for denoise_step the UNet's; the previous module is released.
 
         Raises:
-            CheckpointError: Its weights are malformed.
+            CheckpointError: The weights are malformed.
             BackendUnavailableError: The reference does not compute in this precision.
         """
         if precision not in DTYPES:
-            hint = f"the reference computes in {' and '.join(DTYPES)}"
-            raise BackendUnavailableError(f"torch is not run in {precision} here", hint=hint)
+            hint = f"choose {' or '.join(DTYPES)}"
+            raise BackendUnavailableError(f"the PyTorch reference does not compute in {precision}", hint=hint)
         name: ComponentName = "unet" if component == "denoise_step" else component
         if self._source is None or self._source[:2] != (name, precision):
             self.release()
@@ -114,21 +114,21 @@ class Reference:
         return self._source[2]
 
     def release(self) -> None:
-        """Let go of the network in memory."""
+        """Release the network in memory."""
         if self._source is not None:
             self._source = None
             gc.collect()
 
     def run(self, component: ComponentName, feeds: Feeds, precision: Precision = "fp32") -> dict[str, Array]:
-        """Run a component of the bundle's contract; what was computed once is kept.
+        """Run a component of the bundle's contract; outputs are cached by their inputs.
 
         Args:
-            component: Its name.
-            feeds: By input; float32 or int64, batch first.
-            precision: fp32 is the reference; fp16 computes in half as a GPU would store it, to show what that costs.
+            component: Name of the component.
+            feeds: Arrays by input name; float32 or int64, batch first.
+            precision: fp32 for the reference, fp16 to show the error of half precision.
 
         Returns:
-            By output, float32.
+            Float32 arrays by output name.
         """
         key = _digest(component, precision, feeds)
         if key not in self._outputs:
@@ -150,7 +150,7 @@ class Reference:
         if request.guided:
             texts = [picture.negative_prompt for picture in request.pictures] + texts
         input_ids = self.tokenize(texts)
-        # Alone, as the runtime does: what else is in a batch moves the last bit.
+        # Encode each text alone, as the runtime does: other rows of a batch change the last bit.
         rows = {row.tobytes(): row[np.newaxis] for row in input_ids}
         known = {key: self.run("text_encoder", {"input_ids": row})["last_hidden_state"] for key, row in rows.items()}
         states = np.concatenate([known[row.tobytes()] for row in input_ids])
@@ -175,7 +175,7 @@ class Reference:
         )
 
     def tokenize(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Token ids [n, tokens] by transformers' own tokenizer, after diffusers' expansion of textual inversions."""
+        """Tokenize with transformers after diffusers' expansion of textual inversions; returns int64 [n, tokens]."""
         with _quiet():
             tokenizer = CLIPTokenizer.from_pretrained(self.checkpoint.path / "tokenizer", local_files_only=True)
             length = self.model.max_tokens
@@ -184,7 +184,7 @@ class Reference:
         return np.asarray(found["input_ids"], np.int64)
 
     def decode(self, latents: Latents) -> list[Image.Image]:
-        """Pictures of final latents [n, 4, 64, 64], one at a time, rounded as diffusers does."""
+        """Decode final latents [n, 4, 64, 64] one at a time to pictures, rounded as diffusers does."""
         factor = np.float32(self.model.scaling_factor)
         pictures = []
         for row in latents:
@@ -193,13 +193,17 @@ class Reference:
         return pictures
 
     def scheduler(self, num_inference_steps: int) -> LMSDiscreteScheduler:
-        """The LMS of diffusers, over the checkpoint's betas, on linspace timesteps."""
+        """Return diffusers' LMS scheduler with the checkpoint's betas and linspace timesteps.
+
+        Raises:
+            BackendUnavailableError: scipy is not installed.
+        """
         with _quiet():
             try:
                 scheduler = LMSDiscreteScheduler.from_config(self.checkpoint.scheduler, timestep_spacing="linspace")
             except ImportError as error:
                 hint = extra_line("compare")
-                message = "scipy, by which diffusers integrates LMS, is not installed"
+                message = "scipy, which diffusers needs for LMS, is not installed"
                 raise BackendUnavailableError(message, hint=hint) from error
             scheduler.set_timesteps(num_inference_steps)
         return scheduler
@@ -210,7 +214,7 @@ class Reference:
     def _denoise(
         self, noise: Latents, halves: npt.NDArray[np.float32], request: Request, advance: Callable[[int], None]
     ) -> _Denoised:
-        """The loop of diffusers' StableDiffusionPipeline; ``halves`` is [1 or 2, n, tokens, hidden]."""
+        """Run the loop of diffusers' StableDiffusionPipeline; ``halves`` is [1 or 2, n, tokens, hidden]."""
         scheduler, source = self.scheduler(request.num_inference_steps), self.source("unet")
         states = torch.from_numpy(halves.reshape(-1, *halves.shape[2:]))
         latents = torch.from_numpy(noise) * scheduler.init_noise_sigma
@@ -231,7 +235,7 @@ class Reference:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep diffusers and transformers from talking: what they deprecate in each other is not the user's to mend."""
+    """Silence diffusers and transformers in the block; users cannot act on their deprecation warnings."""
     before = diffusers.logging.get_verbosity()
     diffusers.logging.set_verbosity_error()
     try:
@@ -244,7 +248,7 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Denoised:
-    """What the loop leaves of some pictures."""
+    """Results of the loop for pictures denoised together."""
 
     scheduler: LMSDiscreteScheduler
     latents: list[Latents]
@@ -252,15 +256,15 @@ class _Denoised:
 
 
 def guided_step(unet: Callable[[Feeds], Array], feeds: Feeds, scheduler: Mapping[str, Any]) -> dict[str, Array]:
-    """One guided LMS step as the contract of denoise_step has it, from the formulas of diffusers' LMSDiscreteScheduler.
+    """Compute one guided LMS step of denoise_step's contract by the formulas of diffusers' LMSDiscreteScheduler.
 
     Args:
         unet: The UNet, from its feeds to out_sample.
-        feeds: Of denoise_step.
+        feeds: Inputs of denoise_step, by name.
         scheduler: The checkpoint's scheduler config, for its prediction type.
 
     Returns:
-        next_latents, next_history, and what lies on the way by the names that the composed graph gives it.
+        next_latents, next_history, and the intermediate tensors by their names in the composed graph, all float32.
     """
     latents, n = feeds["latents"], len(feeds["latents"])
     sigma = feeds["sigma"].reshape(n, 1, 1, 1).astype(np.float64)
@@ -298,7 +302,7 @@ def guided_step(unet: Callable[[Feeds], Array], feeds: Feeds, scheduler: Mapping
 
 
 def _coefficients(scheduler: LMSDiscreteScheduler, steps: int) -> npt.NDArray[np.float64]:
-    """The coefficients that diffusers integrates, [steps, 4], zero where a step has no such derivative."""
+    """Compute diffusers' LMS coefficients, float64 [steps, 4], zero if a step has fewer derivatives."""
     rows = np.zeros((steps, ORDER))
     with _quiet():
         for step in range(steps):
@@ -308,7 +312,7 @@ def _coefficients(scheduler: LMSDiscreteScheduler, steps: int) -> npt.NDArray[np
 
 
 def _run(source: TorchComponent, feeds: Feeds, dtype: torch.dtype) -> Array:
-    """A module's output as float32; inputs are brought to what the module takes."""
+    """Run a module and return its output as float32; inputs are cast to the module's dtypes."""
     inputs = {
         name: torch.from_numpy(np.ascontiguousarray(feeds[name])).to(fixed or dtype)
         for name, (fixed, _) in source.inputs.items()
@@ -319,7 +323,7 @@ def _run(source: TorchComponent, feeds: Feeds, dtype: torch.dtype) -> Array:
 
 
 def _digest(component: str, precision: str, feeds: Feeds) -> str:
-    """Names what was run on what."""
+    """Return the cache key of a component's run on these inputs."""
     digest = hashlib.sha256(f"{component} {precision}".encode())
     for name in sorted(feeds):
         digest.update(f"{name} {feeds[name].dtype} {feeds[name].shape}".encode())

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file that opens from disk, without a network or scripts."""
+"""The report of a comparison: one HTML file that opens from disk, without network access or scripts."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ STYLE = Path(__file__).with_suffix(".css")
 HTML, JSON, SHEET = "report.html", "comparison.json", "contact-sheet.png"
 #: Width of the pictures in the report.
 SHOWN = 384
-#: A cell that is a number, and what may stand below it; words that begin with a digit are none.
+#: A cell with a number, perhaps with a second line; text that begins with a digit is no number.
 NUMBER = re.compile(r"-?[\d.]+(e[+-]?\d+)?( dB)?(<br>.*)?")
 DIRECTIONS = {True: '<span class="failed">worse</span>', False: '<span class="passed">better</span>', None: "other"}
 
 
 def write_report(folder: Path, comparison: Comparison, pairs: Sequence[Pair]) -> Path:
-    """Write report.html, comparison.json and contact-sheet.png into a folder, each whole or not at all.
+    """Write report.html, comparison.json and contact-sheet.png into a folder, each atomically.
 
-    Without pictures there is no contact sheet; an earlier report's is removed.
+    Without pictures no contact sheet is written, and that of an earlier report is removed.
 
     Returns:
         The HTML file.
@@ -59,7 +59,7 @@ def write_report(folder: Path, comparison: Comparison, pairs: Sequence[Pair]) ->
 
 
 def render(comparison: Comparison, pairs: Sequence[Pair]) -> str:
-    """The report's HTML. Everything that a user or a file named is escaped."""
+    """Return the report's HTML; every string of a user or a file is escaped."""
     title = f"{comparison.checkpoint.name}: {comparison.backend} {comparison.precision} against PyTorch fp32"
     sections = [
         _verdict(comparison),
@@ -96,8 +96,8 @@ def _components(components: Sequence[ComponentResult]) -> str:
             _row(
                 f"<b>{component.component}</b><br><small>{escape(component.backend)} {component.precision}</small>",
                 f"{_outcome(component.outcome)}<br><small>{cases}</small>",
-                _against(metrics, limits, "relative_l2"),
-                _against(metrics, limits, "peak"),
+                _with_limit(metrics, limits, "relative_l2"),
+                _with_limit(metrics, limits, "peak"),
                 _number(metrics.cosine if metrics else None, ".7f"),
                 _decibels(metrics),
                 _place(metrics) + (f"<br><small>{escape(component.reason)}</small>" if component.reason else ""),
@@ -115,13 +115,13 @@ def _components(components: Sequence[ComponentResult]) -> str:
 def _details(component: ComponentResult) -> str:
     parts = [_cases(component.component, component.cases)]
     for proxy in component.proxies:
-        parts.append(_cases(f"{component.component}, in its place {proxy.label}", proxy.cases, proxy.note))
+        parts.append(_cases(f"{component.component}, stand-in: {proxy.label}", proxy.cases, proxy.note))
     departure = component.departure
     if departure is not None:
         metrics = departure.metrics
         error = f", relative L2 {metrics.relative_l2:.3g}" if metrics else ""
         parts.append(
-            f"<p>{component.component} first departs at <code>{escape(departure.tensor)}</code>, put out by the node "
+            f"<p>{component.component} first departs at <code>{escape(departure.tensor)}</code>, an output of the node "
             f"<code>{escape(departure.node)}</code> ({escape(departure.operator)}) of "
             f"<code>{escape(departure.source_module)}</code>{error}.</p>"
         )
@@ -129,7 +129,7 @@ def _details(component: ComponentResult) -> str:
 
 
 def _cases(name: str, cases: Sequence[ComponentCase], note: str = "") -> str:
-    """Every case of a component, folded away."""
+    """Return every case of a component as a collapsed table."""
     if not cases:
         return f'<p class="soft">{escape(name)}: {escape(note)}</p>' if note else ""
     rows = [
@@ -220,7 +220,7 @@ def _moved(comparison: Comparison) -> str:
 
 
 def _tolerances(comparison: Comparison) -> str:
-    """Every limit that something was held to, once, with where it comes from."""
+    """Return the table of all tolerances that were applied, each with its origin."""
     held: list[tuple[str, ToleranceRecord | None]] = []
     for component in comparison.components:
         held += [(component.component, output.tolerance) for case in component.cases for output in case.outputs]
@@ -275,8 +275,8 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else f"{value:{form}}"
 
 
-def _against(metrics: Metrics | None, limits: ToleranceRecord | None, name: str) -> str:
-    """A metric and, below it, its limit."""
+def _with_limit(metrics: Metrics | None, limits: ToleranceRecord | None, name: str) -> str:
+    """Return a cell with a metric and, below it, its limit."""
     if metrics is None:
         return ""
     limit = getattr(limits, name) if limits else None
@@ -291,7 +291,7 @@ def _decibels(metrics: Metrics | None) -> str:
 
 
 def _place(metrics: Metrics | None) -> str:
-    """Where the worst element is, and what stands there."""
+    """Return a cell with the index of the worst element and the values there."""
     if metrics is None or metrics.max_absolute == 0:
         return ""
     place = ", ".join(map(str, metrics.worst_index))

@@ -1,4 +1,4 @@
-"""Polygraphy runners: the reference's components, and a candidate's, whatever backend runs it."""
+"""Polygraphy runners of the reference's components, and of a candidate's on any backend."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is compared with the reference: an engine set, or the graphs of a bundle as ONNX Runtime runs them.
+    """An engine set, or a bundle's graphs run by ONNX Runtime, to be compared with the reference.
 
     Attributes:
-        backend: What runs it.
-        precision: How it computes; a component may differ, see ``parts``.
-        model: The numbers that its manifest gives the runtime.
-        parts: Its components.
-        open: Opens one of them.
-        checkpoint_digest: Of the checkpoint that it was made from.
+        backend: Name of the backend that runs it.
+        precision: Its precision; a component may have another, see ``parts``.
+        model: Model record of its manifest.
+        parts: Its components, by name.
+        open: Function that opens a component.
+        checkpoint_digest: Digest of the checkpoint that it was made from.
     """
 
     backend: str
@@ -46,11 +46,11 @@ class Candidate:
 
 
 def candidate(source: EngineSet | Bundle, *, threads: int | None = None) -> Candidate:
-    """An opened engine set or bundle as a candidate; nothing is loaded yet.
+    """Return an opened engine set or bundle as a candidate; nothing is loaded yet.
 
     Args:
-        source: A bundle's graphs are run unoptimised by ONNX Runtime on the CPU, which computes fp16 in fp32.
-        threads: Threads each component may use on the CPU; None is all that this process may use.
+        source: Engines, or a bundle, whose graphs ONNX Runtime runs unoptimised on the CPU; it computes fp16 in fp32.
+        threads: Number of CPU threads of each component; None is all that this process may use.
     """
     manifest = source.manifest
     if isinstance(source, EngineSet):
@@ -102,26 +102,26 @@ class TorchRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no types
         self.precision = precision
 
     def get_input_metadata_impl(self) -> TensorMetadata:
-        """Inputs as they will come, so that nothing is loaded to tell and Polygraphy converts nothing."""
+        """Describe the inputs as they are fed, so that no module is loaded and Polygraphy converts nothing."""
         return _metadata({name: (str(array.dtype), array.shape[1:]) for name, array in self.feeds.items()})
 
     def infer_impl(self, feed_dict: Mapping[str, Array]) -> OrderedDict[str, Array]:
-        """Run the module, or give what it gave for the same inputs."""
+        """Run the module, or return its cached outputs of the same inputs."""
         start = time.perf_counter()
         outputs = self.reference.run(self.component, feed_dict, self.precision)
         self.inference_time = time.perf_counter() - start
         return OrderedDict(outputs)
 
     def deactivate_impl(self) -> None:
-        """Let go of the module, so that the candidate has its memory."""
+        """Release the module, so that its memory is free for the candidate."""
         self.reference.release()
 
 
 class EngineRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no types
-    """A candidate's component. It takes and gives float32; the engine's own types are brought to that.
+    """A candidate's component. Inputs and outputs are float32 and cast to and from the engine's dtypes.
 
-    Latents come unscaled by the checkpoint's factor. A candidate whose manifest has another factor unscales them by
-    that, as the runtime would.
+    Latents arrive divided by the checkpoint's scaling factor. If the candidate's manifest has another factor they are
+    divided by that instead, as the runtime would.
     """
 
     def __init__(self, made: Candidate, component: ComponentName, scaling_factor: float) -> None:
@@ -136,7 +136,7 @@ class EngineRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no types
         self.engine = self.candidate.open(self.component)
 
     def get_input_metadata_impl(self) -> TensorMetadata:
-        """The engine's inputs, as float32 where they are floating."""
+        """Describe the engine's inputs; floating ones as float32."""
         specs = self.candidate.parts[self.component].inputs
         return _metadata({spec.name: (_plain(spec), spec.shape[1:]) for spec in specs})
 
@@ -150,7 +150,7 @@ class EngineRunner(BaseRunner):  # type: ignore[misc]  # polygraphy has no types
             feeds["latent_sample"] = feeds["latent_sample"] * np.float32(factor)
         dtypes = {spec.name: spec.dtype for spec in self.candidate.parts[self.component].inputs}
         with np.errstate(over="ignore"):
-            # What fp16 cannot hold becomes Inf, and shows as such in the outputs.
+            # Values out of fp16's range become Inf, which the outputs then show.
             feeds = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}
         outputs = self.engine.run(**feeds)
         self.inference_time = self.engine.last_s
@@ -168,7 +168,7 @@ def _plain(spec: TensorSpec) -> str:
 
 
 def _metadata(inputs: Mapping[str, tuple[str, tuple[Any, ...]]]) -> TensorMetadata:
-    """Polygraphy's description of inputs whose first axis is the batch."""
+    """Return Polygraphy's description of inputs whose first axis is the batch."""
     metadata = TensorMetadata()
     for name, (dtype, shape) in inputs.items():
         metadata.add(name, dtype=np.dtype(dtype), shape=[None, *shape])

@@ -1,4 +1,4 @@
-"""The demo checkpoint's world: what its pictures can show, the words for it, and the outlines of its shapes.
+"""Grammar of the demo checkpoint's captions, and the colours and outlines of its shapes.
 
 The grammar (docs/demo-checkpoint.md shows it with examples)::
 
@@ -9,8 +9,8 @@ The grammar (docs/demo-checkpoint.md shows it with examples)::
     relation   := ["to the"] "left of" | ["to the"] "right of" | "above" | "below"
     place      := "on" [article] [texture] colour ["background"]
 
-An object without a size word is of medium size, one without a texture word is plain. Colours that a caption leaves open
-may be any.
+An object without a size word is of medium size, one without a texture word is plain. Colours that a caption does not
+name may be any.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sdrt.errors import UsageError
 
 RGB = tuple[int, int, int]
 
-#: Colour word -> (its colour, the second shade that stripes and dots of it are drawn in).
+#: Colour word to (its colour, the second shade of its stripes and dots).
 PALETTE: dict[str, tuple[RGB, RGB]] = {
     "red": ((220, 40, 40), (160, 15, 20)),
     "green": ((40, 160, 60), (15, 105, 35)),
@@ -52,7 +52,7 @@ OFFSETS = {"left of": (0.27, 0.5), "right of": (0.73, 0.5), "above": (0.5, 0.27)
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: what it is, and the words that were said of it ("" where the caption is silent)."""
+    """One object of a caption: its shape and the words for it; "" for words that the caption omits."""
 
     shape: str
     colour: str
@@ -62,7 +62,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. ``relation`` places the first object against the second; "" for one object."""
+    """Content of a picture. ``relation`` is where the first object lies from the second; "" for one object."""
 
     things: tuple[Thing, ...]
     background: str
@@ -81,7 +81,7 @@ _OBJECT = re.compile(
 
 
 def parse_caption(caption: str) -> Scene:
-    """Read a caption of the grammar. What it leaves open is "", and the empty prompt has no things.
+    """Parse a caption. Omitted words are "", and the empty prompt has no things.
 
     Raises:
         UsageError: The caption is not of the grammar.
@@ -114,7 +114,7 @@ def _outside(caption: str, words: str) -> UsageError:
 
 
 def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Corners of a polygonal shape (square, triangle, star, cross) around (x, y)."""
+    """Return the corners of a polygonal shape (square, triangle, star, cross) around (x, y)."""
     if shape == "square":
         half = 0.85 * radius
         return [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
@@ -135,7 +135,7 @@ def _around(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def draw_mask(shape: str, x: float, y: float, radius: float, pixels: int) -> Image.Image:
-    """Draw the shape white on black, coordinates in pixels of a square picture.
+    """Draw the shape in white on black, with coordinates in pixels of a square picture.
 
     Returns:
         An "L" image of pixels x pixels, 255 inside the shape.

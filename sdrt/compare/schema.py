@@ -1,4 +1,4 @@
-"""What a comparison found, as it is written to JSON: every number, the tolerance it was held to, and the verdict."""
+"""Schema of ``comparison.json``: every number, its tolerance, and the verdict."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Share = Annotated[float, Field(ge=0)]
 
 
 class Metrics(Record):
-    """How far a candidate tensor lies from the reference; both are finite and of one shape.
+    """Metrics of a candidate tensor against the reference; both are finite and of the same shape.
 
     ``relative_l2`` is ||candidate - reference|| / ||reference||, ``peak`` the largest absolute difference over the
     largest absolute value of the reference, ``psnr_db`` the peak signal-to-noise ratio over the reference's range,
-    None where the two are equal. ``worst_index`` is where the largest absolute difference is, ``worst_reference`` and
-    ``worst_candidate`` are what stands there.
+    None if the two are equal. ``worst_index`` is the index of the largest absolute difference, ``worst_reference``
+    and ``worst_candidate`` are the values there.
     """
 
     max_absolute: Share
@@ -35,10 +35,10 @@ class Metrics(Record):
 
 
 class ToleranceRecord(Record):
-    """What a comparison may reach; None is not held to anything.
+    """Limits of a comparison; None is no limit.
 
-    ``relative_l2``, ``peak`` and ``lpips`` are upper limits, ``psnr_db`` and ``ssim`` lower ones. ``measured`` is what
-    the limits came from, by the same names, and ``reason`` why they are what they are.
+    ``relative_l2``, ``peak`` and ``lpips`` are upper limits, ``psnr_db`` and ``ssim`` lower ones. ``measured`` has the
+    measurements that the limits were set from, by the same names, and ``reason`` explains the limits.
     """
 
     relative_l2: Share | None = None
@@ -51,7 +51,7 @@ class ToleranceRecord(Record):
 
 
 class OutputResult(Record):
-    """One output of one case. ``metrics`` is None where none could be computed; ``reason`` is "" when it passed."""
+    """One output of one case. ``metrics`` is None if none could be computed; ``reason`` is "" if it passed."""
 
     output: str
     metrics: Metrics | None
@@ -61,7 +61,7 @@ class OutputResult(Record):
 
 
 class ComponentCase(Record):
-    """One set of inputs, named by what it is: ``label`` is "early, batch 2"."""
+    """One set of inputs and the outputs on it. ``label`` describes the inputs, as "early, batch 2"."""
 
     label: str
     batch: int = Field(ge=1)
@@ -69,7 +69,7 @@ class ComponentCase(Record):
 
 
 class ProxyResult(Record):
-    """A stand-in for a component that cannot run here. ``label`` says what ran, ``note`` what that does not show."""
+    """A stand-in for a component that cannot run here. ``label`` says what ran, ``note`` what it does not show."""
 
     label: str
     note: str
@@ -88,7 +88,7 @@ class Departure(Record):
 
 
 class ComponentResult(Record):
-    """A component over all its cases. ``reason`` says why it is unverified, or which case failed first."""
+    """A component over all its cases. ``reason`` says why it is unverified, or which case failed first, and why."""
 
     component: ComponentName
     backend: str
@@ -101,7 +101,7 @@ class ComponentResult(Record):
 
 
 class TrajectoryResult(Record):
-    """Latents after each step against the reference's, from the same noise.
+    """Latents after each step compared with the reference's, from the same noise.
 
     ``relative_l2[i]`` is the error after step i, counted from 0; it ends at the first step that is not finite.
     ``grows_at`` is the step where the error rises by the largest factor, ``first_over`` the first over tolerance.
@@ -119,7 +119,7 @@ class TrajectoryResult(Record):
 
 
 class PictureResult(Record):
-    """One picture against the reference's. The verdicts say whether a picture obeys its prompt, where that is known."""
+    """A picture compared with the reference's. The verdicts say whether each shows its prompt; None if unknown."""
 
     prompt: str
     seed: int
@@ -134,7 +134,7 @@ class PictureResult(Record):
 
 
 class FaultResult(Record):
-    """A planted fault: whether the comparison failed for it, and which part it blamed."""
+    """A planted fault: whether the comparison found it, and which component it blamed."""
 
     name: str
     found: bool
@@ -143,7 +143,7 @@ class FaultResult(Record):
 
 
 class Compared(Record):
-    """The checkpoint that was the reference. ``mismatch``: it is not the one that the candidate was made from."""
+    """The reference's checkpoint. ``mismatch``: the candidate was made from another one."""
 
     name: str
     digest: Digest
@@ -151,7 +151,7 @@ class Compared(Record):
 
 
 class SubjectSource(Record):
-    """The checkpoint that the candidate was made from, as its manifest says."""
+    """The checkpoint that the candidate was made from, according to its manifest."""
 
     name: str
     digest: Digest
@@ -165,10 +165,10 @@ class Engines(Record):
 
 
 class FigureChange(Record):
-    """A figure or an outcome that is not what it was. ``worse`` is None where neither of the two is worse.
+    """A changed figure or outcome. ``worse`` is None if the two values cannot be ranked.
 
-    ``what`` says of what, as "unet, early, batch 2, out_sample"; ``figure`` is the field's name. Steps are counted from
-    1 here.
+    ``what`` is the subject, as "unet, early, batch 2, out_sample"; ``figure`` is the field's name. Steps are counted
+    from 1 here.
     """
 
     what: str
@@ -179,14 +179,14 @@ class FigureChange(Record):
 
 
 class ChangeReport(Record):
-    """What moved since an earlier comparison, made at ``created``."""
+    """Changes since an earlier comparison, which was made at ``created``."""
 
     created: str
     moved: tuple[FigureChange, ...]
 
 
 class Comparison(Record):
-    """``comparison.json``: everything that one run of ``sdrt compare`` found. ``created`` is ISO 8601, UTC."""
+    """``comparison.json``: the results of one run of ``sdrt compare``. ``created`` is ISO 8601, UTC."""
 
     schema_version: Literal[1]
     sdrt: str
@@ -208,7 +208,7 @@ class Comparison(Record):
 
 
 def verdict(outcomes: Iterable[Outcome]) -> Outcome:
-    """The outcome of several: failed if one failed, unverified if none passed (or there is none), passed otherwise."""
+    """Combine outcomes: failed if any failed, unverified if none passed or there are none, else passed."""
     found = set(outcomes)
     if "failed" in found:
         return "failed"

@@ -1,9 +1,9 @@
-"""Whether a picture of the demo checkpoint shows what its caption says, decided without a neural network.
+"""Scorer of the demo checkpoint's pictures: compares a picture with its caption, without a neural network.
 
-Every pixel gets the palette colour nearest to it (either shade, or a blend of the two); the border names the
+Every pixel is assigned the nearest palette colour (either shade, or a blend of the two). The border gives the
 background; connected regions of other colours are the objects. An object's colour is that of most of its pixels, its
-shape the template that overlaps it best once both are centred and scaled to one area (intersection over union), its
-size the radius which that template would need for the object's area.
+shape the template with the largest intersection over union once both are centred and scaled to the same area, its size
+the radius at which that template has the object's area.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from sdrt.errors import UsageError
 
 Mask = NDArray[np.bool_]
 
-#: Pictures are judged at this size: 4x4 pixels of a 512x512 picture are averaged, which swallows ragged edges.
+#: Pictures are scored at this size: 4x4 pixels of a 512x512 picture are averaged, which smooths ragged edges.
 SIDE = 128
-#: Regions smaller than this share of the picture are specks: a third of the smallest object, the cross of a pair.
+#: Smaller regions, as a share of the picture, are ignored: a third of the smallest object, the cross of a pair.
 SPECK_SHARE = 0.003
-#: Below this overlap with its best template a region is no shape of the grammar.
+#: Least overlap with its best template for a region to be a shape of the grammar.
 LEAST_OVERLAP = 0.6
-#: Side of the canvas on which a region meets the templates, and the square root of the area it is scaled to.
+#: Side of the canvas for comparing a region with the templates, and the square root of the region's scaled area.
 CANVAS, CANVAS_SCALE = 64, 24
 
 
 @dataclass(frozen=True)
 class Found:
-    """One object of a picture: what it is, and where, in shares of the picture's width."""
+    """One object of a picture; radius and position are shares of the picture's width."""
 
     shape: str
     colour: str
@@ -44,9 +44,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What of a caption its picture shows. An aspect on which the caption is silent counts as right.
+    """Aspects of a caption that the picture shows. An aspect that the caption does not name counts as right.
 
-    With more or fewer objects than asked, ``count`` is False and so is every aspect of the objects.
+    If the number of objects differs from the caption's, ``count`` is False and so is every aspect of the objects.
     """
 
     background: bool
@@ -58,12 +58,12 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        """Whether everything is."""
+        """True if every aspect is right."""
         return self.background and self.count and self.colour and self.shape and self.size and self.relation
 
 
 def score(picture: Image.Image | NDArray[np.uint8], caption: str) -> Verdict:
-    """Judge a picture against its caption.
+    """Score a picture against its caption.
 
     Args:
         picture: A square RGB picture, at least 128 pixels wide.
@@ -90,7 +90,7 @@ def score(picture: Image.Image | NDArray[np.uint8], caption: str) -> Verdict:
 
 
 def find_objects(picture: Image.Image | NDArray[np.uint8]) -> tuple[str, list[Found]]:
-    """Name the background's colour and find the objects, the largest first."""
+    """Find the background's colour and the objects, the largest first."""
     names = _nearest_colours(_reduced(picture))
     border = np.concatenate([names[:3].ravel(), names[-3:].ravel(), names[:, :3].ravel(), names[:, -3:].ravel()])
     background = int(np.bincount(border).argmax())
@@ -99,7 +99,7 @@ def find_objects(picture: Image.Image | NDArray[np.uint8]) -> tuple[str, list[Fo
 
 
 def _reduced(picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The picture as float [SIDE,SIDE,3] in 0..255, averaged down."""
+    """Average a picture down to float32 [SIDE, SIDE, 3] in [0, 255]."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     if image.width != image.height or image.width < SIDE:
         raise UsageError(
@@ -110,7 +110,7 @@ def _reduced(picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _nearest_colours(pixels: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Index of each pixel's palette colour: the nearest in RGB of the lines between each colour's two shades."""
+    """Return each pixel's palette index: the nearest in RGB of the lines between each colour's two shades."""
     base, shade = np.array(list(PALETTE.values()), np.float32).swapaxes(0, 1)
     line = shade - base
     offset = pixels[:, :, None] - base
@@ -120,7 +120,7 @@ def _nearest_colours(pixels: NDArray[np.float32]) -> NDArray[np.intp]:
 
 
 def _regions(foreground: Mask) -> list[Mask]:
-    """Connected regions (4 neighbours) that are no specks, the largest first."""
+    """Return the connected regions (4 neighbours) larger than a speck, the largest first."""
     labels = np.arange(foreground.size).reshape(foreground.shape)
     joined = foreground[1:] & foreground[:-1], foreground[:, 1:] & foreground[:, :-1]
     while True:
@@ -140,7 +140,7 @@ def _regions(foreground: Mask) -> list[Mask]:
 
 @functools.cache
 def _templates() -> tuple[NDArray[np.float32], tuple[float, ...]]:
-    """Each shape at one area around its centroid [shapes,CANVAS,CANVAS], and its area at radius 1."""
+    """Draw each shape centred and scaled to one area [shapes, CANVAS, CANVAS]; also return its area at radius 1."""
     side = 512
     masks = [np.asarray(draw_mask(shape, side / 2, side / 2, 0.4 * side, side)) > 0 for shape in SHAPES]
     areas = tuple(float(mask.sum()) / (0.4 * side) ** 2 for mask in masks)
@@ -148,7 +148,7 @@ def _templates() -> tuple[NDArray[np.float32], tuple[float, ...]]:
 
 
 def _normalised(region: Mask) -> NDArray[np.float32]:
-    """The region around its centroid, scaled to an area of CANVAS_SCALE^2 on a canvas: coverage in 0..1."""
+    """Centre a region on a canvas and scale it to an area of CANVAS_SCALE^2; returns coverage in [0, 1]."""
     rows, columns = np.nonzero(region)
     scale = np.sqrt(region.sum()) / CANVAS_SCALE
     left, top = columns.mean() + 0.5 - CANVAS / 2 * scale, rows.mean() + 0.5 - CANVAS / 2 * scale
@@ -160,14 +160,14 @@ def _normalised(region: Mask) -> NDArray[np.float32]:
 
 
 def _interior(region: Mask) -> Mask:
-    """The region without its edge, where its colour blends with the background's; all of it if that leaves nothing."""
+    """Remove a region's edge, where colours blend with the background; a region that is all edge is kept."""
     padded = np.pad(region, 1)
     inner = region & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return inner if inner.any() else region
 
 
 def _describe(region: Mask, names: NDArray[np.intp]) -> Found:
-    """Name a region's shape and colour. Its shape is "" where no template overlaps it well."""
+    """Describe a region as an object; its shape is "" if no template overlaps it enough."""
     templates, areas = _templates()
     canvas = _normalised(region)
     overlaps = np.minimum(templates, canvas).sum((1, 2)) / np.maximum(templates, canvas).sum((1, 2))
@@ -185,19 +185,19 @@ def _describe(region: Mask, names: NDArray[np.intp]) -> Found:
 
 
 def _size_word(count: int, radius: float) -> str:
-    """The size word whose radius is nearest."""
+    """Return the size word whose radius is nearest."""
     return min(("small", "", "large"), key=lambda word: abs(RADII[count, word] - radius))
 
 
 def _relation_holds(relation: str, first: Found, second: Found) -> bool:
-    """Whether the first object lies so, and further that way than across it."""
+    """Return whether the first object lies in the relation's direction, and further along it than across."""
     right, down = first.x - second.x, first.y - second.y
     along = {"left of": -right, "right of": right, "above": -down, "below": down}[relation]
     return along > min(abs(right), abs(down))
 
 
 def _judge(wanted: Scene, objects: list[Found], background_right: bool) -> Verdict:
-    """Judge objects in the order in which the caption names them."""
+    """Score objects given in the order in which the caption names them."""
     pairs: list[tuple[Thing, Found]] = list(zip(wanted.things, objects, strict=True))
     return Verdict(
         background=background_right,
@@ -210,5 +210,5 @@ def _judge(wanted: Scene, objects: list[Found], background_right: bool) -> Verdi
 
 
 def _rank(verdict: Verdict) -> tuple[bool, int, bool]:
-    """Prefer the order in which everything is right, then the one in which the objects themselves are."""
+    """Return the sort key of a verdict: all right first, then most aspects of the objects, then the relation."""
     return verdict.right, verdict.colour + verdict.shape + verdict.size, verdict.relation

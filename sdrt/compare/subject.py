@@ -1,4 +1,4 @@
-"""What is compared: the bundle or engines that a user names, as `sdrt denoise` would run them."""
+"""Subject of a comparison: the bundle or engines that a user names, run as `sdrt denoise` would."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import BatchRange, EngineSet
     from sdrt.checkpoint import Checkpoint
 
-#: Backends that compare without being run: what stands in for them is reported beside, as what it is.
+#: Backends that can be compared without being run: the results of stand-ins are reported, labelled as such.
 WITHOUT_GPU = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
 class SubjectRequest:
-    """What the user names. ``folder`` is a bundle or an engine set; without one, the checkpoint's engines are made."""
+    """The user's request. ``folder`` is a bundle or an engine set; if None, the checkpoint's engines are built."""
 
     folder: Path | None = None
     checkpoint: str | None = None
@@ -46,16 +46,16 @@ class SubjectRequest:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is compared.
+    """The opened subject of a comparison, and the checkpoint to compare it with.
 
     Attributes:
-        made: Its components.
-        engines: The set that draws pictures; None where its backend cannot run here.
-        step: A set of denoise_step alone, where the backend's own sets leave it out and the bundle has it.
-        bundle: What it was built from; None where only engines were given.
+        made: Its components as a candidate.
+        engines: The engine set that draws pictures; None if its backend cannot run here.
+        step: A set with denoise_step only, if the bundle has it and the backend's own sets leave it out.
+        bundle: Bundle that it was built from; None if only engines were given.
         made_from: The checkpoint that its manifest names.
-        checkpoint: What it is compared with.
-        bundle_digest: Of the bundle, whether it is here or not.
+        checkpoint: The checkpoint to compare with.
+        bundle_digest: Digest of the bundle, even if the bundle itself is not available.
     """
 
     made: Candidate
@@ -68,26 +68,27 @@ class Subject:
 
     @property
     def token_merging(self) -> float | None:
-        """Share of tokens that its UNet merges."""
+        """Share of tokens that its UNet merges; None if it merges none."""
         held = self.engines or self.bundle
         return held.manifest.token_merging if held else None
 
     def limits(self, component: ComponentName) -> BatchRange | None:
-        """The batches that a component's engine takes; None where it takes any."""
+        """Return the batch range of a component's engine; None if it takes any batch."""
         alone = self.step is not None and component == "denoise_step"
         parts = self.step.manifest.components if alone and self.step else self.made.parts
         return parts[component].batch
 
 
 def open_subject(request: SubjectRequest, progress: Progress, threads: int | None = None) -> Subject:
-    """Open what is compared, and the checkpoint that it is compared with; export and build what is missing.
+    """Open the subject and the checkpoint to compare it with; missing artefacts are exported and built.
 
-    A GPU's backend that cannot run here is not built either: it cannot be verified.
+    Engines of a GPU backend that cannot run here are not built, since they cannot be verified.
 
     Raises:
         UsageError: Options contradict each other.
-        ArtefactError: The folder is neither a bundle nor an engine set, or is malformed; or the checkpoint is not here.
-        BackendUnavailableError: A backend of the CPU is not installed.
+        ArtefactError: The folder is neither a bundle nor an engine set, or is malformed.
+        CheckpointError: The checkpoint is not available.
+        BackendUnavailableError: A CPU backend is not installed.
     """
     source = _source(request)
     if _holds_engines(request):
@@ -98,7 +99,7 @@ def open_subject(request: SubjectRequest, progress: Progress, threads: int | Non
         checkpoint = open_reference(request, made_from)
         made = candidate(engines, threads=threads)
         if not set(DEEPCACHE).isdisjoint(made.parts):
-            progress.note("DeepCache's passes are not compared one by one; pictures are drawn with every step whole")
+            progress.note("DeepCache's passes are not compared one by one; pictures are drawn without reusing features")
         return Subject(made, engines, None, None, made_from, checkpoint, manifest.bundle_digest)
     if request.trust is not None:
         raise UsageError("--trust is for engines, and none are given", hint="give the engines' folder, or leave it out")
@@ -106,11 +107,12 @@ def open_subject(request: SubjectRequest, progress: Progress, threads: int | Non
 
 
 def open_graphs(request: SubjectRequest, progress: Progress) -> tuple[Bundle, Checkpoint]:
-    """The bundle in fp32 that faults are planted in, exported if it is missing, and the checkpoint it is held against.
+    """Open the fp32 bundle to plant faults in, exported if it is missing, and the checkpoint to compare it with.
 
     Raises:
         UsageError: Engines are given, which hold no graph, or a bundle that is not in fp32.
-        ArtefactError: As `open_subject`.
+        ArtefactError: The folder is neither a bundle nor an engine set, or is malformed.
+        CheckpointError: The checkpoint is not available.
     """
     source = _source(request)
     if _holds_engines(request):
@@ -118,23 +120,22 @@ def open_graphs(request: SubjectRequest, progress: Progress) -> tuple[Bundle, Ch
     bundle = open_bundle(source, Store.at(request.store), progress=progress)
     precision = bundle.manifest.precision
     if precision != "fp32":
-        hint = "export one with --precision fp32: what faults do would drown in rounding"
+        hint = "export one with --precision fp32: rounding in other precisions would hide the faults"
         raise UsageError(f"--self-test needs a bundle in fp32; {bundle.path} is in {precision}", hint=hint)
     return bundle, open_reference(request, bundle.checkpoint)
 
 
 def _source(request: SubjectRequest) -> Source:
-    """The bundle or checkpoint of what is asked.
+    """Return the bundle or checkpoint of the request as a source.
 
     Raises:
-        UsageError: A revision is given of no checkpoint.
+        UsageError: A revision is given without a checkpoint.
     """
     named = Source(request.checkpoint, request.revision, variant=request.variant)
     return named if request.folder is None else Source(bundle=request.folder)
 
 
 def _holds_engines(request: SubjectRequest) -> bool:
-    """Whether the folder asked for is an engine set's."""
     return request.folder is not None and "backend" in json.loads(read_manifest(request.folder, ArtefactError))
 
 
@@ -165,15 +166,15 @@ def _from_bundle(request: SubjectRequest, source: Source, progress: Progress, th
 
 
 def open_reference(request: SubjectRequest, made_from: CheckpointRecord) -> Checkpoint:
-    """The checkpoint to compare with: the one asked for, or the one that the subject was made from.
+    """Open the checkpoint to compare with: the requested one, or the one that the subject was made from.
 
     Raises:
-        CheckpointError: It is not here, or malformed.
+        CheckpointError: It is not available, or malformed.
     """
     if request.checkpoint is not None:
         return open_checkpoint(request.checkpoint, revision=request.revision, variant=request.variant)
     found = find_recorded(made_from)
     if found is None:
-        hint = "name its place with --checkpoint"
-        raise CheckpointError(f"the checkpoint {made_from.name!r}, of which this was made, is not here", hint=hint)
+        hint = "name it with --checkpoint"
+        raise CheckpointError(f"the checkpoint {made_from.name!r}, from which this was made, was not found", hint=hint)
     return open_checkpoint(found[0], revision=found[1], variant=made_from.variant)

@@ -1,4 +1,4 @@
-"""A comparison in words: one headline, what failed, what could not be verified, and the table of the terminal."""
+"""Text of a comparison: the headline, failures, unverified results, and the table for the terminal."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sdrt.compare.schema import (
     TrajectoryResult,
 )
 
-#: Of what moved, as many lines are said on a terminal.
-MOVES_SAID = 20
+#: Largest number of changes printed on a terminal.
+MAX_CHANGES = 20
 
 
 def headline(comparison: Comparison) -> str:
-    """How much passed, in one line."""
+    """Return the counts of outcomes in one line."""
     counts = (
         ("component", [each.outcome for each in comparison.components]),
         ("trajectory", [each.outcome for each in comparison.trajectories]),
@@ -33,12 +33,12 @@ def headline(comparison: Comparison) -> str:
 
 
 def failures(comparison: Comparison) -> list[str]:
-    """One line for everything that failed."""
+    """Return one line per failure."""
     return _named(comparison, "failed")
 
 
 def unverified(comparison: Comparison) -> list[str]:
-    """One line for everything that could not be verified, stand-ins included."""
+    """Return one line per result that could not be verified, including stand-ins."""
     lines = _named(comparison, "unverified")
     for component in comparison.components:
         for proxy in component.proxies:
@@ -49,7 +49,7 @@ def unverified(comparison: Comparison) -> list[str]:
 
 
 def table(comparison: Comparison) -> list[str]:
-    """The comparison as lines for a terminal."""
+    """Return the comparison as lines for a terminal."""
     lines = [f"{'component':14}{'outcome':12}{'relative L2':>12}{'limit':>10}{'peak':>12}{'limit':>10}  worst element"]
     lines += [_component_line(each) for each in comparison.components]
     lines += [_trajectory_line(each) for each in comparison.trajectories]
@@ -65,27 +65,27 @@ def table(comparison: Comparison) -> list[str]:
 
 
 def mismatch(comparison: Comparison) -> str:
-    """That the reference is another checkpoint than the one that was built."""
+    """Return the line that says that the reference is not the checkpoint that the subject was made from."""
     return (
-        f"another checkpoint: the reference is {comparison.compared_with.name}; what was compared says that it was "
-        f"made from {comparison.checkpoint.name}, whose digest differs"
+        f"another checkpoint: the reference is {comparison.compared_with.name}; the candidate was made from "
+        f"{comparison.checkpoint.name}, whose digest differs"
     )
 
 
 def _moved(earlier: ChangeReport) -> list[str]:
-    """What moved, the worse first, as much of it as one looks at on a terminal."""
+    """Return the lines of the first changes, those that are worse first."""
     count = len(earlier.moved)
     lines = [f"since {earlier.created}: {f'{count} figures moved' if count else 'nothing moved'}"]
-    for move in earlier.moved[:MOVES_SAID]:
+    for move in earlier.moved[:MAX_CHANGES]:
         change = f"{move.figure} {_value(move.before)} -> {_value(move.after)}"
         lines.append(f"  {_direction(move.worse)} {move.what}: {change}")
-    if count > MOVES_SAID:
-        lines.append(f"  and {count - MOVES_SAID} more, which the report and --json have")
+    if count > MAX_CHANGES:
+        lines.append(f"  and {count - MAX_CHANGES} more; see the report or --json")
     return lines
 
 
 def departures(comparison: Comparison) -> list[str]:
-    """Where each failing component goes wrong, if that was looked for."""
+    """Return one line per component with a known departure."""
     return [
         f"{each.component} first departs at {each.departure.tensor}: node {each.departure.node} "
         f"({each.departure.operator}) of {each.departure.source_module}"
@@ -95,12 +95,12 @@ def departures(comparison: Comparison) -> list[str]:
 
 
 def worst_output(cases: Iterable[ComponentCase]) -> OutputResult | None:
-    """The output that used most of its limits; one that could not be measured used more than any."""
+    """Return the output with the largest share of its limits; None if there is no output."""
     return max((output for case in cases for output in case.outputs), key=share, default=None)
 
 
 def share(output: OutputResult) -> float:
-    """How much of its limits an output used: 1 is all of the tightest; Inf where it could not be measured."""
+    """Return an output's largest ratio of error to limit, Inf if it was not measured; without limits, relative L2."""
     metrics, limits = output.metrics, output.tolerance
     if metrics is None:
         return math.inf

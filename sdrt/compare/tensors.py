@@ -1,4 +1,4 @@
-"""A comparison's inputs and PyTorch's outputs in Polygraphy's own format, whose command line measures relative L2."""
+"""A comparison's inputs and PyTorch's outputs in Polygraphy's own format, for ``polygraphy run``."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def save_tensors(
 ) -> tuple[str, ...]:
     """Write ``COMPONENT/inputs.json`` and ``COMPONENT/outputs.json`` for each component of a bundle.
 
-    Inputs have the types that its graph takes; outputs are PyTorch's in fp32. Tensors that were saved at ``folder``
-    earlier are replaced.
+    Inputs have the dtypes of its graph; outputs are PyTorch's in fp32. Tensors saved at ``folder`` earlier are
+    replaced.
 
     Returns:
-        For each component the command that holds its graph, run by ONNX Runtime, to our limit of relative L2, quoted
-        for the shell.
+        For each component a command, quoted for the shell, that runs its graph by ONNX Runtime and checks the outputs
+        against our limit of relative L2.
 
     Raises:
-        UsageError: The folder holds what was not saved here.
+        UsageError: The folder holds something else than saved tensors.
         ResourceError: The folder cannot be written.
     """
     check_replaceable(folder)
@@ -57,19 +57,19 @@ def save_tensors(
 
 
 def check_replaceable(folder: Path) -> None:
-    """Hold that nothing is lost when a folder is replaced: it is missing, or holds nothing but saved tensors.
+    """Raise UsageError unless a folder can be replaced: it is missing, or holds only saved tensors.
 
     Raises:
-        UsageError: It holds something else, or is none.
+        UsageError: It holds something else, or is not a folder.
     """
     foreign = _foreign(folder)
     if foreign is not None:
-        hint = "name another folder with --report, or move that away"
+        hint = "choose another folder with --report, or move that file away"
         raise UsageError(f"--save-tensors replaces {folder}, and {foreign} was not saved by it", hint=hint)
 
 
 def remove_tensors(folder: Path) -> None:
-    """Remove tensors that were saved with an earlier report; what else is at ``folder`` stays.
+    """Remove the tensors of an earlier report; a folder that holds anything else is kept.
 
     Raises:
         ResourceError: They cannot be removed.
@@ -80,7 +80,7 @@ def remove_tensors(folder: Path) -> None:
 
 
 def _foreign(folder: Path) -> Path | None:
-    """Something at a place that `save_tensors` does not write; None where there is nothing else."""
+    """Return a path in the folder that `save_tensors` does not write; None if there is none."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         return folder
     inside = sorted(folder.iterdir()) if folder.exists() else []
@@ -94,7 +94,7 @@ def _foreign(folder: Path) -> Path | None:
 
 
 def arguments(folder: Path, tolerance: ToleranceRecord | None) -> tuple[str, ...]:
-    """What `polygraphy run` is told to hold our limit of relative L2; where there is none, its own default holds."""
+    """Return the options of ``polygraphy run`` for our limit of relative L2; without one, its default applies."""
     limit = tolerance.relative_l2 if tolerance else None
     held = () if limit is None else ("--snr-threshold", f"{snr_db(limit):.5g}")
     files = ("--load-inputs", str(folder / INPUTS), "--load-outputs", str(folder / OUTPUTS))
@@ -102,9 +102,9 @@ def arguments(folder: Path, tolerance: ToleranceRecord | None) -> tuple[str, ...
 
 
 def snr_db(relative_l2: float) -> float:
-    """The signal-to-noise ratio that Polygraphy measures, from our relative L2: 20 log10(||reference|| / ||error||).
+    """Convert relative L2 to Polygraphy's signal-to-noise ratio in dB: 20 log10(||reference|| / ||error||).
 
-    Infinite for 0, as Polygraphy has it of tensors that are equal.
+    Infinite for 0, as in Polygraphy.
     """
     return -20 * math.log10(relative_l2) if relative_l2 else math.inf
 

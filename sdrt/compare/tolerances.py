@@ -1,4 +1,4 @@
-"""The one table of tolerances, by kind, component, backend and precision, each with its reason and origin."""
+"""Table of tolerances by kind, component, backend and precision, each with its reason and origin."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sdrt.errors import UsageError
 from sdrt.files import unreadable
 
 TABLE = Path(__file__).with_name("tolerances.toml")
-#: What each kind of row may limit.
+#: Metrics that each kind of row may limit.
 LIMITS: Mapping[str, tuple[str, ...]] = {
     "component": ("relative_l2", "peak"),
     "trajectory": ("relative_l2",),
     "picture": ("psnr_db", "ssim", "lpips"),
 }
-#: What may stand in a row's name, from its end: PyTorch in half precision stands in for a GPU's engines.
+#: Parts of a row's name, from its end, with their values. "torch": in half precision it stands in for GPU engines.
 NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("precision", get_args(Precision)),
     ("backend", (*get_args(BackendName), "torch")),
@@ -36,32 +36,32 @@ Key = tuple[Kind, str, str, str]
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Limits by (kind, component, backend, precision); trajectories and pictures have no component, so "" is theirs."""
+    """Limits by (kind, component, backend, precision); the component of trajectories and pictures is ""."""
 
     table: Mapping[Key, ToleranceRecord]
 
     def of(self, component: str, backend: str, precision: str, kind: Kind = "component") -> ToleranceRecord | None:
-        """What one comparison may reach; None where the table has no row, and so nothing can be verified.
+        """Return the limits of one comparison; None if the table has no row, so that nothing can be verified.
 
         Args:
-            component: Its name; for trajectories and pictures it is not looked at.
-            backend: The backend's name, or "torch".
-            precision: How it computes.
-            kind: What is compared.
+            component: Name of the component; ignored for trajectories and pictures.
+            backend: Name of the backend, or "torch".
+            precision: Precision that it computes in.
+            kind: Kind of the comparison.
         """
         return self.table.get((kind, component if kind == "component" else "", backend, precision))
 
 
 def load(path: Path | None = None) -> Tolerances:
-    """The shipped table; rows of the user's file stand in place of its rows, whole.
+    """Read the shipped table; rows of the user's file replace its rows as a whole.
 
     Args:
-        path: A TOML file laid out like the shipped one: ``[component.unet.openvino.bf16]``,
+        path: A TOML file with the layout of the shipped one: ``[component.unet.openvino.bf16]``,
             ``[trajectory.openvino.bf16]`` or ``[picture.openvino.bf16]``, each with its limits and a reason.
 
     Raises:
-        UsageError: The file cannot be read; a row is malformed, is of nothing that is compared, or limits what is not
-            measured there; names the row.
+        UsageError: The file cannot be read, or a row is malformed, has an unknown name, or limits a metric that is not
+            measured for its kind.
     """
     table = _rows(TABLE)
     if path is not None:
@@ -70,7 +70,7 @@ def load(path: Path | None = None) -> Tolerances:
 
 
 def _rows(path: Path) -> dict[Key, ToleranceRecord]:
-    hint = "lay it out as sdrt/compare/tolerances.toml is"
+    hint = "use the layout of sdrt/compare/tolerances.toml"
     try:
         if path.stat().st_size > LIMIT_BYTES:
             raise UsageError(f"--tolerances: {path} is larger than {LIMIT_BYTES >> 20} MiB", hint=hint)
@@ -83,7 +83,7 @@ def _rows(path: Path) -> dict[Key, ToleranceRecord]:
     for kind, part in parsed.items():
         if kind not in LIMITS or not isinstance(part, dict):
             known = ", ".join(LIMITS)
-            raise UsageError(f"--tolerances: {path}: [{kind}] is not known", hint=f"choose among {known}")
+            raise UsageError(f"--tolerances: {path}: [{kind}] is unknown", hint=f"choose among {known}")
         depth = 3 if kind == "component" else 2
         for names, row in _leaves(part, depth, (kind,), path):
             key = (kind, *(names[1:] if kind == "component" else ("", *names[1:])))
@@ -94,15 +94,15 @@ def _rows(path: Path) -> dict[Key, ToleranceRecord]:
 def _leaves(
     part: Mapping[str, Any], depth: int, names: tuple[str, ...], path: Path
 ) -> list[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """The tables that lie ``depth`` names down, with their names."""
+    """Return the tables ``depth`` levels down, with their names."""
     if depth == 0:
         return [(names, part)]
     found = []
     for name, inner in part.items():
         if not isinstance(inner, dict):
             where = ".".join((*names, name))
-            hint = "rows are [component.NAME.BACKEND.PRECISION], [trajectory.BACKEND.PRECISION] and [picture...] alike"
-            raise UsageError(f"--tolerances: {path}: {where} stands where a table belongs", hint=hint)
+            hint = "rows are [component.NAME.BACKEND.PRECISION] and [trajectory|picture.BACKEND.PRECISION]"
+            raise UsageError(f"--tolerances: {path}: {where} must be a table", hint=hint)
         found += _leaves(inner, depth - 1, (*names, name), path)
     return found
 
@@ -124,15 +124,15 @@ def _record(row: Mapping[str, Any], names: tuple[str, ...], path: Path) -> Toler
 
 
 def _check_limits(record: ToleranceRecord, kind: str, where: str) -> None:
-    """Hold that a row limits something, and only what is measured of its kind.
+    """Raise UsageError unless a row has limits, all of them on metrics of its kind.
 
     Raises:
-        UsageError: It does not.
+        UsageError: It has none, or one on a metric that is not measured for its kind.
     """
     limits = record.model_dump(exclude={"measured", "reason"}, exclude_none=True)
     hint = f"limits of a {kind} are {', '.join(LIMITS[kind])}"
     for name in (*limits, *record.measured):
         if name not in LIMITS[kind]:
-            raise UsageError(f"{where}: {name} is not measured of a {kind}", hint=hint)
+            raise UsageError(f"{where}: {name} is not measured for a {kind}", hint=hint)
     if not limits:
         raise UsageError(f"{where} limits nothing", hint=hint)

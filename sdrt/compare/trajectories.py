@@ -1,4 +1,4 @@
-"""Latents after each step against the reference's, from the same noise: error by step, and where it grows."""
+"""Latents after each step compared with the reference's, from the same noise: the error by step, and its growth."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from sdrt.runtime.request import Request
 
 Latents = npt.NDArray[np.float32]
-#: What runs the steps, as `Pipeline.denoiser` chooses for a guided request.
+#: Components that can run the steps, in the order in which `Pipeline.denoiser` chooses for a guided request.
 DENOISERS: tuple[ComponentName, ...] = ("denoise_step", "unet")
-#: Below this error a factor means nothing: the last bits of fp32.
+#: Smaller errors are rounding of fp32; growth among them is ignored.
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What a candidate drew of one picture: the latents after each step, [4, 64, 64], and the picture.
+    """A candidate's run of one picture: the latents after each step, float32 [4, 64, 64], and the picture.
 
-    ``error`` says why it ended early, with fewer steps or no picture; "" where it did not.
+    ``error`` says why it ended early, with fewer steps or no picture; "" if it did not.
     """
 
     latents: tuple[Latents, ...]
@@ -52,9 +52,13 @@ def draw(
     threads: int | None = None,
     loop: str = "auto",
 ) -> tuple[Drawn, ...]:
-    """Run a request through the runtime as it is deployed, keeping the latents after each step.
+    """Run a request through the runtime as deployed, keeping the latents after each step.
 
-    Pictures that are denoised together end together where one of them is not finite; the others are drawn.
+    If the latents of a picture become non-finite, all pictures denoised together with it end there; the others are
+    drawn.
+
+    Returns:
+        One run per picture of the request.
 
     Raises:
         BackendUnavailableError: The backend cannot run here.
@@ -87,13 +91,16 @@ def _draw_together(pipeline: Pipeline, request: Request, progress: Progress) -> 
 def compare_trajectories(
     reference: ReferenceTrajectory, drawn: Sequence[Drawn], engines: EngineSet, tolerances: Tolerances
 ) -> tuple[TrajectoryResult, ...]:
-    """One result a picture of the request.
+    """Compare each picture's latents with the reference's after every step.
 
     Args:
-        reference: How PyTorch denoised the request.
-        drawn: How the engines did, picture by picture; see `draw`.
-        engines: What drew it.
-        tolerances: What the error may reach after any step.
+        reference: The reference's trajectory of the request.
+        drawn: The engines' runs, one per picture; see `draw`.
+        engines: The engines that drew them.
+        tolerances: Table of limits; the limit applies after every step.
+
+    Returns:
+        One result per picture of the request.
     """
     manifest = engines.manifest
     parts = [manifest.components[name] for name in DENOISERS if name in manifest.components]
@@ -137,9 +144,9 @@ def _compare(
 
 
 def grows_at(errors: Sequence[float]) -> int | None:
-    """The step, counted from 0, whose error is the largest multiple of the step's before; None where none rises.
+    """Return the step, from 0, whose error is the largest multiple of the previous step's; None if none rises.
 
-    The first step follows nothing, so no factor is known of it.
+    The first step has no previous one, so it is never returned.
     """
     floored = [max(error, ROUNDING) for error in errors]
     factors = [after / before for before, after in itertools.pairwise(floored)]

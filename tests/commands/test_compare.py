@@ -211,7 +211,7 @@ def test_a_sound_bundle_passes(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--report", "report", "--save-tensors"], "tensors are saved for a bundle's graphs"),
+        (["--report", "report", "--save-tensors"], "--save-tensors needs a bundle"),
         (["--self-test"], "--self-test needs a bundle"),
     ],
 )
@@ -274,7 +274,7 @@ def test_another_checkpoint_fails_and_the_mismatch_is_said(
     words: list[str | Path | int] = ["--checkpoint", other, "--store", store.root, "--prompts", prompts, "--steps", 2]
     ended = sdrt("compare", engines.path, *words, "--report", tmp_path / "report")
     assert ended.code == 5
-    assert "warning: this was made from tiny, whose digest is not other's" in ended.err
+    assert "warning: this was made from tiny; the digest of other differs" in ended.err
     written = json.loads((tmp_path / "report" / "comparison.json").read_bytes())
     assert written["compared_with"]["mismatch"]
     assert {each["outcome"] for each in written["components"]} == {"failed"}
@@ -349,5 +349,5 @@ def test_the_reference_has_to_be_here(
     monkeypatch.setattr(engines_build, "build", lambda *_: pytest.fail("engines are built for nothing"))
     ended = sdrt("compare", tiny_bundle.path, "--store", store.root, "--backend", "onnxruntime")
     assert ended.code == 3
-    assert "the checkpoint 'tiny', of which this was made, is not here" in ended.complaint
+    assert "the checkpoint 'tiny', from which this was made, was not found" in ended.complaint
     assert "--checkpoint" in ended.complaint

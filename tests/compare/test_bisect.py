@@ -113,7 +113,7 @@ def test_what_both_halves_share_is_compared_with_each_of_them(
     tensor: str | None,
     module: str,
 ) -> None:
-    fault = Fault("a test's", "planted in what is computed once a picture", "denoise_step", plant_in_step)
+    fault = Fault("a test's", "denoise_step", plant_in_step)
     faulty = plant(tiny_bundle, fault, tmp_path / "bundle")
     feeds = tiny_inputs.cases("denoise_step", None)[0].feeds
     found = find_departure(tiny_reference, faulty, "denoise_step", feeds, own("denoise_step")).departure
@@ -147,7 +147,7 @@ def test_an_output_of_nan_or_of_another_shape_departs(
 
 
 DEPARTURE = Departure(tensor="t", node="n", operator="Conv", source_module="m", metrics=None)
-COMPILED = "its graph does not depart: what was compiled from it does"
+COMPILED = "its graph agrees with PyTorch; the engine compiled from it does not"
 FACTOR = "the manifest's scaling_factor is 1, the checkpoint's is 0.18215"
 
 
@@ -155,7 +155,7 @@ FACTOR = "the manifest's scaling_factor is 1, the checkpoint's is 0.18215"
     ("factor", "search", "reason"),
     [
         (0.18215, Search(None, 5), f"too far; {COMPILED}"),
-        (0.18215, Search(None, 0), "too far; its graph holds nothing to compare with PyTorch"),
+        (0.18215, Search(None, 0), "too far; its graph has no tensor to compare with PyTorch"),
         (0.18215, Search(DEPARTURE, 5), "too far"),
         (1.0, Search(None, 5), f"too far; {FACTOR}"),
         (1.0, Search(DEPARTURE, 5), f"too far; {FACTOR}"),

@@ -58,8 +58,8 @@ def test_outputs_of_one_side_only_fail() -> None:
     found = outcomes({"y": ONES, "z": ONES}, {"y": ONES, "w": ONES})
     assert found[0] == ("y", "passed", "")
     assert found[1:] == [
-        ("z", "failed", "the candidate does not give it"),
-        ("w", "failed", "the reference does not give it"),
+        ("z", "failed", "the candidate has no such output"),
+        ("w", "failed", "the reference has no such output"),
     ]
 
 

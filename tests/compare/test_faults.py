@@ -97,7 +97,7 @@ def changed_weights(
 
 
 def test_a_graph_with_nothing_to_plant_a_fault_in(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    fault = faults.Fault("n", "s", "text_encoder", FAULTS["groupnorm-epsilon"].plant)
+    fault = faults.Fault("n", "text_encoder", FAULTS["groupnorm-epsilon"].plant)
     with pytest.raises(BundleError, match="holds no GroupNormalization"):
         plant(tiny_bundle, fault, tmp_path / "bundle")
 
@@ -135,7 +135,7 @@ def test_a_bundle_that_fails_as_it_is_says_nothing_of_faults(
     tiny_reference: Reference, tiny_inputs: Inputs, only_text: Bundle
 ) -> None:
     tight = {key: row.model_copy(update={"relative_l2": 0.0}) for key, row in load().table.items()}
-    with pytest.raises(NumericError, match="text_encoder is failed as it is"):
+    with pytest.raises(NumericError, match="text_encoder is failed before a fault is planted"):
         run_planted_faults(
             tiny_reference, only_text, tiny_inputs, Tolerances(tight), names=["weight-of-another-checkpoint"]
         )

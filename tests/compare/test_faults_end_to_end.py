@@ -55,6 +55,6 @@ def test_the_report_of_a_planted_fault_blames_its_component(
     assert named[0].startswith(f"failed: {fault.component}: ")
     if fault.scaling_factor is not None:
         assert "the manifest's scaling_factor is 1, the checkpoint's is 0.18215" in named[0]
-        assert "what was compiled from it" not in named[0]
+        assert "the engine compiled from it" not in named[0]
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert f"{fault.component}: " in page[: page.index("<table")]

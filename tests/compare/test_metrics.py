@@ -61,8 +61,8 @@ NEVER = [
     ([], [], "the candidate is empty"),
     ([1.0], [], "the reference is empty"),
     ([1.0], [0.0], "the reference is zero everywhere"),
-    (["1"], ["1"], "no array of numbers"),
-    ([1j], [1j], "no array of numbers"),
+    (["1"], ["1"], "not an array of numbers"),
+    ([1j], [1j], "not an array of numbers"),
 ]
 
 

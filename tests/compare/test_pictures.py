@@ -62,7 +62,7 @@ def test_another_picture_fails_and_says_by_how_much() -> None:
 def test_a_picture_that_no_longer_obeys_fails_whatever_its_figures() -> None:
     found = compare(scene("a large blue circle on white"), LOOSE)
     assert found.outcome == "failed"
-    assert found.reason == "the reference obeys the prompt, this does not (wrong: colour)"
+    assert found.reason == "the reference shows its prompt, the candidate does not (wrong: colour)"
     assert compare(scene("a large blue circle on white"), LOOSE, scored=False).outcome == "passed"
 
 
@@ -95,7 +95,7 @@ def test_without_a_tolerance_nothing_is_verified() -> None:
 def test_a_tolerance_that_holds_nothing_verifies_nothing(limits: dict[str, float]) -> None:
     tolerance = ToleranceRecord(reason="for this test", **limits)
     found = compare(scene(), tolerance)
-    assert (found.outcome, found.reason) == ("unverified", "its tolerance limits nothing that was measured")
+    assert (found.outcome, found.reason) == ("unverified", "its tolerance limits none of the metrics measured")
     # What it disobeys is known all the same.
     assert compare(scene("a large blue circle on white"), tolerance).outcome == "failed"
 
@@ -111,7 +111,7 @@ def test_a_reference_of_one_colour_proves_nothing() -> None:
     found = compare(black, reference=black, scored=False)
     assert (found.outcome, found.reason) == (
         "unverified",
-        "the reference is of one colour all over, which proves nothing",
+        "the reference is of a single colour, which proves nothing",
     )
 
 

@@ -28,7 +28,7 @@ def test_lines_with_and_without_seeds(tmp_path: Path) -> None:
     [
         (b"", "holds 0 prompts"),
         (b"# only this\n\n", "holds 0 prompts"),
-        (b"a\n" * (MAX_PROMPTS + 1), f"holds {MAX_PROMPTS + 1} prompts; 1 to {MAX_PROMPTS} can be"),
+        (b"a\n" * (MAX_PROMPTS + 1), f"holds {MAX_PROMPTS + 1} prompts; 1 to {MAX_PROMPTS} are allowed"),
         (b"a\nx\tb\n", "line 2: the seed is 'x'"),
         (b"-1\tb\n", "line 1: the seed is '-1'"),
         (b"18446744073709551616\tb\n", "the seed is '18446744073709551616'"),

@@ -138,7 +138,7 @@ def test_a_picture_that_is_missing_is_said() -> None:
 
 def test_another_checkpoint_is_said_on_top() -> None:
     other = comparison().compared_with.model_copy(update={"mismatch": True, "name": "else"})
-    said = "another checkpoint: the reference is else; what was compared says that it was made from demo"
+    said = "another checkpoint: the reference is else; the candidate was made from demo"
     assert said in Page(render(comparison(compared_with=other), [pair()])).text
     assert any(line.startswith(said) for line in table(comparison(compared_with=other)))
     assert "another checkpoint" not in Page(render(comparison(), [pair()])).text
@@ -226,7 +226,7 @@ def test_what_moved_is_said_in_as_many_lines_as_one_reads() -> None:
     before = comparison(environment={"python": "3.11"})
     after = comparison(environment={"python": "3.11", **{f"package {k}": "2" for k in range(30)}})
     lines = table(after.model_copy(update={"against": find_changes(before, after)}))
-    assert lines[-2] == "  and 10 more, which the report and --json have"
+    assert lines[-2] == "  and 10 more; see the report or --json"
     assert len([line for line in lines if line.startswith("  other: environment")]) == 20
     same = comparison().model_copy(update={"against": find_changes(comparison(), comparison())})
     assert "since 2026-11-22T06:00:00Z: nothing moved" in table(same)

@@ -44,6 +44,6 @@ def test_the_comparison_says_it(tiny_path: Path, tmp_path: Path, monkeypatch: py
     plain = write_bundle(tmp_path / "bundle")
     merging = replace(plain, manifest=plain.manifest.model_copy(update={"token_merging": 0.5}))
     record = plain.manifest.checkpoint
-    for bundle, said in ((plain, None), (merging, "0.5, and in the reference")):
+    for bundle, said in ((plain, None), (merging, "0.5, also in the reference")):
         subject = Subject(candidate(bundle), None, None, bundle, record, checkpoint, bundle.digest)
         assert environment(subject, 1).get("token_merging") == said
