@@ -1,4 +1,4 @@
-"""The command line as tests use it: run in this process, its exit code and what it printed as a value."""
+"""The command line as tests use it: run in this process, with its exit code and output as a value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdrt.cli import main
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -22,7 +22,7 @@ class Ended:
 
     @property
     def complaint(self) -> str:
-        """The one line in which an error is said."""
+        """The one line of the error."""
         (line,) = [line for line in self.err.splitlines() if line.startswith("sdrt: ")]
         assert self.err.endswith(f"{line}\n"), "something was said after the error"
         assert "Traceback" not in self.err
@@ -30,7 +30,7 @@ class Ended:
 
     @property
     def json(self) -> Any:
-        """What --json printed."""
+        """The output of --json, parsed."""
         return json.loads(self.out)
 
 
@@ -41,7 +41,7 @@ class CommandLine:
         self._capture = capture
 
     def __call__(self, *words: str | Path | int | float) -> Ended:
-        """Run it to its end; gives what it printed since the last call."""
+        """Run it to its end; return what it printed since the last call."""
         self._capture.readouterr()
         with pytest.raises(SystemExit) as caught:
             main([str(word) for word in words])

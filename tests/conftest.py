@@ -1,4 +1,4 @@
-"""What all tests share: nothing of the user's is touched, and what is slow to make is made once a test run."""
+"""Fixtures of all tests: user files stay untouched, and slow fixtures are made once a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.models.tiny_bundle import tiny_bundle as write_bundle
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a home of its own, before any library looks for the user's, and keep it off the network."""
+    """Give the run its own home before any library looks for the user's, and keep it offline."""
     home = Path(tempfile.mkdtemp(prefix="sdrt-tests-"))
     config.add_cleanup(functools.partial(shutil.rmtree, home, ignore_errors=True))
     os.environ.update(
@@ -52,20 +52,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all workers of the run see."""
+    """Return a folder that all workers of the run see."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def store(shared: Path) -> Store:
-    """A store that all tests of the run share; only to add to."""
+    """Return a store that all tests of the run share; tests only add to it."""
     return Store(shared / "store")
 
 
 @pytest.fixture(scope="session")
 def checkpoint_path(shared: Path) -> Callable[[str], Path]:
-    """Gives the folder of a small checkpoint by name, "tiny" or one of the odd ones; made once, not to be changed."""
+    """Return a function that gives a small checkpoint's folder by name, "tiny" or an odd one; made once, read-only."""
 
     def make(name: str) -> Path:
         path = shared / "checkpoints" / name
@@ -82,19 +82,19 @@ def checkpoint_path(shared: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def tiny_path(checkpoint_path: Callable[[str], Path]) -> Path:
-    """The folder of the tiny checkpoint; not to be changed."""
+    """Return the folder of the tiny checkpoint; read-only."""
     return checkpoint_path("tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_path: Path, store: Store) -> Bundle:
-    """The tiny checkpoint's bundle, exported into the store; not to be changed."""
+    """Export the tiny checkpoint into the store; read-only."""
     return open_bundle(Source(checkpoint=str(tiny_path)), store)
 
 
 @pytest.fixture(scope="session")
 def tiny_engines(tiny_bundle: Bundle, store: Store) -> Engines:
-    """Gives the tiny checkpoint's engines of a backend and precision, built into the store."""
+    """Return a function that builds the tiny checkpoint's engines by backend and precision into the store."""
 
     def build(backend: BackendName = "onnxruntime", precision: Precision = "fp32") -> EngineSet:
         source = Source(bundle=tiny_bundle.path)
@@ -105,7 +105,7 @@ def tiny_engines(tiny_bundle: Bundle, store: Store) -> Engines:
 
 @pytest.fixture(scope="session")
 def hand_sets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., EngineSet]:
-    """Gives engine sets of graphs written by hand, each made once, compiled in this process."""
+    """Return a function that builds engine sets of hand-written graphs, each once, in this process."""
     made: dict[str, EngineSet] = {}
 
     def make(
@@ -139,7 +139,7 @@ def hand_sets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., EngineS
 
 @pytest.fixture
 def sdrt(capfd: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
-    """Runs the command line in this process."""
+    """Run the command line in this process."""
     handler = signal.getsignal(signal.SIGTERM)
     yield CommandLine(capfd)
     signal.signal(signal.SIGTERM, handler)

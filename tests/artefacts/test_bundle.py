@@ -1,4 +1,4 @@
-"""Opening bundles: sound ones, and every way in which one can be broken (fault matrix, rows 11-14 and 19-21)."""
+"""Opening bundles: sound ones, and each kind of damage (fault-matrix rows 11-14 and 19-21)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bundle(whole: Path, tmp_path: Path) -> Path:
-    """A bundle to break."""
+    """Return a bundle to break."""
     return Path(shutil.copytree(whole, tmp_path / "bundle"))
 
 

@@ -22,7 +22,7 @@ BLOB = "unet/model.blob"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A private folder such as a store's."""
+    """Create a private folder like a store's."""
     folder = tmp_path / "store"
     folder.mkdir(mode=0o700)
     return folder
@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sound(root: Path) -> Path:
-    """A sound set in the private folder."""
+    """Write a sound set to the private folder."""
     make_set(root / "set")
     return root / "set"
 
@@ -158,7 +158,7 @@ def test_a_store_of_somebody_else_is_refused(sound: Path, root: Path, monkeypatc
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that are hashed, in order, by whatever way."""
+    """List the hashed files in order, whichever function hashes them."""
     seen: list[str] = []
 
     def watched(work: Callable[[Path], Any]) -> Callable[[Path], Any]:

@@ -1,4 +1,4 @@
-"""Sealed files: what was written comes back, and what anybody else put there does not."""
+"""Sealed files: the written content comes back; content from elsewhere is refused."""
 
 from __future__ import annotations
 

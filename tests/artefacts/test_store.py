@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def stored(store: Store) -> Path:
-    """A sound set in the store."""
+    """Put a sound set into the store."""
     target = store.engines_path("openvino", KEY)
     with store.staged(target) as part:
         make_set(part)
@@ -40,14 +40,14 @@ def stored(store: Store) -> Path:
 
 
 def age(path: Path, seconds: float) -> None:
-    """Make a thing look as if it was last used so long ago."""
+    """Set the time of last use to ``seconds`` ago."""
     then = time.time() - seconds
     os.utime(path / "manifest.json", (then, then))
 
 
 @contextmanager
 def other_process(store: Store, code: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that runs code with ``store`` and ``Path`` at hand and has said that it is ready; killed at the end."""
+    """Yield a process that has run code with ``store`` and ``Path`` defined and reported ready; kill it at the end."""
     head = (
         "import sys; from pathlib import Path; from sdrt.artefacts.store import Store; store = Store(Path(sys.argv[1]))"
     )

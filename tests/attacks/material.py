@@ -1,4 +1,4 @@
-"""What attacks are made of: a checkpoint without networks, and files that tell when somebody opens or runs them."""
+"""Material of the attacks: a checkpoint without networks, and files that show when a process opens or runs them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
 def v1_checkpoint(folder: Path) -> Path:
-    """A whole checkpoint to look at: v1's configs and tokenizer, and weights of four numbers a component."""
+    """Write a complete checkpoint: v1's configs and tokenizer, and weights of four numbers a component."""
     write_clip_tokenizer(folder / "tokenizer")
     for name in ("model_index.json", "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in STEMS)):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -36,13 +36,13 @@ def edit(path: Path, **values: Any) -> None:
 
 
 def safetensors(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file from its parts; ``header`` is JSON unless it is bytes."""
+    """Build a safetensors file from its parts; ``header`` is JSON unless it is bytes."""
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(raw) if length is None else length).to_bytes(8, "little") + raw + data
 
 
 class Sentinel:
-    """Unpickling one creates a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,7 +52,7 @@ class Sentinel:
 
 
 class Canary:
-    """A pipe under the name of a file: who opens it to read waits, and can be seen waiting."""
+    """A named pipe in place of a file: a process that opens it to read blocks, and ``watched`` sees it."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class Canary:
 
     @property
     def watched(self) -> bool:
-        """Whether some process has the pipe open to read."""
+        """True if a process has the pipe open for reading."""
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
         except OSError as error:
@@ -73,7 +73,7 @@ class Canary:
 
 
 def refusal(call: Callable[[], object], code: int, *named: str) -> SdrtError:
-    """The call is refused with an exit code, in one line that names what is wrong, and with a hint."""
+    """Return the call's error; assert its exit code, one line with ``named`` texts, and a hint."""
     with pytest.raises(SdrtError) as caught:
         call()
     error = caught.value

@@ -1,4 +1,4 @@
-"""Fault-matrix rows 1 to 8 and 27 to 30: checkpoints that are malformed, not ours, or traps."""
+"""Fault-matrix rows 1 to 8 and 27 to 30: checkpoints that are malformed, of other models, or malicious."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
-    """A checkpoint to break."""
+    """Write a checkpoint to break."""
     return Path(shutil.copytree(whole, tmp_path / "checkpoint"))
 
 
@@ -140,7 +140,7 @@ def test_row_08_a_component_is_missing(
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty Hub cache, off-line; a connection fails the test."""
+    """Create an empty Hub cache, offline; a connection fails the test."""
     from huggingface_hub import constants
 
     def connect(*_: object) -> None:
@@ -153,7 +153,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def snapshot(hub: Path, checkpoint: Path, commit: str) -> Path:
-    """A checkpoint in the Hub's cache as a snapshot of links."""
+    """Write a checkpoint into the Hub's cache as a snapshot of links."""
     folder = hub / "models--org--name" / "snapshots" / commit
     for path in (path for path in checkpoint.rglob("*") if path.is_file()):
         blob = hub / "models--org--name" / "blobs" / sha256_bytes(str(path.relative_to(checkpoint)).encode())

@@ -1,4 +1,4 @@
-"""Fault-matrix rows 9 to 19: ONNX graphs that are damaged, lead out of their folder, or are not what they claim.
+"""Fault-matrix rows 9 to 19: ONNX graphs that are damaged, point outside their folder, or differ from their manifest.
 
 A graph that belongs to no bundle is given to `validate_graph`; one in a bundle is what `sdrt build` and all others get
 by `Bundle.graph`.
@@ -58,7 +58,7 @@ CALLS = {"load_model", "read_model", "InferenceSession", "parse_from_file", "che
 
 
 def resealed(bundle: Bundle, path: str, change: Change) -> Path:
-    """The bundle with one graph changed, sealed anew, as a stranger would."""
+    """Reopen the bundle with one graph changed and sealed again, as an attacker could."""
     model = onnx.load(bundle.path / path, load_external_data=False)
     change(model)
     (bundle.path / path).write_bytes(model.SerializeToString())
@@ -73,7 +73,7 @@ def reseal(folder: Path, manifest: Manifest) -> Path:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """A bundle to break."""
+    """Return a bundle to break."""
     return tiny_bundle(tmp_path / "bundle", components=("unet", "vae_decoder"))
 
 
@@ -83,7 +83,7 @@ def test_negative_control(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_every_reader_of_graphs_is_known() -> None:
-    """A new place that opens graphs must take them from `Bundle.graph`, and then say so here."""
+    """New code that opens graphs must take them from `Bundle.graph` and be listed here."""
     folder = Path(sdrt.__file__).parent
     found = set()
     for path in folder.rglob("*.py"):
@@ -255,7 +255,7 @@ def test_row_16_weights_inside_the_graph(bundle: Bundle, tmp_path: Path) -> None
 
 
 def _functions(depth: int, *, cyclic: bool) -> Change:
-    """Local functions of which each calls the next, the last one the first where they are cyclic."""
+    """Build local functions that each call the next; if cyclic, the last calls the first."""
 
     def change(model: onnx.ModelProto) -> None:
         opsets = [helper.make_opsetid("", 23), helper.make_opsetid("local", 1)]
@@ -271,7 +271,7 @@ def _functions(depth: int, *, cyclic: bool) -> Change:
 
 
 def _still(model: onnx.ModelProto) -> None:
-    """A convolution that never moves on."""
+    """Build a convolution with stride 0."""
     node = helper.make_node("Conv", ["sample", "near"], ["hidden"], strides=[0, 0])
     model.graph.node[0].CopyFrom(node)
 

@@ -1,4 +1,4 @@
-"""Fault-matrix rows 42 to 55: requests that are out of range, enormous, no text, or traps, by command and by call."""
+"""Fault-matrix rows 42 to 55: requests that are out of range, huge, not text, or malicious, by command and by call."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RECORD = picture_record()
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to run in; engines are out of reach, so what is not refused before fails the test."""
+    """Run in an empty folder where opening engines fails the test."""
 
     def reached(*_: object, **__: object) -> None:
         raise AssertionError("engines were about to be opened")
@@ -68,7 +68,7 @@ def test_row_42_pictures_have_one_size(option: str, size: str, here: Path, sdrt:
 
 
 class OfTwoToFour(Engine):
-    """An engine that was built for two to four pictures."""
+    """An engine built for two to four pictures."""
 
     def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
         raise AssertionError("the backend was reached")
@@ -132,7 +132,7 @@ ODD_TEXTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """CLIP's tokenizer as it stands in a bundle; not to be changed."""
+    """Write the tokenizer.json of a bundle with CLIP's vocabulary; read-only."""
     folder = tmp_path_factory.mktemp("clip")
     write_clip_tokenizer(folder)
     made: dict[str, Any] = json.loads(build_tokenizer_json(folder, 77, 49408))
@@ -316,7 +316,7 @@ def test_row_53_prompts_that_look_like_settings(prompt: str, tmp_path: Path) -> 
 
 
 def test_row_53_a_record_of_a_stranger_says_nothing_but_text(tmp_path: Path, sdrt: CommandLine) -> None:
-    """What a picture from elsewhere says must not steer the terminal, or open files by itself."""
+    """A record from elsewhere must neither control the terminal nor open files."""
     path = tmp_path / "a.png"
     write_png(Image.new("RGB", (8, 8)), path, {**RECORD, "prompt": "\x1b]0;owned\x07\x1b[2J", "extra": "\x9b31m"})
     ended = sdrt("info", path)
@@ -326,7 +326,7 @@ def test_row_53_a_record_of_a_stranger_says_nothing_but_text(tmp_path: Path, sdr
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few hundred bytes that claims so many pixels."""
+    """Build a PNG of a few hundred bytes whose header states the given size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

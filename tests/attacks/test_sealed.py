@@ -1,4 +1,4 @@
-"""Fault-matrix rows 20 to 26: manifests, and engine sets, whose plans and blobs are code."""
+"""Fault-matrix rows 20 to 26: manifests, and engine sets whose plans and blobs are code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[ComponentName]:
-    """Components are compiled to a few bytes; lists which."""
+    """Build components as a few bytes; return the list of their names."""
     return compile_here(monkeypatch, build_few_bytes)
 
 

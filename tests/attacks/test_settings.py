@@ -1,4 +1,4 @@
-"""Fault-matrix row 85: settings from files and the environment. sdrt has no settings file; recipes are the nearest."""
+"""Fault-matrix row 85: settings from files and the environment. sdrt reads no settings file; recipes come closest."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_row_85_settings_on_the_command_line(setting: str, sdrt: CommandLine) ->
 
 
 def test_row_85_no_variable_of_the_environment_steers_sdrt() -> None:
-    """Commands take their settings from their options alone; this finds a variable that somebody begins to read."""
+    """Commands take settings from options alone; this finds new code that reads a variable."""
     folder = Path(sdrt.__file__).parent
     read = set()
     for path in folder.rglob("*.py"):

@@ -1,4 +1,4 @@
-"""SECURITY.md's table of what is tested, held to the tests that there are."""
+"""The table of tests in SECURITY.md agrees with the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle of graphs written by hand, which is benchmarked in seconds."""
+"""A bundle of hand-written graphs that benchmarks in seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GFLOP = 10**9
 
 
 def _claiming(folder: Path, components: tuple[ComponentName, ...]) -> Bundle:
-    """A bundle that makes pictures of 16x16, and claims a GFLOP for every component."""
+    """Write a bundle of 16x16 pictures whose manifest states a GFLOP for every component."""
     made = write_bundle(folder, components=components, tokenizer=word_tokenizer(), scheduler=json.dumps(SD_V1))
     parts = {name: part.model_copy(update={"flops": GFLOP}) for name, part in made.manifest.components.items()}
     seal(folder, made.manifest.model_copy(update={"components": parts}))
@@ -27,25 +27,25 @@ def _claiming(folder: Path, components: tuple[ComponentName, ...]) -> Bundle:
 
 @pytest.fixture(scope="session")
 def hand_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """One without denoise_step."""
+    """Write one without denoise_step."""
     return _claiming(tmp_path_factory.mktemp("bench") / "bundle", COMPONENTS)
 
 
 @pytest.fixture(scope="session")
 def step_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """One with denoise_step."""
+    """Write one with denoise_step."""
     return _claiming(tmp_path_factory.mktemp("bench") / "bundle", (*COMPONENTS, "denoise_step"))
 
 
 @pytest.fixture(scope="session")
 def hand_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a store for what is built from it."""
+    """Create the folder of a store for engines built from it."""
     return tmp_path_factory.mktemp("bench") / "store"
 
 
 @pytest.fixture(scope="module")
 def built_here() -> Iterator[None]:
-    """Engines are compiled in this process."""
+    """Compile engines in this process."""
     with pytest.MonkeyPatch.context() as patch:
         compile_here(patch)
         yield

@@ -1,4 +1,4 @@
-"""Benchmarks made up for tests."""
+"""Benchmark results with made-up numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STEPS = 10
 
 
 def contender(name: str, total: Sequence[float], **changes: Any) -> ContenderResult:
-    """A contender whose UNet takes three quarters of the time, and which starts in twice a request's."""
+    """Build a contender whose UNet takes three quarters of a request and whose start takes two requests' time."""
     seconds = sample(total)
     warm = Warm(
         batch=1,
@@ -41,7 +41,7 @@ def contender(name: str, total: Sequence[float], **changes: Any) -> ContenderRes
 
 
 def bench(*contenders: ContenderResult, gflops: float = 500.0, **changes: Any) -> Bench:
-    """A benchmark of the contenders on a machine with so high a ceiling."""
+    """Build a benchmark of the contenders on a machine with the given ceiling."""
     fields: dict[str, Any] = {
         "schema_version": 1,
         "sdrt": "0",
@@ -64,7 +64,7 @@ def bench(*contenders: ContenderResult, gflops: float = 500.0, **changes: Any) -
 
 
 def ratio(of: ContenderResult, peer: ContenderResult) -> Ratio:
-    """Of whole requests."""
+    """Build a ratio of whole requests."""
     quotient = paired(peer.warm[0].total.values, of.warm[0].total.values)
     return Ratio(
         of=of.name,
@@ -78,7 +78,7 @@ def ratio(of: ContenderResult, peer: ContenderResult) -> Ratio:
 
 
 def point(name: str, gflops: float, least_bytes: int) -> Point:
-    """A UNet on the roofline, of a thousand million FLOPs."""
+    """Build a UNet's point on the roofline, of 1 GFLOP."""
     return Point(
         contender=name,
         component="unet",

@@ -1,4 +1,4 @@
-"""The whole command on small engines: processes of their own, in turn, and what is reported of them."""
+"""The whole command on small engines: separate processes, in turn, and their report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS = Settings(
 
 @pytest.fixture(scope="module")
 def measured(hand_bundle: Bundle, hand_store: Path, built_here: None) -> Bench:
-    """Our engines and plain ONNX Runtime, beside a peer that cannot run such a bundle."""
+    """Benchmark sdrt's engines and plain ONNX Runtime, with a peer that cannot run the bundle."""
     asked = Asked(
         Source(bundle=hand_bundle.path),
         ("onnxruntime",),

@@ -10,7 +10,7 @@ from sdrt.bench.ceiling import Limits
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products and copies that take no time."""
+    """Shrink the measured products and copies so that they take no time."""
     monkeypatch.setattr(ceiling, "SIDE", 64)
     monkeypatch.setattr(ceiling, "COPY_BYTES", 1 << 16)
 

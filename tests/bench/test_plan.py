@@ -30,7 +30,7 @@ def asked(bundle: Bundle, store: Path, **changes: Any) -> Asked:
 
 
 def tune_to(store: Path, bundle: Bundle, **changes: Any) -> None:
-    """Keep a record in a store by which onnxruntime on one thread, without denoise_step, is fastest."""
+    """Keep a record in a store that names onnxruntime on one thread, without denoise_step, as fastest."""
     way = {"backend": "onnxruntime", "precision": "fp32", "batch": 1, "threads": 1, "loop": "plain", "kept": True}
     record = TuneRecord(
         schema_version=1,
@@ -49,7 +49,7 @@ def tune_to(store: Path, bundle: Bundle, **changes: Any) -> None:
 
 @pytest.fixture
 def everything_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every peer's packages, a processor with bf16 and the checkpoint seem to be here."""
+    """Pretend that every peer's packages, a processor with bf16 and the checkpoint are present."""
     monkeypatch.setattr(plan, "_installed", lambda _: True)
     monkeypatch.setattr(plan, "supports_bf16", lambda: True)
     monkeypatch.setattr(plan, "_checkpoint_folder", lambda *_: tmp_path)

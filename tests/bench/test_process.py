@@ -11,7 +11,7 @@ from sdrt.errors import EngineError
 
 
 def start(tmp_path: Path) -> Process:
-    """A process that answers without loading anything."""
+    """Start a process that answers without loading anything."""
     return Process(Job("ceiling", "fp32", 1), str(tmp_path))
 
 

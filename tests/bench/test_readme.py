@@ -7,7 +7,7 @@ from benchmarks.write_readme import HERE, page
 
 
 def test_the_page_is_what_was_measured() -> None:
-    """If not: python benchmarks/write_readme.py."""
+    """To write the page: python benchmarks/write_readme.py."""
     assert (HERE / "README.md").read_text() == page()
 
 

@@ -16,7 +16,7 @@ GFLOP = 10**9
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """A bundle whose UNet and VAE decoder claim to be a GFLOP and two."""
+    """Write a bundle whose UNet and VAE decoder state 1 and 2 GFLOP."""
     made = tiny_bundle(tmp_path / "bundle")
     parts = dict(made.manifest.components)
     for name, flops in (("unet", GFLOP), ("vae_decoder", 2 * GFLOP)):

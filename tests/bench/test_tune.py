@@ -1,4 +1,4 @@
-"""The search for the fastest accurate way, with times and accuracy made up."""
+"""The search for the fastest accurate configuration, with made-up times and accuracy."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SETTINGS = Settings(rounds=2, backends=("openvino", "onnxruntime"), precisions=(
 
 @dataclass(frozen=True)
 class Made:
-    """A double of an engine set: what it was built for."""
+    """A double of an engine set: the settings it was built for."""
 
     path: str
     precision: str
 
 
 class World:
-    """A machine where every way takes as long as ``seconds`` says, and some are wrong."""
+    """A machine where each configuration takes as long as ``seconds`` says, and some give wrong results."""
 
     def __init__(self) -> None:
         self.seconds: Callable[[str, Job], float] = lambda path, job: 1.0
@@ -233,7 +233,7 @@ def test_the_command_fails_where_nothing_is_accurate(
 
 @pytest.mark.long
 def test_tuning_a_checkpoint_with_pytorch_as_the_judge(tiny_path: Path, store: Store, sdrt: CommandLine) -> None:
-    """The whole command, nothing made up: two loops, a fixed batch, and the record in use."""
+    """Runs the whole command: two loops, a fixed batch, and the record in use."""
     words = ("--checkpoint", tiny_path, "--store", store.root)
     tuned = sdrt("tune", *words, "--backend", "onnxruntime", "--rounds", 2, "--steps", 2, "--threads", 1, "--json")
     assert tuned.code == 0, tuned.err

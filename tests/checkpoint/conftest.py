@@ -14,19 +14,19 @@ from tests.checkpoint.changes import Edit
 
 @pytest.fixture
 def tiny(tiny_path: Path) -> Path:
-    """A whole checkpoint; not to be changed."""
+    """Return a complete checkpoint; read-only."""
     return tiny_path
 
 
 @pytest.fixture
 def copy(tiny: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may damage."""
+    """Copy it for a test to damage."""
     return Path(shutil.copytree(tiny, tmp_path / "copy"))
 
 
 @pytest.fixture
 def edit(copy: Path) -> Edit:
-    """Change values of one of the copy's JSON files."""
+    """Return a function that changes values of one of the copy's JSON files."""
 
     def change(name: str, values: dict[str, Any]) -> None:
         path = copy / name
@@ -37,5 +37,5 @@ def edit(copy: Path) -> Edit:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """An empty cache folder."""
+    """Return the path of an empty cache folder."""
     return tmp_path / "cache"

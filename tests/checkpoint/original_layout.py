@@ -38,7 +38,7 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 
 
 def unet_modules(config: Mapping[str, Any]) -> dict[str, str]:
-    """Module in a UNet2DConditionModel -> module in the original UNet, down to resnets, attentions and samplers."""
+    """Map modules of a UNet2DConditionModel to the original UNet's, down to resnets, attentions and samplers."""
     layers, levels = config["layers_per_block"], len(config["block_out_channels"])
     modules = dict(UNET_ENDS)
     for level in range(levels):
@@ -57,7 +57,7 @@ def unet_modules(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def vae_modules(config: Mapping[str, Any]) -> dict[str, str]:
-    """Module in an AutoencoderKL -> module in the original autoencoder."""
+    """Map modules of an AutoencoderKL to modules of the original autoencoder."""
     layers, levels = config["layers_per_block"], len(config["block_out_channels"])
     modules = {name: name for name in ("quant_conv", "post_quant_conv")}
     for side in ("encoder", "decoder"):
@@ -75,7 +75,7 @@ def vae_modules(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def original_name(component: str, name: str, config: Mapping[str, Any]) -> str:
-    """Name of one tensor in the original layout, with its prefix."""
+    """Return the name of one tensor in the original layout, with its prefix."""
     if component == "text_encoder":
         return f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"
     modules = unet_modules(config) if component == "unet" else vae_modules(config)
@@ -92,7 +92,7 @@ def original_name(component: str, name: str, config: Mapping[str, Any]) -> str:
 
 
 def original_tensors(component: str, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors under their original names; the VAE's attention as 1x1 convolutions, as it was."""
+    """Return tensors under their original names; the VAE's attention as 1x1 convolutions."""
     renamed = {}
     for name, tensor in tensors.items():
         is_linear = component == "vae" and ".attentions." in name and len(tensor.shape) == 2
@@ -101,7 +101,7 @@ def original_tensors(component: str, tensors: Mapping[str, Any], config: Mapping
 
 
 def as_single_file(folder: Path, out: Path, extra: dict[str, torch.Tensor] | None = None) -> Path:
-    """The folder's three networks in one file, under the original names."""
+    """Write the folder's three networks to one file, under the original names."""
     tensors = dict(extra or {})
     for component in STEMS:
         config = json.loads((folder / component / "config.json").read_bytes())

@@ -1,4 +1,4 @@
-"""Single files of Stable Diffusion v1's own sizes that take no room on disk: a real header before a hole."""
+"""Single files of Stable Diffusion v1's sizes that take no disk space: a real header before a hole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tensors = dict[str, tuple[str, Sequence[int]]]
 
 
 def v1_tensors(dtype: str = "F16") -> Tensors:
-    """Types and shapes of a whole checkpoint's tensors by their original names."""
+    """Return types and shapes of a complete checkpoint's tensors by their original names."""
     return {
         prefixes[0] + name: (dtype, shape)
         for component, prefixes in PREFIXES.items()

@@ -51,7 +51,7 @@ Values = dict[str, Any]
 
 
 def prompts(seed: int) -> list[str]:
-    """Prompts with tokens beside words, punctuation and each other, some longer than what is kept."""
+    """Build prompts with tokens next to words, punctuation and each other, some longer than the limit."""
     draw = random.Random(seed)
     glue = ["", "", " ", " ", ", ", "."]
     lengths = [draw.randint(1, 14) for _ in range(60)] + [60]
@@ -59,24 +59,22 @@ def prompts(seed: int) -> list[str]:
 
 
 def read(path: Path) -> Values:
-    """A file of JSON."""
     value: Values = json.loads(path.read_text())
     return value
 
 
 def write(path: Path, value: Values) -> None:
-    """Write a file of JSON."""
     path.write_text(json.dumps(value))
 
 
 def change(path: Path, **values: object) -> None:
-    """Change values of a file of JSON."""
+    """Change values of a JSON file."""
     write(path, {**read(path), **values})
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A tokenizer as the files of v1.4 have it, of few merges."""
+    """Write a tokenizer in the files of v1.4, with few merges."""
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
@@ -92,7 +90,7 @@ def write_model(folder: Path, merges: list[str]) -> None:
 
 
 def taught(folder: Path) -> CLIPTokenizer:
-    """The folder's tokenizer with added tokens and a padding token of its own."""
+    """Load the folder's tokenizer with added tokens and a padding token of its own."""
     tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.add_tokens([*TAUGHT, *FLAGGED])
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
@@ -100,13 +98,13 @@ def taught(folder: Path) -> CLIPTokenizer:
 
 
 def as_fields(token: AddedToken) -> Values:
-    """An added token as files write it."""
+    """Return an added token in the fields that files hold."""
     names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     return {name: getattr(token, name) for name in names}
 
 
 def saved_today(folder: Path) -> None:
-    """The files of transformers 5: tokenizer.json and tokenizer_config.json, no other file."""
+    """Write the files of transformers 5: tokenizer.json and tokenizer_config.json, no other file."""
     tokenizer = taught(folder)
     for path in folder.iterdir():
         path.unlink()
@@ -114,18 +112,18 @@ def saved_today(folder: Path) -> None:
 
 
 def beside_the_two_files(folder: Path) -> None:
-    """tokenizer.json of transformers 5 beside the vocab.json and merges.txt that it replaces."""
+    """Write transformers 5's tokenizer.json beside the vocab.json and merges.txt that it replaces."""
     taught(folder).save_pretrained(folder)
 
 
 def beside_another_model(folder: Path) -> None:
-    """tokenizer.json beside a vocab.json and merges.txt of another vocabulary."""
+    """Write tokenizer.json beside a vocab.json and merges.txt of another vocabulary."""
     beside_the_two_files(folder)
     write_model(folder, MERGES[:100])
 
 
 def merges_as_strings(folder: Path) -> None:
-    """tokenizer.json as older versions of tokenizers wrote it, and no length of prompts."""
+    """Write tokenizer.json as older versions of tokenizers wrote it, without a prompt length."""
     saved_today(folder)
     document = read(folder / "tokenizer.json")
     document["model"]["merges"] = [" ".join(pair) for pair in document["model"]["merges"]]
@@ -134,7 +132,7 @@ def merges_as_strings(folder: Path) -> None:
 
 
 def saved_by_4_57(folder: Path) -> None:
-    """A slow tokenizer of transformers 4.34 to 4.57: added_tokens_decoder beside the older files."""
+    """Write a slow tokenizer of transformers 4.34 to 4.57: added_tokens_decoder beside the older files."""
     decoder = taught(folder).added_tokens_decoder
     size = len(read(folder / "vocab.json"))
     tokens = {str(number): as_fields(token) for number, token in decoder.items()}
@@ -146,7 +144,7 @@ def saved_by_4_57(folder: Path) -> None:
 
 
 def saved_by_4_20(folder: Path) -> None:
-    """A slow tokenizer before 4.34: added_tokens.json, without flags, and special_tokens_map.json."""
+    """Write a slow tokenizer before 4.34: added_tokens.json, without flags, and special_tokens_map.json."""
     decoder = taught(folder).added_tokens_decoder
     size = len(read(folder / "vocab.json"))
     write(folder / "added_tokens.json", {token.content: n for n, token in decoder.items() if n >= size})
@@ -154,12 +152,12 @@ def saved_by_4_20(folder: Path) -> None:
 
 
 def numbered_with_gaps(folder: Path) -> None:
-    """Ids that transformers does not keep: it numbers the tokens on from the vocabulary, in their order."""
+    """Write ids that transformers ignores: it numbers the tokens after the vocabulary, in their order."""
     write(folder / "added_tokens.json", {"<tok>_1": 905, "<tok>": 910, "<|endoftext|>": 811, "cat": 900})
 
 
 def saved_fast_by_4_57(folder: Path) -> None:
-    """A fast tokenizer of 4.34 to 4.57: every file there is, which agree but for the flags of two tokens."""
+    """Write a fast tokenizer of 4.34 to 4.57: all files, which differ only in the flags of two tokens."""
     tokenizer = taught(folder)
     saved_by_4_57(folder)
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
@@ -171,7 +169,7 @@ def saved_fast_by_4_57(folder: Path) -> None:
 
 
 def own_roles(folder: Path) -> None:
-    """Tokens that are added because a config gives them a role, or lists them."""
+    """Write tokens that are added because a config gives them a role or lists them."""
     saved_today(folder)
     typed = {"__type": "AddedToken", "content": "new york", "lstrip": True}
     values = {"mask_token": "<mask>", "image_token": typed, "additional_special_tokens": ["!", "the"]}
@@ -179,20 +177,20 @@ def own_roles(folder: Path) -> None:
 
 
 def named_extra(folder: Path) -> None:
-    """extra_special_tokens as an object, and a file of older versions that says otherwise."""
+    """Write extra_special_tokens as an object, and an older file that contradicts it."""
     change(folder / "tokenizer_config.json", extra_special_tokens={"boi_token": "<mask>"}, bos_token="!")
     plain = {"content": "cat", "single_word": True}
     change(folder / "special_tokens_map.json", extra_special_tokens=["the", plain], unk_token="<unk>", z_token="9")
 
 
 def padded_on_the_left(folder: Path) -> None:
-    """Padding on the left, and prompts shorter than the text encoder takes them."""
+    """Pad on the left, and limit prompts below the text encoder's length."""
     taught(folder).save_pretrained(folder)
     change(folder / "tokenizer_config.json", padding_side="left", model_max_length=20)
 
 
 def padded_by_tokenizer_json(folder: Path) -> None:
-    """The side of padding from tokenizer.json, and the older name for the length."""
+    """Write the padding side in tokenizer.json, and the length under its older name."""
     tokenizer = taught(folder)
     tokenizer.backend_tokenizer.enable_padding(direction="left", pad_id=0, pad_token="!")
     tokenizer.save_pretrained(folder)
@@ -207,7 +205,7 @@ LAYOUTS: list[Callable[[Path], None]] = [
 
 
 def built(folder: Path) -> Tokenizer:
-    """The folder's tokenizer as a bundle has it."""
+    """Open the folder's tokenizer as a bundle holds it."""
     length = prompt_length(folder, POSITIONS)
     path = folder.with_name("built.json")
     path.write_bytes(build_tokenizer_json(folder, length, ROWS))
@@ -215,7 +213,7 @@ def built(folder: Path) -> Tokenizer:
 
 
 def ids_of_diffusers(folder: Path, texts: list[str]) -> list[list[int]]:
-    """Ids as StableDiffusionPipeline.encode_prompt has them."""
+    """Return ids as StableDiffusionPipeline.encode_prompt computes them."""
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     length = min(tokenizer.model_max_length, POSITIONS)
     expanded = TextualInversionLoaderMixin().maybe_convert_prompt(texts, tokenizer)

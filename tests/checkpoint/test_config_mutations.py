@@ -1,4 +1,4 @@
-"""Configs changed at random: sdrt's verdict is the libraries', or a refusal in one line; never another exception.
+"""Configs changed at random: sdrt agrees with the libraries or refuses in one line; it never raises anything else.
 
 The libraries' verdict is whether the network of a config.json is built and runs on Stable Diffusion v1's shapes. Both
 run without memory for weights (torch's meta device), so a case takes milliseconds.
@@ -45,7 +45,7 @@ CASES = [(component, field) for component in LOADERS for field in [*sorted(DECID
 
 
 def built_by_the_library(component: str, folder: Path) -> bool:
-    """Whether the library builds the network of a config and runs it on v1's shapes."""
+    """Return whether the library builds the network of a config and runs it on v1's shapes."""
     raw = json.loads((folder / component / "config.json").read_text())
     try:
         with warnings.catch_warnings(action="ignore"), torch.device("meta"), torch.no_grad():
@@ -67,7 +67,7 @@ def built_by_the_library(component: str, folder: Path) -> bool:
 
 @pytest.fixture
 def configs(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the tiny checkpoint whose weights are links, and whose networks are built and run but not filled."""
+    """Copy the tiny checkpoint with links for weights and networks that are built and run but not filled."""
     folder = tmp_path / "configs"
     shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     for path in tiny.rglob("*.safetensors"):
@@ -77,7 +77,7 @@ def configs(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def verdict(folder: Path, cache: Path, component: str) -> tuple[CheckpointError | None, CheckpointError | None]:
-    """What refuses the network and its trees; trees that are given must count the network's weights."""
+    """Return the error that refuses the network and its trees; otherwise assert that the trees count its weights."""
     try:
         checkpoint = open_checkpoint(str(folder), cache=cache)
         module = LOADERS[component](checkpoint)
@@ -93,7 +93,7 @@ def verdict(folder: Path, cache: Path, component: str) -> tuple[CheckpointError 
 
 
 def check(folder: Path, cache: Path, component: str, field: str, value: Any) -> str:
-    """The verdict on one change; the file is put back."""
+    """Compare the verdicts on one change, then restore the file."""
     path = folder / component / "config.json"
     before = path.read_text()
     config = {key: kept for key, kept in json.loads(before).items() if key != field}

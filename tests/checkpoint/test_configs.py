@@ -1,4 +1,4 @@
-"""Fault-matrix rows 7 and 8: what is not Stable Diffusion v1, or not whole, is refused before any weight is read."""
+"""Fault-matrix rows 7 and 8: incomplete and other models' checkpoints are refused before any weight is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.checkpoint.changes import Edit
 
 @pytest.fixture
 def copy(tiny: Path, tmp_path: Path) -> Path:
-    """A copy to damage, but for the weights, which no test here changes: links to them."""
+    """Copy the checkpoint with links for weights, which no test here changes."""
     folder = tmp_path / "copy"
     shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     for path in tiny.rglob("*.safetensors"):
@@ -27,7 +27,7 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, cache: Path, reason: str) -> None:
-    """Refused with the reason, in one line, even if no weight can be read."""
+    """Assert that it is refused for the reason, in one line, even if no weight can be read."""
     for path in folder.rglob("*.safetensors"):
         path.unlink()
     with pytest.raises(CheckpointError, match=re.escape(reason)) as caught:

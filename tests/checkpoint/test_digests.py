@@ -1,4 +1,4 @@
-"""Digests of checkpoints: what changes them, what does not, and the memory of large files' digests."""
+"""Digests of checkpoints: changes that affect them, changes that do not, and the memory of large files' digests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tests.checkpoint.changes import Edit
 
 
 def digest(folder: Path, cache: Path) -> str:
-    """The checkpoint's digest."""
     return open_checkpoint(str(folder), cache=cache).digest
 
 
@@ -62,7 +61,7 @@ def test_the_vocabulary_changes_it(tiny: Path, copy: Path, cache: Path) -> None:
 
 @pytest.fixture
 def remembering(monkeypatch: pytest.MonkeyPatch, cache: Path) -> DigestMemory:
-    """A memory that remembers files of any size."""
+    """Remember digests of files of any size."""
     monkeypatch.setattr(digests, "REMEMBERED_FROM_BYTES", 0)
     return DigestMemory(cache / "digests.json")
 

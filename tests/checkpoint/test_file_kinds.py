@@ -1,4 +1,4 @@
-"""Kinds of files: each real layout is told, from names and shapes alone, and no checkpoint of v1 is taken for one."""
+"""Kinds of files: real layouts are recognised from names and shapes alone, and no v1 checkpoint is taken for one."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ LAYOUTS: dict[str, Sequence[str]] = {
 
 
 def tensors(text: str) -> dict[str, TensorEntry]:
-    """Tensors of names joined by "|", each with its shape behind a colon, or of a shape that says nothing."""
+    """Parse tensor names joined by "|", each with an optional shape after a colon."""
     found = {}
     for part in text.split("|"):
         name, _, shape = part.partition(": ")
@@ -250,7 +250,7 @@ def tensors(text: str) -> dict[str, TensorEntry]:
 
 
 def kind_of(held: dict[str, TensorEntry]) -> str | None:
-    """What the tensors are, as a file is asked."""
+    """Return the kind that a file of the tensors is recognised as."""
     kind = other_kind(held) or partial_kind(held)
     return kind.what if kind else None
 

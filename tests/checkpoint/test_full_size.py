@@ -18,7 +18,7 @@ pytestmark = pytest.mark.full
 
 @pytest.fixture(scope="session")
 def full_size() -> Path:
-    """build/sd-v1-random, which `make sd-v1-random` makes."""
+    """Return build/sd-v1-random, which `make sd-v1-random` writes."""
     return sd_v1_random(Path(__file__).parents[2] / "build" / "sd-v1-random")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints from the Hub: fault-matrix row 27, off-line, by a cache made by hand and a listing made up."""
+"""Checkpoints from the Hub: fault-matrix row 27, offline, with a hand-made cache and listing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMITS = ("1" * 40, "2" * 40)
 
 
 def snapshot(home: Path, tiny: Path, commit: str) -> Path:
-    """A snapshot in the Hub's cache: links to blobs."""
+    """Write a snapshot into the Hub's cache: links to blobs."""
     root = home / "models--org--tiny-sd"
     folder = root / "snapshots" / commit
     for path in tiny.rglob("*.*"):
@@ -35,7 +35,7 @@ def snapshot(home: Path, tiny: Path, commit: str) -> Path:
 
 
 def point(home: Path, branch: str, commit: str) -> None:
-    """Let a branch of the cache mean a commit."""
+    """Point a branch of the cache at a commit."""
     ref = home / "models--org--tiny-sd" / "refs" / branch
     ref.parent.mkdir(parents=True, exist_ok=True)
     ref.write_text(commit)
@@ -43,7 +43,7 @@ def point(home: Path, branch: str, commit: str) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty Hub cache, on-line. The library reads its variables when it is imported, so what it read is changed."""
+    """Create an empty Hub cache, online. The library reads its variables on import, so its constants are changed."""
     path = tmp_path / "hub"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(path))
@@ -52,14 +52,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def offline(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same, with HF_HUB_OFFLINE=1."""
+    """Create the same with HF_HUB_OFFLINE=1."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return home
 
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asking the Hub anything fails the test."""
+    """Fail the test on any request to the Hub."""
 
     def called(*_: Any, **__: Any) -> None:
         pytest.fail("the Hub was asked")

@@ -28,7 +28,7 @@ CHANGES: dict[str, Mapping[str, Any]] = {
 
 
 def convert_by_diffusers(component: str, original: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The reference."""
+    """Convert by diffusers, the reference."""
     if component == "text_encoder":
         return dict(convert_ldm_clip_checkpoint(original, remove_prefix=PREFIXES[component][0]))
     convert = convert_ldm_unet_checkpoint if component == "unet" else convert_ldm_vae_checkpoint

@@ -1,4 +1,4 @@
-"""What is named instead, where a user names a part of a checkpoint, or what lies around it."""
+"""Suggestions for a path that is a part of a checkpoint, or a folder around one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.checkpoint.sparse_file import write_sparse
 
 
 def refusal(source: str | Path, cache: Path) -> SdrtError:
-    """The error of a source that is refused."""
+    """Return the error of a source that is refused."""
     with pytest.raises(SdrtError) as caught:
         open_checkpoint(str(source), cache=cache)
     assert not (cache / "single-file").exists()

@@ -23,7 +23,7 @@ LOADERS: dict[str, Callable[..., Any]] = {"text_encoder": load_text_encoder, "un
 
 
 def refused(folder: Path, cache: Path, component: str, reason: str) -> None:
-    """Opens, but does not load, for the reason."""
+    """Assert that the checkpoint opens but does not load, for the reason."""
     checkpoint = open_checkpoint(str(folder), cache=cache)
     with pytest.raises(CheckpointError, match=re.escape(reason)) as caught:
         LOADERS[component](checkpoint)

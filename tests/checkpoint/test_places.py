@@ -1,4 +1,4 @@
-"""A record's checkpoint is found by its weights, wherever one with them was opened, and by its name."""
+"""A record's checkpoint is found by its weights, from any source that held them, and by its name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def record(checkpoint: Checkpoint, **changes: Any) -> CheckpointRecord:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run where no checkpoint lies."""
+    """Run in a folder without checkpoints."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)

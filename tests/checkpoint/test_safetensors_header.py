@@ -25,14 +25,14 @@ F32 = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 
 
 def write(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> Path:
-    """A safetensors file from its parts; ``header`` is JSON unless it is bytes."""
+    """Write a safetensors file from its parts; ``header`` is JSON unless it is bytes."""
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes((len(raw) if length is None else length).to_bytes(8, "little") + raw + data)
     return path
 
 
 def refused(path: Path, reason: str) -> None:
-    """The file is refused by name and reason, in one line, with exit code 3."""
+    """Assert that the file is refused by name and reason, in one line, with exit code 3."""
     with pytest.raises(CheckpointError, match=re.escape(reason)) as caught:
         read_header(path)
     assert str(path) in caught.value.message

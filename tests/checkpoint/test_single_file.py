@@ -1,4 +1,4 @@
-"""A checkpoint in one .safetensors file: round trips, what is refused, the cache."""
+"""A checkpoint in one .safetensors file: round trips, refusals, the cache."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ JUNK = {
 
 
 def memory(cache: Path) -> DigestMemory:
-    """A memory of digests in the cache."""
+    """Return a memory of digests in the cache."""
     return DigestMemory(cache / "digests.json")
 
 
 @pytest.fixture
 def file(tiny: Path, tmp_path: Path) -> Path:
-    """The tiny checkpoint as one file, with what training runs leave in such files."""
+    """Write the tiny checkpoint as one file, with typical leftovers of training runs."""
     return as_single_file(tiny, tmp_path / "fine-tune.safetensors", JUNK)
 
 
@@ -131,7 +131,7 @@ def test_wrapped_names_are_unwrapped(tiny: Path, tmp_path: Path, cache: Path, wr
 
 
 def refusal(path: Path, cache: Path) -> SdrtError:
-    """The error of a file that is refused by its own name, with nothing written."""
+    """Return the error of a file that is refused by name; assert that nothing was written."""
     with pytest.raises(SdrtError) as caught:
         open_checkpoint(str(path), cache=cache)
     assert not cache.exists()

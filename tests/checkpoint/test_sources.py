@@ -1,4 +1,4 @@
-"""What a user may name: folders, files, "demo", nothing."""
+"""Accepted sources: folders, files, "demo", none."""
 
 from __future__ import annotations
 

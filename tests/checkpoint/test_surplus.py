@@ -1,4 +1,4 @@
-"""Names of tensors that a network does not have: every kind is told, and no network's own name is taken for one."""
+"""Names of tensors that a network lacks: every kind is recognised, and no network's own name is taken for one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tokenizer.json: ids equal to transformers' CLIPTokenizer, and what is refused."""
+"""tokenizer.json: ids equal to transformers' CLIPTokenizer, and refusals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PIECES = [
 
 
 def prompts() -> list[str]:
-    """Prompts drawn from pieces that are known to be hard, from words, and from all of Unicode."""
+    """Draw prompts from known hard pieces, from words, and from all of Unicode."""
     draw = random.Random(0)
     mixed = [" ".join(draw.choices(PIECES, k=draw.randint(1, 6))) for _ in range(100)]
     strange = ["".join(chr(draw.randrange(1, 0xD7FF)) for _ in range(draw.randint(1, 40))) for _ in range(100)]
@@ -34,7 +34,7 @@ def prompts() -> list[str]:
 
 
 def same_ids(folder: Path, cache: Path) -> None:
-    """The ids of every prompt, before truncation, are transformers'."""
+    """Assert that the ids of every prompt, before truncation, equal transformers'."""
     ours = Tokenizer.from_str(tokenizer_json(open_checkpoint(str(folder), cache=cache)).decode())
     reference = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     texts = prompts()
@@ -161,7 +161,7 @@ def test_other_tokenizer_json_is_refused(copy: Path, cache: Path, model: Any, re
 
 
 def refuses(build: Callable[[], bytes], reason: str) -> None:
-    """Refused for the reason, in one line, with exit code 3."""
+    """Assert that it is refused for the reason, in one line, with exit code 3."""
     with pytest.raises(SdrtError, match=re.escape(reason)) as caught:
         build()
     assert caught.value.exit_code == 3

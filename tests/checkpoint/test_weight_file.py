@@ -1,4 +1,4 @@
-"""Files of weights as people's tools leave them: types, names, surplus, adapters; equal to diffusers or refused."""
+"""Weight files of other tools: types, names, surplus, adapters; equal to diffusers or refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 def opened(folder: Path, cache: Path, note: str) -> Any:
-    """The checkpoint, which says one thing: the note."""
+    """Open the checkpoint; assert that it gives the note and no other."""
     checkpoint = open_checkpoint(str(folder), cache=cache)
     assert len(checkpoint.notes) == 1, checkpoint.notes
     assert note in checkpoint.notes[0]

@@ -13,7 +13,7 @@ from tests.command_line import CommandLine, Ended
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder in which the commands run."""
+    """Run in an empty folder."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -22,7 +22,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def denoise(sdrt: CommandLine, hand_sets: Callable[..., EngineSet], tmp_path: Path, here: Path) -> Callable[..., Ended]:
-    """Runs ``sdrt denoise`` on engines of graphs written by hand, in an empty folder."""
+    """Return a function that runs ``sdrt denoise`` on engines of hand-written graphs, in an empty folder."""
     engines = hand_sets()
 
     def run(*words: str | Path | int | float) -> Ended:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @pytest.fixture
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail the test if the command goes as far as opening engines."""
+    """Fail the test if the command opens engines."""
 
     def reached(*_: object) -> None:
         raise AssertionError("engines were about to be opened")

@@ -1,4 +1,4 @@
-"""``sdrt compare``: what it says and exits with, and that a sound bundle passes and another checkpoint's does not."""
+"""``sdrt compare``: its output and exit code; a sound bundle passes and another checkpoint's does not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Compare = Callable[..., Ended]
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    """One prompt is enough."""
+    """Use one prompt."""
     path = tmp_path / "prompts.txt"
     path.write_text("3\ta red circle\n")
     return path
@@ -40,7 +40,7 @@ def prompts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> Callable[[Comparison], list[tuple[SubjectRequest, Any]]]:
-    """Makes the command find what a test says; gives what it was asked."""
+    """Return a function that sets the command's findings; it returns the list of requests."""
 
     def find(made: Comparison) -> list[tuple[SubjectRequest, Any]]:
         asked: list[tuple[SubjectRequest, Any]] = []

@@ -1,4 +1,4 @@
-"""--deepcache from the command line to pictures and back, over graphs written by hand; and what it does not go with."""
+"""--deepcache from the command line to pictures and back, over hand-written graphs; and options that exclude it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DRAW = ("--prompt", "a red circle", "--steps", 6, "--seed", 3)
 
 @pytest.fixture
 def cached(sdrt: CommandLine, hand_sets: Callable[..., EngineSet], here: Path, tmp_path: Path) -> Callable[..., Ended]:
-    """Runs ``sdrt denoise`` on engines that hold DeepCache's passes."""
+    """Return a function that runs ``sdrt denoise`` on engines with DeepCache's passes."""
     engines = hand_sets(components=HELD)
 
     def run(*words: str | Path | int) -> Ended:
@@ -36,7 +36,7 @@ def cached(sdrt: CommandLine, hand_sets: Callable[..., EngineSet], here: Path, t
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """A bundle whose UNet has a depth, and no passes."""
+    """Write a bundle whose UNet has a depth, without the passes."""
     return write_bundle(tmp_path / "bundle", deep=True, tokenizer=word_tokenizer(), scheduler=json.dumps(SD_V1))
 
 

@@ -1,4 +1,4 @@
-"""Previews: as files, above the bars of a terminal that shows colours, and said where there is nothing to show."""
+"""Previews: as files, above the bars of a colour terminal, and a note where they cannot be shown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Denoise = Callable[..., Ended]
 
 @pytest.fixture
 def denoise(denoise: Denoise) -> Denoise:
-    """Draws one prompt in four steps."""
+    """Return a function that draws one prompt in four steps."""
     return partial(denoise, "--prompt", "a red circle", "--steps", 4, "--seed", 3)
 
 
@@ -37,7 +37,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Terminal]:
-    """Makes stderr a terminal with colours; called by a test, since pytest takes stderr anew when the test starts."""
+    """Return a function that makes stderr a colour terminal, for tests to call: pytest replaces stderr first."""
 
     def start() -> Terminal:
         stderr = Terminal()

@@ -1,4 +1,4 @@
-"""sdrt denoise beyond one prompt: pictures to start from, files of prompts, engines that stay."""
+"""sdrt denoise beyond one prompt: initial pictures, prompt files, engines kept loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Denoise = Callable[..., Ended]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Path:
-    """A picture to start from."""
+    """Write an initial picture."""
     path = tmp_path / "start.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).save(path)
     return path
@@ -284,7 +284,7 @@ def test_pictures_at_fault_are_named_and_the_others_written(denoise: Denoise, mo
     calls = []
 
     def broken(engine: Engine, **feeds: Array) -> dict[str, Array]:
-        """Gives NaN in the second run of the UNet: that of line 2, whose guidance is another."""
+        """Return NaN in the second run of the UNet: that of line 2, whose guidance differs."""
         outputs = run(engine, **feeds)
         if engine.name == "unet":
             calls.append(len(feeds["sample"]))

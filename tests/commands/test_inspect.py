@@ -1,4 +1,4 @@
-"""``sdrt inspect`` on a checkpoint, with a benchmark, and what it writes. Bundles and engines: test_machine.py."""
+"""``sdrt inspect`` on a checkpoint, with a benchmark, and its files. For bundles and engines see test_machine.py."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def a_run(name: str, batch: int, **changes: Any) -> ContenderResult:
 
 
 def a_benchmark(path: Path, digest: str, *runs: ContenderResult) -> Path:
-    """A benchmark's JSON of those runs."""
+    """Build a benchmark's JSON of the given runs."""
     settings = Settings(
         steps=10, guidance_scale=7.5, threads=1, batches=(1,), rounds=1, cold_rounds=0, prompt="a red circle"
     )

@@ -25,7 +25,7 @@ HERE = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("RTX 4090", "sm89", 24 << 
 
 
 def run(words: Sequence[str | Path]) -> int:
-    """The exit code of a command line."""
+    """Return the exit code of a command line."""
     with pytest.raises(SystemExit) as ended:
         cli.main([str(word) for word in words])
     assert isinstance(ended.value.code, int)
@@ -107,7 +107,7 @@ def test_inspect_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def with_layers(folder: Path) -> EngineManifest:
-    """A hand-made set whose component has a list of layers."""
+    """Write a hand-made set whose component has a list of layers."""
     make_set(folder)
     manifest = EngineManifest.of(folder)
     shape = {"heads": 8, "queries": 4096, "keys": 77, "head_size": 40, "precision": "fp16"}

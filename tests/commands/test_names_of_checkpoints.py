@@ -1,4 +1,4 @@
-"""Records name the checkpoint that was asked for, though an equal one was exported before; --from finds it."""
+"""Records name the requested checkpoint even if an equal one was exported before; --from finds it."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ Opened = Callable[..., EngineSet]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remember no checkpoint that another test has opened."""
+    """Forget the checkpoints that other tests opened."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def opened(tiny_engines: Opened, store: Store, here: Path) -> Opened:
-    """Opens engines, where those of a checkpoint called tiny lie in the store."""
+    """Return a function that opens engines if those of a checkpoint named tiny are in the store."""
     tiny_engines("onnxruntime", "fp32")
 
     def open_source(**named: Any) -> EngineSet:
@@ -53,14 +53,14 @@ def opened(tiny_engines: Opened, store: Store, here: Path) -> Opened:
 
 
 def recorded(engines: EngineSet) -> CheckpointRecord:
-    """The checkpoint that records of the engines' pictures name."""
+    """Return the checkpoint that records of the engines' pictures name."""
     request = make_request("a", seed=0)
     record = made_record(engines, request, request.pictures, 0, {})
     return CheckpointRecord.model_validate(record["checkpoint"])
 
 
 def repeated(record: CheckpointRecord, **given: Any) -> dict[str, Any]:
-    """What --from names to open the checkpoint of a record."""
+    """Return the checkpoint that --from opens for a record."""
     merged = with_record(options(**given), picture_record(checkpoint=record.model_dump(mode="json")))
     return {name: getattr(merged, name) for name in ("checkpoint", "revision", "bundle") if getattr(merged, name)}
 
@@ -148,7 +148,7 @@ def test_bundles_and_engines_keep_their_names(opened: Opened, tiny_bundle: Bundl
 def test_what_is_derived_of_a_bundle_goes_by_its_name(
     way: dict[str, Any], tiny_path: Path, tiny_bundle: Bundle, store: Store, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The quantising and the cutting are left out."""
+    """Quantising and cutting are replaced by doubles."""
     shutil.copytree(tiny_path, "second")
     for name in ("_quantised", "_cut"):
         monkeypatch.setattr(f"sdrt.prepare.bundles.{name}", lambda *_: tiny_bundle)

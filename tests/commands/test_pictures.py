@@ -1,4 +1,4 @@
-"""From the command line to pictures and back: what is written, what --json says, and repeating by --from."""
+"""From the command line to pictures and back: files, --json, and repeating by --from."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def denoise(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Denoise:
-    """Runs ``sdrt denoise`` on the tiny checkpoint in an empty folder, two steps unless told otherwise."""
+    """Return a function that runs ``sdrt denoise`` on the tiny checkpoint in an empty folder, by default in 2 steps."""
     tiny_engines("onnxruntime", "fp32")
     monkeypatch.chdir(tmp_path)
 
@@ -243,7 +243,7 @@ def test_the_store_lists_and_verifies_what_it_holds(denoise: Denoise, sdrt: Comm
 
 
 def interrupt(words: list[str], at: str, number: signal.Signals, folder: Path) -> tuple[int, str]:
-    """Run ``sdrt``, send it a signal when a line of stderr starts with ``at``; its exit code and the rest it said."""
+    """Run ``sdrt``, send a signal at the stderr line that starts with ``at``; return the exit code and later lines."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # Jobs that a shell without job control runs in the background ignore it, and so would the child.
         signal.signal(signal.SIGINT, signal.default_int_handler)

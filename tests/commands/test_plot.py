@@ -1,4 +1,4 @@
-"""``sdrt plot``: each plot by the tiny checkpoint's engines, the files it says it wrote, and what is refused."""
+"""``sdrt plot``: each plot from the tiny checkpoint's engines, the files it lists, and refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """A wide picture with transparency: any size and mode is taken."""
+    """Write a wide picture with transparency."""
     path = tmp_path / "picture.png"
     Image.linear_gradient("L").resize((300, 200)).convert("LA").save(path)
     return path
@@ -58,7 +58,7 @@ def test_it_writes_what_it_says(
 
 
 def numbers(plot: str, found: dict[str, Any]) -> list[Any]:
-    """Of each plot's JSON, what stands behind the picture."""
+    """Return the numbers of each plot's JSON."""
     if plot == "prediction":
         return [found["sigma"], found["noise_mse"], *found["std"].values()]
     if plot == "sigmas":

@@ -1,4 +1,4 @@
-"""What a checkpoint recommends decides where nothing is asked, from its generation_config.json to the picture."""
+"""A checkpoint's recommended guidance scale applies by default, from generation_config.json to the picture."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def engines(hand_sets: Sets) -> EngineSet:
 
 @pytest.fixture
 def denoise(sdrt: CommandLine, engines: EngineSet, tmp_path: Path, here: Path) -> Denoise:
-    """Runs ``sdrt denoise`` for two steps on engines that recommend a guidance scale, in an empty folder."""
+    """Return a function that runs ``sdrt denoise`` for two steps on engines that recommend a guidance scale."""
 
     def run(*words: str | Path | int | float) -> Ended:
         given = ("--engines", engines.path, "--trust", engines.digest, "--store", tmp_path / "store")

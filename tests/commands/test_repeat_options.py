@@ -1,4 +1,4 @@
-"""What --from decides, and what the command line says against it."""
+"""Options that --from sets, and the options that override it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.records import picture_record
 
 
 def taken(record: dict[str, Any], **given: Any) -> dict[str, Any]:
-    """How the picture of a record is run again."""
+    """Return the settings that repeat the picture of a record."""
     merged = with_record(options(**given), record)
     return {name: getattr(merged, name) for name in ("backend", "loop", "provider", "cuda_graphs")}
 

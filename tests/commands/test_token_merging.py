@@ -1,4 +1,4 @@
-"""What sdrt says and does of token merging: prepared where it is asked for, recorded, repeated, refused by name."""
+"""Token merging in sdrt's commands: exported, recorded, repeated, and refused by name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Denoise = Callable[..., Ended]
 
 @pytest.fixture
 def exports(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
-    """What exports were asked for; they give graphs written by hand."""
+    """List the requested exports; they return hand-written graphs."""
     asked: list[float | None] = []
 
     def export(_checkpoint: object, out: Path, *, token_merging: float | None = None, **_: object) -> None:
@@ -97,7 +97,7 @@ def test_ratios_have_bounds(
 
 @pytest.fixture
 def merging(hand_sets: Callable[..., EngineSet], tmp_path: Path) -> tuple[str | Path, ...]:
-    """Options that name engines whose manifest says that they merge half of the tokens."""
+    """Return options that name engines whose manifest states half of the tokens merged."""
     engines, folder = hand_sets(), tmp_path / "merging"
     shutil.copytree(engines.path, folder)
     seal(folder, engines.manifest.model_copy(update={"token_merging": 0.5}))
@@ -135,7 +135,7 @@ def test_other_programs_read_it() -> None:
 def test_engines_say_what_their_bundle_says(
     ratio: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And where it merges none they say nothing, as before."""
+    """Without merging the manifest has no field, as in earlier versions."""
     monkeypatch.setattr(
         build_processes, "build_all", lambda jobs, *_: {j.component: builder(j.backend).build(j) for j in jobs}
     )

@@ -1,4 +1,4 @@
-"""Made-up findings of a comparison, for tests of what is done with them."""
+"""Made-up findings of a comparison."""
 
 from __future__ import annotations
 

@@ -18,17 +18,17 @@ STEPS = 6
 
 @pytest.fixture(scope="session")
 def tiny_reference(tiny_path: Path) -> Reference:
-    """The tiny checkpoint as a reference."""
+    """Return the tiny checkpoint as a reference."""
     return Reference(open_checkpoint(str(tiny_path)))
 
 
 @pytest.fixture(scope="session")
 def tiny_trajectory(tiny_reference: Reference) -> ReferenceTrajectory:
-    """How it denoises one prompt."""
+    """Return its trajectory for one prompt."""
     return tiny_reference.denoise(make_request(PROMPTS, seed=5, num_inference_steps=STEPS))
 
 
 @pytest.fixture(scope="session")
 def tiny_inputs(tiny_reference: Reference, tiny_trajectory: ReferenceTrajectory) -> Inputs:
-    """What its components meet, at batches 1 and 2."""
+    """Return its components' inputs, at batches 1 and 2."""
     return Inputs(tiny_reference, tiny_trajectory, (1, 2))

@@ -1,4 +1,4 @@
-"""The search for the first tensor that departs: it finds what was planted, and nothing where nothing was."""
+"""The search for the first tensor that differs: it finds planted faults, and nothing without one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.compare import comparisons
 
 
 def own(component: str) -> ToleranceRecord:
-    """What a component of the bundle is held to."""
+    """Return the tolerance of a component of the bundle."""
     tolerance = load().of(component, "onnxruntime", "fp32")
     assert tolerance is not None
     return tolerance
@@ -74,14 +74,14 @@ def test_the_step_s_own_nodes(
 
 
 def _spoil_first_norm(model: onnx.ModelProto, _path: Path) -> None:
-    """Have the first normalisation, which lies before the first cross-attention, divide by something else."""
+    """Change the divisor of the first normalisation, which comes before the first cross-attention."""
     node = next(node for node in model.graph.node if node.op_type == "GroupNormalization")
     (epsilon,) = (attribute for attribute in node.attribute if attribute.name == "epsilon")
     epsilon.f = 1.0
 
 
 def _share_too_much(model: onnx.ModelProto, _path: Path) -> None:
-    """Take the unconditional half's states once, for both halves."""
+    """Use the unconditional half's states for both halves."""
     states = "unet.encoder_hidden_states"
     nodes = list(model.graph.node)
     for node in nodes:

@@ -1,4 +1,4 @@
-"""What moved between two comparisons is named, what did not move is not; a file that is no comparison is refused."""
+"""Changes between two comparisons: values that moved are named, others are not; other files are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison by components: what never passes, what is unverified, and the tiny checkpoint's own engines."""
+"""The comparison by components: results that never pass, unverified results, and the tiny checkpoint's engines."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class _Shifted(Reference):
 
 
 def changed(made: Candidate, **fields: Any) -> Candidate:
-    """The candidate with its text encoder's record changed."""
+    """Return the candidate with its text encoder's record changed."""
     part = made.parts["text_encoder"].model_copy(update=fields)
     return replace(made, parts={**made.parts, "text_encoder": part})
 

@@ -1,4 +1,4 @@
-"""What the numbers depend on is written beside them: threads, GPUs, their driver, and ONNX Runtime's provider."""
+"""The environment stands beside the numbers: threads, GPUs, their driver, and ONNX Runtime's provider."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sdrt.machine.cpu import usable_cpus
 
 @pytest.fixture
 def subject(tiny_bundle: Bundle, tiny_path: Path) -> Subject:
-    """The tiny bundle's graphs."""
+    """Return the tiny bundle's graphs."""
     record = tiny_bundle.manifest.checkpoint
     checkpoint = open_checkpoint(str(tiny_path))
     return Subject(candidate(tiny_bundle), None, None, tiny_bundle, record, checkpoint, tiny_bundle.digest)
@@ -28,7 +28,7 @@ def subject(tiny_bundle: Bundle, tiny_path: Path) -> Subject:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Stands for the driver; to be changed."""
+    """Replace the driver; tests may change it."""
     found: dict[str, Any] = {"driver": None, "problem": "there is no driver"}
     monkeypatch.setattr(comparing, "gpu", lambda: found)
     return found

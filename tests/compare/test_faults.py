@@ -1,4 +1,4 @@
-"""The planted faults: each is planted where it says, is found, and the right component is blamed."""
+"""The planted faults: each is planted where stated and found, and the right component is blamed."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_an_unknown_fault_is_refused(tiny_reference: Reference, tiny_inputs: Inp
 
 @pytest.fixture
 def only_text(tiny_bundle: Bundle) -> Bundle:
-    """The tiny bundle as if it held the text encoder alone, which takes no time."""
+    """Open the tiny bundle with its text encoder alone, which is fast."""
     parts = {name: part for name, part in tiny_bundle.manifest.components.items() if name == "text_encoder"}
     return Bundle(tiny_bundle.path, tiny_bundle.manifest.model_copy(update={"components": parts}), tiny_bundle.digest)
 

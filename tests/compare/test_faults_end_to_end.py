@@ -24,7 +24,7 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def reference_run(tiny_reference: Reference) -> comparing.ReferenceRun:
-    """PyTorch's side, which is the same for every fault."""
+    """Run PyTorch's side, which is the same for every fault."""
     request = make_request(PROMPT.prompt, seed=PROMPT.seed, num_inference_steps=STEPS)
     trajectory = tiny_reference.denoise(request)
     return comparing.ReferenceRun(tiny_reference, (PROMPT,), trajectory, Inputs(tiny_reference, trajectory, (1, 2)))

@@ -1,4 +1,4 @@
-"""PSNR and SSIM equal what torchmetrics computes, and nothing is broadcast, resized or called equal that is not."""
+"""PSNR and SSIM equal torchmetrics'; different sizes and types are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdrt.errors import NumericError
 
 
 def picture(seed: int, height: int = 48, width: int = 64) -> Image.Image:
-    """Smooth colours under grain, so that SSIM sees structure."""
+    """Draw smooth colours under grain, so that SSIM sees structure."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     waves = [np.sin(rows / rng.uniform(3, 9) + columns / rng.uniform(3, 9)) for _ in range(3)]
@@ -22,7 +22,7 @@ def picture(seed: int, height: int = 48, width: int = 64) -> Image.Image:
 
 
 def moved(image: Image.Image, by: int, at: tuple[int, int] = (20, 30)) -> Image.Image:
-    """The picture with one value changed."""
+    """Return the picture with one value changed."""
     pixels = np.asarray(image).copy()
     pixels[*at, 1] = (int(pixels[*at, 1]) + by) % 256
     return Image.fromarray(pixels)

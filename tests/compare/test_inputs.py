@@ -1,4 +1,4 @@
-"""What components are fed: real ids, the trajectory's own latents and timesteps, at the batches that engines take."""
+"""Inputs of components: real ids, the trajectory's own latents and timesteps, at the batches that engines take."""
 
 from __future__ import annotations
 

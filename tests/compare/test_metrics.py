@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand, and what never passes."""
+"""Metrics against values computed by hand, and results that never pass."""
 
 from __future__ import annotations
 

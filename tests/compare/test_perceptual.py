@@ -1,4 +1,4 @@
-"""LPIPS over a double of its package: absent, unreachable, and filled with AlexNet's weights by their names."""
+"""LPIPS over a double of its package: missing, unreachable, and loaded with AlexNet's weights by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdrt.install_lines import extra_line
 
 
 class Fetch:
-    """Stands for the way to AlexNet's weights; remembers how it was asked."""
+    """Stands in for the download of AlexNet's weights; records its arguments."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -30,7 +30,7 @@ class Fetch:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packages, as far as they are used: a distance of one number a layer."""
+    """Install doubles of the used packages: a distance of one number a layer."""
     import torch
 
     class Slices(torch.nn.Module):

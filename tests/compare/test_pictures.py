@@ -1,4 +1,4 @@
-"""Pictures unlike the reference's fail, as do ones that no longer obey their prompt; nothing passes unlooked."""
+"""Pictures unlike the reference's fail, as do pictures that no longer show their prompt; none passes unchecked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompt files are read as written, and what is wrong in one is named by its line."""
+"""Prompt files are read exactly, and errors name their line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report shows everything that was found, fetches nothing, and cannot be made to run what a prompt says."""
+"""The report shows every finding, fetches nothing, and cannot be made to run a prompt's content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ATTACK = "<script>alert('x')</script>\"'&$title"
 
 
 class Page(HTMLParser):
-    """What a page consists of: its tags, their attributes, and its text."""
+    """Collects a page's tags, their attributes, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def pair(prompt: str = "a red circle", *, candidate: bool = True) -> Pair:
 
 
 def failed() -> Comparison:
-    """One of everything that can be wrong."""
+    """Build a comparison with one failure of each kind."""
     broken = component("unet", output(2e-3, "failed", "relative_l2 is 0.002; 0.001 is allowed", "out_sample"))
     where = Departure(
         tensor="norm_7", node="n7", operator="GroupNormalization", source_module="down_blocks.0.norm1", metrics=None

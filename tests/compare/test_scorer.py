@@ -1,4 +1,4 @@
-"""The scorer says "right" of scenes as they are drawn, and finds each planted fault."""
+"""The scorer accepts scenes as drawn, and finds each planted fault."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def as_jpeg(picture: Image.Image) -> Image.Image:
 
 
 def blurred(picture: Image.Image) -> Image.Image:
-    """As blurred as a small autoencoder leaves edges: a radius of 3 pixels in 512."""
+    """Blur as a small autoencoder does at edges: a radius of 3 pixels in 512."""
     return picture.filter(ImageFilter.GaussianBlur(3 * picture.width / 512))
 
 
 def noisy(picture: Image.Image) -> Image.Image:
-    """Noise of 12 levels, smooth over 4 pixels, and a tint of 8: 26 dB, worse than the autoencoder's 30."""
+    """Add noise of 12 levels, smooth over 4 pixels, and a tint of 8: 26 dB, below the autoencoder's 30."""
     rng = np.random.default_rng(0)
     grain = rng.normal(0, 12, (picture.height // 4, picture.width // 4, 3)).repeat(4, 0).repeat(4, 1)
     return Image.fromarray((np.asarray(picture) + grain + rng.normal(0, 8, 3)).clip(0, 255).astype(np.uint8))
@@ -110,7 +110,7 @@ ASPECTS = {
 
 
 def sized_pair(rng: random.Random) -> Scene:
-    """Two different objects, both with a size word, so that every fault shows."""
+    """Return a scene of two different objects, both with a size word, so that every fault shows."""
     scene = random_scene(rng, pairs=1.0)
     first, second = scene.things
     shape = other(list(SHAPES), first.shape)

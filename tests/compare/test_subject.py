@@ -1,4 +1,4 @@
-"""What a comparison opens, and what it says that it leaves out."""
+"""What a comparison opens, and its notes on what it leaves out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors for Polygraphy: what it is told, and that only what was saved here is ever replaced or removed."""
+"""Tensors for Polygraphy: what is passed to it; only files saved by sdrt are ever replaced or removed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_limit_of_zero_is_an_infinite_ratio() -> None:
 
 
 def saved(folder: Path) -> Path:
-    """Tensors as an earlier run left them."""
+    """Save tensors as an earlier run did."""
     for name in ("unet", "vae_decoder"):
         (folder / name).mkdir(parents=True)
         for file in ("inputs.json", "outputs.json"):

@@ -1,4 +1,4 @@
-"""What merges tokens is held against a reference that merges as many, and the comparison says so."""
+"""A subject that merges tokens is compared with a reference that merges as many, and the report says so."""
 
 from __future__ import annotations
 

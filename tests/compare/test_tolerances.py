@@ -1,4 +1,4 @@
-"""The table of tolerances: the shipped one, a user's, and what is refused."""
+"""The table of tolerances: the shipped one, a user's, and refusals."""
 
 from __future__ import annotations
 

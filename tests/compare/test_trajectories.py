@@ -1,4 +1,4 @@
-"""Error by step: where it grows, the first step over, and what never passes. And the tiny checkpoint's own runs."""
+"""Error by step: its growth, the first step over, results that never pass, and the tiny checkpoint's own runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def engines(tiny_engines: Engines) -> EngineSet:
 
 
 def with_error(trajectory: ReferenceTrajectory, *shares: float) -> Drawn:
-    """What a candidate drew whose latents are off by these shares, step by step."""
+    """Return a candidate's trajectory whose latents differ by these shares, step by step."""
     steps = trajectory.latents[1:]
     return Drawn(tuple(x[0] * np.float32(1 + share) for x, share in zip(steps, shares, strict=False)), None)
 

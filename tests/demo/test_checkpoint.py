@@ -1,4 +1,4 @@
-"""The committed checkpoint is what the issue asks for: small, fp16, Stable Diffusion v1, and readable by diffusers."""
+"""The committed checkpoint: small, fp16, Stable Diffusion v1, and readable by diffusers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation says: shares with their intervals, and what changed since another of the same captions."""
+"""Evaluation results: shares with their intervals, and changes since another evaluation of the same captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WRONG = Verdict(**{**dict.fromkeys(Verdict.__dataclass_fields__, True), "shape":
 
 
 def results(single: str, pairs: str) -> list[Result]:
-    """One result a letter: r is right, w is not."""
+    """Build one result a letter: r is right, w is not."""
     letters = [(letter, 1) for letter in single] + [(letter, 2) for letter in pairs]
     verdicts = {"r": RIGHT, "w": WRONG}
     return [Result(f"caption {k}", k, objects, verdicts[letter]) for k, (letter, objects) in enumerate(letters)]

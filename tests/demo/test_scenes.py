@@ -1,4 +1,4 @@
-"""The demo's scenes: repeatable, described truly, and held out where they should be."""
+"""The demo's scenes: repeatable, described correctly, and held out where they should be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training goes on from a saved state as if it had never stopped, and never sees what is held out."""
+"""Training resumes from a saved state as if it had never stopped, and never sees held-out scenes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def new_run(path: Path, muon_rate: float | None = None) -> Run:
 
 
 def train(run: Run, steps: int) -> None:
-    """A few steps that use both generators, as the training scripts do."""
+    """Train a few steps that use both generators, as the training scripts do."""
     model = run.modules["model"]
     for _ in range(steps):
         loss = (model(torch.randn(8, 4)) - run.rng.random()).square().mean()
@@ -96,7 +96,7 @@ def test_a_warm_start_takes_the_committed_weights_in_fp32(tmp_path: Path) -> Non
 
 
 def inner_features(unet: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """What the inner levels' last resnet gives, [n,32,32,32]."""
+    """Return the output of the inner levels' last resnet, [n,32,32,32]."""
     found: list[torch.Tensor] = []
     last = unet.up_blocks[3].resnets[1]  # type: ignore[union-attr, index]
     handle = last.register_forward_hook(lambda module, inputs, output: found.append(output))

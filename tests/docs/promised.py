@@ -40,7 +40,7 @@ NOT_TYPE = (
 
 
 def fields(schema: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """Path -> type, and whether a file must have it: ``components.*.inputs[].name``."""
+    """Map paths such as ``components.*.inputs[].name`` to their type and whether they are required."""
     whole = schema.model_json_schema()
     found: dict[str, dict[str, Any]] = {}
     _collect(whole, "", True, whole.get("$defs", {}), found)
@@ -50,7 +50,7 @@ def fields(schema: type[BaseModel]) -> dict[str, dict[str, Any]]:
 def _collect(
     part: dict[str, Any], path: str, required: bool, defined: dict[str, Any], found: dict[str, dict[str, Any]]
 ) -> None:
-    """Put a part of a schema, and what lies below it, into ``found``."""
+    """Add a part of a schema, and everything below it, to ``found``."""
     if "$ref" in part:
         part = defined[part["$ref"].rpartition("/")[2]]
     choices = [choice for choice in part.get("anyOf", []) if choice.get("type") != "null"]
@@ -73,7 +73,7 @@ def _collect(
 
 
 def _type(part: dict[str, Any]) -> Any:
-    """A field's own type: its name, or the values that it can have."""
+    """Return a field's own type: its name, or its possible values."""
     if "properties" in part:
         return "object"
     kept = {
@@ -85,7 +85,7 @@ def _type(part: dict[str, Any]) -> Any:
 
 
 def golden() -> dict[str, dict[str, dict[str, Any]]]:
-    """What is promised."""
+    """Read the promised schemas."""
     promised: dict[str, dict[str, dict[str, Any]]] = json.loads(GOLDEN.read_text())
     return promised
 

@@ -22,12 +22,12 @@ SCRIPTS = Path(sys.executable).parent
 
 
 def commands(page: str, start: str) -> list[str]:
-    """A page's commands that start so."""
+    """Return a page's commands with this beginning."""
     return [line.strip() for line in (DOCS / page).read_text().splitlines() if line.startswith(f"    {start}")]
 
 
 def command(start: str) -> str:
-    """The one command of Polygraphy's page that starts so."""
+    """Return the one command of Polygraphy's page with this beginning."""
     (found,) = commands("how-to-polygraphy.md", start)
     return found
 
@@ -52,7 +52,7 @@ def test_the_page_names_the_limit_of_the_table() -> None:
 
 @pytest.fixture
 def words(tiny_bundle: Bundle, tiny_path: Path, store: Store, tmp_path: Path) -> list[str]:
-    """Puts the bundle where the pages have it; gives what a command is told besides, to be short."""
+    """Put the bundle where the pages have it; return options that shorten each command."""
     shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     return ["--checkpoint", str(tiny_path), "--store", str(store.root), "--prompts", "prompts.txt", "--steps", "2"]

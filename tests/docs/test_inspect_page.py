@@ -1,4 +1,4 @@
-"""The page on inspecting: its commands run, and its drawing is the one that the code draws."""
+"""The page on inspecting: its commands run, and its drawing equals the code's."""
 
 from __future__ import annotations
 

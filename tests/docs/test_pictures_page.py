@@ -1,4 +1,4 @@
-"""The page on pictures: its commands and its program, executed on engines written by hand."""
+"""The page on pictures: its commands and its program, executed on engines of hand-written graphs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "how-to-pictures.md"
 
 
 def indented(start: str) -> list[str]:
-    """The page's indented lines that start so."""
+    """Return the page's indented lines with this beginning."""
     return [line.strip() for line in PAGE.read_text().splitlines() if line.startswith(f"    {start}")]
 
 
 @pytest.fixture(autouse=True)
 def here(hand_sets: Callable[..., EngineSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with what the page speaks of, and quick engines in the place of a checkpoint's."""
+    """Run in a folder with the page's files, and with quick engines in place of a checkpoint's."""
 
     def load(*_: Any, keep_loaded: bool = True, **__: Any) -> Pipeline:
         return Pipeline(hand_sets(), keep_loaded=keep_loaded)

@@ -1,4 +1,4 @@
-"""docs/stability.md is held against the code: what it promises is there, and means what it did."""
+"""docs/stability.md agrees with the code: each promise exists and means what it did."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Fields = dict[str, dict[str, Any]]
 
 
 def rows(start: str) -> list[list[str]]:
-    """The cells of the table whose head starts so."""
+    """Return the cells of the table whose head starts with this."""
     lines = PAGE.splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith(f"| {start} |"))
     body = lines[at + 2 :]
@@ -37,13 +37,13 @@ def rows(start: str) -> list[list[str]]:
 
 
 def promised_call(name: str) -> list[str]:
-    """The arguments that the page promises of a callable."""
+    """Return the arguments that the page promises of a callable."""
     (found,) = re.findall(rf"^    sdrt\.{re.escape(name)}\((.*)\)$", PAGE, flags=re.MULTILINE)
     return [argument.strip() for argument in found.split(",") if argument.strip()]
 
 
 def promised_names(name: str) -> list[str]:
-    """The names that the page promises of a class or module."""
+    """Return the names that the page promises of a class or module."""
     (found,) = re.findall(rf"^    sdrt\.{re.escape(name)}: (.*)$", PAGE, flags=re.MULTILINE)
     return [each.strip() for each in found.split(",")]
 
@@ -66,7 +66,7 @@ def test_names_are_where_they_are_promised() -> None:
 
 
 def found_options(words: list[str]) -> set[str]:
-    """The options of a command."""
+    """Return the options of a command."""
     command: click.Command = cli
     context = click.Context(cli, **cli.context_settings)
     for word in words:
@@ -130,7 +130,7 @@ def test_schemas_are_where_they_are_promised() -> None:
 
 
 def broken(promised: Fields, found: Fields) -> list[str]:
-    """What breaks a promise: a field that went, has another type, or that files of before lack."""
+    """List broken promises: a missing field, another type, or a newly required field."""
     lines = []
     for path, was in promised.items():
         now = found.get(path)
@@ -147,12 +147,12 @@ def broken(promised: Fields, found: Fields) -> list[str]:
 
 
 def _wider(was: Any, now: Any) -> bool:
-    """Whether a list of values has grown: what was written stays readable."""
+    """Return whether a list of values has only grown, so that older files stay readable."""
     return isinstance(was, list) and isinstance(now, list) and set(was) <= set(now)
 
 
 def _parent(path: str) -> str:
-    """The path of what a field is a field of."""
+    """Return the path of a field's parent."""
     return re.sub(r"(\[\]|\.\*)+$", "", path).rpartition(".")[0]
 
 

@@ -1,4 +1,4 @@
-"""The commands of the TensorRT pages, executed: an fp16 bundle of a few operators stands for the real one."""
+"""The commands of the TensorRT pages, executed on an fp16 bundle of a few operators."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PICTURE, LATENTS = ("batch", 3, 512, 512), ("batch", 8, 64, 64)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an fp16 bundle of a vae_encoder in it."""
+    """Create a folder with an fp16 bundle of a vae_encoder."""
     import numpy as np
     from onnx import helper
 
@@ -57,12 +57,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commands(page: str) -> list[str]:
-    """The indented lines of a page that are commands."""
+    """Return the indented lines of a page that are commands."""
     return [line.strip() for line in (DOCS / page).read_text().splitlines() if line.startswith("    ")]
 
 
 def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of a page; the bundle has one component, and the store is the test's own."""
+    """Run a command of a page with one component and the test's own store."""
     words = shlex.split(command)
     if words[:2] == ["sdrt", "build"]:
         words += ["--components", "vae_encoder", "--store", "store"]

@@ -1,4 +1,4 @@
-"""The tutorial: its commands run, and its pictures are the ones they write."""
+"""The tutorial: its commands run, and write the pictures it shows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMIT_BYTES = 4 << 20
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    """docs/generate_tutorial.py."""
+    """Load docs/generate_tutorial.py."""
     spec = importlib.util.spec_from_file_location("generate_tutorial", DOCS / "generate_tutorial.py")
     assert spec is not None
     assert spec.loader is not None
@@ -34,7 +34,7 @@ def generator() -> ModuleType:
 
 
 def outputs(words: list[str]) -> list[str]:
-    """The files that a command names to be written."""
+    """Return the files that a command writes."""
     return [words[index + 1] for index, word in enumerate(words) if word in ("--out", "--animation", "--drawing")]
 
 

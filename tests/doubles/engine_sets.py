@@ -1,4 +1,4 @@
-"""Engine sets made by hand: sealed folders whose engines are a few bytes that no backend ever sees."""
+"""Hand-made engine sets: sealed folders whose engines are a few bytes that no backend opens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY = "cd" * 32
 
 
 def make_set(folder: Path, **changes: Any) -> str:
-    """Write an engine set of one component; ``changes`` replace fields of its manifest. Gives its digest."""
+    """Write an engine set of one component and return its digest; ``changes`` replace fields of its manifest."""
     for name, content in {"unet/model.blob": b"engine" * 50, TOKENIZER: b"{}", SCHEDULER: b"{}"}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)

@@ -25,7 +25,7 @@ RECIPE = Recipe.model_validate(
 
 
 def make_job(graph: Path, spec: Component, folder: Path, **changes: Any) -> ComponentJob:
-    """A job that builds one graph as the component "unet", batch 1 to 4, for sm86."""
+    """Return a job that builds one graph as the component "unet", batch 1 to 4, for sm86."""
     folder.mkdir(exist_ok=True)
     job = ComponentJob(
         backend="tensorrt-rtx",
@@ -43,16 +43,14 @@ def make_job(graph: Path, spec: Component, folder: Path, **changes: Any) -> Comp
 
 
 class Heard:
-    """A report that remembers what it was told."""
+    """A progress report that records percentages and notes."""
 
     def __init__(self) -> None:
         self.percents: list[int] = []
         self.notes: list[str] = []
 
     def percent(self, done: int) -> None:
-        """Remember."""
         self.percents.append(done)
 
     def note(self, text: str) -> None:
-        """Remember."""
         self.notes.append(text)

@@ -13,17 +13,17 @@ from tests.models.tiny_bundle import tiny_bundle
 
 @pytest.fixture(scope="session")
 def hand_made(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The bundle of graphs written by hand; not to be changed."""
+    """Write the bundle of hand-written graphs; read-only."""
     return tiny_bundle(tmp_path_factory.mktemp("hand-made") / "bundle")
 
 
 @pytest.fixture
 def own_store(tmp_path: Path) -> Store:
-    """A store of the test's own."""
+    """Return a store of the test's own."""
     return Store(tmp_path / "store", lock_timeout_s=60)
 
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[ComponentName]:
-    """Compile in this process; lists what was compiled."""
+    """Compile in this process; return the list of compiled components."""
     return compile_here(monkeypatch)

@@ -120,7 +120,7 @@ def attention_graph(path: Path, head_size: int, dtype: int = HALF) -> tuple[Path
 def write(
     path: Path, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], weights: dict[str, Any], **more: str
 ) -> tuple[Path, Component]:
-    """Write a graph; ``more`` are domains with version 1. Gives the path and the component's part of a manifest."""
+    """Write a graph and return its path and its part of a manifest; ``more`` are domains with version 1."""
     graph = helper.make_graph(
         nodes,
         "small",
@@ -151,7 +151,7 @@ def _specs(values: dict[str, Any]) -> tuple[TensorSpec, ...]:
 
 
 def _nodes(text: str) -> list[Any]:
-    """Nodes from lines ``Operator inputs > outputs : attribute=value``."""
+    """Parse nodes from lines ``Operator inputs > outputs : attribute=value``."""
     nodes: list[Any] = []
     for line in filter(None, text.splitlines()):
         call, _, attributes = line.partition(" : ")
@@ -166,7 +166,7 @@ def _nodes(text: str) -> list[Any]:
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
-    """``a=1,2,b=x`` as pairs: a comma belongs to the value unless a name and "=" follow."""
+    """Split ``a=1,2,b=x`` into pairs: a comma belongs to the value unless a name and "=" follow."""
     pairs: list[tuple[str, str]] = []
     for part in filter(None, text.split(",")):
         if "=" in part:

@@ -213,7 +213,7 @@ print(build(Bundle.open(Path(sys.argv[1])), request, Store(Path(sys.argv[2])), L
 
 
 def start_building(bundle: Bundle, store: Store) -> subprocess.Popen[str]:
-    """A process that builds once a line is written to it."""
+    """Start a process that builds once a line is written to it."""
     process = subprocess.Popen(
         [sys.executable, "-c", BUILD_SCRIPT, str(bundle.path), str(store.root)],
         stdin=subprocess.PIPE,

@@ -24,7 +24,7 @@ ALL: tuple[ComponentName, ...] = ("vae_decoder", "vae_encoder", "unet", "text_en
 
 @pytest.fixture
 def shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts another onnxruntime in the way of the worker's, whose import runs the code given."""
+    """Return a function that shadows the worker's onnxruntime by a module that runs the given code."""
 
     def put(code: str) -> None:
         (tmp_path / "shadow").mkdir()
@@ -103,7 +103,7 @@ def test_an_interrupted_build_ends_its_compilers(
 
 
 class FakeLane:
-    """A lane that only remembers its job."""
+    """A lane that only records its job."""
 
     def __init__(self) -> None:
         self.job: ComponentJob | None = None
@@ -113,7 +113,7 @@ class FakeLane:
 
 
 def hand_out(jobs: list[ComponentJob], memory_bytes: int | None) -> list[ComponentName | None]:
-    """What each of two lanes is given."""
+    """Return the component given to each of two lanes."""
     two: list[Any] = [FakeLane(), FakeLane()]
     build_processes._hand_out(sorted(jobs, key=build_processes.memory_needed, reverse=True), two, silent, memory_bytes)
     return [lane.job.component if lane.job else None for lane in two]

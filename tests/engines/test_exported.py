@@ -30,7 +30,7 @@ COMPONENTS = {"text_encoder", "unet", "denoise_step", "vae_encoder", "vae_decode
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """An fp16 bundle whose heads have kernels: 32 and 64 wide."""
+    """Export an fp16 bundle whose heads have kernels: 32 and 64 wide."""
     folder = tmp_path_factory.mktemp("exported")
     checkpoint = tiny_checkpoint(
         folder / "checkpoint",

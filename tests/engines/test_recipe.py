@@ -1,4 +1,4 @@
-"""Recipes: what ships, what overrides, and what is refused by name."""
+"""Recipes: the shipped ones, overrides, and refusals by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every name of TensorRT's that the code uses, held against what 10.16, 11.4 and TensorRT-RTX 1.7 have.
+"""The names of TensorRT that the code uses, checked against 10.16, 11.4 and TensorRT-RTX 1.7.
 
 tests/engines/tensorrt_api holds the classes, enum values and signatures read off the real bindings of each.
 """
@@ -81,7 +81,7 @@ SEVERITIES = {"INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"}
 
 
 def missing(source: str, version: str, objects: dict[str, str]) -> list[str]:
-    """Names that a source uses and a version lacks."""
+    """List names that a source uses and a version lacks."""
     api = API[version]
     return [
         f"{owner}.{name}"
@@ -91,7 +91,7 @@ def missing(source: str, version: str, objects: dict[str, str]) -> list[str]:
 
 
 def uses(tree: ast.AST, objects: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(class or "trt", attribute) of every use."""
+    """Yield (class or "trt", attribute) of every use."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute):
             continue
@@ -107,7 +107,7 @@ def uses(tree: ast.AST, objects: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def has(api: dict[str, Any], owner: str, name: str) -> bool:
-    """Whether a version has a class, or a class an attribute or enum value."""
+    """Return whether a version has a class, or a class an attribute or enum value."""
     if owner == "trt":
         return name in api
     if owner == "ILogger.Severity":

@@ -1,4 +1,4 @@
-"""What makes a set of TensorRT's another one: each field of the key changed alone."""
+"""The key of a TensorRT set: each of its fields changed alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A machine with a GPU and both libraries; what is put into it changes it."""
+    """Fake a machine with a GPU and both libraries; changing the dict changes it."""
     facts: dict[str, Any] = {"driver": DRIVER, "version": "10.16.0"}
     monkeypatch.setattr(nvidia, "driver", lambda: facts["driver"])
     monkeypatch.setattr("sdrt.engines.builders.tensorrt.installed_version", lambda _: facts["version"])

@@ -1,4 +1,4 @@
-"""Precision by component: what overflows fp16 stays fp32, said and recorded; the rest does not."""
+"""Precision by component: a component that overflows fp16 stays fp32, noted and recorded; others do not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Change = Callable[[dict[str, torch.Tensor]], None]
 
 
 def overflowing(weights: dict[str, torch.Tensor]) -> None:
-    """Gives the first feed-forward layer numbers of some 1e5."""
+    """Make the first feed-forward layer give numbers of some 1e5."""
     weights[f"{FC1}.bias"] += 2.0
     for name in ("weight", "bias"):
         weights[f"{FC1}.{name}"] *= GAIN
@@ -37,13 +37,13 @@ def overflowing(weights: dict[str, torch.Tensor]) -> None:
 
 
 def endless(weights: dict[str, torch.Tensor]) -> None:
-    """Passes what fp32 holds, too, from finite weights."""
+    """Overflow fp32 from finite weights."""
     weights[f"{FC1}.bias"].fill_(3e38)
 
 
 @pytest.fixture
 def changed(tiny_path: Path, tmp_path: Path) -> Callable[[Change], Checkpoint]:
-    """Gives the tiny checkpoint with other weights in its text encoder."""
+    """Return a function that opens the tiny checkpoint with changed weights in its text encoder."""
 
     def make(change: Change) -> Checkpoint:
         folder = tmp_path / "checkpoint"
@@ -64,7 +64,7 @@ def measure(checkpoint: Checkpoint, folder: Path, *components: ComponentName) ->
 
 
 def encoded(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> torch.Tensor:
-    """Hidden states of a prompt, by the torch module in a precision."""
+    """Return hidden states of a prompt, by the torch module in a precision."""
     source = load_component(checkpoint, "text_encoder")
     (folder / "ids.json").write_bytes(tokenizer_json(checkpoint))
     tokens = Tokenizer.open(folder / "ids.json", checkpoint.text_encoder["max_position_embeddings"]).encode(["a cat"])
@@ -110,7 +110,7 @@ def test_a_broken_checkpoint_is_named(changed: Callable[[Change], Checkpoint], t
 
 @pytest.mark.long
 def test_each_component_is_measured_on_its_own(tiny_path: Path, tmp_path: Path) -> None:
-    """The decoder's overflow neither taints the others nor is seen where the decoder is not asked for."""
+    """The decoder's overflow does not affect the others, and is not seen if the decoder is not exported."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_path, folder)
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"

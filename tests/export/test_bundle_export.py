@@ -1,4 +1,4 @@
-"""Exporting: equal bytes anywhere, parts of a checkpoint, fp16, and nothing left behind by what fails."""
+"""Exporting: equal bytes anywhere, parts of a checkpoint, fp16, and nothing left behind by failures."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_what_cannot_be_exported_is_refused_first(tiny_path: Path, tmp_path: Pat
 
 
 def weight_dtypes(path: Path) -> set[int]:
-    """Element types of the weights that are large enough to be computed with."""
+    """Return element types of the weights that are large enough to be computed with."""
     model = onnx.load(path, load_external_data=False)
     return {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) >= 64}
 

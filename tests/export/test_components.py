@@ -1,4 +1,4 @@
-"""The components before export: the full-size model's counts, and the checks that hold a graph to its module."""
+"""The components before export: the full-size model's counts, and the checks of a graph against its module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPE = (4, 8, 8)
 
 
 def small_component(module: torch.nn.Module) -> TorchComponent:
-    """A component over any module that takes latents and gives latents."""
+    """Return a component over any module that takes and returns latents."""
     module.eval().requires_grad_(False)
     return TorchComponent("vae_decoder", module, {"latent_sample": (None, SHAPE)}, ("sample", SHAPE))
 
@@ -40,7 +40,7 @@ class Convolution(torch.nn.Module):
 
 
 class FixesTheBatch(torch.nn.Module):
-    """Splits the batch in two: torch.export fixes it to the example's without a word."""
+    """Splits the batch in two: torch.export silently fixes it to the example's."""
 
     def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
         first, second = latent_sample.chunk(2)

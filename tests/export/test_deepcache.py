@@ -1,4 +1,4 @@
-"""DeepCache's passes against PyTorch's UNet with its depth exchanged, and what is refused."""
+"""DeepCache's passes against PyTorch's UNet with its depth replaced, and refusals."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def feeds_of(bundle: Bundle, seed: int, timestep: float) -> dict[str, Array]:
 
 
 def torch_run(unet: Any, feeds: dict[str, Array], features: Array | None = None) -> tuple[Array, Array]:
-    """PyTorch's output and deep features; with ``features`` in the place of its own, as DeepCache has it."""
+    """Return PyTorch's output and deep features; ``features``, if given, replace its own, as in DeepCache."""
     skip_channels = unet.config.block_out_channels[0]
     seen: list[torch.Tensor] = []
 
@@ -134,7 +134,7 @@ def test_the_passes_are_deepcaches(cut: Bundle, unet: Any) -> None:
 
 
 def test_halves_of_guidance_keep_to_themselves(cut: Bundle) -> None:
-    """Rows with each other's features give each other's numbers: none depends on its neighbour."""
+    """With each other's features, rows give each other's numbers: none depends on its neighbour."""
     feeds = feeds_of(cut, 0, 961.5)
     features = run(cut, "deepcache_whole", feeds)["deep_features"]
     both = run(cut, "deepcache_shallow", {**feeds, "deep_features": features})["out_sample"]

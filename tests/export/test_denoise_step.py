@@ -1,4 +1,4 @@
-"""The composed denoising step over graphs written by hand: equal to the plain step, stable bytes, one weights file."""
+"""The composed denoising step over hand-written graphs: equal to the plain step, stable bytes, one weights file."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def unet(bundle: Bundle, tmp_path: Path) -> Path:
-    """A copy of the UNet's folder, to write into."""
+    """Copy the UNet's folder."""
     shutil.copytree(bundle.path / "unet", tmp_path / "unet")
     return tmp_path / "unet" / "model.onnx"
 
@@ -91,7 +91,7 @@ def reverse_coefficients(model: onnx.ModelProto) -> None:
 
 
 def keep_oldest(model: onnx.ModelProto) -> None:
-    """The history is not shifted: the newest derivative falls out instead of the oldest."""
+    """Drop the newest derivative instead of the oldest."""
     for constant in model.graph.initializer:
         if constant.name in ("step.history_start", "step.history_end"):
             constant.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(constant) + 1, constant.name))
@@ -131,7 +131,7 @@ def test_the_manifest_describes_it_by_the_unet(bundle: Bundle) -> None:
 
 
 def test_the_unet_gets_both_halves_scaled(bundle: Bundle, unet: Path) -> None:
-    """The hand-made UNet normalises its sample, and so cannot tell: its input itself is looked at."""
+    """The hand-made UNet normalises its sample and so cannot show it: this checks its input."""
     step = write_denoise_step(unet, "epsilon")
     model = model_of(step)
     kind = next(v.type.tensor_type.elem_type for v in model.graph.input if v.name == "uncond_states")
@@ -146,7 +146,7 @@ def test_the_unet_gets_both_halves_scaled(bundle: Bundle, unet: Path) -> None:
 
 
 def types_of(bundle: Bundle) -> dict[str, int]:
-    """The type of every value of the step's graph."""
+    """Return the type of every value of the step's graph."""
     model = model_of(bundle.graph("denoise_step"))
     half = bundle.manifest.precision == "fp16"
     kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
@@ -247,7 +247,7 @@ def test_names_that_the_unet_uses_itself_do_no_harm(bundle: Bundle, unet: Path) 
 
 @pytest.mark.parametrize(("value", "axis"), [("shift", "rows"), ("convolved", "batch")])
 def test_the_batch_of_both_halves_is_not_called_batch(unet: Path, value: str, axis: str) -> None:
-    """Where the two halves are one picture's row still, it is."""
+    """It is "batch" where both halves still share one row a picture."""
     model = model_of(unet)
     for name in ("convolved", "shift"):
         model.graph.value_info.append(helper.make_tensor_value_info(name, 1, ("batch", 4, 8, 8)))

@@ -1,4 +1,4 @@
-"""The quantised graph: what is rounded and how finely, what is kept bit for bit, and that a wrong one is refused."""
+"""The quantised graph: what is rounded and how finely, what stays bit for bit, and refusal of a wrong one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 @pytest.fixture(autouse=True)
 def states(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hand-made bundle's tokenizer knows no words."""
+    """Replace the tokenizer; the hand-made bundle's knows no words."""
     rows = np.random.default_rng(0).standard_normal((len(calibration.PROMPTS) + 2, MAX_TOKENS, HIDDEN_SIZE))
     monkeypatch.setattr(calibration, "_encode", lambda _bundle: rows.astype(np.float32))
 

@@ -1,4 +1,4 @@
-"""Which modules cost most in int8: each one's fault is that of rounding its input alone, and few are kept for it."""
+"""The most expensive modules in int8: each one's error is that of rounding its input alone, and few are kept."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kernels() -> dict[str, Array]:
 
 @pytest.fixture
 def graph(tmp_path: Path, kernels: dict[str, Array]) -> Path:
-    """1x1 convolutions of one sample, each of a module, and one more of none; their sum."""
+    """Write 1x1 convolutions of one sample, one for each module and one without; their sum."""
     weights = {**kernels, "": np.ones((CHANNELS, CHANNELS), np.float32)}
     nodes: list[Any] = []
     for index, module in enumerate(weights):

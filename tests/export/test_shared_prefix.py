@@ -1,4 +1,4 @@
-"""What the guidance halves share is computed once, changes nothing, and ends where the halves begin to differ."""
+"""The guidance halves' shared part is computed once, changes nothing, and ends where the halves begin to differ."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def node(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -
 
 
 def unet_nodes() -> Nodes:
-    """A skip connection, a timestep embedding for each of two convolutions, and a first use of the states between."""
+    """Build a skip connection, a timestep embedding for each of two convolutions, and a first use of states between."""
     return [
         node("Conv", ["sample", "kernel"], "entry", pads=[1, 1, 1, 1]),
         node("Reshape", ["timestep", "column"], "time"),
@@ -86,7 +86,7 @@ def outputs_of(nodes: Sequence[onnx.NodeProto]) -> list[str]:
 
 
 def run(path: Path, inside: Sequence[str]) -> list[Floats]:
-    """Values inside the step, and its outputs, for pictures at different times."""
+    """Return values inside the step, and its outputs, for pictures at different times."""
     model = onnx.load(path)
     for name in inside:
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
@@ -122,14 +122,14 @@ def test_each_picture_is_computed_once_and_nothing_changes(tmp_path: Path) -> No
 
 
 def exchange(nodes: Nodes) -> None:
-    """The rest reads each picture's row from the other end of the batch."""
+    """Read each picture's row from the other end of the batch."""
     index = next(i for i, entry in enumerate(nodes) if entry.output[0] == "step.both.first")
     nodes[index].input[1] = "turned"
     nodes.insert(index, node("Slice", ["first", "from", "to", "axis", "by"], "turned"))
 
 
 def test_rows_of_another_picture_would_be_seen(tmp_path: Path) -> None:
-    """The comparison above finds a doubling that mixes pictures up."""
+    """The comparison above finds a duplication that mixes pictures up."""
     path = composed(unet_model(unet_nodes()), tmp_path)
     sound = run(path, [])
     model = onnx.load(path)

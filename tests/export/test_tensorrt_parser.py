@@ -1,4 +1,4 @@
-"""TensorRT-RTX's parser takes the fp16 UNet and the step composed around it, strongly typed, without a word."""
+"""TensorRT-RTX's parser takes the fp16 UNet and the step around it, strongly typed, without a warning."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_hand_made_graphs(tmp_path: Path, prediction_type: str) -> None:
 
 
 def test_a_graph_of_mixed_types_is_not_taken(tmp_path: Path) -> None:
-    """The negative control: without the cast at the UNet's border the parser complains."""
+    """Negative control: without the cast at the UNet's border the parser complains."""
     bundle = write_bundle(tmp_path / "bundle", components=("unet", "denoise_step"), precision="fp16")
     step = bundle.graph("denoise_step")
     model = onnx.load(step, load_external_data=False)

@@ -1,4 +1,4 @@
-"""The UNet that openvino-genai is given: one timestep for the batch, and otherwise the model that it was."""
+"""The UNet written for openvino-genai: one timestep for the batch, otherwise the same model."""
 
 from __future__ import annotations
 

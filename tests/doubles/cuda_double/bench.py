@@ -1,4 +1,4 @@
-"""The doubles by hand, call by call, as a test of the doubles themselves uses them."""
+"""The doubles by hand, call by call, for tests of the doubles themselves."""
 
 from __future__ import annotations
 

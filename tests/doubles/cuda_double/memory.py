@@ -1,4 +1,4 @@
-"""Device memory that is not there: fake addresses into host arrays; every access that is not allowed is an error."""
+"""Fake device memory: addresses into host arrays; every access that is not allowed is an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POISON = 0xFF
 
 
 class Misuse(AssertionError):
-    """A rule of CUDA or TensorRT is broken in a way that a GPU would answer with undefined behaviour."""
+    """A broken rule of CUDA or TensorRT, which a GPU would answer with undefined behaviour."""
 
 
 class Arena:
@@ -39,7 +39,7 @@ class Arena:
         return sum(len(block) for block in self._live.values())
 
     def allocate(self, size_bytes: int) -> int | None:
-        """An aligned address, never one that was used before; None when memory is used up."""
+        """Return an aligned address, never one that was used before; None when memory is used up."""
         if self.used_bytes + size_bytes > self.size_bytes:
             return None
         address = self._next
@@ -54,7 +54,7 @@ class Arena:
         self._freed[address] = len(self._live.pop(address))
 
     def view(self, address: int, size_bytes: int) -> Bytes:
-        """The bytes at an address, which must be of one living allocation."""
+        """Return the bytes at an address, which must belong to one living allocation."""
         for start, block in self._live.items():
             if start <= address < start + len(block):
                 if address + size_bytes > start + len(block):

@@ -68,14 +68,14 @@ def write_plan(
 
 
 def read_plan(data: bytes) -> dict[str, Any] | None:
-    """A plan's content, or None where it is none."""
+    """Read a plan's content; None if the bytes are no plan."""
     text = data.decode("utf-8", "replace")
     content: dict[str, Any] | None = json.loads(text.removeprefix(MAGIC)) if text.startswith(MAGIC) else None
     return content
 
 
 def step_graph(bundle: Bundle, folder: Path, prediction_type: PredictionType) -> tuple[Path, Component]:
-    """The denoise step composed around a bundle's UNet, in a folder of its own, and its part of a manifest."""
+    """Compose the denoise step around a bundle's UNet, in its own folder; return it and its part of a manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     model = onnx.load(bundle.graph("unet"))
     compose(model, prediction_type)
@@ -96,7 +96,7 @@ def double_set(
     host: Mapping[str, str] | None = None,
     **plan: Any,
 ) -> EngineSet:
-    """A set whose plans the double opens. ``profiles`` count pictures; UNet and text encoder take two rows each.
+    """Write a set whose plans the double opens.
 
     What else is given is `write_plan`'s.
     """
@@ -139,7 +139,7 @@ def double_set(
 
 
 def word_tokenizer() -> str:
-    """A tokenizer.json of a few words, whose ids the tiny text encoder's table holds."""
+    """Return a tokenizer.json of a few words, whose ids are in the tiny text encoder's table."""
     words = ["<pad>", "<unk>", "a", "red", "green", "blue", "circle", "square", "star", "on", "white", "black"]
     made = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")

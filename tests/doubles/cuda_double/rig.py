@@ -1,4 +1,4 @@
-"""A session on the doubles, with everything at hand that a test looks at; and the same engines on the CPU."""
+"""A session on the doubles, with everything that tests inspect; and the same engines on the CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.doubles.progress import Notes
 
 @dataclass
 class Rig:
-    """A session over doubles. Leaving the block closes it and holds that everything was given back."""
+    """A session over doubles. Leaving the block closes it and asserts that everything was released."""
 
     engines: EngineSet
     cuda: CudaDouble = field(default_factory=CudaDouble)
@@ -38,13 +38,12 @@ class Rig:
         )
 
     def loop(self) -> DeviceLoop:
-        """The loop on the device."""
         loop = self.session.device_loop()
         assert loop is not None
         return loop
 
     def leaks(self) -> dict[str, int]:
-        """What is held after everything was closed."""
+        """Return what is still held after everything was closed."""
         held = {**self.cuda.leaks(), **self.trt.leaks()}
         if held:
             # What only the garbage collector can reach is not held; to ask it is slow.
@@ -62,7 +61,7 @@ class Rig:
 
 
 def cpu_engine(engines: EngineSet, bundle: Bundle, step: Path, name: ComponentName) -> Engine:
-    """The graph of a double's plan, run by the onnxruntime backend."""
+    """Open the graph of a double's plan by the onnxruntime backend."""
     spec = engines.component(name)
     graph = step if name == "denoise_step" else bundle.graph(name)
     return OnnxRuntimeEngine(
@@ -71,10 +70,10 @@ def cpu_engine(engines: EngineSet, bundle: Bundle, step: Path, name: ComponentNa
 
 
 def cpu_session(engines: EngineSet, bundle: Bundle) -> Session:
-    """The graphs of a set of the double's, run by the onnxruntime backend."""
+    """Open the graphs of a double's set by the onnxruntime backend."""
     step = engines.path.parent / "step" / "denoise_step.onnx"
     return Session(engines, lambda name: cpu_engine(engines, bundle, step, name))
 
 
 def forget(_: int) -> None:
-    """Progress that nobody looks at."""
+    """Ignore progress."""

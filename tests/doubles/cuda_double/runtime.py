@@ -36,7 +36,7 @@ class cudaStream_t(int):
 
 @dataclass
 class Stream:
-    """What was asked of a stream and not done yet; and the capture that is under way."""
+    """Pending work of a stream, and its capture in progress."""
 
     queue: list[Work] = field(default_factory=list)
     captured: list[Work] | None = None
@@ -46,7 +46,7 @@ class Stream:
 
 @dataclass
 class Event:
-    """When it happened; None while it is pending, or was never recorded."""
+    """The time of an event; None while it is pending or was never recorded."""
 
     time_s: float | None = None
     pending: Stream | None = None
@@ -54,7 +54,7 @@ class Event:
 
 @dataclass
 class Properties:
-    """What is told of a device."""
+    """Properties of a device."""
 
     name: bytes
 
@@ -103,22 +103,22 @@ class CudaDouble:
 
     @property
     def lost(self) -> str | None:
-        """The status that every call gives since the device failed; None while it works."""
+        """The status that every call returns since the device failed; None while it works."""
         return self._sticky
 
     def break_device(self, status: str) -> None:
-        """Have the device fail in a kernel that TensorRT launched by its own CUDA runtime, which ours does not see."""
+        """Fail the device in a kernel that TensorRT launched by its own CUDA runtime."""
         self._sticky = status
         for stream in self._streams.values():
             stream.queue.clear()
 
     @property
     def has_context(self) -> bool:
-        """Whether a CUDA context was made: the first call that needs one makes it."""
+        """True once a call has created the CUDA context."""
         return bool(self._streams)
 
     def stream_of(self, handle: int) -> Stream:
-        """A living stream by its handle."""
+        """Return a living stream by its handle."""
         if int(handle) not in self._streams:
             raise Misuse(f"{int(handle)} is no living stream" if handle else "the default stream is used")
         return self._streams[int(handle)]
@@ -134,16 +134,16 @@ class CudaDouble:
 
     @property
     def capturing(self) -> bool:
-        """Whether a capture is under way on any stream."""
+        """True while a capture is in progress on any stream."""
         return any(stream.captured is not None for stream in self._streams.values())
 
     def finish(self) -> None:
-        """Do everything that is pending."""
+        """Execute all pending work."""
         for stream in self._streams.values():
             self._drain(stream)
 
     def leaks(self) -> dict[str, int]:
-        """What has not been given back."""
+        """Return what has not been released."""
         held = {
             "bytes": self.arena.used_bytes,
             "streams": len(self._streams),
@@ -327,7 +327,7 @@ class CudaDouble:
     # How they answer.
 
     def _done(self, name: str, action: Callable[[], Any], *, value: bool = True) -> Status:
-        """Note the call and do it, unless it is to fail or the device is lost."""
+        """Record the call and execute it, unless it is set to fail or the device is lost."""
         self.calls.append(name)
         status = self._sticky or self._fails.get((name, self.calls.count(name)))
         if status is not None:
@@ -350,7 +350,7 @@ class CudaDouble:
         self.arena.free(address)
 
     def _spoil_capture(self) -> bool:
-        """Whether this thread captures; what it asked for cannot be captured then, and spoils what it has."""
+        """Return whether this thread captures; if so, the call invalidates its capture."""
         spoilt = [s for s in self._streams.values() if s.captured is not None and s.thread == threading.get_ident()]
         for stream in spoilt:
             stream.spoilt = True

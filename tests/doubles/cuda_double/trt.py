@@ -41,7 +41,7 @@ _TYPES = {
 
 
 class ILogger:
-    """What a logger derives from."""
+    """The base class of loggers."""
 
     Severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
 
@@ -49,7 +49,7 @@ class ILogger:
         self._initialised = True
 
     def log(self, severity: Any, msg: str) -> None:
-        """Overridden by the user's."""
+        """Log a message; subclasses override it."""
         raise NotImplementedError
 
 
@@ -86,11 +86,10 @@ class TensorRtDouble:
             self.DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
 
     def Runtime(self, logger: Any) -> Runtime:
-        """A runtime."""
         return Runtime(self, logger)
 
     def _register(self, logger: Any) -> None:
-        """Keep the first logger's address while any object lives, and not the logger; warn it of every other one."""
+        """Keep the first logger's address, but not the logger, while any object lives; warn of every other one."""
         if not self._alive:
             self._first_logger = weakref.ref(logger)
         first = self._first_logger() if self._first_logger else None
@@ -103,7 +102,7 @@ class TensorRtDouble:
             )
 
     def say(self, severity: str, message: str) -> None:
-        """Write to the log from a thread of TensorRT's own, which has no context: it takes the first logger."""
+        """Log from one of TensorRT's own threads, by the first logger."""
         first = self._first_logger() if self._first_logger else None
         if first is None:
             raise Misuse("a thread of TensorRT's writes to a logger that was freed")
@@ -112,7 +111,7 @@ class TensorRtDouble:
         thread.join()
 
     def leaks(self) -> dict[str, int]:
-        """Objects that are still held, by class."""
+        """Return living objects, by class."""
         names = sorted(type(item).__name__ for item in self._alive)
         return {name: len(list(group)) for name, group in itertools.groupby(names)}
 
@@ -130,7 +129,7 @@ class Runtime:
         trt._alive.add(self)
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
-        """The engine of a plan, or None and a line in the log."""
+        """Open a plan; return None and log a line if that fails."""
         self._trt._deserialised += 1
         plan = read_plan(serialized_engine)
         if plan is None:
@@ -147,7 +146,7 @@ class Runtime:
 
 
 class ICudaEngine:
-    """A plan, opened."""
+    """An opened plan."""
 
     def __init__(self, trt: TensorRtDouble, logger: ILogger, plan: dict[str, Any]) -> None:
         options = onnxruntime.SessionOptions()
@@ -203,7 +202,7 @@ class ICudaEngine:
         return RtxRuntimeConfig(self._trt)
 
     def create_execution_context(self, how: Any = ExecutionContextAllocationStrategy.STATIC) -> IExecutionContext:
-        """A context, by one of the two overloads: an allocation strategy, or a runtime config."""
+        """Create a context, by one of the two overloads: an allocation strategy, or a runtime config."""
         if isinstance(how, RtxRuntimeConfig):
             return RtxExecutionContext(self, how)
         config = IRuntimeConfig(self._trt)
@@ -212,7 +211,7 @@ class ICudaEngine:
 
 
 class IRuntimeConfig:
-    """How a context is made."""
+    """Settings of a new context."""
 
     def __init__(self, trt: TensorRtDouble) -> None:
         self._trt = trt
@@ -224,7 +223,7 @@ class IRuntimeConfig:
 
 
 class RtxRuntimeConfig(IRuntimeConfig):
-    """What TensorRT-RTX adds to it."""
+    """TensorRT-RTX's additional settings."""
 
     def __init__(self, trt: TensorRtDouble) -> None:
         super().__init__(trt)
@@ -242,7 +241,7 @@ class RtxRuntimeConfig(IRuntimeConfig):
 
 
 class IRuntimeCache:
-    """The kernels that TensorRT-RTX compiled, by what for."""
+    """The kernels that TensorRT-RTX compiled, by what they were compiled for."""
 
     def __init__(self, trt: TensorRtDouble) -> None:
         self._trt = trt
@@ -269,7 +268,7 @@ class IRuntimeCache:
 
 
 class IExecutionContext:
-    """Runs an engine. Every change of it is counted: a CUDA graph captured before must not be launched after."""
+    """Runs an engine. Changes are counted: a CUDA graph captured before one must not be launched after it."""
 
     def __init__(self, engine: ICudaEngine, config: IRuntimeConfig) -> None:
         self._engine = engine
@@ -370,7 +369,7 @@ class IExecutionContext:
         return True
 
     def _compile(self) -> bool:
-        """Have kernels for the shapes, as TensorRT-RTX does; whether the fallback runs until they are compiled."""
+        """Compile kernels for the shapes as TensorRT-RTX does; return whether the fallback runs until then."""
         strategies = DynamicShapesKernelSpecializationStrategy
         cache = self._cache() if self._cache else None
         if self._cache is not None and cache is None:
@@ -386,7 +385,7 @@ class IExecutionContext:
         return self._specialises is strategies.LAZY
 
     def _work(self, version: int, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], fallback: bool) -> Any:
-        """What the kernels do, with the addresses of the moment it was asked for; fallbacks round in another way."""
+        """Return the kernels' work, with the addresses at the time of the call; fallbacks round differently."""
         engine, arena, memory = self._engine, self._cuda.arena, self._memory
         context = weakref.ref(self)
 
@@ -427,7 +426,7 @@ class IExecutionContext:
 
 
 class RtxExecutionContext(IExecutionContext):
-    """What TensorRT-RTX adds to it."""
+    """TensorRT-RTX's additions to a context."""
 
     def is_stream_capturable(self, stream: int) -> bool:
         self._enter()

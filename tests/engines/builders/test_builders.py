@@ -39,7 +39,7 @@ TOLERANCE: dict[Precision, float] = {"fp32": 1e-5, "bf16": 2e-2}
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Open:
-    """Builds a component of a bundle in this process and opens it."""
+    """Return a function that builds a component of a bundle in this process and opens it."""
 
     def build_and_open(
         bundle: Bundle, component: ComponentName, backend: str, precision: Precision = "fp32", **changes: Any
@@ -54,7 +54,7 @@ def opened(tmp_path: Path) -> Open:
 
 
 def reference(bundle: Bundle, component: ComponentName, batch: int) -> npt.NDArray[Any]:
-    """What ONNX's reference evaluator computes."""
+    """Compute by ONNX's reference evaluator."""
     model = onnx.load(bundle.graph(component))
     outputs: Any = ReferenceEvaluator(model).run(None, dict(feeds(component, batch)))
     output: npt.NDArray[Any] = outputs[0]

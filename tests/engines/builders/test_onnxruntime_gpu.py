@@ -1,4 +1,4 @@
-"""Graphs for GPU providers, held without a GPU: by ONNX Runtime's optimiser and by the kernels that CUDA has."""
+"""Graphs for GPU providers, checked without a GPU: by ONNX Runtime's optimiser and by the list of CUDA's kernels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Rewrite = Callable[..., Path]
 
 @pytest.fixture
 def rewritten(tmp_path: Path) -> Rewrite:
-    """Builds a component for CUDA; gives the graph's path in the engine set."""
+    """Return a function that builds a component for CUDA and returns the graph's path in the engine set."""
 
     def rewrite(bundle: Bundle, component: ComponentName) -> Path:
         options = builder("onnxruntime").options(component, "cuda")
@@ -55,7 +55,7 @@ def rewritten(tmp_path: Path) -> Rewrite:
 
 
 def session(path: Path, saved: Path | None = None) -> Any:
-    """A session on the CPU after the optimisations that come before nodes are placed; what they made may be saved."""
+    """Open a CPU session with the optimisations that run before nodes are placed; optionally save their result."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.intra_op_num_threads = 2
@@ -66,13 +66,13 @@ def session(path: Path, saved: Path | None = None) -> Any:
 
 
 def optimised(path: Path, folder: Path) -> onnx.ModelProto:
-    """What ONNX Runtime's optimiser makes of a graph, functions expanded."""
+    """Return the graph after ONNX Runtime's optimiser, functions expanded."""
     session(path, folder / "optimised.onnx")
     return onnx.load(folder / "optimised.onnx", load_external_data=False)
 
 
 def on_the_cpu(model: onnx.ModelProto) -> list[str]:
-    """Nodes that the CUDA provider would leave to the CPU: without a kernel there, or computing with shapes."""
+    """List nodes that the CUDA provider would leave to the CPU: without a kernel there, or computing with shapes."""
     (opset,) = (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return [
         node.op_type
@@ -82,7 +82,7 @@ def on_the_cpu(model: onnx.ModelProto) -> list[str]:
 
 
 def whole_numbers(model: onnx.ModelProto) -> set[str]:
-    """Operators that give integers."""
+    """List operators that return integers."""
     inferred = onnx.shape_inference.infer_shapes(model)
     types = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
     integers = {TensorProto.INT64, TensorProto.INT32}
@@ -132,7 +132,7 @@ def test_the_weights_are_the_bundles_and_the_graph_is_valid(tiny_bundle: Bundle,
 
 
 def test_the_cpus_engines_stay_bit_for_bit(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """The CPU's graph is what ONNX Runtime's optimiser makes of the bundle's own, and so are its numbers."""
+    """The CPU's graph and its numbers are those of ONNX Runtime's optimiser on the bundle's graph."""
     maker = builder("onnxruntime")
     assert (maker.version, maker.options("text_encoder")) == (1, {})
     built = maker.build(job(tiny_bundle, "text_encoder", tmp_path))
@@ -154,7 +154,7 @@ def test_the_cpus_engines_stay_bit_for_bit(tiny_bundle: Bundle, tmp_path: Path) 
 
 
 def compared(path: Path, batch: int = 3) -> float:
-    """How far a small graph and its rewritten form are apart."""
+    """Return the relative difference of a small graph and its rewritten form."""
     cpu = session(path)
     model = gpu_graph(path)
     onnx.checker.check_model(model)
@@ -247,7 +247,7 @@ def test_gelu(tmp_path: Path, approximate: str, operator: str) -> None:
 
 
 def test_a_graph_that_still_computes_with_shapes_is_refused(tmp_path: Path) -> None:
-    """As those of opset 20 do, whose group normalisation is written out."""
+    """Opset 20 graphs do so: their group normalisation is written out."""
     nodes = [helper.make_node("Shape", ["x"], ["lengths"]), helper.make_node("Reshape", ["x", "lengths"], ["y"])]
     shape = ("batch", 3)
     path, _ = write(tmp_path / "model.onnx", nodes, {"x": (FLOAT, shape)}, {"y": (FLOAT, shape)}, {})

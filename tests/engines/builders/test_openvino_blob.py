@@ -28,7 +28,7 @@ needs_bf16 = pytest.mark.skipif(not supports_bf16(), reason="the processor does 
 def built(
     bundle: Bundle, component: ComponentName, folder: Path, precision: Precision = "bf16"
 ) -> tuple[npt.NDArray[np.float32], int]:
-    """What an engine gives for two pictures, and its blob's bytes."""
+    """Return an engine's output for two pictures, and its blob's bytes."""
     folder.mkdir()
     spec = builder("openvino").build(job(bundle, component, folder, backend="openvino", precision=precision))
     with OpenVinoEngine(component, spec, folder, 1) as engine:
@@ -79,7 +79,7 @@ def test_fp32_engines_hold_fp32(hand_made: Bundle, tmp_path: Path, monkeypatch: 
 
 
 def resident(of: str) -> int:
-    """Bytes of the process's memory of one kind: RssFile is what lies in files."""
+    """Return bytes of the process's memory of one kind; RssFile is mapped from files."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(of)]
     return 1024 * int(line.split()[1])
 

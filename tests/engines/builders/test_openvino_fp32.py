@@ -1,4 +1,4 @@
-"""In bf16 the timestep's sines are those of the timestep, and a UNet's last layers compute in fp32."""
+"""In bf16 the timestep's sines are computed exactly, and a UNet's last layers compute in fp32."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOLERANCE = 8e-3
 
 @pytest.fixture
 def graph(tmp_path: Path) -> Path:
-    """Sines and cosines as a UNet has them, through a product that OpenVINO computes in bf16."""
+    """Write a UNet's sines and cosines, through a product that OpenVINO computes in bf16."""
     nodes = [
         helper.make_node("Unsqueeze", ["timestep", "axis"], ["column"]),
         helper.make_node("Mul", ["column", "frequencies"], ["angles"]),
@@ -49,7 +49,7 @@ def graph(tmp_path: Path) -> Path:
 
 
 def embedding(graph: Path, *, kept: bool) -> npt.NDArray[np.float32]:
-    """What the compiled model gives once it was written to a blob and read back."""
+    """Return the compiled model's output after a round trip through a blob."""
     model = core().read_model(graph)
     if kept:
         assert keep_timestep(model) == 1
@@ -86,7 +86,7 @@ def test_what_knows_no_timestep_is_left_alone(graph: Path) -> None:
 
 
 def ending(tmp_path: Path, *, gate: str = "Sigmoid") -> Path:
-    """What a UNet ends with, after a convolution that hands on its input as it is, in any precision that holds it."""
+    """Write a UNet's ending, after a convolution that passes its input on exactly, in any precision that holds it."""
     rng = np.random.default_rng(0)
     nodes = [
         helper.make_node("Conv", ["sample", "same"], ["value"]),
@@ -115,7 +115,7 @@ def ending(tmp_path: Path, *, gate: str = "Sigmoid") -> Path:
 
 
 def error(graph: Path, precision: Precision, *, kept: bool) -> float:
-    """How far a compiled model is from the graph in fp32, over the largest value, for an input that bf16 holds."""
+    """Return a compiled model's largest error against fp32, over the largest value, for an input that bf16 holds."""
     sample = np.random.default_rng(1).integers(-128, 128, (2, 16, 8, 8)).astype(np.float32) / 64
     exact = core().compile_model(core().read_model(graph), "CPU", cpu_config("fp32", 1))(sample)["out_sample"]
     model = core().read_model(graph)

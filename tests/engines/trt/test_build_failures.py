@@ -1,4 +1,4 @@
-"""What is made of the log where TensorRT builds nothing: real networks, and logs as other versions write them."""
+"""Error messages made of the log where TensorRT builds nothing: real networks, and logs of other versions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Log = Callable[[list[Any]], list[str]]
 
 
 class Library:
-    """TensorRT-RTX's builder, which refuses what the log that a test gives says something of."""
+    """TensorRT-RTX's builder, which fails with the log lines that a test returns for the attentions still fused."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.builds = 0
@@ -62,7 +62,7 @@ def never(line: str) -> Log:
 
 
 def build(tmp_path: Path, **recipe: Any) -> tuple[EngineComponent, list[str]]:
-    """Build one attention of 32 in fp16, and give what was said of it."""
+    """Build one attention of 32 in fp16, and return the notes."""
     return run(tmp_path, *attention_graph(tmp_path / "model.onnx", 32), **recipe)
 
 

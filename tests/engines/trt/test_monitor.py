@@ -1,4 +1,4 @@
-"""Nested phases as one percentage, and the interruption that must not cross C++."""
+"""Nested phases as one percentage, and interruptions, which must not cross C++."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles, held against the graph's shape before TensorRT sees them."""
+"""Profiles, checked against the graph's shape before TensorRT sees them."""
 
 from __future__ import annotations
 

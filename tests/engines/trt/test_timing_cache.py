@@ -1,4 +1,4 @@
-"""Timing caches, by TensorRT-RTX's own cache objects: kept, merged, and made anew when they are not ours."""
+"""Timing caches, by TensorRT-RTX's own cache objects: kept, merged, and recreated if they do not fit."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ def test_one_flipped_byte_is_found(tmp_path: Path, config: Any) -> None:
 
 
 class Foreign:
-    """A configuration whose caches are all of another device, until an empty one is given."""
+    """A configuration that takes every cache but an empty one for another device's."""
 
     def __init__(self) -> None:
         self.held: bytes | None = None
 
     def create_timing_cache(self, data: bytes) -> bytes:
-        """The bytes themselves."""
+        """Return the bytes themselves."""
         return data
 
     def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
-        """Refuse all but an empty one."""
+        """Reject all but an empty one."""
         assert not ignore_mismatch
         if cache:
             return False
