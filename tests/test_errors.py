@@ -1,4 +1,4 @@
-"""The tree of errors, its exit codes, and that every error raised in the source says what to do next."""
+"""The tree of errors, its exit codes, and that every error raised in the source has a hint."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_errors_survive_the_way_between_processes(kind: type[SdrtError]) -> None
 
 
 def constructions(tree: ast.AST) -> list[ast.Call]:
-    """Calls that make one of our errors: by name, or by a parameter called kind."""
+    """Return calls that construct sdrt's errors: by name, or by a parameter called kind."""
     names = {*kinds(), "SdrtError", "kind"}
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in names]

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and paths that stay where they belong."""
+"""Files that are whole or absent, and paths that stay below their folder."""
 
 from __future__ import annotations
 

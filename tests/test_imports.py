@@ -1,4 +1,4 @@
-"""What may be imported where: the runtime without torch and its kin, the package and its help with next to nothing."""
+"""Allowed imports: the runtime without torch and its libraries, the package and its help with almost none."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ sys.meta_path.insert(0, Blocker())
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run code in an interpreter where what a deployment lacks cannot be imported."""
+    """Run code in an interpreter where packages that a deployment lacks cannot be imported."""
     words = [sys.executable, "-W", "error", "-c", BLOCKER.format(absent=ABSENT) + code, *arguments]
     return subprocess.run(words, capture_output=True, text=True, check=False)
 

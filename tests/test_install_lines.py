@@ -1,4 +1,4 @@
-"""Every line that sdrt prints or documents to install something installs what exists, where it is printed."""
+"""Every line that sdrt prints or documents to install something works where it is printed."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ PAGES.remove(ROOT / "CHANGELOG.md")
 
 @pytest.fixture(params=["clone", "wheel"])
 def situation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Have sdrt in a clone, or installed from a wheel, whose metadata lists what its extras ask for."""
+    """Put sdrt in a clone, or install it from a wheel, whose metadata lists its extras' requirements."""
     if request.param == "wheel":
         as_wheel(monkeypatch)
     return str(request.param)
 
 
 def as_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have sdrt lie where no pyproject.toml is, with the metadata that hatchling writes of this one."""
+    """Put sdrt in a folder without pyproject.toml, with the metadata that hatchling writes."""
     listed = ["click>=8.1", *(f"{wanted}; extra == '{extra}'" for extra, each in EXTRAS.items() for wanted in each)]
     monkeypatch.setattr(install_lines, "__file__", "/nowhere/site-packages/sdrt/install_lines.py")
     monkeypatch.setattr(install_lines, "requires", lambda _: listed)
 
 
 def words_of(line: str) -> list[str]:
-    """The words after pip's action, of a line that is one of the running Python's pip."""
+    """Return the words after pip's action, of a line that calls the running Python's pip."""
     words = shlex.split(line)
     assert words[1:3] == ["-m", "pip"]
     assert Path(words[0]).absolute() == Path(sys.executable)
@@ -54,7 +54,7 @@ def words_of(line: str) -> list[str]:
 
 
 def installed_by(line: str) -> set[str]:
-    """The packages, by name, that a line installs; it must name extras that exist, or packages as pip takes them."""
+    """Return the packages that a line installs; assert that its extras exist and its packages parse."""
     action, *words = words_of(line)
     assert action == "install"
     if words[0] == "--editable":
@@ -173,7 +173,7 @@ def test_without_pip_it_is_uvs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def calls() -> Iterator[tuple[Path, str, list[ast.expr], dict[str, ast.expr]]]:
-    """Every call of an install line in the source: file, function, arguments."""
+    """Return every call of an install line in the source: file, function, arguments."""
     for path in sorted(ROOT.glob("sdrt/**/*.py")):
         if path.name == "install_lines.py":
             continue
@@ -227,7 +227,7 @@ def test_nobody_else_writes_such_lines() -> None:
 
 
 def documented() -> Iterator[tuple[Path, str]]:
-    """Every line of pip in a page: a command of its own, or between backquotes."""
+    """Return every pip line in a page: a command, or between backquotes."""
     for path in PAGES:
         text = path.read_text()
         for found in re.finditer(

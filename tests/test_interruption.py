@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first clears up, what comes with it does no more, and a later one ends at once."""
+"""Ctrl-C and SIGTERM: the first stops cleanly, simultaneous ones add nothing, and a later one exits at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ with interruption.interruptible():
 
 @contextmanager
 def started(grace_s: float, how: str) -> Iterator[subprocess.Popen[str]]:
-    """The script at work."""
+    """Start the script and wait until it works."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(grace_s), how],
         stdin=subprocess.PIPE,

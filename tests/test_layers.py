@@ -60,7 +60,7 @@ UPWARD = {("sdrt.artefacts.bundle", "sdrt.graphs.validate")}
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Every module below a package's folder, by its dotted name."""
+    """Return every module below a package's folder, by its dotted name."""
     found = {}
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root.parent).with_suffix("").parts
@@ -69,7 +69,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imports(path: Path, known: dict[str, Path]) -> set[str]:
-    """The modules of sdrt that a file imports anywhere: at its top, in functions, and for type checking."""
+    """Return the modules of sdrt that a file imports anywhere: at its top, in functions, and for type checking."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -81,13 +81,13 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
 
 
 def package(module: str) -> str:
-    """The package or top-level module below sdrt that a module belongs to."""
+    """Return the package or top-level module below sdrt that a module belongs to."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "sdrt"
 
 
 def misplaced(root: Path) -> list[str]:
-    """Imports that the table does not allow, as "importer -> imported"."""
+    """List imports that the table does not allow, as "importer -> imported"."""
     known = modules(root)
     wrong = []
     for module, path in known.items():
@@ -100,7 +100,7 @@ def misplaced(root: Path) -> list[str]:
 
 
 def circle(root: Path) -> list[str]:
-    """The modules of a circle of imports; empty where there is none."""
+    """Return the modules of a circle of imports; empty if there is none."""
     known = modules(root)
     graph = {
         module: {name for name in imports(path, known) if name != module and (module, name) not in UPWARD}

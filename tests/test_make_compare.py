@@ -1,4 +1,4 @@
-"""``make compare``: it compares the demo's engines with PyTorch and leaves a report."""
+"""``make compare`` compares the demo's engines with PyTorch and writes a report."""
 
 from __future__ import annotations
 

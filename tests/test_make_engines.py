@@ -1,4 +1,4 @@
-"""``make engines``: on a machine without a GPU it compiles the demo to TensorRT-RTX plans and names what it skips."""
+"""``make engines`` on a machine without a GPU: it compiles the demo to TensorRT-RTX plans and names what it skips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SKIPPED = "make engines: tensorrt is skipped: it cannot be built here, for the r
 
 @pytest.fixture(scope="module")
 def made(store: Store) -> str:
-    """What `make engines` said, built into the store of the test run."""
+    """Run `make engines` into the store of the test run; return its output."""
     done = make("engines", "ready-to-build", f"STORE={store.root}")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stderr
@@ -33,7 +33,7 @@ def plans(made: str, store: Store) -> EngineSet:
 
 
 def attentions(unet: dict[str, Any]) -> int:
-    """How many a UNet has by its config: two in each transformer, one transformer a layer, one more in up blocks."""
+    """Count a UNet's attentions by its config: two a transformer, one transformer a layer, one more in up blocks."""
     layers = int(unet["layers_per_block"])
     down = sum(layers for kind in unet["down_block_types"] if "CrossAttn" in kind)
     up = sum(layers + 1 for kind in unet["up_block_types"] if "CrossAttn" in kind)
@@ -70,7 +70,7 @@ def test_the_demos_attentions_are_fused(plans: EngineSet) -> None:
 
 
 def refusal(backend: BackendName) -> str | None:
-    """Why a backend cannot be built here."""
+    """Return the reason why a backend cannot build here."""
     try:
         check_buildable(BuildRequest(backend))
     except BackendUnavailableError as error:

@@ -1,4 +1,4 @@
-"""Nothing is asked of the network unless a Hub id is given: every Python process of a command is watched.
+"""Network access happens only for Hub ids: every Python process of a command is watched.
 
 What libraries do beneath Python is watched by tests/test_telemetry.py.
 """
@@ -30,7 +30,7 @@ with open(os.environ["SDRT_TEST_STARTED"], "a") as file:
 
 
 def run(folder: Path, *words: str | Path) -> tuple[int, list[str], int]:
-    """Run sdrt in watched processes: its exit code, what it tried to reach, and how many processes were watched."""
+    """Run sdrt in watched processes; return its exit code, the addresses it tried, and the number of processes."""
     (folder / "watch").mkdir(exist_ok=True)
     (folder / "watch" / "sitecustomize.py").write_text(WATCH)
     reached, started = folder / "reached.txt", folder / "started.txt"

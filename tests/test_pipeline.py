@@ -40,7 +40,7 @@ def pipe(tiny_engines: Engines) -> Iterator[Pipeline]:
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Component and rows of every run of an engine."""
+    """List component and rows of every run of an engine."""
     seen: list[tuple[str, int]] = []
     run = Engine.run
 
@@ -322,7 +322,7 @@ def test_run_tells_progress(pipe: Pipeline) -> None:
 
 
 class _Stage:
-    """A stage that hands every advance on."""
+    """A stage that passes every advance on."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self._advance = advance

@@ -1,4 +1,4 @@
-"""Streams that are closed, broken or full: one line and exit code 6 for stdout, nothing lost but words for stderr."""
+"""Streams that are closed, broken or full: one line and exit code 6 for stdout; for stderr only its text is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLOSED, FULL = "closed", "/dev/full"
 
 
 def run(words: str, folder: Path, *, stdout: str = os.devnull, stderr: str = "said", stdin: str = os.devnull) -> int:
-    """Run the command line with its streams led to files, or closed; gives its exit code."""
+    """Run the command line with its streams redirected or closed; return its exit code."""
     streams = {0: stdin, 1: stdout, 2: stderr}
     shell = [
         f"{number}{'<' if number == 0 else '>'}{'&-' if place == CLOSED else place}"
@@ -60,7 +60,7 @@ def test_stdin_that_was_closed_is_not_missed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """The two ends of a pipe."""
+    """Return the two ends of a pipe."""
     ends = os.pipe()
     yield ends
     for end in ends:

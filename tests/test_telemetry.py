@@ -1,4 +1,4 @@
-"""No library tells its makers what sdrt does: OpenVINO's test is beside its backend, this is ONNX Runtime's."""
+"""No library sends telemetry: OpenVINO's test is beside its backend, this is ONNX Runtime's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_session_leaves_no_trace_at_home(tmp_path: Path) -> None:
 
 
 def test_the_library_still_knows_the_switch() -> None:
-    """With telemetry on, it would send: so the control reads the library instead."""
+    """A run with telemetry on would send, so the control looks for the switch in the library."""
     (library,) = Path(onnxruntime.__file__).parent.glob("capi/onnxruntime_pybind11_state*")
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         assert data.find(b"ORT_DISABLE_TELEMETRY") >= 0

@@ -1,4 +1,4 @@
-"""Text of strangers on the terminal: in lines, in notes and in JSON."""
+"""Untrusted text on the terminal: in lines, in notes and in JSON."""
 
 from __future__ import annotations
 

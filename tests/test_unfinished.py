@@ -1,4 +1,4 @@
-"""What killed processes leave is swept; what the living make, and what is somebody else's, stays."""
+"""Leftovers of killed processes are removed; files of living ones, and of others, stay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdrt.unfinished import ASIDE_PREFIX, PART_PREFIX, is_abandoned, owner_name,
 
 @pytest.fixture(scope="module")
 def dead() -> str:
-    """The owner's name of a process that is gone."""
+    """Return the owner's name of a process that has ended."""
     code = "from sdrt.unfinished import owner_name; print(owner_name())"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

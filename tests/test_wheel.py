@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def _run(*words: str | Path, cwd: Path, **changes: str) -> str:
-    """Run a command; its stdout. What it says on stderr is shown when it fails."""
+    """Run a command and return its stdout; show its stderr if it fails."""
     environment = {**os.environ, **changes}
     done = subprocess.run([*words], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

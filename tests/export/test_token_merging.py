@@ -35,7 +35,7 @@ ROUNDING = 1e-5
 
 
 def merged_attention(tokens: Floats, values: Floats, chosen: npt.NDArray[np.int64], ratio: float) -> Floats:
-    """One picture's self-attention on merged tokens, token by token as section 3 of the paper says it.
+    """Compute one picture's self-attention on merged tokens, token by token as in section 3 of the paper.
 
     Args:
         tokens: [tokens,channels], by which they are matched.
@@ -62,7 +62,7 @@ def merged_attention(tokens: Floats, values: Floats, chosen: npt.NDArray[np.int6
 
 
 def attend(tokens: torch.Tensor) -> torch.Tensor:
-    """What `merged_attention` does with the means."""
+    """Attend over the means, for `merged_attention`."""
     return torch.softmax(tokens @ tokens.transpose(1, 2), dim=-1) @ tokens
 
 
@@ -109,7 +109,7 @@ def test_one_of_each_square_is_a_destination() -> None:
 
 
 def test_destinations_are_the_same_for_ever() -> None:
-    """They are a part of what a picture depends on."""
+    """Pictures depend on them, so they must never change."""
     assert [destinations(4, number).tolist() for number in (0, 1)] == [[3, 5, 8, 11], [5, 6, 9, 14]]
 
 
@@ -145,7 +145,7 @@ def meta_unet(**changes: Any) -> UNet2DConditionModel:
 
 
 def merging(unet: UNet2DConditionModel) -> dict[str, int]:
-    """Tokens that each merging block merges."""
+    """Return the number of tokens that each merging block merges."""
     found = {name: module for name, module in unet.named_modules() if isinstance(module, MergingBlock)}
     return {name: module.matching.merged for name, module in found.items()}
 
@@ -161,7 +161,7 @@ def test_of_sd_v1_the_outermost_level_merges() -> None:
 
 
 def test_the_work_saved_on_sd_v1() -> None:
-    """Of 0.803 TFLOP a pass: in five blocks 16.1 GFLOP of attention and 1.7 of projections, less 3.4 for merging."""
+    """Of 0.803 TFLOP a pass: 16.1 GFLOP of attention and 1.7 of projections in five blocks, less 3.4 for merging."""
     inputs = {
         "sample": (None, (4, 64, 64)),
         "timestep": (torch.float32, ()),

@@ -1,4 +1,4 @@
-"""What tests do in forks: each of the ways in which sdrt puts something on the disk, and commands under adversity."""
+"""Calls that tests run in forks: each of sdrt's ways to write to disk, and commands under adverse conditions."""
 
 from __future__ import annotations
 
@@ -29,12 +29,10 @@ CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2
 
 
 def write(path: str) -> None:
-    """Replace a file."""
     write_atomically(Path(path), b"new" * 100)
 
 
 def publish(path: str) -> None:
-    """Replace a folder."""
     with folder_published_as(Path(path)) as part:
         (part / "below").mkdir()
         (part / "below" / "file").write_text("new")
@@ -57,7 +55,7 @@ def seal(path: str) -> None:
 
 
 def build(root: str) -> None:
-    """Put a set into a store, as a build does: what is there and sound stays, what is broken goes to quarantine."""
+    """Put a set into a store as a build does: sound ones stay, broken ones go to quarantine."""
     store = Store(Path(root))
     target = store.engines_path(BACKEND, KEY)
     try:
@@ -84,12 +82,12 @@ def collect(root: str) -> None:
 
 
 def spoil(root: Path) -> None:
-    """Break the set of a store, so that it is found out."""
+    """Damage a store's set detectably."""
     (Store(root).engines_path(BACKEND, KEY) / MANIFEST).write_text("{}")
 
 
 def at_once(count: int, words: list[str], *, locks: bool = True) -> None:
-    """Run the command line in so many processes that start together, in one file of what each said; fail if one does.
+    """Run the command line in ``count`` simultaneous processes, with their output in one file; fail if one does.
 
     Args:
         count: So many.
@@ -125,19 +123,19 @@ def _one_of_many(words: list[str], log: str) -> None:
 
 
 def limited(size_bytes: int, words: list[str]) -> None:
-    """Run the command line where no file can grow larger: the system's answer is that of a full disk, almost."""
+    """Run the command line with a limit on file sizes: the system answers almost as for a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, resource.RLIM_INFINITY))
     main(words)
 
 
 def unprivileged(words: list[str]) -> None:
-    """Run the command line without root's right to write everywhere, where the tests run as root."""
+    """Run the command line without root's right to write everywhere."""
     drop_privileges()
     main(words)
 
 
 def drop_privileges() -> None:
-    """Give up this process's capabilities (capset(2)), so that permissions count for root too."""
+    """Give up this process's capabilities (capset(2)), so that permissions apply to root too."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     if libc.capset(header, (ctypes.c_uint32 * 6)()) != 0:
@@ -146,7 +144,7 @@ def drop_privileges() -> None:
 
 @contextlib.contextmanager
 def rights_dropped() -> Iterator[None]:
-    """Do without root's right to read and write everywhere while the block runs (capget(2), capset(2)).
+    """Drop root's right to read and write everywhere for the block (capget(2), capset(2)).
 
     The process may take it back, so access(2) still counts it.
     """
@@ -166,19 +164,19 @@ def rights_dropped() -> Iterator[None]:
 
 
 def at_once_without_locks(count: int, words: list[str]) -> None:
-    """As `at_once`, on a file system whose locks always succeed."""
+    """Run `at_once` on a file system whose locks always succeed."""
     at_once(count, words, locks=False)
 
 
 def starved(spare_bytes: int, words: list[str]) -> None:
-    """Run the command line with so much address space beyond what this process has (RLIMIT_AS)."""
+    """Run the command line with a limit on further address space (RLIMIT_AS)."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + spare_bytes, resource.RLIM_INFINITY))
     main(words)
 
 
 def hung(words: list[str]) -> None:
-    """Run the command line where compilers hang: what they import never returns."""
+    """Run the command line with compilers that hang: their import never returns."""
     shadow = Path("shadow")
     shadow.mkdir()
     (shadow / "onnxruntime.py").write_text("import time\nprint('hangs', flush=True)\ntime.sleep(3600)\n")
@@ -206,7 +204,7 @@ def each_unprivileged(commands: list[tuple[str, list[str]]]) -> None:
 
 
 def each_in_a_folder_that_is_gone(commands: list[list[str]]) -> None:
-    """Run command lines one after the other in a current folder that was removed; answers as `each_unprivileged`."""
+    """Run command lines one after the other in a removed current folder; answers as in `each_unprivileged`."""
     answers = Path("answers.json").absolute()
     Path("gone").mkdir()
     os.chdir("gone")
@@ -215,7 +213,7 @@ def each_in_a_folder_that_is_gone(commands: list[list[str]]) -> None:
 
 
 def _ended(words: list[str]) -> tuple[object, str]:
-    """How a command line ends: its exit code and what it said on stderr."""
+    """Run a command line; return its exit code and stderr."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())):
         try:

@@ -1,4 +1,4 @@
-"""What the tests of faults share: a server of forks, and a bundle that makes pictures in no time."""
+"""Fixtures of the fault tests: a server of forks, and a bundle that draws pictures at once."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ RUNTIME = (
 
 @pytest.fixture(scope="session")
 def killer() -> Iterator[Killer]:
-    """Runs commands in forks of a process that has the runtime in memory."""
+    """Run commands in forks of a process that has loaded the runtime."""
     with Killer(RUNTIME) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def exporter() -> Iterator[Killer]:
-    """Runs commands in forks of a process that has the exporter in memory, too."""
+    """Run commands in forks of a process that has loaded the exporter, too."""
     with Killer([*RUNTIME, "sdrt.export.bundle_export"]) as server:
         yield server
 
 
 @pytest.fixture
 def without_rights() -> Iterator[None]:
-    """Runs the test without root's right to read and write everywhere."""
+    """Run the test without root's right to read and write everywhere."""
     with rights_dropped():
         yield
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle of graphs written by hand that makes pictures of 16x16; not to be changed."""
+    """Write a bundle of hand-written graphs for pictures of 16x16; read-only."""
     folder = tmp_path_factory.mktemp("hand-made") / "bundle"
     return hand_made_bundle(folder, tokenizer=word_tokenizer(), scheduler=json.dumps(SD_V1))
 
 
 @pytest.fixture(scope="session")
 def ready(bundle: Bundle, killer: Killer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that holds the bundle's engines for ONNX Runtime; to be copied, not changed."""
+    """Return a store with the bundle's engines for ONNX Runtime; to be copied, read-only."""
     place = tmp_path_factory.mktemp("ready")
     built = killer.sdrt("build", bundle.path, "--backend", "onnxruntime", "--store", "store", folder=place)
     assert built.code == 0, built.err

@@ -1,4 +1,4 @@
-"""Runs calls in forked processes and kills them where it is told to: at a file operation, at a stage, after a time.
+"""Runs calls in forked processes and kills them at a set point: a file operation, a stage, or a time.
 
 A server process imports what is slow to import once; each call is a fork of it, so that fifty kills cost fifty calls.
 The kill is SIGKILL: nothing of the process runs afterwards.
@@ -33,7 +33,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 @dataclass(frozen=True)
 class Ended:
-    """How a call ended: ``code`` is negative where it was killed.
+    """The end of a call: ``code`` is negative if it was killed.
 
     ``operations`` and ``notes`` are what it did and said, where it came to its end; ``seconds`` how long it took.
     """
@@ -110,12 +110,12 @@ class Killer:
 
 
 def tree(folder: Path) -> list[str]:
-    """Everything below a folder, by relative path."""
+    """List everything below a folder, by relative path."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
 def no_children(folder: Path) -> bool:
-    """Whether no process works below the folder; the system takes a moment to end those of a killed one."""
+    """Return whether no process works below the folder; the system takes a moment to end a killed one's children."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if not any(str(folder) in _files_of(process) for process in Path("/proc").glob("[0-9]*")):
@@ -124,7 +124,7 @@ def no_children(folder: Path) -> bool:
 
 
 def _files_of(process: Path) -> str:
-    """What a process has as its current folder and its open files; nothing of one that has gone."""
+    """Return a process's current folder and open files; nothing for one that has ended."""
     try:
         return "\n".join(str(link.readlink()) for link in (process / "cwd", *(process / "fd").iterdir()))
     except OSError:
@@ -151,13 +151,13 @@ def serve(modules: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class _Pipe:
-    """A pipe that holds what a call says: no limit on files, and no full disk, counts for it."""
+    """A pipe for a call's output: no limit on files and no full disk applies to it."""
 
     reading: int
     writing: int
 
     def read(self) -> str:
-        """What was written, some of it perhaps by children that a killed call left."""
+        """Return the pipe's content, some of it perhaps from children of a killed call."""
         os.set_blocking(self.reading, False)
         data = b""
         with contextlib.suppress(BlockingIOError):
@@ -176,7 +176,7 @@ def _pipe() -> Iterator[_Pipe]:
 
 
 def _reap(child: int, seconds: float | None) -> int:
-    """How the child ended, killed after ``seconds`` if it has not by then."""
+    """Wait for the child's end, killing it after ``seconds``; return its exit code."""
     handle = os.pidfd_open(child)
     if not select.select([handle], [], [], seconds)[0]:
         os.kill(child, signal.SIGKILL)
@@ -185,7 +185,7 @@ def _reap(child: int, seconds: float | None) -> int:
 
 
 def _call(request: dict[str, Any], writing: int, log: int) -> None:
-    """In the child: do what is asked, say what was done, and end."""
+    """Execute the request in the child, report it, and exit."""
     os.chdir(request["folder"])
     # Python tries a temporary folder by a file of four bytes, which a kill may leave; so it is told that it will do.
     tempfile.tempdir = os.environ["TMPDIR"] = f"{request['folder']}/tmp"
@@ -210,7 +210,7 @@ def _call(request: dict[str, Any], writing: int, log: int) -> None:
 
 
 def _killed_at_operation(place: int | None, number: int) -> list[str]:
-    """Watch file operations; gives the list into which they go."""
+    """Watch file operations; return the list that records them."""
     seen: list[str] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -226,7 +226,7 @@ def _killed_at_operation(place: int | None, number: int) -> list[str]:
 
 
 def _killed_at_note(place: int | str | None, number: int) -> list[str]:
-    """Watch what progress says; gives the list into which it goes."""
+    """Watch progress notes; return the list that records them."""
     from sdrt.progress import Lines
 
     said: list[str] = []

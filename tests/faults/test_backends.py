@@ -1,4 +1,4 @@
-"""Rows 65 to 72 of the fault matrix: libraries and drivers that are missing, memory, signals, processors."""
+"""Rows 65 to 72 of the fault matrix: missing libraries and drivers, memory, signals, processors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ EXTRAS = {"onnxruntime": "cpu", "openvino": "cpu", "tensorrt": "trt", "tensorrt-
 
 @pytest.fixture
 def draw(sdrt: CommandLine, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
-    """Runs ``sdrt denoise`` on graphs written by hand, with nothing built."""
+    """Return a function that runs ``sdrt denoise`` on hand-written graphs, without building."""
     monkeypatch.chdir(tmp_path)
     return lambda *words: sdrt("denoise", "--bundle", bundle.path, "--store", "store", "--prompt", "a", *words)
 
@@ -166,7 +166,7 @@ MORE_MIB: dict[str, tuple[int, ...]] = {"onnxruntime": (), "openvino": (400, 480
 def test_row_67_want_of_memory_at_any_moment(
     killer: Killer, tiny_engines: Callable[..., EngineSet], store: Store, tmp_path: Path, backend: str
 ) -> None:
-    """In the tokenizer, as a library is loaded, as engines open, in the UNet and in the decoder of 512x512."""
+    """In the tokenizer, while a library loads, while engines open, in the UNet and in the decoder of 512x512."""
     engines = tiny_engines(backend, "fp32")
     words = ["denoise", "--engines", str(engines.path), "--store", str(store.root), "--prompt", "a", "--steps", "1"]
     words += ["--seed", "1", "--out", "p.png", "--threads", "1"]
@@ -193,7 +193,7 @@ def test_row_67_want_of_memory_before_the_work(killer: Killer, bundle: Bundle, r
 
 
 def test_row_68_out_of_gpu_memory_is_an_error_and_a_smaller_batch_runs(tmp_path: Path) -> None:
-    """On the doubles of CUDA and TensorRT; what a server answers then waits for the server."""
+    """On the doubles of CUDA and TensorRT."""
     engines = double_set(hand_made_bundle(tmp_path / "bundle"), tmp_path / "double")
     with Rig(engines, CudaDouble(memory_bytes=12000)) as rig:
         with pytest.raises(ResourceError, match=r"\d+ bytes are needed, \d+ of \d+ are free") as refused:
@@ -203,7 +203,7 @@ def test_row_68_out_of_gpu_memory_is_an_error_and_a_smaller_batch_runs(tmp_path:
 
 
 def test_row_69_a_compiler_that_hangs_ends_with_its_build(killer: Killer, bundle: Bundle, tmp_path: Path) -> None:
-    """There is no deadline: a build may take as long as it takes. Ctrl-C ends it, whatever its compiler does."""
+    """Builds have no deadline; Ctrl-C ends one, whatever its compiler does."""
     words = ["build", str(bundle.path), "--backend", "onnxruntime", "--components", "vae_decoder", "--store", "store"]
     ended = killer("tests.faults.actions:hung", words, folder=tmp_path, note=2, number=signal.SIGINT)
     assert (ended.code, ended.err.splitlines()[-1]) == (130, "sdrt: interrupted")
@@ -216,7 +216,7 @@ def test_row_69_a_compiler_that_hangs_ends_with_its_build(killer: Killer, bundle
 def test_row_70_a_compiler_that_dies_is_missed_and_the_next_build_is_right(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The only worker that there is without a server."""
+    """Compilers are sdrt's only worker processes."""
     store, request = Store(tmp_path / "store"), BuildRequest("onnxruntime", components=("vae_decoder",))
     (tmp_path / "shadow").mkdir()
     (tmp_path / "shadow" / "onnxruntime.py").write_text("import os; os.kill(os.getpid(), 9)")
@@ -272,7 +272,7 @@ def test_row_71_a_signal_while_building(
 
 @pytest.fixture
 def one_processor() -> Iterator[None]:
-    """Let this process use one processor only."""
+    """Restrict this process to one processor."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     yield

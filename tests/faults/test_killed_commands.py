@@ -1,4 +1,4 @@
-"""SIGKILL of whole commands: at file operations, at stage boundaries, at any moment; the next run is right and clean.
+"""SIGKILL of whole commands: at file operations, at stage boundaries, at random times; the next run is right and clean.
 
 A few of the kills are quick; fifty random points of each command, and every stage boundary from a checkpoint to a
 picture, are run by ``make test-long``.
@@ -28,7 +28,7 @@ AT_OPERATIONS = 25
 
 @dataclass(frozen=True)
 class Scene:
-    """A command, what is there before it, and what must hold of what everybody may see at any moment and at the end.
+    """A command, the state before it, and what must hold at any moment and at the end.
 
     ``start`` fills a folder; ``words`` are relative to it; ``visible`` is held after a kill, ``right`` after the next
     run.
@@ -41,7 +41,7 @@ class Scene:
 
 
 def kill_and_run(killer: Killer, scene: Scene, place: Path, whole: Ended, expected: list[str], **kill: Any) -> bool:
-    """Kill the command somewhere and run it again; whether the kill came before its end."""
+    """Kill the command and run it again; return whether the kill came before its end."""
     folder = place / "killed"
     folder.mkdir()
     scene.start(folder)
@@ -61,7 +61,7 @@ def kill_and_run(killer: Killer, scene: Scene, place: Path, whole: Ended, expect
 def kill_at(
     killer: Killer, scene: Scene, place: Path, operations: int, times: int, notes: int | None = 0, seed: int = 0
 ) -> tuple[int, Ended]:
-    """Kill a command at random operations and after random times, and as it says what it does.
+    """Kill a command at random operations, after random times, and at its notes.
 
     Args:
         killer: The server.
@@ -93,14 +93,14 @@ def kill_at(
 
 
 def all_sound(store: Store) -> None:
-    """Everything that the store shows is whole."""
+    """Assert that everything the store shows is complete."""
     assert set(store.verify().values()) <= {None}
     assert "quarantine" not in {entry.kind for entry in store.entries()}
 
 
 @pytest.fixture(scope="module")
 def building(bundle: Bundle) -> Scene:
-    """A build of one component on a cold store."""
+    """Return a build of one component on an empty store."""
 
     def right(folder: Path) -> None:
         (entry,) = Store(folder / "store").entries()
@@ -121,7 +121,7 @@ def pixels(path: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def denoising(bundle: Bundle, ready: Path, killer: Killer, tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    """Two pictures and their latents over a store that holds the engines; one picture is there already."""
+    """Return a run of two pictures and their latents over a store with the engines; one picture exists already."""
     place = tmp_path_factory.mktemp("denoising")
     shutil.copytree(ready, place / "store")
     words: tuple[str | Path | int, ...] = ("denoise", "--bundle", bundle.path, "--backend", "onnxruntime", "--json")
@@ -174,7 +174,7 @@ def test_row_32_fifty_kills_of_a_denoise(killer: Killer, denoising: Scene, tmp_p
 
 @pytest.fixture(scope="module")
 def exporting(tiny_path: Path, exporter: Killer, tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    """An export of one component to a folder where a bundle stands."""
+    """Return an export of one component to a folder that holds a bundle."""
     place = tmp_path_factory.mktemp("exporting")
     words = ("export", "--checkpoint", tiny_path, "--components", "vae_encoder", "--out", "out", "--force")
     assert exporter.sdrt(*words, folder=place).code == 0
@@ -203,7 +203,7 @@ def test_row_32_fifty_kills_of_an_export(exporter: Killer, exporting: Scene, tmp
 def test_row_32_kills_at_every_stage_from_checkpoint_to_picture(
     exporter: Killer, tiny_path: Path, tmp_path: Path
 ) -> None:
-    """One after the other over one store, each run getting a stage further, with what all those before it left."""
+    """One after the other over one store, each run one stage further, with the leftovers of all runs before."""
     words: tuple[str | Path | int, ...] = (
         "denoise",
         "--checkpoint",
@@ -238,7 +238,7 @@ def test_row_32_kills_at_every_stage_from_checkpoint_to_picture(
 
 
 def test_a_kill_that_leaves_debris_is_found(killer: Killer, denoising: Scene, tmp_path: Path) -> None:
-    """The control: a file that nobody sweeps makes the comparison fail."""
+    """Negative control: a file that is never removed makes the comparison fail."""
     folder = tmp_path / "undisturbed"
     folder.mkdir()
     denoising.start(folder)

@@ -1,4 +1,4 @@
-"""SIGKILL at every file operation of each way in which sdrt puts something on the disk: whole before and whole after.
+"""SIGKILL at every file operation of each of sdrt's ways to write to disk: whole before and whole after.
 
 After each kill what is visible is the old or the new, never a part, and the next call does what it should and leaves
 what an undisturbed call leaves: not a file more.
@@ -23,7 +23,7 @@ Check = Callable[[Path], None]
 def kill_everywhere(
     killer: Killer, place: Path, call: str, arguments: list[str], start: Check, visible: Check, least: int
 ) -> Ended:
-    """Kill a call before each of its operations, each time from the same start; gives how it ends undisturbed.
+    """Kill a call before each of its operations, each time from the same start; return its undisturbed end.
 
     Args:
         killer: The server.
@@ -86,7 +86,7 @@ def test_row_33_a_folder_is_the_old_or_the_new(killer: Killer, tmp_path: Path, c
 
 
 def test_row_33_what_was_moved_aside_comes_back_by_itself(killer: Killer, tmp_path: Path) -> None:
-    """The one moment at which nothing stands at the name: any later write beside it gives the old folder back."""
+    """The one moment without anything at the name: any later write beside it restores the old folder."""
     for number in range(40):
         folder = tmp_path / str(number)
         (folder / "out").mkdir(parents=True)
@@ -170,7 +170,7 @@ def test_row_32_a_collection(killer: Killer, tmp_path: Path) -> None:
 
 
 def test_the_killer_kills_where_it_is_told(killer: Killer, tmp_path: Path) -> None:
-    """The control: a kill just before a rename finds the old file, one just after it the new."""
+    """Control: a kill just before a rename finds the old file, one just after it the new."""
     call = "tests.faults.actions:write"
     operations = killer(call, "file", folder=tmp_path).operations
     (rename,) = [number for number, operation in enumerate(operations) if operation.startswith("os.rename")]

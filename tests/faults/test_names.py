@@ -1,4 +1,4 @@
-"""Names that are not UTF-8: what is read, built and written below them is what it is elsewhere."""
+"""Names that are not UTF-8: reading, building and writing below them works as elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ODD = os.fsdecode(b"mod\xe8le")
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs the test in a folder of its own, and gives it."""
+    """Run the test in its own folder; return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

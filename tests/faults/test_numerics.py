@@ -1,4 +1,4 @@
-"""Rows 56 to 61, 63 and 64 of the fault matrix: numbers that are none, pictures of nothing, failed comparisons."""
+"""Rows 56 to 61, 63 and 64 of the fault matrix: NaN and Inf, blank pictures, failed comparisons."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Draw = Callable[..., Ended]
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The components that ran, in order."""
+    """List the components that ran, in order."""
     seen: list[str] = []
     run = Engine.run
 
@@ -60,7 +60,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def draw(sdrt: CommandLine, bundle: Bundle, ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
-    """Runs ``sdrt denoise`` on graphs written by hand, in an empty folder."""
+    """Return a function that runs ``sdrt denoise`` on hand-written graphs, in an empty folder."""
     shutil.copytree(ready, tmp_path / "store")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -73,7 +73,7 @@ def draw(sdrt: CommandLine, bundle: Bundle, ready: Path, tmp_path: Path, monkeyp
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, component: str, value: float, run_number: int) -> None:
-    """Put a value into what a component gives on one of its runs, counted from 1."""
+    """Put a value into a component's output on one of its runs, counted from 1."""
     run, done = Engine.run, [0]
 
     def spoiled(engine: Engine, **given: Array) -> dict[str, Array]:
@@ -115,7 +115,7 @@ def test_row_57_inf_of_the_decoder_is_not_tried_again(
 
 
 def test_row_58_what_overflows_fp16_stays_fp32(tiny_path: Path, tmp_path: Path) -> None:
-    """A layer's gain of 1e5, which the next takes back: right in fp32, and Inf on the way in fp16."""
+    """A layer's gain of 1e5, which the next reverses: right in fp32, and Inf on the way in fp16."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_path, folder)
     path = folder / "text_encoder" / "model.safetensors"
@@ -158,7 +158,7 @@ def tiny_reference(tiny_path: Path) -> Reference:
 
 
 def test_row_60_a_wrong_epsilon_fails_the_comparison(tiny_reference: Reference, tiny_bundle: Bundle) -> None:
-    """By each output of each component: what is sound passes, which the self-test looks at first."""
+    """In each output of each component; the self-test first checks that a sound one passes."""
     trajectory = tiny_reference.denoise(make_request("a red circle", seed=0, num_inference_steps=4))
     inputs = Inputs(tiny_reference, trajectory, (1,))
     (found,) = run_planted_faults(tiny_reference, tiny_bundle, inputs, load(), names=("groupnorm-epsilon",))
@@ -222,7 +222,7 @@ def test_row_63_what_a_scheduler_config_asks_for_is_done_or_refused(tmp_path: Pa
 def test_row_64_int8_that_is_too_far_off_is_refused(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused where it is made and where it is compiled, rather than marked and warned of at every picture."""
+    """Refused where it is written and where it is compiled, instead of a warning at every picture."""
     quantised = quantise_bundle(bundle, tmp_path / "int8")
     asked = job(quantised, "unet", tmp_path / "engines", backend="openvino", precision="int8")
     asked.folder.mkdir()

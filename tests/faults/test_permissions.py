@@ -1,4 +1,4 @@
-"""No permission, in every command and for every option that takes a path: one line, 6 to read, 2 to write."""
+"""Missing permissions, in every command and for every option that takes a path: one line, to read and to write."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ WORDS = {"DIR", "FILE", "FILE.png", "C", "checkpoint", "bundle", "engines", "fol
 
 
 def answers(killer: Killer, asked: Sequence[tuple[Path, Sequence[object]]], folder: Path) -> list[tuple[int, str]]:
-    """How command lines ended that ran without root's rights, each while something was closed to everybody.
+    """Run command lines without root's rights, each with one path closed to everybody.
 
     Returns:
         Exit codes and the one line of each error; an empty line where there was none.
@@ -62,7 +62,7 @@ def answers(killer: Killer, asked: Sequence[tuple[Path, Sequence[object]]], fold
 
 
 def refused(killer: Killer, asked: Sequence[tuple[Path, Sequence[object]]], folder: Path) -> None:
-    """Hold that every command line ends for want of permission, and names what was closed."""
+    """Assert that every command line ends with a permission error that names the closed path."""
     for (closed, words), (code, said) in zip(asked, answers(killer, asked, folder), strict=True):
         assert code == 6, f"{closed}, {words}: {said}"
         assert closed.name in said, f"{closed}, {words}: {said}"

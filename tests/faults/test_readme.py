@@ -1,4 +1,4 @@
-"""Rows 86 and 87 of the fault matrix: ``make engines`` where a backend cannot build, and pages that say what is."""
+"""Rows 86 and 87 of the fault matrix: ``make engines`` without some backends, and pages that agree with the code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ esac
 
 @pytest.fixture
 def stub(tmp_path: Path) -> Path:
-    """An environment for the Makefile whose sdrt is the stub."""
+    """Write an environment for the Makefile whose sdrt is a stub."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sdrt").write_text(STUB)
     (tmp_path / "bin" / "sdrt").chmod(0o755)
@@ -42,7 +42,7 @@ def stub(tmp_path: Path) -> Path:
 
 
 def make_engines(stub: Path, *variables: str, **environment: str) -> tuple[int, str, list[str]]:
-    """Exit code, what was said, and the backends that were asked for."""
+    """Return the exit code, the output, and the requested backends."""
     words = ["make", "--old-file", str(stub / ".ready-to-build"), "engines", f"VENV={stub}", *variables]
     clean = {name: value for name, value in os.environ.items() if "MAKE" not in name and name != "MFLAGS"}
     ended = subprocess.run(words, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, check=False)
@@ -71,7 +71,7 @@ def test_row_86_another_error_ends_it(stub: Path) -> None:
 
 
 def commands() -> list[list[str]]:
-    """What the README says to type."""
+    """Return the commands that the README tells users to type."""
     return [shlex.split(line) for line in re.findall(r"^    ((?:make|sdrt) .*)$", README, re.MULTILINE)]
 
 

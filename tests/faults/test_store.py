@@ -1,4 +1,4 @@
-"""Rows 31 and 34 to 41 of the fault matrix: processes at once, full disks, folders not to be written, locks, time."""
+"""Rows 31 and 34 to 41 of the fault matrix: concurrent processes, full disks, read-only folders, locks, time."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ DECODER = ("--backend", "onnxruntime", "--components", "vae_decoder", "--store",
 
 @pytest.fixture
 def denoise(bundle: Bundle) -> list[str]:
-    """Words that make a picture over the engines in the folder's store."""
+    """Return words that draw a picture with the engines in the folder's store."""
     words = ["denoise", "--bundle", str(bundle.path), "--backend", "onnxruntime", "--store", "store", "--prompt", "a"]
     return [*words, "--steps", "2", "--seed", "1", "--out", "p.png", "--save-latents", "p.npy"]
 
 
 def complaint(ended: Ended) -> str:
-    """The one line in which an error was said."""
+    """Return the one line of the error."""
     (line,) = [line for line in ended.err.splitlines() if line.startswith("sdrt: ")]
     assert "Traceback" not in ended.err
     return line
 
 
 def writable(folder: Path) -> None:
-    """Give back the permission to write, so that what was made read-only can be removed."""
+    """Restore write permission, so that read-only files can be removed."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o700)
 
 
 def built_at_once(killer: Killer, bundle: Bundle, folder: Path, call: str, count: int) -> int:
-    """Build one set by many processes that start together; how many of them compiled."""
+    """Build one set by many simultaneous processes; return how many of them compiled."""
     words = ["build", str(bundle.path), *DECODER]
     assert killer(f"tests.faults.actions:{call}", count, words, folder=folder).code == 0
     said = [(folder / f"said-{number}").read_text() for number in range(count)]
@@ -65,7 +65,7 @@ def test_row_31_eight_at_once_build_once(killer: Killer, bundle: Bundle, tmp_pat
 
 
 def test_row_38_locks_that_always_succeed_do_no_harm(killer: Killer, bundle: Bundle, tmp_path: Path) -> None:
-    """All may compile then; nobody sees a part, and one set is there in the end."""
+    """All may compile then; none sees a part, and one set is there in the end."""
     assert built_at_once(killer, bundle, tmp_path, "at_once_without_locks", 3) >= 1
 
 
@@ -103,7 +103,7 @@ def sizes(folder: Path) -> list[int]:
 
 
 def test_row_34_a_full_disk_while_building(killer: Killer, bundle: Bundle, tmp_path: Path) -> None:
-    """Each size of a file in a built store in turn is one byte too large; so each kind of file fails to be written."""
+    """Each file size of a built store in turn is one byte too large, so that each kind of file fails to be written."""
     words = ["build", str(bundle.path), *DECODER]
     built = tmp_path / "built"
     built.mkdir()
@@ -226,7 +226,7 @@ def test_row_36_a_store_that_others_can_write_to_is_not_opened(
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has every lock of the store in the folder that it is told of, and does not let go."""
+    """Start a process that holds every lock of the store in the given folder."""
     code = """
 import sys
 from pathlib import Path

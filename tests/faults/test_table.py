@@ -1,4 +1,4 @@
-"""SECURITY.md's table of faults, held to the tests that there are."""
+"""The table of faults in SECURITY.md agrees with the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 40 of the fault matrix: a timing cache that is damaged, or not of this TensorRT, is made anew with a word."""
+"""Row 40 of the fault matrix: a timing cache that is damaged or of another TensorRT is recreated with a note."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_row_40_a_timing_cache_that_is_none_is_made_anew(tmp_path: Path, damage:
 
 
 class Refusing:
-    """A configuration that takes no timing cache but an empty one."""
+    """A configuration that takes only an empty timing cache."""
 
     def __init__(self, config: Any) -> None:
         self._config = config

@@ -1,4 +1,4 @@
-"""A working folder that is gone: absolute paths work as ever, relative ones are refused in one line."""
+"""A removed working folder: absolute paths work, relative ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.helpers.click_parameters import parameters
 
 
 def answers(killer: Killer, asked: list[list[str]], folder: Path) -> list[tuple[int, str]]:
-    """How command lines ended in a folder that was removed: exit code, and the one line of the error."""
+    """Run command lines in a removed folder; return exit codes and the one line of each error."""
     assert killer("tests.faults.actions:each_in_a_folder_that_is_gone", asked, folder=folder).code == 0
     found = []
     for words, (code, err) in zip(asked, json.loads((folder / "answers.json").read_text()), strict=True):
@@ -34,7 +34,7 @@ def answers(killer: Killer, asked: list[list[str]], folder: Path) -> list[tuple[
 
 @pytest.fixture
 def gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs the test in a folder that was removed."""
+    """Run the test in a removed folder."""
     before = Path.cwd()
     (tmp_path / "gone").mkdir()
     os.chdir(tmp_path / "gone")

@@ -57,7 +57,7 @@ print(json.dumps([result.model_dump(mode="json") for result in found]))
 
 @dataclass
 class Ran:
-    """What the comparison printed, how long it took and how much memory it held at most."""
+    """The comparison's output, duration and peak memory."""
 
     results: list[dict[str, Any]]
     took: Measured

@@ -55,7 +55,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Path:
-    """build/sd-v1-random, which `make sd-v1-random` makes."""
+    """Return build/sd-v1-random, which `make sd-v1-random` writes."""
     return sd_v1_random(ROOT / "build" / "sd-v1-random")
 
 
@@ -76,7 +76,7 @@ def reference(workshop: Workshop, checkpoint: Path) -> Picture:
 
 
 def ours(workshop: Workshop, bundle: Path, backend: str, precision: str) -> Picture:
-    """Build engines, denoise by them, and give the picture."""
+    """Build engines, denoise by them, and return the picture."""
     name, folder = f"{backend} {precision}", workshop.folder
     words = ("--backend", backend, "--precision", precision, "--store", folder / "store")
     workshop.sdrt(f"build {name}", "build", bundle, *words)

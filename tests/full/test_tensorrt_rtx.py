@@ -59,7 +59,7 @@ def test_the_fp16_bundle_compiles_in_time_and_memory(
 
 
 def table(engines: EngineSet) -> str:
-    """A line a component: time, size, memory and attentions."""
+    """Return one line a component: time, size, memory and attentions."""
     lines = [""]
     for name, component in engines.manifest.components.items():
         assert component.peak_memory_bytes is not None

@@ -1,4 +1,4 @@
-"""A folder where stages of the full-size model run as processes of their own, measured."""
+"""A folder where stages of the full-size model run as separate processes, measured."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ with open(sys.argv[1], "w") as file:
 
 @dataclass(frozen=True)
 class Measured:
-    """How a process ended, how long it took, and the most memory that it or a process of its held."""
+    """A process's exit code, duration, and the peak memory of it or a child."""
 
     exit_code: int
     seconds: float
@@ -48,13 +48,13 @@ def measured(command: Sequence[str], *, stdout: IO[bytes], stderr: IO[bytes] | N
 
 @dataclass
 class Workshop:
-    """A folder in which stages run as processes of their own, and what each of them took."""
+    """A folder in which stages run as separate processes, with their measurements."""
 
     folder: Path
     rows: list[tuple[str, float, float]] = field(default_factory=list)
 
     def run(self, stage: str, *words: str | Path) -> str:
-        """Run a Python process to its end, note its seconds and peak memory, and give what it printed."""
+        """Run a Python process to its end, record its seconds and peak memory, and return its output."""
         command = [sys.executable, *map(str, words)]
         with (self.folder / "said.txt").open("wb") as said, (self.folder / "printed.txt").open("wb") as printed:
             took = measured(command, stdout=printed, stderr=said)
@@ -67,10 +67,10 @@ class Workshop:
         return json.loads(self.run(stage, "-m", "sdrt", *words, "--json"))
 
     def peak_gib(self, stage: str) -> float:
-        """The largest process of a stage."""
+        """Return the peak memory of a stage's largest process, in GiB."""
         return max(peak for name, _, peak in self.rows if name == stage)
 
     def table(self) -> str:
-        """All stages so far."""
+        """Return all stages so far as a table."""
         lines = [f"{name:32}{seconds:8.1f} s {peak:8.2f} GiB" for name, seconds, peak in self.rows]
         return "\n".join(["", f"{'stage':32}{'time':>10} {'peak memory':>12}", *lines])

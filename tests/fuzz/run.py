@@ -1,4 +1,4 @@
-"""Fuzz the targets by coverage, with Atheris, each in a process of its own and for a bounded time: `make fuzz`.
+"""Fuzz the targets by coverage, with Atheris, each in its own process and for a limited time: `make fuzz`.
 
 What is found is written below the corpus as NAME/found-..., and repeats by giving the file in place of the time:
 ``python -m tests.fuzz.run NAME --repeat FILE``.
@@ -19,7 +19,7 @@ MAX_BYTES = 1 << 16
 
 
 def main() -> int:
-    """Fuzz the targets named, one after the other; 1 where something was found."""
+    """Fuzz the named targets, one after the other; return 1 if something was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="[default: all]")
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def _fuzzed(name: str, options: argparse.Namespace) -> bool:
-    """Fuzz one target in a process of its own; whether nothing was found."""
+    """Fuzz one target in its own process; return whether nothing was found."""
     corpus = options.corpus / name
     corpus.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", __spec__.name, name, "--fuzz"]

@@ -1,4 +1,4 @@
-"""What is fuzzed: every reader of files and texts from elsewhere, each with sound input to start from.
+"""Fuzz targets: every reader of files and texts from elsewhere, each with sound input to start from.
 
 A target may take what it is given or refuse it by an error of ours, in one line with a hint. Anything else that is
 raised is a finding.
@@ -50,7 +50,7 @@ VOCABULARY = [*byte_symbols(), *(symbol + WORD_END for symbol in byte_symbols())
 
 
 class Finding(AssertionError):
-    """A refusal that is not as refusals are."""
+    """A refusal that breaks the rules of refusals."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Target:
     read: Callable[[Path, bytes], object]
 
     def run(self, folder: Path, data: bytes) -> bool:
-        """Read the input; whether it was taken.
+        """Read the input; return whether it was accepted.
 
         Raises:
             Finding: It was refused otherwise than in one line with a hint.
@@ -167,7 +167,7 @@ def _read_setting(_: Path, data: bytes) -> None:
 
 
 def _tokenizer_files(folder: Path) -> list[bytes]:
-    """A vocabulary of bytes alone, which is small enough to be changed in telling ways."""
+    """Write a vocabulary of single bytes, which is small enough for damage to matter."""
     folder.mkdir(exist_ok=True)
     merges = ["a b</w>", "c a"]
     tokens = [*VOCABULARY[:-2], *(merge.replace(" ", "") for merge in merges), *VOCABULARY[-2:]]
@@ -263,7 +263,7 @@ CONFIGS = (
 
 
 def _configs(folder: Path) -> list[bytes]:
-    """Each config of v1 behind the number of its place in `CONFIGS`."""
+    """Return each config of v1 behind the number of its place in `CONFIGS`."""
     v1_checkpoint(folder / "checkpoint")
     (folder / "checkpoint" / GENERATION_CONFIG).write_bytes(b'{"guidance_scale": 6.0}')
     return [bytes([48 + place]) + (folder / "checkpoint" / name).read_bytes() for place, name in enumerate(CONFIGS)]

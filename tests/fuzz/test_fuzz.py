@@ -35,14 +35,14 @@ ODD: list[Any] = [
 
 @pytest.fixture(scope="module", params=TARGETS)
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """A target, its folder and its sound inputs."""
+    """Return a target, its folder and its sound inputs."""
     target = TARGETS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     return target, folder, target.prepare(folder)
 
 
 def damaged(data: st.DataObject, sound: bytes) -> bytes:
-    """The input with bytes changed, taken out, doubled or cut off; or with a value of its JSON exchanged."""
+    """Change, remove, duplicate or cut off bytes of the input, or exchange a value of its JSON."""
     kind = data.draw(st.sampled_from(("bytes", "cut", "double", "json", "noise")))
     if kind == "json":
         return exchanged(data, sound)
@@ -62,7 +62,7 @@ def damaged(data: st.DataObject, sound: bytes) -> bytes:
 
 
 def exchanged(data: st.DataObject, sound: bytes) -> bytes:
-    """The input with one value of the first JSON in it exchanged for an odd one; as it is where it holds none."""
+    """Exchange one value of the input's first JSON for an odd one; return inputs without JSON unchanged."""
     start = sound.find(b"{")
     try:
         value, length = json.JSONDecoder().raw_decode(sound[start:].decode("latin-1"))
@@ -121,7 +121,7 @@ def test_what_is_not_ours_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_damaged_graphs_that_our_reader_takes_do_no_harm_to_onnxs_checker_or_only_to_it(tmp_path: Path) -> None:
-    """Fault-matrix row 10: what reaches the C++ of ONNX does so in the child, whatever becomes of it there."""
+    """Fault-matrix row 10: the C++ of ONNX reads them in the child process, which may crash."""
     source, path = random.Random(10), models.write(tmp_path)
     sound = path.read_bytes()
     taken = 0

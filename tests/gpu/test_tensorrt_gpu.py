@@ -1,4 +1,4 @@
-"""Plans on a real GPU: built for it, compared with the CPU, with CUDA graphs and without. make test-gpu runs these.
+"""Plans on a real GPU: built for it, compared with the CPU, with CUDA graphs and without.
 
 They need a machine with NVIDIA's driver, and tensorrt or tensorrt-rtx and cuda-bindings installed; nothing else. What
 the doubles cannot show is shown here only: that the real libraries take our calls in this order, that USER_MANAGED
@@ -62,7 +62,7 @@ Opened = Callable[..., Pipeline]
 
 
 def build_plans(backend: BackendName, recipe_name: str, checkpoint: Path, store: Store) -> EngineSet:
-    """The checkpoint's plans for the GPU that is here; TensorRT-RTX's are skipped where it runs on no such GPU."""
+    """Build the checkpoint's plans for this GPU; skip TensorRT-RTX where it does not support it."""
     gpu = nvidia.driver().gpus[0]
     if backend == "tensorrt-rtx" and gpu.architecture not in nvidia.RTX_ARCHITECTURES:
         pytest.skip(f"TensorRT-RTX does not run on {gpu.name} ({gpu.architecture})")
@@ -76,13 +76,13 @@ def build_plans(backend: BackendName, recipe_name: str, checkpoint: Path, store:
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def plans(request: pytest.FixtureRequest, tiny_path: Path, store: Store) -> EngineSet:
-    """The tiny checkpoint's plans for the GPU that is here, in the default recipe."""
+    """Build the tiny checkpoint's plans for this GPU, in the default recipe."""
     return build_plans(request.param, DEFAULT, tiny_path, store)
 
 
 @pytest.fixture
 def opened(plans: EngineSet) -> Iterator[Opened]:
-    """Opens pipelines over the plans, and closes them."""
+    """Return a function that opens pipelines over the plans; close them at the end."""
     pipelines: list[Pipeline] = []
 
     def make(**options: Any) -> Pipeline:
@@ -96,21 +96,21 @@ def opened(plans: EngineSet) -> Iterator[Opened]:
 
 @pytest.fixture(scope="module")
 def reference(tiny_path: Path, store: Store) -> Iterator[Pipeline]:
-    """The same checkpoint in fp32 on the CPU."""
+    """Open the same checkpoint in fp32 on the CPU."""
     engines = prepare(Source(checkpoint=str(tiny_path)), Choice("onnxruntime", "fp32"), store=store.root)
     with Pipeline(engines) as pipeline:
         yield pipeline
 
 
 def free_bytes() -> int:
-    """Free memory of the GPU."""
+    """Return free memory of the GPU."""
     api = Cuda.open("trt").api
     _, free, _ = api.cudaMemGetInfo()
     return int(free)
 
 
 def inputs(engines: EngineSet, name: ComponentName, batch: int, seed: int) -> dict[str, Array]:
-    """Inputs of a component: tokens of prompts, and noise that fp16 holds exactly."""
+    """Return inputs of a component: tokens of prompts, and noise that fp16 holds exactly."""
     rng = np.random.default_rng(seed)
     if name == "text_encoder":
         words = ["red", "green", "blue", "white"]
@@ -125,7 +125,7 @@ def inputs(engines: EngineSet, name: ComponentName, batch: int, seed: int) -> di
 
 
 def outputs(engines: EngineSet, name: ComponentName, given: dict[str, Array]) -> Array:
-    """The one output of a component, opened alone."""
+    """Return the one output of a component, opened alone."""
     with open_engine(engines, name) as engine:
         feeds = {spec.name: given[spec.name].astype(spec.dtype) for spec in engine.spec.inputs}
         (output,) = engine.run(**feeds).values()
@@ -181,7 +181,7 @@ def test_a_picture_is_repeated_bit_by_bit(opened: Opened) -> None:
 
 
 def test_a_picture_is_repeated_bit_by_bit_by_the_next_process(opened: Opened) -> None:
-    """Kernels read from the cache must be those that were compiled: a session that opens anew finds them there."""
+    """Kernels read from the cache must be those that were compiled: a new session finds them there."""
     first = opened()
     expected = first([PROMPT] * 2, **SETTINGS)
     first.close()

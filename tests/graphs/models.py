@@ -1,4 +1,4 @@
-"""Models to be refused: ONNX files put together field by field, sound ones changed in one place."""
+"""Models to be refused: ONNX files built field by field, sound ones changed in one place."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPECTED = Expected(
 
 
 def sound() -> onnx.ModelProto:
-    """Two products of a vector with a matrix, of which one is kept beside the graph."""
+    """Build two products of a vector with a matrix, one of which is stored beside the graph."""
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["sample", "near"], ["hidden"]),
@@ -42,7 +42,7 @@ def sound() -> onnx.ModelProto:
 
 
 def write(folder: Path, change: Change | None = None) -> Path:
-    """Write the sound model, changed, and its 64 bytes of weights; gives the graph's path."""
+    """Write the sound model, changed, and its 64 bytes of weights; return the graph's path."""
     model = sound()
     if change is not None:
         change(model)
@@ -54,13 +54,13 @@ def write(folder: Path, change: Change | None = None) -> Path:
 
 
 def far(model: onnx.ModelProto) -> onnx.TensorProto:
-    """The tensor that lies beside the graph."""
+    """Return the tensor that is stored beside the graph."""
     tensor: onnx.TensorProto = model.graph.initializer[1]
     return tensor
 
 
 def external(**values: str | None) -> Change:
-    """Change where the tensor beside the graph is said to lie; None leaves a key out."""
+    """Change the stated location of the tensor beside the graph; None omits a key."""
 
     def change(model: onnx.ModelProto) -> None:
         tensor = far(model)

@@ -1,4 +1,4 @@
-"""What a graph of a bundle must be; rows 11 to 19 of the fault matrix are in tests/attacks."""
+"""Requirements of a bundle's graph; rows 11 to 19 of the fault matrix are in tests/attacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that reads graphs: its limits hold, its end is told, and what it finds comes back as errors of ours."""
+"""The process that reads graphs: its limits apply, its end is reported, and its findings come back as sdrt's errors."""
 
 from __future__ import annotations
 

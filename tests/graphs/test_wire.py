@@ -1,4 +1,4 @@
-"""The reader of ONNX's bytes: it reads what onnx writes, and refuses what parsers read differently."""
+"""The reader of ONNX's bytes: it reads onnx's own files, and refuses bytes that parsers read differently."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENUMERATIONS = ("type", "data_location")
 
 
 def varint(number: int) -> bytes:
-    """A number of protocol buffers."""
+    """Encode a number of protocol buffers."""
     head = b""
     while number > 0x7F:
         head += bytes([number & 0x7F | 0x80])
@@ -31,12 +31,12 @@ def varint(number: int) -> bytes:
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A field whose length is given."""
+    """Encode a length-delimited field."""
     return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def plain(message: Any) -> Any:
-    """A message of onnx as `read_model` gives it."""
+    """Convert an onnx message to the form of `read_model`."""
     found: dict[str, Any] = {}
     for descriptor, value in message.ListFields():
         kind = KINDS.get(descriptor.type, "int")
@@ -50,7 +50,7 @@ def plain(message: Any) -> Any:
 
 
 def summed(value: Any) -> Any:
-    """Counts of floats as one number, whether they came one by one or in a run; views as bytes.
+    """Return counts of floats as one number, whether packed or not; views as bytes.
 
     Enumerations are left out: a number that stands for nothing is an absent field to onnx, and refused by our checks.
     """

@@ -10,7 +10,7 @@ from sdrt.cli import cli
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command of the command line, by its words."""
+    """Yield every command of the command line, by its words."""
     for name in group.list_commands(click.Context(group)):
         command = group.get_command(click.Context(group), name)
         assert command is not None
@@ -21,5 +21,5 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[t
 
 
 def parameters() -> list[tuple[tuple[str, ...], click.Parameter]]:
-    """Every option and argument of every command."""
+    """Return every option and argument of every command."""
     return [(words, parameter) for words, command in commands(cli) for parameter in command.params]

@@ -1,4 +1,4 @@
-"""Compilation in the test's process: one more process a component takes longer than small graphs do."""
+"""Compilation in the test's process: another process for each component takes longer than small graphs do."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sdrt.engines.builders import ComponentJob, builder
 
 
 def by_its_backend(job: ComponentJob) -> EngineComponent:
-    """What the backend of a job makes of it."""
+    """Build a job by its own backend."""
     return builder(job.backend).build(job)
 
 
 def compile_here(
     patch: pytest.MonkeyPatch, compiled: Callable[[ComponentJob], EngineComponent] = by_its_backend
 ) -> list[ComponentName]:
-    """Have every component compiled in this process, or made by another function; lists which."""
+    """Compile every component in this process, or by ``compiled``; return the list of compiled names."""
     done: list[ComponentName] = []
 
     def build_all(jobs: Sequence[ComponentJob], *_: object) -> dict[ComponentName, EngineComponent]:

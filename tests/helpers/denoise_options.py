@@ -9,7 +9,7 @@ from sdrt.commands.denoise_options import DenoiseOptions
 
 
 def options(**given: Any) -> DenoiseOptions:
-    """The command's options as they are when nothing is given."""
+    """Return the command's options at their defaults, with some given."""
     names = DenoiseOptions.__dataclass_fields__
     defaults = {**dict.fromkeys(names), "out": Path("a.png"), "build": True, "loop": "auto", "as_json": False}
     return DenoiseOptions(**{**defaults, "backend": "auto", "repeat": Path("b.png"), **given})

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def picture_record(prompt: str = "a cat", negative_prompt: str = "", seed: int = 7, **changes: Any) -> dict[str, Any]:
-    """The record of one picture, with some fields changed."""
+    """Return the record of one picture, with some fields changed."""
     return {
         "prompt": prompt,
         "negative_prompt": negative_prompt,

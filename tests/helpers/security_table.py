@@ -12,13 +12,13 @@ FILE = re.compile(r"`(tests/[\w/]+\.py)`")
 
 
 def told() -> dict[int, set[str]]:
-    """Files by row, as the table has them."""
+    """Read files by row from the table."""
     _, _, section = (ROOT / "SECURITY.md").read_text().partition("## What is tested")
     return {int(row): set(FILE.findall(files)) for row, files in TABLE_ROW.findall(section)}
 
 
 def held(folder: str) -> dict[int, set[str]]:
-    """Files by row, as the tests are called."""
+    """Read files by row from the names of tests."""
     found = defaultdict(set)
     for path in (ROOT / "tests" / folder).glob("test_*.py"):
         for number in re.findall(r"^def test_row_(\d+)_", path.read_text(), re.MULTILINE):

@@ -8,6 +8,6 @@ from sdrt.graphs.values import SCOPES
 
 
 def marked(node: onnx.NodeProto, *scopes: str) -> onnx.NodeProto:
-    """The node, as the exporter writes where it comes from."""
+    """Add the metadata in which the exporter records a node's modules."""
     node.metadata_props.add(key=SCOPES, value=str(["", *scopes, node.name]))
     return node

@@ -1,4 +1,4 @@
-"""A checkpoint's trees are held against its files."""
+"""A checkpoint's trees agree with its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdrt.inspect.checkpoint import examine_checkpoint
 
 @pytest.fixture
 def copied(tiny_path: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny checkpoint, to be changed."""
+    """Copy the tiny checkpoint."""
     return Path(shutil.copytree(tiny_path, tmp_path / "copy"))
 
 

@@ -1,4 +1,4 @@
-"""The drawing of the U: well-formed, nothing of the UNet left out, and as wide as the page."""
+"""The drawing of the U: well-formed, complete, and as wide as the page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def texts(svg: str) -> list[str]:
-    """The words of a drawing, in order."""
+    """Return the words of a drawing, in order."""
     return [element.text or "" for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
 

@@ -30,7 +30,7 @@ def trees_of(folder: Path) -> dict[str, Block]:
 
 
 def without_positions(text_encoder: Block) -> Block:
-    """The tree where the position embedding is no block of its own: exporters look such small ones up beforehand."""
+    """Return the tree without a block for the position embedding: exporters fold such small look-ups."""
     embeddings, *others = text_encoder.children
     tokens, positions = embeddings.children
     assert (positions.kind, positions.parameters) == ("Embedding", 77 * positions.output[1])
@@ -69,7 +69,7 @@ def test_another_checkpoints_tree_differs(tiny_bundle: Bundle, checkpoint_path: 
 def a_graph(
     nodes: list[onnx.NodeProto], weights: dict[str, tuple[TensorProto.DataType, tuple[int, ...]]]
 ) -> onnx.GraphProto:
-    """From x [batch,4,8,8] to y [batch,6,8,8] through a middle m of the shape of y."""
+    """Build a graph from x [batch,4,8,8] to y [batch,6,8,8] through a middle m of y's shape."""
     image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, 8, 8])
     middle, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 6, 8, 8]) for name in ("m", "y"))
     tensors = [TensorProto(name=name, data_type=kind, dims=dims) for name, (kind, dims) in weights.items()]

@@ -1,4 +1,4 @@
-"""The page: everything is on it, and nothing that a file named becomes HTML."""
+"""The page: it is complete, and no name from a file becomes HTML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOID = ("meta",)
 
 
 class Balance(HTMLParser):
-    """Follows opening and closing tags; collects text, and the tags that were met."""
+    """Checks that tags are balanced; collects text, and the tags seen."""
 
     def __init__(self) -> None:
         super().__init__()

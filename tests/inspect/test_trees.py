@@ -1,4 +1,4 @@
-"""Trees from configs, held against the networks that diffusers and transformers build, on torch's meta device."""
+"""Trees from configs against the networks that diffusers and transformers build, on torch's meta device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HELD = ("unet.", "text_encoder.", "encoder.", "decoder.")
 
 
 def configs(name: str) -> Configs:
-    """text_encoder, unet and vae: v1.4's, the demo checkpoint's, or one of the odd ones'."""
+    """Return configs of text_encoder, unet and vae: v1.4's, the demo checkpoint's, or an odd one's."""
     if name == "demo":
         return {part: config for part, config in read_configs(DEMO_FOLDER).items() if part != "scheduler"}
     found = {part: v1_config(part) for part in ("text_encoder", "unet", "vae")}
@@ -49,7 +49,7 @@ def trees(found: Configs) -> dict[str, Block]:
 
 
 def wrappers(found: Configs) -> dict[str, tuple[torch.nn.Module, dict[str, torch.Tensor]]]:
-    """Each component as it is exported, with inputs of one sample, all without memory."""
+    """Return each component as it is exported, with inputs of one sample, all without memory."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -69,7 +69,7 @@ def wrappers(found: Configs) -> dict[str, tuple[torch.nn.Module, dict[str, torch
 
 
 def first_tensor(values: object) -> torch.Tensor:
-    """The first tensor of what a module was given or gave."""
+    """Return the first tensor of a module's input or output."""
     if isinstance(values, torch.Tensor):
         return values
     parts = values.values() if hasattr(values, "values") else values
@@ -78,7 +78,7 @@ def first_tensor(values: object) -> torch.Tensor:
 
 
 def built(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, Facts]:
-    """The facts of every module with weights that was called, by name as the trees have it."""
+    """Return the facts of every called module with weights, by its name in the trees."""
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def hook(name: str) -> Callable[..., None]:
@@ -113,7 +113,7 @@ def strip(name: str) -> str:
 
 
 def told(tree: Block) -> dict[str, Facts]:
-    """The facts of every block but the whole."""
+    """Return the facts of every block but the root."""
     return {
         block.name: (block.kind, block.parameters, block.flops, block.input, block.output)
         for _, block in tree.walk()

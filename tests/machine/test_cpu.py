@@ -10,7 +10,7 @@ from sdrt.machine import cpu
 
 
 def tree(root: Path, **files: str) -> Path:
-    """Kernel files under another root; in names, __ stands for a slash and _DOT_ for a dot."""
+    """Write kernel files below another root; in names, __ stands for a slash and _DOT_ for a dot."""
     for name, text in files.items():
         path = root / name.replace("__", "/").replace("_DOT_", ".")
         path.parent.mkdir(parents=True, exist_ok=True)

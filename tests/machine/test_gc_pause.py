@@ -1,4 +1,4 @@
-"""No collection while TensorRT holds its lock, in whichever thread."""
+"""Garbage collection is off while TensorRT holds its lock, in every thread."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_many_threads_leave_it_as_it_was() -> None:
 
 
 class Cycle:
-    """Garbage that only the collector frees, and that pauses it while it goes."""
+    """Garbage that only the collector frees, and that pauses it while it is freed."""
 
     def __init__(self) -> None:
         self.itself = self

@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system where the C library can be told."""
+"""Freed memory goes back to the system if the C library supports it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ EMBEDDING_STD = 0.02  # as CLIP initialises its embeddings
 
 
 def sd_v1_random(out: Path, *, seed: int = 0, configs: Mapping[str, Any] | None = None) -> Path:
-    """Write the checkpoint, unless it is there already.
+    """Write the checkpoint unless it exists.
 
     Args:
         out: A folder; published when it is whole.
@@ -54,7 +54,7 @@ def sd_v1_random(out: Path, *, seed: int = 0, configs: Mapping[str, Any] | None 
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the folder holds a checkpoint whose weight files have the sizes that their headers state."""
+    """Return whether the folder holds a checkpoint whose weight files have the sizes that their headers state."""
     if not folder.is_dir():
         return False
     try:
@@ -65,7 +65,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def tensor_shapes(component: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names, as in v1.4's files, and shapes of a component's tensors."""
+    """Return names, as in v1.4's files, and shapes of a component's tensors."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -88,7 +88,7 @@ def write_random_weights(folder: Path, component: str, shapes: Mapping[str, tupl
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> memoryview:
-    """One tensor's float32 bytes; they depend on its name, its shape and the seed only.
+    """Draw one tensor's float32 bytes; they depend on its name, its shape and the seed only.
 
     Normalisations are near the identity, other weights normal with a deviation of 1/sqrt(fan-in).
     """
@@ -108,7 +108,7 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> memoryview:
 
 
 def main() -> None:
-    """Make it from the command line, and say what was made."""
+    """Write it from the command line, and print a summary."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)

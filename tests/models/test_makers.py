@@ -1,4 +1,4 @@
-"""The makers of test checkpoints: what they promise."""
+"""The makers of test checkpoints keep their promises."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Config = Mapping[str, Any]
 
 
 class Changes(TypedDict, total=False):
-    """What to change of v1.4's configs, as `tiny_checkpoint` takes it."""
+    """Changes of v1.4's configs, as `tiny_checkpoint` takes them."""
 
     unet: Config
     vae: Config
@@ -90,7 +90,7 @@ def tiny_checkpoint(
 
 
 def odd_checkpoints() -> dict[str, Changes]:
-    """Changes for `tiny_checkpoint`, by name: checkpoints in which none of v1.4's numbers holds."""
+    """Return changes for `tiny_checkpoint` by name: checkpoints with none of v1.4's numbers."""
     return {
         "heads-by-level": {
             "unet": {
@@ -136,7 +136,7 @@ def odd_checkpoints() -> dict[str, Changes]:
 
 
 def write_configs(folder: Path, configs: Mapping[str, Config], scheduler: Config) -> None:
-    """Write model_index.json, each component's config.json and the scheduler's config, v1.4's but for the changes."""
+    """Write model_index.json, each component's config.json and the scheduler's config: v1.4's with the changes."""
     scheduler_config = {**json.loads((SD_V1 / "scheduler" / "scheduler_config.json").read_bytes()), **scheduler}
     index = json.loads((SD_V1 / "model_index.json").read_bytes())
     index["scheduler"] = ["diffusers", scheduler_config["_class_name"]]
@@ -159,13 +159,13 @@ def save_weights(folder: Path, component: str, weights: Mapping[str, torch.Tenso
 
 
 def v1_config(component: str) -> dict[str, Any]:
-    """config.json of a component of v1.4."""
+    """Return config.json of a component of v1.4."""
     config: dict[str, Any] = json.loads((SD_V1 / component / "config.json").read_bytes())
     return config
 
 
 def _random_weights(configs: Mapping[str, Config], seed: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Weights of the three networks by component and tensor name, all float32."""
+    """Draw weights of the three networks by component and tensor name, all float32."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel

@@ -1,4 +1,4 @@
-"""A bundle of graphs written by hand: the contract's inputs and outputs, a few operators each, no torch."""
+"""A bundle of hand-written graphs: the contract's inputs and outputs, a few operators each, no torch."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def tiny_bundle(
 
 
 def feeds(component: ComponentName, batch: int, seed: int = 0) -> dict[str, Array]:
-    """Inputs of a component of the tiny bundle."""
+    """Draw inputs of a component of the tiny bundle."""
     rng = np.random.default_rng(seed)
     states = rng.standard_normal((batch, MAX_TOKENS, HIDDEN_SIZE), np.float32)
     noise = rng.standard_normal((batch, *LATENTS), np.float32)
@@ -133,7 +133,7 @@ def _write_passes(folder: Path, unet: Component) -> dict[ComponentName, Componen
 
 
 def _halve(graph: onnx.GraphProto) -> None:
-    """Make a graph fp16, in place; the timestep and what it is multiplied by stay fp32 up to the sine."""
+    """Convert a graph to fp16, in place; the timestep and its factor stay fp32 up to the sine."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name != "timestep":
             value.type.tensor_type.elem_type = TensorProto.FLOAT16
@@ -193,7 +193,7 @@ def _text_encoder(rng: np.random.Generator) -> Any:
 
 
 def _unet(rng: np.random.Generator) -> Any:
-    """Group normalisation and a convolution of the sample, shifted by functions of the timestep and the states."""
+    """Build a group normalisation and a convolution of the sample, shifted by functions of timestep and states."""
     nodes = [
         helper.make_node("GroupNormalization", ["sample", "one", "zero"], ["normal"], num_groups=2),
         helper.make_node("Conv", ["normal", "kernel"], ["convolved"], pads=[1, 1, 1, 1]),
@@ -220,7 +220,7 @@ def _unet(rng: np.random.Generator) -> Any:
 
 
 def _deep_unet(rng: np.random.Generator) -> Any:
-    """A U of two levels: the lower one sees timestep and states, the upper one the timestep, and joins the two."""
+    """Build a U of two levels: the lower takes timestep and states, the upper the timestep, and joins both."""
     nodes = [
         helper.make_node("Conv", ["sample", "entry_kernel"], ["entry"], pads=[1, 1, 1, 1]),
         helper.make_node("Reshape", ["timestep", "column"], ["time"]),

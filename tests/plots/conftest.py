@@ -1,4 +1,4 @@
-"""What the plots' tests share: the tiny checkpoint's engines, and a picture."""
+"""Fixtures of the plots' tests: the tiny checkpoint's engines, and a picture."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sdrt.plots.model import Model
 
 @pytest.fixture
 def model(tiny_engines: Callable[..., EngineSet]) -> Iterator[Model]:
-    """The tiny checkpoint, opened to be looked at."""
+    """Open the tiny checkpoint for plots."""
     with Model(tiny_engines()) as opened:
         yield opened
 
 
 @pytest.fixture
 def picture() -> Image.Image:
-    """A picture with structure, 512x512."""
+    """Draw a picture with structure, 512x512."""
     y, x = np.mgrid[:512, :512]
     channels = [x // 2, y // 2, (x // 64 + y // 64) % 2 * 255]
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
@@ -30,7 +30,7 @@ def picture() -> Image.Image:
 
 @pytest.fixture
 def picture_path(picture: Image.Image, tmp_path: Path) -> Path:
-    """The picture as a file."""
+    """Write the picture to a file."""
     path = tmp_path / "a picture.png"
     picture.save(path)
     return path

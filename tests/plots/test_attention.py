@@ -52,7 +52,7 @@ def unet(tiny_bundle: Bundle, seen: dict[int, list[Array]]) -> Iterator[MarkedUn
 
 
 def torch_weights(path: Path, given: dict[str, Array]) -> dict[str, Array]:
-    """By cross-attention, the weights [batch,heads,q,k] as diffusers computes them when asked for."""
+    """Return the weights [batch,heads,q,k] of each cross-attention as diffusers computes them."""
     import torch
 
     from sdrt.checkpoint.modules import load_unet
@@ -61,7 +61,7 @@ def torch_weights(path: Path, given: dict[str, Array]) -> dict[str, Array]:
     unet = load_unet(open_checkpoint(str(path)))
 
     class Keeping:
-        """diffusers' AttnProcessor, in the few lines that give the weights."""
+        """diffusers' AttnProcessor, reduced to the lines that compute the weights."""
 
         def __init__(self, name: str) -> None:
             self.name = name

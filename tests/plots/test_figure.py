@@ -1,4 +1,4 @@
-"""Figures as files: legible on light and dark, equal for equal input, undisturbed by what a user's text holds."""
+"""Figures as files: legible on light and dark, equal for equal input, safe for any text."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def some_figure(title: str = "A title", caption: str = "a caption", columns: int
 
 
 def luminance(colour: str) -> float:
-    """WCAG 2.2's relative luminance."""
+    """Compute WCAG 2.2's relative luminance."""
     channels = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -79,7 +79,7 @@ def test_light_colours_alone_would_not_be() -> None:
 
 
 def texts(path: Path) -> list[tuple[str, str]]:
-    """What an SVG's texts say, and their style."""
+    """Return an SVG's texts and their styles."""
     found = ElementTree.parse(path).iter(f"{SVG}text")
     return [("".join(each.itertext()), each.get("style", "")) for each in found]
 

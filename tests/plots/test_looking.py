@@ -1,4 +1,4 @@
-"""Noising, prediction and trajectory by the tiny checkpoint's engines: each is what the runtime itself computes."""
+"""Noising, prediction and trajectory by the tiny checkpoint's engines: each equals the runtime's own result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plot looks at: engines for one picture at a time, whatever this machine was tuned for."""
+"""The plots' model: engines for one picture at a time, whatever this machine was tuned for."""
 
 from __future__ import annotations
 

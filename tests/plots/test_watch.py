@@ -1,4 +1,4 @@
-"""The watched loop over UNets that are formulas: it is the runtime's own, and what it shows is what was run."""
+"""The watched loop over formula UNets: it equals the runtime's, and shows the steps that ran."""
 
 from __future__ import annotations
 

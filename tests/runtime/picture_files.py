@@ -1,4 +1,4 @@
-"""Picture files written chunk by chunk, for what no writer of pictures would write."""
+"""Picture files written chunk by chunk, with content that no library writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(
     samples: npt.ArrayLike, depth: int, colour: int, before: Sequence[bytes] = (), after: Sequence[bytes] = ()
 ) -> bytes:
-    """A PNG of samples [h,w] or [h,w,channels], with chunks before its pixels and after them."""
+    """Build a PNG of samples [h,w] or [h,w,channels], with chunks before and after its pixels."""
     rows = np.asarray(samples)
     height, width = rows.shape[:2]
     rows = rows.reshape(height, -1)
@@ -38,12 +38,12 @@ def png(
 
 
 def exif(orientation: int) -> bytes:
-    """EXIF as a TIFF of one entry, without what a format writes before it."""
+    """Build EXIF as a TIFF of one entry, without a format's prefix."""
     return b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
 
 
 def jpeg_with(jpeg: bytes, *segments: tuple[int, bytes]) -> bytes:
-    """A JPEG with more segments at its beginning, each a marker's number and what stands in it."""
+    """Build a JPEG with more segments at its beginning, each a marker's number and its content."""
     inserted = b"".join(
         bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content for marker, content in segments
     )
@@ -58,7 +58,7 @@ def tiff(
     extra: int | None = None,
     compressed: bool = False,
 ) -> bytes:
-    """A TIFF, little-endian, of one strip of samples [h,w] or [h,w,channels] of 8 or 16 bits.
+    """Build a little-endian TIFF of one strip of samples [h,w] or [h,w,channels] of 8 or 16 bits.
 
     Args:
         samples: uint8 or uint16.

@@ -19,7 +19,7 @@ DONE = 3
 
 @pytest.fixture(scope="module", params=["plain", "auto"])
 def pipe(hand_sets: Sets, request: pytest.FixtureRequest) -> Iterator[Pipeline]:
-    """A pipeline whose guided steps run by the UNet, and one that runs denoise_step."""
+    """Open a pipeline whose guided steps run by the UNet, and one that runs denoise_step."""
     components = COMPONENTS if request.param == "plain" else (*COMPONENTS, "denoise_step")
     with Pipeline(hand_sets(components=components), loop=request.param) as opened:
         yield opened

@@ -37,7 +37,7 @@ ROUNDING = 1e-4
 
 
 class FormulaPass(Engine):
-    """One pass by a formula: the output tells the timestep whose deep features it was made with, row by row."""
+    """One pass by a formula: the output shows the timestep whose deep features it used, row by row."""
 
     def __init__(self, name: ComponentName) -> None:
         features, output = tensor("deep_features", 2), tensor("out_sample", *LATENTS)
@@ -88,7 +88,7 @@ def test_where_guidance_begins_the_step_is_whole() -> None:
 
 
 def test_rows_have_features_of_their_own() -> None:
-    """The formula holds each row's features against its hidden states; the control hands them on the other way."""
+    """The formula checks each row's features against its hidden states; the control passes them on reversed."""
     unet = cached(2)
     run(unet, count=3, interval=(1.0, 100.0))
     feeds = {"sample": np.zeros((2, *LATENTS), np.float32), "timestep": np.ones(2, np.float32)}
@@ -132,7 +132,7 @@ def test_over_engines(hand_sets: Sets, backend: str, monkeypatch: pytest.MonkeyP
 
 
 def test_features_of_the_same_step_change_nothing(hand_sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step runs both passes, and goes on with the shallow one's output: the whole loop but for rounding."""
+    """Each step runs both passes and uses the shallow one's output: the whole loop but for rounding."""
 
     def run_both(unet: CachedUnet, **feeds: Array) -> dict[str, Array]:
         features = unet._whole.run(**feeds)["deep_features"]

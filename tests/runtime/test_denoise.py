@@ -1,4 +1,4 @@
-"""The denoising loop over a UNet that is a formula: guidance, history, stopping, and numbers that are none."""
+"""The denoising loop over a formula UNet: guidance, history, stopping, NaN and Inf."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def schedule(prediction_type: str = "epsilon", steps: int = STEPS, order: int = 
 
 
 def reference(plan: Schedule, latents: Latents, asked: Conditioning, formula: Formula) -> Latents:
-    """The loop in float64, as the papers write it."""
+    """Compute the loop in float64, as the papers write it."""
     x: Array = latents.astype(np.float64)
     slopes: list[Array] = []
     for i in range(plan.num_inference_steps):
@@ -111,7 +111,7 @@ def test_the_noise_given_is_not_changed() -> None:
 
 
 def breaking(step: int, value: float) -> Formula:
-    """Gives one bad value at a step, counted from 1."""
+    """Return a formula with one bad value at a step, counted from 1."""
     timestep_at = schedule().timesteps[step - 1]
 
     def formula(sample: Array, timestep: Array, hidden: Array) -> Array:

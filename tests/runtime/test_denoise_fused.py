@@ -45,7 +45,7 @@ ALL: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")
 
 @pytest.fixture
 def sets(hand_sets: Sets) -> Sets:
-    """Engine sets that hold denoise_step too."""
+    """Return a function that builds engine sets with denoise_step."""
 
     def make(*arguments: Any, **named: Any) -> EngineSet:
         return hand_sets(*arguments, **{"components": ALL, **named})
@@ -58,7 +58,7 @@ def schedule_of(engines: EngineSet, steps: int = STEPS) -> Schedule:
 
 
 def both(engines: EngineSet, count: int) -> tuple[Latents, Latents]:
-    """Final latents by the fused and by the plain loop."""
+    """Return final latents of the fused and of the plain loop."""
     schedule = schedule_of(engines)
     start, prompts = noise(schedule, count), conditioning(count)
     with open_engine(engines, "denoise_step") as step, open_engine(engines, "unet") as unet:
@@ -126,7 +126,7 @@ def test_exchanged_halves_are_seen(sets: Sets) -> None:
 
 
 class Unshifted(Engine):
-    """A denoise_step whose history always comes back as it went in but for the newest."""
+    """A denoise_step that returns its history unchanged but for the newest entry."""
 
     def __init__(self, step: Engine) -> None:
         super().__init__(step.name, step.spec)
@@ -152,7 +152,7 @@ def test_a_history_that_is_not_shifted_is_seen(sets: Sets) -> None:
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_pictures_at_different_steps_share_a_batch(sets: Sets, backend: str) -> None:
-    """Picture i joins at tick 4 i and leaves when it is done; each ends as if it had been alone in the plain loop."""
+    """Picture i joins at tick 4 i and leaves when done; each ends as if alone in the plain loop."""
     engines = sets(backend)
     schedule, count = schedule_of(engines), 3
     start, prompts = noise(schedule, count), conditioning(count)
@@ -236,7 +236,7 @@ def test_it_does_not_run_without_guidance(sets: Sets) -> None:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Component and rows of every run of an engine that denoises."""
+    """List component and rows of every run of a denoising engine."""
     seen: list[tuple[str, int]] = []
     run = Engine.run
 
@@ -251,7 +251,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The components opened, in order."""
+    """List the opened components, in order."""
     names: list[str] = []
     original = Engine.__init__
 

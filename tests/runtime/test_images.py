@@ -1,4 +1,4 @@
-"""Pictures as diffusers rounds them, and PNG files that carry how they were made."""
+"""Pictures rounded as by diffusers, and PNG files with their records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.records import picture_record
 
 
 def sample(seed: int = 0) -> np.ndarray:
-    """Two pictures' worth of decoder output, some of it beyond -1..1."""
+    """Return two pictures' decoder output, some of it beyond -1..1."""
     return np.random.default_rng(seed).normal(0, 0.6, (2, 3, 24, 40)).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Pictures that start from a picture: where they start, what they depend on, and what is refused."""
+"""Pictures that start from a picture: where they start, what they depend on, and refusals."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def draw(pipe: Pipeline, **arguments: Any) -> Result:
 
 
 def seen(pipe: Pipeline, **arguments: Any) -> list[tuple[int, float]]:
-    """Step and timestep of every call of the callback."""
+    """List step and timestep of every call of the callback."""
     steps: list[tuple[int, float]] = []
 
     def watch(_pipe: Pipeline, step: int, timestep: float, _values: Any) -> None:

@@ -1,4 +1,4 @@
-"""Pictures to start from: of any size, mode and orientation; damaged and enormous ones are refused."""
+"""Initial pictures: of any size, mode and orientation; damaged and huge ones are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def saved(folder: Path, picture: Image.Image, name: str = "picture.png", **optio
 
 
 def png_that_says(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header says so many pixels."""
+    """Build a PNG of a few bytes whose header states the given size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 4096)) + chunk(b"IEND", b"")
 
@@ -47,7 +47,7 @@ def colours(picture: Image.Image, size: int = SIZE) -> set[tuple[int, ...]]:
 
 
 def farthest(picture: Image.Image, colour: tuple[int, int, int]) -> int:
-    """How far the picture is from being of one colour."""
+    """Return the largest distance of the picture from one colour."""
     return int(np.abs(np.asarray(picture, np.int16) - colour).max())
 
 

@@ -1,4 +1,4 @@
-"""Engines that have done their work give their memory back, unless they are to stay."""
+"""Engines release their memory when done, unless they are kept loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {"seed": 0, "num_inference_steps": 2, "num_images_per
 
 @pytest.fixture
 def open_now(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """The engines that are open whenever one runs, each state once."""
+    """Record the engines that are open during each run, each state once."""
     opened: set[str] = set()
     states: list[set[str]] = []
     start, close, run = Engine.__init__, Engine.close, Engine.run

@@ -34,14 +34,14 @@ MOST_GROWTH = ROUNDS - 1
 
 @pytest.fixture(autouse=True)
 def frozen() -> Iterator[None]:
-    """Leave what was there before the test out of account: in a whole run those are millions of objects."""
+    """Exclude objects from before the test: in a whole run those are millions."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
 def sizes() -> dict[str, int]:
-    """Objects that the collector knows, by type; and what all built-in containers hold together, by type."""
+    """Return the collector's objects by type, and the total length of all built-in containers by type."""
     gc.collect()
     found: Counter[str] = Counter()
     modules = [module for name, module in sys.modules.items() if name.startswith("sdrt")]
@@ -54,7 +54,7 @@ def sizes() -> dict[str, int]:
 
 
 def growth(ask: Callable[[int], object]) -> dict[str, int]:
-    """What has grown by more than `MOST_GROWTH` over `ROUNDS` calls after the first two, which warm up."""
+    """Return growth of more than `MOST_GROWTH` over `ROUNDS` calls after the first two, which warm up."""
     for number in range(2):
         ask(number)
     before = sizes()
@@ -67,7 +67,7 @@ def growth(ask: Callable[[int], object]) -> dict[str, int]:
 
 
 def ask_in_every_way(pipe: Pipeline, number: int, *, deepcache: bool = False) -> None:
-    """Ask for pictures in every way, by other prompts and seeds for each number."""
+    """Draw pictures in every way, with other prompts and seeds for each number."""
     settings: dict[str, Any] = {"seed": number, "num_inference_steps": 3}
     prompt, picture = f"a red circle {number}", Image.new("RGB", (16, 16), (number, 40, 40))
     pipe(prompt, negative_prompt=f"dark {number}", callback_on_step_end=lambda *_: None, **settings)
@@ -112,7 +112,7 @@ def test_nothing_grows_with_requests_on_the_doubles_of_a_gpu(
 def test_a_list_of_every_runs_seconds_would_be_seen(
     hand_sets: Sets, monkeypatch: pytest.MonkeyPatch, in_a_module: bool
 ) -> None:
-    """The control: a float a run of an engine, which was kept once; and the same in a module's global."""
+    """Control: a float kept for each run of an engine, in an instance and in a module's global, is found."""
     kept: list[float] = []
     if in_a_module:
         gc.freeze()
@@ -142,7 +142,7 @@ def decode(pipe: Pipeline, _step: int, _timestep: float, tensors: dict[str, Any]
 
 @pytest.fixture
 def slow_opening(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pipeline], None]:
-    """Makes a pipeline's clock say that opening an engine took a thousand seconds, and all else what it does."""
+    """Make a pipeline's clock report a thousand seconds for opening an engine, and real times otherwise."""
 
     def slow(pipe: Pipeline) -> None:
         opens, passed, clock = pipe._session._open_engine, [0.0], time.perf_counter

@@ -1,4 +1,4 @@
-"""Pictures are drawn whatever their metadata holds: in PNG, JPEG and TIFF it is taken away before Pillow reads them."""
+"""Pictures are read whatever their metadata: it is removed from PNG, JPEG and TIFF before Pillow reads them."""
 
 from __future__ import annotations
 

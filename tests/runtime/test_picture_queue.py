@@ -101,7 +101,7 @@ def test_only_pictures_at_fault_are_lost(pipe: Pipeline, monkeypatch: pytest.Mon
     run = Engine.run
 
     def broken(engine: Engine, **feeds: Array) -> dict[str, Array]:
-        """Gives NaN for the rows that start from the noise of seed 3 or 6."""
+        """Return NaN for the rows that start from the noise of seed 3 or 6."""
         outputs = run(engine, **feeds)
         if engine.name == "unet":
             rows = feeds["sample"].reshape(len(feeds["sample"]), -1)

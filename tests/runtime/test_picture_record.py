@@ -1,4 +1,4 @@
-"""Records and parameter texts: hostile prompts come back as they were, hostile files are refused."""
+"""Records and parameter texts: hostile prompts come back unchanged, hostile files are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Previews: close to what the decoder makes, of the estimate that each step would end at."""
+"""Previews: close to the decoder's picture of the estimate at each step."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_pictures_have_a_pixel_a_latent_pixel() -> None:
 
 
 def test_the_estimate_is_where_the_step_leads(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a first-order schedule, in which the derivative between two latents is the one that was computed."""
+    """By a first-order schedule, in which the derivative between two latents is the computed one."""
     shown: list[int] = []
     seen: list[Any] = []
     original = Projection.pictures

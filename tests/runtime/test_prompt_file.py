@@ -1,4 +1,4 @@
-"""Files of prompts: every line is checked before anything runs, and what is wrong is said by its line."""
+"""Prompt files: every line is checked before anything runs, and errors name their line."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def test_what_is_refused(arguments: dict[str, Any], named: str) -> None:
 
 
 class Tensor:
-    """A number as torch has it: of no NumPy type, and told by its dtype."""
+    """A number as in torch: of no NumPy type, and identified by its dtype."""
 
     def __init__(self, value: Any, dtype: str) -> None:
         self.value, self.dtype, self.ndim = value, dtype, 0

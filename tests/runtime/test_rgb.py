@@ -1,4 +1,4 @@
-"""Pixels of every mode and depth over white, by values computed by hand; whatever cannot be decoded is one error."""
+"""Pixels of every mode and depth over white, by values computed by hand; any decoding failure is one error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHITE = (255, 255, 255)
 
 
 def over(colour: tuple[int, ...], alpha: int) -> tuple[int, ...]:
-    """A colour with alpha over white."""
+    """Return a colour with alpha over white."""
     return tuple(round((level * alpha + 255 * (255 - alpha)) / 255) for level in colour)
 
 
@@ -43,7 +43,7 @@ def grey(*levels: int) -> list[tuple[int, ...]]:
 
 
 def row(*values: Any) -> npt.NDArray[Any]:
-    """A picture one pixel high."""
+    """Return a picture one pixel high."""
     return np.array([values])
 
 
@@ -197,7 +197,7 @@ def test_cie_lab() -> None:
 
 
 def gif(transparent: int | None, width: int = 3, frame_width: int = 2) -> bytes:
-    """A GIF of one frame, red and green, on a wider screen."""
+    """Build a GIF of one frame, red and green, on a wider screen."""
     head = b"GIF89a" + struct.pack("<HHBBB", width, 1, 0x80, 0, 0) + bytes([255, 0, 0, 0, 255, 0])
     control = b"" if transparent is None else b"!\xf9\x04\x01\0\0" + bytes([transparent]) + b"\0"
     # Codes of three bits each, from the lowest: clear (4), 0, 1, end (5).
@@ -235,14 +235,14 @@ def test_numbers_without_a_white_are_refused(mode: str, tmp_path: Path) -> None:
 
 
 def opened(data: bytes) -> Image.Image:
-    """A picture as a user opens it, who may have silenced warnings."""
+    """Open a picture as a user does, with warnings silenced."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Image.open(BytesIO(data))
 
 
 def turned() -> Image.Image:
-    """A picture to be turned clockwise: red at the left as stored, on top when it is upright."""
+    """Return a picture to be turned clockwise: red at the left as stored, on top when it is upright."""
     stored = Image.new("RGB", (64, 64), (0, 0, 255))
     stored.paste((255, 0, 0), (0, 0, 32, 64))
     return stored

@@ -1,4 +1,4 @@
-"""Token ids against transformers' CLIPTokenizer, and what is said of text that does not fit."""
+"""Token ids against transformers' CLIPTokenizer, and notes and errors for text that does not fit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PIECES = [
 
 
 def corpus() -> list[str]:
-    """A thousand strings: the pieces alone, joined at random with and without spaces, and random code points."""
+    """Draw a thousand strings: the pieces alone, joined with and without spaces, and random code points."""
     rng = random.Random(2026)
     strings = ["", " ", "   \t\n ", *PIECES, *(piece.upper() for piece in PIECES), "a cat " * 200, FAMILY * 40]
     while len(strings) < 800:
@@ -53,7 +53,7 @@ def corpus() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CLIP's tokenizer as a checkpoint holds it, and beside it the tokenizer.json that a bundle holds."""
+    """Write CLIP's tokenizer as in a checkpoint, and beside it the tokenizer.json of a bundle."""
     folder = tmp_path_factory.mktemp("clip") / "tokenizer"
     write_clip_tokenizer(folder)
     folder.with_name("tokenizer.json").write_bytes(build_tokenizer_json(folder, 77, 49408))
@@ -182,7 +182,7 @@ def test_a_missing_tokenizer_and_one_without_padding_are_refused(path: Path, tmp
 
 @pytest.fixture(scope="module")
 def learned(folder: Path) -> Path:
-    """The bundle's tokenizer.json with a token of three vectors, and one of a hundred."""
+    """Write the bundle's tokenizer.json with a token of three vectors, and one of a hundred."""
     document = json.loads(folder.with_name("tokenizer.json").read_bytes())
     names = ["<tok>", "<tok>_1", "<tok>_2", "<many>", *(f"<many>_{number}" for number in range(1, 100))]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}

@@ -47,20 +47,20 @@ SIGMA_TOLERANCE = 1e-6
 
 
 def reference(config: dict[str, Any], steps: int) -> LMSDiscreteScheduler:
-    """The scheduler of diffusers for a config, with its timesteps set."""
+    """Return diffusers' scheduler for a config, with its timesteps set."""
     scheduler = LMSDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(steps)
     return scheduler
 
 
 def unet(sample: np.ndarray, timestep: float) -> np.ndarray:
-    """A stand-in for the UNet: smooth, bounded, and dependent on the timestep."""
+    """Compute a stand-in for the UNet: smooth, bounded, and dependent on the timestep."""
     mixed = np.roll(sample, 1, axis=-1) - 0.5 * sample
     return np.tanh(mixed + np.float32(timestep / 1000)).astype(np.float32)
 
 
 def our_trajectory(schedule: Schedule, noise: np.ndarray) -> list[np.ndarray]:
-    """Latents after each step, by the functions of sdrt.sampling.lms."""
+    """Return latents after each step, by the functions of sdrt.sampling.lms."""
     latents = noise * np.float32(schedule.init_noise_sigma)
     history: list[lms.Latents] = []
     trajectory = []
@@ -75,7 +75,7 @@ def our_trajectory(schedule: Schedule, noise: np.ndarray) -> list[np.ndarray]:
 def diffusers_trajectory(
     scheduler: LMSDiscreteScheduler, noise: np.ndarray, start_step: int | None = None
 ) -> list[np.ndarray]:
-    """Latents after each step, by diffusers, from noise at the first sigma or at the step's."""
+    """Return latents after each step, by diffusers, from noise at the first sigma or at the step's."""
     first = scheduler.init_noise_sigma if start_step is None else scheduler.sigmas[start_step]
     if start_step is not None:
         scheduler.set_begin_index(start_step)
@@ -88,7 +88,7 @@ def diffusers_trajectory(
 
 
 def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    """The largest relative L2 difference of any step."""
+    """Return the largest relative L2 difference of any step."""
     return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -151,7 +151,7 @@ def test_a_fresh_start_integrates_a_constant_from_its_first_step(start_step: int
 
 
 def table_tolerance(schedule: Schedule) -> npt.NDArray[np.float64]:
-    """How far, relatively, two float32 tables of any betas may lie apart at each sigma.
+    """Bound the relative difference of two float32 tables of any betas at each sigma.
 
     torch and numpy round linspace differently in the last place, so each of the k factors 1 - beta of alpha_bar may
     round the other way, by 6e-8: sigma^2 = (1 - alpha_bar) / alpha_bar moves by k * 6e-8 / (1 - alpha_bar).
@@ -203,7 +203,7 @@ def test_trained_betas_equal_diffusers() -> None:
 
 
 def exact_coefficient(nodes: list[Fraction], j: int, start: Fraction, end: Fraction) -> Fraction:
-    """The integral of a Lagrange polynomial in rational arithmetic."""
+    """Integrate a Lagrange polynomial in rational arithmetic."""
     polynomial = [Fraction(1)]
     for k, node in enumerate(nodes):
         if k != j:
@@ -331,7 +331,7 @@ def test_other_samplers_options_do_not_count() -> None:
 
 
 def test_classes_without_betas_are_refused_by_name() -> None:
-    """Those are all of diffusers' that take no betas, and whose pictures LMS over default betas would ruin."""
+    """These are diffusers' classes without betas, whose pictures LMS over default betas would ruin."""
     without = set()
     for path in (Path(diffusers.__file__).parent / "schedulers").rglob("scheduling_*.py"):
         for node in ast.parse(path.read_text()).body:

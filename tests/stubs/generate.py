@@ -1,4 +1,4 @@
-"""Writes typings/tensorrt_rtx: stubs from the installed bindings, for mypy. ``python -m tests.stubs.generate``.
+"""Write typings/tensorrt_rtx: stubs from the installed bindings, for mypy (``python -m tests.stubs.generate``).
 
 pybind11 puts each signature into the docstring. What a signature does not say is added here: tuples convert to Dims and
 arrays to Weights, and a function whose documentation speaks of returning None may do so.
@@ -52,7 +52,7 @@ BINDINGS = re.compile(r"tensorrt_rtx_bindings\.tensorrt_rtx\.")
 
 
 def stub() -> str:
-    """The text of the stub."""
+    """Return the text of the stub."""
     return HEAD.format(version=tensorrt_rtx.__version__) + "\n".join(_module_lines()) + "\n"
 
 
@@ -138,13 +138,13 @@ def _signatures(owner: str, name: str, doc: str, *, static: bool) -> Iterator[st
 
 
 def _may_fail(owner: str, name: str, doc: str) -> bool:
-    """Whether a function gives None where it fails. None for an index beyond the last is the caller's mistake."""
+    """Return whether a function returns None on failure; None for an index beyond the last is the caller's mistake."""
     told = re.search(r":returns?:([^\n]*\bNone\b[^\n]*)", doc)
     return (owner, name) in FAILING or bool(told and "out of range" not in told[1])
 
 
 def _split(text: str) -> list[str]:
-    """Parameters, separated by the commas that stand in no bracket."""
+    """Split parameters at commas outside brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([{<") - (letter in ")]}>")
@@ -176,7 +176,7 @@ def _parameters(parameters: list[str], *, static: bool) -> Iterator[str]:
 
 
 def _type(text: str) -> str:
-    """A type as a stub may say it; C++'s own that Python never sees are Any."""
+    """Return a type as a stub writes it; C++ types that Python never sees are Any."""
     plain = BINDINGS.sub("", text.strip())
     try:
         tree = ast.parse(plain, mode="eval")

@@ -1,4 +1,4 @@
-"""The stubs of TensorRT-RTX are what its bindings say, and mypy finds wrong calls by them."""
+"""The stubs of TensorRT-RTX agree with its bindings, and mypy finds wrong calls by them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_no_signature_that_our_code_calls_is_unread() -> None:
 
 @pytest.fixture(scope="module")
 def complaints(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What mypy says of the planted faults, each in a file of its own, and of the file without one."""
+    """Return mypy's errors on the planted faults, each in its own file, and on a file without one."""
     folder = tmp_path_factory.mktemp("planted")
     (folder / "planted_nothing.py").write_text(PLANTED)
     for name, (right, wrong, _) in WRONG.items():

@@ -1,4 +1,4 @@
-"""Each part of a GPU day on the doubles of CUDA and TensorRT, and with a fault planted; the day around them."""
+"""Each part of a GPU day on the doubles of CUDA and TensorRT, and with a planted fault; the day around them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SlipperyDevice(DoubleDevice):
 
 @dataclass(frozen=True)
 class DoubleBench(Workbench):
-    """A workbench on the doubles, with bundles and plans of graphs written by hand."""
+    """A workbench on the doubles, with bundles and plans of hand-written graphs."""
 
     made: Bundle | None = None
     plans: EngineSet | None = None
@@ -101,7 +101,7 @@ class DoubleBench(Workbench):
 
 @pytest.fixture(scope="module")
 def halved(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The UNet and its step in fp16."""
+    """Write the UNet and its step in fp16."""
     folder = tmp_path_factory.mktemp("day") / "bundle"
     made = write_bundle(folder, precision="fp16", components=("text_encoder", "unet", "denoise_step"))
     # Work that no time of nothing could do.
@@ -111,7 +111,7 @@ def halved(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def carried(tmp_path_factory: pytest.TempPathFactory) -> EngineSet:
-    """The double's plans of every component."""
+    """Write the double's plans of every component."""
     folder = tmp_path_factory.mktemp("plans")
     return double_set(write_bundle(folder / "bundle"), folder / "set", components=COMPONENTS)
 
@@ -142,14 +142,14 @@ def bench(tmp_path: Path, halved: Bundle, carried: EngineSet, monkeypatch: pytes
 
 
 def on(bench: DoubleBench, api: DoubleDevice, monkeypatch: pytest.MonkeyPatch) -> DoubleBench:
-    """The bench with another device, which pipelines open too."""
+    """Return the bench with another device, which pipelines open too."""
     monkeypatch.setattr("sdrt.runtime.backends.tensorrt.libraries", lambda _: (TensorRtDouble(api), Cuda(api)))
     monkeypatch.setattr("sdrt.runtime.backends.opening.check_host", lambda _: None)
     return replace(bench, api=api, open_cuda=lambda: Cuda(api))
 
 
 class Maker:
-    """A builder that logs a line and gives plans with attentions, fused or not."""
+    """A builder that logs a line and returns plans with attentions, fused or not."""
 
     fused = True
 
@@ -185,13 +185,13 @@ def maker(monkeypatch: pytest.MonkeyPatch) -> Maker:
 
 @pytest.fixture
 def plans_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have plans run here, but for the part that asks whether they do."""
+    """Make plans run here, except for the part that checks whether they do."""
     if "inventory" not in request.node.name:
         monkeypatch.setattr("sdrt.runtime.backends.registry.available", lambda _: None)
 
 
 def run(name: str, bench: Workbench) -> Report:
-    """A part's report, raised errors included."""
+    """Return a part's report, including raised errors."""
     try:
         return day.run_here(day.part_named(name), bench)
     except Exception:
@@ -213,7 +213,7 @@ def test_a_part_runs_on_the_doubles(part: day.Part, bench: DoubleBench, maker: M
 
 
 class _Slow(Stopwatch):
-    """Takes nothing for work that is captured: as where the capture holds nothing."""
+    """Takes no time for captured work, as if the capture held nothing."""
 
     def captured_ms(self, work: Callable[[], object]) -> float:
         return 1e-9
@@ -386,7 +386,7 @@ def test_the_command_runs_the_parts_that_are_named(tmp_path: Path, monkeypatch: 
 
 
 def test_a_part_runs_by_its_own_command(tmp_path: Path) -> None:
-    """Where there is no GPU the part says why it is skipped; its process ends well."""
+    """Without a GPU the part reports why it is skipped; its process ends with success."""
     words = [sys.executable, "-m", "tools.gpu_day.day", str(tmp_path), str(tmp_path / "store"), "demo", "none"]
     report = day.run_apart(day.part_named("cuda"), tmp_path, words)
     assert report.state in ("skipped", "done")

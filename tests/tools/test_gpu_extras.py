@@ -1,4 +1,4 @@
-"""What `make test-gpu` installs and runs, on machines that a stand-in for nvidia-smi describes."""
+"""The packages and tests of `make test-gpu`, on machines that a stand-in for nvidia-smi describes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FakeGpu = Callable[..., None]
 
 @pytest.fixture
 def fake_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    """Puts an nvidia-smi on the PATH that says what is given."""
+    """Return a function that puts an nvidia-smi with the given output on the PATH."""
 
     def make(said: str, code: int = 0) -> None:
         folder = tmp_path / "bin"
@@ -79,7 +79,7 @@ def test_without_nvidia_smi_it_says_what_is_needed(
 
 
 def make(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run make on a fresh environment whose pip only says what it was asked."""
+    """Run make on a fresh environment whose pip only prints its arguments."""
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").symlink_to(sys.executable)

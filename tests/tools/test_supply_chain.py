@@ -1,4 +1,4 @@
-"""Every package is pinned, its licence listed, and what is known of it asked for where that can be asked."""
+"""Every package is pinned, its licence listed, and its known vulnerabilities queried where possible."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ BY_FILE = {"MPL-2.0"}
 
 
 def ours() -> dict[str, list[Requirement]]:
-    """The groups that one environment can hold."""
+    """Return the groups that one environment can hold."""
     return {name: group for name, group in wanted().items() if name not in APART}
 
 
 def installed() -> dict[str, dict[str, Distribution]]:
-    """What each group brings here. What torch brings for GPUs is left out: torch names its exact version itself."""
+    """Return the packages of each group. torch's GPU packages are left out: torch names their exact versions itself."""
     found = {group: closure(requirements) for group, requirements in ours().items()}
     return {
         group: {name: each for name, each in packages.items() if not name.startswith(licences.GPU_PARTS)}
@@ -127,7 +127,7 @@ BAD = {"name": "pillow", "version": "1.0", "vulns": [{"id": "CVE-1", "fix_versio
 
 
 def client(tmp_path: Path, told: object) -> list[str]:
-    """A pip-audit that tells this, whatever it is asked; or tells nothing and complains, where that is a text."""
+    """Write a pip-audit that prints this whatever its arguments; a text means an error instead."""
     script = tmp_path / "client.py"
     script.write_text(
         "import json, sys\n"

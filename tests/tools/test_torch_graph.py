@@ -23,7 +23,7 @@ TOLERANCES = {"float16": 2e-3, "float32": 5e-5}
 
 
 def differences(path: Path, batch: int) -> dict[str, float]:
-    """How far outputs of torch and ONNX Runtime are apart, by name."""
+    """Return the difference of torch's and ONNX Runtime's outputs, by name."""
     rng = np.random.default_rng(0)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     feeds = {}

@@ -1,4 +1,4 @@
-"""diffusers' own pipeline as the reference, and how far a picture is from it."""
+"""diffusers' pipeline as the reference, and the distance of a picture from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Picture = npt.NDArray[np.uint8]
 
 
 def diffusers_pipeline(checkpoint: Path) -> Any:
-    """StableDiffusionPipeline in fp32 on the CPU, with LMSDiscreteScheduler over the checkpoint's betas."""
+    """Open StableDiffusionPipeline in fp32 on the CPU, with LMSDiscreteScheduler over the checkpoint's betas."""
     import torch
     from diffusers import LMSDiscreteScheduler, StableDiffusionPipeline
     from diffusers.utils import logging
@@ -41,7 +41,7 @@ def diffusers_pipeline(checkpoint: Path) -> Any:
 def reference_picture(
     pipeline: Any, prompt: str, negative_prompt: str, noise: Latents, steps: int, guidance_scale: float
 ) -> Picture:
-    """The picture that diffusers makes of unit noise [1,4,64,64], as uint8 [h,w,3]."""
+    """Draw diffusers' picture of unit noise [1,4,64,64], as uint8 [h,w,3]."""
     import torch
 
     with warnings.catch_warnings():
@@ -58,7 +58,7 @@ def reference_picture(
 
 
 def psnr(actual: Picture, expected: Picture) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 pictures; Inf where they are equal."""
+    """Compute the peak signal-to-noise ratio in dB of uint8 pictures; Inf if they are equal."""
     assert actual.shape == expected.shape
     assert actual.dtype == expected.dtype == np.uint8
     error = np.mean((actual.astype(np.float64) - expected.astype(np.float64)) ** 2)
@@ -66,7 +66,7 @@ def psnr(actual: Picture, expected: Picture) -> float:
 
 
 def assert_has_contrast(picture: Picture) -> None:
-    """A picture of one colour, or all black and white, would agree with almost anything: PSNR means nothing there."""
+    """Reject a picture of one colour, or all black and white: almost any picture would have a high PSNR against it."""
     assert picture.std() > 15, f"standard deviation {picture.std():.1f}"
     clipped = np.mean((picture == 0) | (picture == 255))
     assert clipped < 0.6, f"{clipped:.0%} of the values are clipped"

@@ -1,4 +1,4 @@
-"""The truth check: our pictures against diffusers' StableDiffusionPipeline, from the same latents."""
+"""The truth check: sdrt's pictures against diffusers' StableDiffusionPipeline, from the same latents."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DEMO_PSNR_DB = 50.0
 
 @dataclass(frozen=True)
 class Truth:
-    """A checkpoint, the noise that pictures start from, and the picture that diffusers makes of it."""
+    """A checkpoint, the noise that pictures start from, and diffusers' picture of it."""
 
     checkpoint: str
     noise: Latents

@@ -1,4 +1,4 @@
-"""The truth check of img2img: our pictures against diffusers' StableDiffusionImg2ImgPipeline, from the same noise."""
+"""The truth check of img2img: sdrt's pictures against StableDiffusionImg2ImgPipeline's, from the same noise."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Reference = Callable[..., Picture]
 
 
 def picture(width: int = 640, height: int = 480) -> Image.Image:
-    """Smooth colours and an edge, no square: what is cut away must be the same on both sides."""
+    """Draw smooth colours and an edge, not square: both sides must crop alike."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     pixels = np.stack([x / width, y / height, 0.5 + 0.5 * np.sin(x / 40)], axis=2) * 255
     pixels[height // 4 : height // 2, width // 3 : width // 2] = (250, 40, 40)
@@ -47,7 +47,7 @@ def picture(width: int = 640, height: int = 480) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def reference(tiny_path: Path) -> Reference:
-    """Gives diffusers' picture from our noise; ``callback`` is its callback_on_step_end."""
+    """Return a function that draws diffusers' picture from our noise; ``callback`` is its callback_on_step_end."""
     import torch
     from diffusers import StableDiffusionImg2ImgPipeline
 

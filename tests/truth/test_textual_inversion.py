@@ -1,4 +1,4 @@
-"""A checkpoint saved after load_textual_inversion: ids, hidden states and the picture are diffusers'."""
+"""A checkpoint saved after load_textual_inversion: ids, hidden states and the picture equal diffusers'."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PSNR_DB = 65.0
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint with learned tokens, a padding token of its own, and prompts of 40 tokens."""
+    """Write the tiny checkpoint with learned tokens, its own padding token, and prompts of 40 tokens."""
     import torch
 
     folder = tmp_path_factory.mktemp("learned") / "checkpoint"
@@ -59,13 +59,13 @@ def checkpoint(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Path) -> Any:
-    """The pipeline of diffusers, opened from the files."""
+    """Open diffusers' pipeline from the files."""
     return diffusers_pipeline(checkpoint)
 
 
 @pytest.fixture(scope="module")
 def truth(reference: Any) -> Picture:
-    """The picture that diffusers makes."""
+    """Draw diffusers' picture."""
     noise = unit_noise([0])
     picture = reference_picture(reference, PROMPT, NEGATIVE_PROMPT, noise, STEPS, GUIDANCE_SCALE)
     assert_has_contrast(picture)
@@ -74,14 +74,14 @@ def truth(reference: Any) -> Picture:
 
 @pytest.fixture(scope="module")
 def pipeline(checkpoint: Path, store: Store) -> Iterator[Pipeline]:
-    """Ours, over the same files."""
+    """Open sdrt's pipeline over the same files."""
     engines = prepare(Source(checkpoint=str(checkpoint)), Choice("onnxruntime"), store=store.root)
     with Pipeline(engines) as opened:
         yield opened
 
 
 def states(pipeline: Pipeline) -> list[Latents]:
-    """Hidden states of each prompt."""
+    """Return hidden states of each prompt."""
     encoder = open_session(pipeline.engines).engine("text_encoder")
     encoded = encode_texts(encoder, pipeline.tokenizer, PROMPTS)
     return [encoded[prompt].states for prompt in PROMPTS]

@@ -1,4 +1,4 @@
-"""Engine sets for the doubles, over graphs written by hand; made once a test run."""
+"""Engine sets for the doubles, over hand-written graphs; made once a test run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tests.models.tiny_bundle import tiny_bundle as write_bundle
 
 @pytest.fixture(scope="session")
 def hand_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The bundle of the graphs written by hand; not to be changed."""
+    """Write the bundle of hand-written graphs; read-only."""
     return write_bundle(tmp_path_factory.mktemp("hand") / "bundle")
 
 
 @pytest.fixture(scope="session")
 def plans(hand_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> EngineSet:
-    """A set of the double's plans for 1 to 4 pictures; not to be changed."""
+    """Write a set of the double's plans for 1 to 4 pictures; read-only."""
     return double_set(hand_bundle, tmp_path_factory.mktemp("double"))
 
 
 @pytest.fixture
 def make_plans(hand_bundle: Bundle, tmp_path: Path) -> Callable[..., EngineSet]:
-    """Makes a set of the double's plans of this test's own."""
+    """Return a function that writes this test's own set of the double's plans."""
 
     def make(**options: object) -> EngineSet:
         return double_set(hand_bundle, tmp_path / "double", **options)  # type: ignore[arg-type]

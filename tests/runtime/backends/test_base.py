@@ -14,7 +14,7 @@ from tests.doubles.engines import engine_component, tensor
 
 
 class Sum(Engine):
-    """Adds what it is fed."""
+    """Adds its inputs."""
 
     open = True
 

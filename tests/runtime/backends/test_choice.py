@@ -28,7 +28,7 @@ CPU_PACKAGES = {"onnxruntime": "1.31", "openvino": "2026.4"}
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The packages that seem to be installed, with their versions."""
+    """Replace the installed packages' versions by a dict."""
     packages = dict(CPU_PACKAGES)
 
     def fake_version(name: str) -> str:
@@ -41,7 +41,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def driver(monkeypatch: pytest.MonkeyPatch, status: int | None, gpus: int = 0) -> None:
-    """Install a double of NVIDIA's driver whose cuInit gives a status; None: there is no driver."""
+    """Install a double of NVIDIA's driver whose cuInit returns a status; None: no driver is installed."""
 
     class Library:
         def __init__(self, name: str) -> None:
@@ -114,7 +114,7 @@ def test_a_gpu_backend_needs_driver_gpu_and_package(
 
 
 def on_gpu(monkeypatch: pytest.MonkeyPatch, architecture: str, name: str = "NVIDIA H100 PCIe") -> None:
-    """Have a GPU with its driver."""
+    """Fake a GPU with its driver."""
     here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu(name, architecture, 80 << 30),))
     monkeypatch.setattr(nvidia, "driver", lambda: here)
 
@@ -223,12 +223,12 @@ def test_an_unknown_backend_lists_the_known() -> None:
 
 
 def imports_openvino(source: str) -> bool:
-    """Whether a source imports OpenVINO as it is executed; what a type checker alone sees is indented."""
+    """Return whether a source imports OpenVINO when executed; type-checking imports are indented."""
     return bool(re.search(r"^(import|from) openvino\b", source, re.MULTILINE))
 
 
 def test_openvino_is_imported_without_its_telemetry_everywhere() -> None:
-    """One import that goes past load_library sends an event, and starts a process, for the whole test run."""
+    """One import that bypasses load_library sends an event, and starts a process, for the whole test run."""
     root = Path(__file__).parents[3]
     sources = [path for folder in ("sdrt", "tests", "demo", "benchmarks") for path in (root / folder).rglob("*.py")]
     assert len(sources) > 100

@@ -1,4 +1,4 @@
-"""The double enforces CUDA's and TensorRT's rules: each rule is broken here once, and each time it is noticed."""
+"""The double enforces CUDA's and TensorRT's rules: each rule is broken here once, and detected."""
 
 from __future__ import annotations
 
@@ -430,7 +430,7 @@ def test_names_of_the_double_are_tensorrts(version: str) -> None:
 
 
 def in_a_thread(work: Callable[[], object]) -> str:
-    """What went wrong in another thread."""
+    """Return the error that a call raises in another thread."""
     errors: list[str] = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""The GPU tests' own code, on the doubles: on the first machine with a GPU they fail for what they test alone."""
+"""The GPU tests' own code, on the doubles, so that on a real GPU they fail only for what they test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Opened = Callable[..., Pipeline]
 
 @pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
 def carried(request: pytest.FixtureRequest, hand_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> EngineSet:
-    """A set of the double's with every component."""
+    """Write a double's set with every component."""
     backend: BackendName = request.param
     components = (*COMPONENTS, "vae_encoder")
     return double_set(hand_bundle, tmp_path_factory.mktemp("gpu"), backend=backend, components=components)
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def plans(carried: EngineSet, store: Store, monkeypatch: pytest.MonkeyPatch) -> EngineSet:
-    """The set in a store, on a machine that has a GPU."""
+    """Put the set into a store, on a machine with a fake GPU."""
     cuda = CudaDouble(memory_bytes=32 << 20)
     trt = TensorRtDouble(cuda, rtx=carried.manifest.backend == "tensorrt-rtx")
     monkeypatch.setattr("sdrt.runtime.backends.tensorrt.libraries", lambda backend: (trt, Cuda(cuda)))
@@ -122,7 +122,7 @@ def test_of_components(plans: EngineSet) -> None:
 def test_of_building_plans(
     backend: BackendName, architecture: str, store: Store, hand_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plans are asked for by a recipe that the backend takes, on every GPU; RTX's are skipped where it does not run."""
+    """Plans use a recipe that the backend takes, on every GPU; RTX's are skipped where it is not supported."""
     here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("A GPU", architecture, 24 << 30),))
     monkeypatch.setattr(nvidia, "driver", lambda: here)
     monkeypatch.setattr("sdrt.machine.packages.version", lambda name: "11.4.0")

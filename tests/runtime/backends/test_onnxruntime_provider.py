@@ -1,4 +1,4 @@
-"""ONNX Runtime's providers: the one asked for runs, or it is an error that says what to install."""
+"""ONNX Runtime's providers: the requested one runs, or an error says what to install."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REAL_SESSION = onnxruntime.InferenceSession
 
 @pytest.fixture
 def gpu_build(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Make ONNX Runtime say that it has the GPU providers; gives what sessions are asked for. They run on the CPU."""
+    """Make ONNX Runtime list GPU providers; return the list of sessions' requests. Sessions run on the CPU."""
     asked: list[dict[str, Any]] = []
     listed = [*PROVIDERS["tensorrt"], *PROVIDERS["cpu"]]
 
@@ -57,7 +57,7 @@ def gpu_build(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def build_for(hand_bundle: Bundle, tmp_path: Path) -> Callable[[Any], Any]:
-    """Builds a set of the decoder for a provider."""
+    """Return a function that builds a set of the decoder for a provider."""
 
     def build(provider: Any) -> Any:
         request = BuildRequest("onnxruntime", components=("vae_decoder",), provider=provider)
@@ -130,7 +130,7 @@ def test_row_66_a_provider_that_does_not_start_is_not_replaced_by_the_cpu(
 def test_onnxruntime_itself_refuses_to_fall_back(
     build_for: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real library, told that it has CUDA, which it has not: its own refusal becomes ours."""
+    """The real library, with CUDA faked as available: its own refusal becomes sdrt's error."""
     engines = build_for("cuda")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: PROVIDERS["cuda"])
     with (

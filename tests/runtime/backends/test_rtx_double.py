@@ -1,4 +1,4 @@
-"""The double of TensorRT-RTX compiles kernels as the manual says, and notices what must not be done with them."""
+"""The double of TensorRT-RTX compiles kernels as the manual says, and detects misuse of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.doubles.cuda_double.trt import TensorRtDouble
 
 
 class Kernels:
-    """A context of TensorRT-RTX's with a cache of kernels, and one picture's output of each run."""
+    """A context of TensorRT-RTX with a cache of kernels, and one picture's output of each run."""
 
     def __init__(self, graph: Path, folder: Path, strategy: str) -> None:
         self.bench = Bench(graph, folder, rtx=True)

@@ -1,4 +1,4 @@
-"""TensorRT's engines on the doubles: against the CPU, shared memory, profiles, and everything that can go wrong."""
+"""TensorRT's engines on the doubles: against the CPU, shared memory, profiles, and failures."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_out_of_memory_in_tensorrt_is_told_from_its_log(
 
 
 def test_memory_that_tensorrt_refuses_is_an_error(plans: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not say so but in its log, and would compute in memory that it was not given."""
+    """It reports this only in its log, and would compute in memory that it was not given."""
     with Rig(plans) as rig:
         engine = engine_of(rig, "unet")
         monkeypatch.setattr(ICudaEngine, "device_memory_size_v2", 1 << 20)
@@ -205,7 +205,7 @@ def test_a_failure_of_ours_is_not_left_for_others_to_find(plans: EngineSet) -> N
 
 
 def test_a_device_that_fails_in_a_kernel_of_tensorrts_is_told_as_lost(plans: EngineSet) -> None:
-    """TensorRT has a CUDA runtime of its own, and its log says only that it failed."""
+    """TensorRT has its own CUDA runtime, and its log says only that it failed."""
     rig = Rig(plans)
     engine = engine_of(rig, "unet")
     engine.run(**feeds("unet", 1))
@@ -401,7 +401,7 @@ def test_a_set_for_other_gpus_is_refused_before_anything_opens(
 
 
 def test_a_plan_with_host_code_is_opened_when_it_is_what_was_sealed(make_plans: MakePlans) -> None:
-    """A recipe with version_compatible puts a lean runtime into the plan, which TensorRT opens when told to only."""
+    """A recipe with version_compatible puts a lean runtime into the plan, which TensorRT opens only if allowed."""
     with Rig(make_plans(host_code=True)) as rig:
         rig.session.engine("unet").run(**feeds("unet", 1))
 

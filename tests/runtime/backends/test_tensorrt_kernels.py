@@ -1,4 +1,4 @@
-"""TensorRT-RTX's compiled kernels on the doubles: kept beside their plan, sealed, and never needed for the numbers."""
+"""TensorRT-RTX's compiled kernels on the doubles: stored beside their plan, sealed, and not needed for the numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OTHER_GPU = "NVIDIA GeForce RTX 4090"
 
 @pytest.fixture
 def stored(make_plans: MakePlans, tmp_path: Path) -> EngineSet:
-    """A set of TensorRT-RTX's in a store of this test's own."""
+    """Put a TensorRT-RTX set into this test's own store."""
     carried = make_plans(backend="tensorrt-rtx")
     return Store(tmp_path / "store").import_engines(carried.path, trust=carried.digest)
 
@@ -40,7 +40,7 @@ def decode(rig: Rig, batch: int = 1) -> Any:
 
 
 def run_once(engines: EngineSet, *batches: int, **options: Any) -> Rig:
-    """Open, run each batch, close; the rig says what was compiled and what was noted."""
+    """Open, run each batch, close; return the rig with its compilations and notes."""
     with Rig(engines, rtx=True, **options) as rig:
         for batch in batches or (1,):
             decode(rig, batch)
@@ -75,7 +75,7 @@ def test_the_numbers_are_the_same_with_kernels_read_and_compiled(stored: EngineS
 
 
 def test_kernels_that_are_swapped_in_the_middle_would_show(stored: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lazily compiled kernels take over from fallbacks at some later step: the same seed gives another picture."""
+    """Lazily compiled kernels replace fallbacks at some later step: the same seed gives another picture."""
     schedule = sd_v1_schedule(7)
 
     def latents() -> Any:
