@@ -100,7 +100,7 @@ def test_a_wrong_type_is_an_error_that_names_the_argument(name: str, pipe: Pipel
 
 @pytest.mark.parametrize("given", [np.zeros((1, 4, 64, 64)), 5, ["latents"], "latents"])
 def test_what_a_callback_gives_back_is_a_mapping(given: Any, pipe: Pipeline) -> None:
-    with pytest.raises(UsageError, match=r"callback_on_step_end gave back .*; it must be a mapping, or None"):
+    with pytest.raises(UsageError, match=r"callback_on_step_end returned .*; it must be a mapping, or None"):
         pipe("a", num_inference_steps=2, callback_on_step_end=lambda *_: given)
 
 

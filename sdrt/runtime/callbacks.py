@@ -1,4 +1,4 @@
-"""Callbacks after each step, in diffusers' signature."""
+"""Callbacks after each step, with diffusers' signature."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from sdrt.artefacts.manifest import ComponentName
     from sdrt.sampling.lms import Schedule
 
-#: (pipeline, step, timestep, {"latents": ...}) -> mapping, whose "latents" are gone on with, or None.
+#: (pipeline, step, timestep, {"latents": ...}) -> mapping whose "latents" replace those, or None.
 Callback = Callable[[Any, int, float, dict[str, Any]], "Mapping[str, Any] | None"]
 
 
 def check_callback(callback: object) -> None:
-    """Raise UsageError unless ``callback_on_step_end`` is None or can be called."""
+    """Raise UsageError unless ``callback_on_step_end`` is None or callable."""
     if callback is not None and not callable(callback):
         message = f"callback_on_step_end is {shown(callback)}; it must be a function"
         raise UsageError(message, hint="give a function of pipeline, step, timestep and a mapping with the latents")
 
 
 class RunningPipeline(Protocol):
-    """What a callback may use of the pipeline that calls it."""
+    """The part of a pipeline that its callback may use."""
 
-    #: The schedule of the run under way.
+    #: The schedule of the current run.
     schedule: Schedule | None
 
     @property
     def stopping(self) -> bool:
-        """Return whether the run ends after this step."""
+        """True if the run ends after this step."""
 
     def stop(self) -> None:
         """End the run after this step."""
@@ -48,7 +48,7 @@ class RunningPipeline(Protocol):
 
 
 class Watch:
-    """A user's callback as the denoising loops call it, and how many steps were done."""
+    """Adapter from a user's callback to `OnStep`; counts the steps done."""
 
     def __init__(self, pipeline: RunningPipeline, callback: Callback | None) -> None:
         self.callback = callback
@@ -56,21 +56,21 @@ class Watch:
         self._pipeline = pipeline
 
     def __call__(self, step: int, timestep: float, latents: Latents) -> Latents | None:
-        """Latents to go on with, or None where the callback has stopped the run.
+        """Call the callback, and return the latents to continue with; None if it has stopped the run.
 
         Raises:
-            UsageError: The callback gave no mapping, or latents of another shape or that are no finite numbers.
+            UsageError: The callback returned neither a mapping nor None, or latents of another shape or not finite.
         """
         self.steps = step + 1
         if self.callback is None:
             return latents
         given = self.callback(self._pipeline, step, timestep, {"latents": latents})
         if given is not None and not isinstance(given, Mapping):
-            message = f"callback_on_step_end gave back {shown(given)}; it must be a mapping, or None"
-            raise UsageError(message, hint='return {"latents": ...} to go on with other latents, else nothing')
+            message = f"callback_on_step_end returned {shown(given)}; it must be a mapping, or None"
+            raise UsageError(message, hint='return {"latents": ...} to change the latents, or else None')
         following = check_latents((given or {}).get("latents", latents), len(latents), latents.shape[1:])
         if not self._pipeline.stopping:
             return following
-        # A loop that is stopped ends with the latents it has: those must be what the callback gave.
+        # A stopped loop returns its own latents: those must be what the callback returned.
         latents[...] = following
         return None

@@ -1,7 +1,7 @@
-"""A UNet that computes its depth in some steps only, and in the others takes it as it was (DeepCache).
+"""A UNet that computes its deep layers in some steps only, and reuses their features in the others (DeepCache).
 
-Ma, Fang and Wang 2023, arXiv:2312.00858, section 3.3, at a uniform interval. The two passes are cut by
-``sdrt.export.deepcache``.
+Ma, Fang and Wang 2023, arXiv:2312.00858, section 3.3, at a uniform interval. ``sdrt.export.deepcache`` exports the two
+passes.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 class CachedUnet:
-    """Runs as the UNet does, once a step of one loop, in order; not to be used for a second loop.
+    """Stands in for the UNet in one denoising loop: one call a step, in order. A new loop needs a new object.
 
-    Steps 0, N, 2N, ... run the whole pass, whose deep features the steps between take. Features are kept row by row, so
-    each half of guidance has its own. Where guidance begins (with a guidance interval) the negative half has none yet,
-    and that step runs the whole pass too; where it ends, the prompts' rows go on with theirs.
+    Steps 0, N, 2N, ... run the whole pass, whose deep features the steps between reuse. Features are kept row by row,
+    so each half of guidance has its own. If guidance begins later (with a guidance interval), the negative half has
+    none yet, and that step runs the whole pass too; if it ends, the prompts' rows keep theirs.
 
     Args:
         whole: An engine of deepcache_whole.
         shallow: An engine of deepcache_shallow.
-        interval: N, 1 and up; at 1 every step is whole.
+        interval: N, at least 1; at 1 every step is whole.
 
     Attributes:
-        seconds: How long each step took, in order.
-        whole_steps: Which ones ran the whole pass, counted from 0.
+        seconds: Seconds of each step.
+        whole_steps: Steps that ran the whole pass, counted from 0.
     """
 
     def __init__(self, whole: Engine, shallow: Engine, interval: int) -> None:
@@ -42,7 +42,7 @@ class CachedUnet:
 
     @property
     def spec(self) -> EngineComponent:
-        """The whole pass's; its inputs are the UNet's."""
+        """The spec of the whole pass; its inputs are the UNet's."""
         return self._whole.spec
 
     def run(self, **feeds: Array) -> dict[str, Array]:
@@ -52,10 +52,10 @@ class CachedUnet:
             feeds: sample, timestep and encoder_hidden_states, of n rows; or of 2n, the negative prompts' first.
 
         Returns:
-            out_sample.
+            out_sample, of as many rows.
 
         Raises:
-            SdrtError: As the engines' own ``run``.
+            SdrtError: As the engines' own ``run`` raises.
         """
         step, rows = len(self.seconds), len(feeds["sample"])
         if step % self._interval == 0 or rows > len(self._features):

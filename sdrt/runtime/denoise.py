@@ -21,32 +21,32 @@ if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import EngineComponent
 
 Latents = npt.NDArray[np.float32]
-#: Called after each step with (step, timestep, latents); gives the latents to go on with, or None to stop.
+#: Called after each step with (step, timestep, latents); returns the latents to continue with, or None to stop.
 OnStep = Callable[[int, float, Latents], "Latents | None"]
 
 
 class Unet(Protocol):
-    """What computes the UNet's output: an engine of it, or sdrt.runtime.deepcache's in its place."""
+    """An engine of the UNet, or `sdrt.runtime.deepcache.CachedUnet` in its place."""
 
     @property
     def spec(self) -> EngineComponent:
-        """Says the types of sample, timestep and encoder_hidden_states."""
+        """The spec, with the types of sample, timestep and encoder_hidden_states."""
 
     def run(self, **feeds: Array) -> dict[str, Array]:
-        """Run once; gives out_sample."""
+        """Run once, and return out_sample by name."""
 
 
 def keep(_step: int, _timestep: float, latents: Latents) -> Latents:
-    """Go on with the latents as they are."""
+    """Return the latents unchanged."""
     return latents
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Hidden states of the prompts [n,tokens,hidden], and of the negative prompts where guidance is on.
+    """Hidden states of the prompts [n,tokens,hidden], and with guidance of the negative prompts.
 
-    With a ``guidance_interval`` (low, high) guidance is off in steps whose sigma is not above low and up to high
-    (Kynkäänniemi et al. 2024, arXiv:2404.07724, section 3).
+    With a ``guidance_interval`` (low, high) guidance is on only in steps with low < sigma <= high (Kynkäänniemi et al.
+    2024, arXiv:2404.07724, section 3).
     """
 
     prompt_embeds: npt.NDArray[np.float32]
@@ -55,20 +55,20 @@ class Conditioning:
     guidance_interval: tuple[float, float] | None = None
 
     def guided_at(self, sigma: float) -> bool:
-        """Whether a step at this sigma runs both halves."""
+        """Return whether a step at this sigma is guided, and so runs both halves."""
         if self.negative_prompt_embeds is None:
             return False
         low, high = self.guidance_interval or (-math.inf, math.inf)
         return low < sigma <= high
 
     def batch(self) -> npt.NDArray[np.float32]:
-        """What the UNet attends to: [n,...], or [2n,...] with the negative half first."""
+        """Return the hidden states for the UNet: [n,...], or [2n,...] with the negative half first."""
         if self.negative_prompt_embeds is None:
             return self.prompt_embeds
         return np.concatenate([self.negative_prompt_embeds, self.prompt_embeds])
 
     def combine(self, output: Latents) -> Latents:
-        """The guided output of n pictures, or their output as it is where one half alone was run.
+        """Return the guided output of n pictures; an output of n rows, from a step without guidance, is unchanged.
 
         Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, equation 6, with 1 + w = guidance_scale).
         """
@@ -84,11 +84,11 @@ def denoise(
     """Run every step of the schedule.
 
     Args:
-        unet: Has the inputs sample, timestep and encoder_hidden_states.
+        unet: The UNet, with the inputs sample, timestep and encoder_hidden_states.
         schedule: Timesteps, sigmas and coefficients.
         latents: [n,4,64,64] noise at the first sigma.
-        conditioning: What to draw, and how strongly.
-        on_step: Sees the latents after each step, may change them or stop the loop.
+        conditioning: Hidden states of the prompts, and the guidance scale.
+        on_step: Called with the latents after each step; may change them or stop the loop.
 
     Returns:
         The final latents [n,4,64,64], before the scaling factor.
@@ -127,21 +127,21 @@ def denoise(
 def denoise_fused(
     step: Engine, schedule: Schedule, latents: Latents, conditioning: Conditioning, on_step: OnStep = keep
 ) -> Latents:
-    """Run every step of the schedule, each as one run of denoise_step; the same results as `denoise` with guidance.
+    """Run every step of the schedule as one run of denoise_step; the results equal those of `denoise` with guidance.
 
     Args:
         step: An engine of denoise_step; its batch counts pictures.
         schedule: Timesteps, sigmas and coefficients.
         latents: [n,4,64,64] noise at the first sigma.
-        conditioning: What to draw, and how strongly; with negative prompts.
-        on_step: Sees the latents after each step, may change them or stop the loop.
+        conditioning: Hidden states of prompts and negative prompts, and the guidance scale.
+        on_step: Called with the latents after each step; may change them or stop the loop.
 
     Returns:
         The final latents [n,4,64,64], before the scaling factor.
 
     Raises:
         UsageError: Guidance is off, or on in some steps only.
-        NumericError: The latents hold NaN or Inf; a UNet's output that does is added to them and shows there.
+        NumericError: The latents hold NaN or Inf; the UNet's output is added to them, so its own show there.
     """
     if conditioning.negative_prompt_embeds is None or conditioning.guidance_interval is not None:
         raise UsageError("denoise_step runs with guidance only", hint="run the plain UNet where guidance is off")
@@ -165,7 +165,7 @@ def denoise_fused(
 
 
 def step_rows(schedule: Schedule, steps: Sequence[int], guidance_scale: float) -> dict[str, Array]:
-    """What denoise_step is told about time: picture i of the batch stands at step ``steps[i]`` of the schedule.
+    """Return the inputs of denoise_step that change with the step; picture i of the batch is at step ``steps[i]``.
 
     Returns:
         timestep, sigma and guidance_scale [n] and lms_coefficients [n,4], all float32.

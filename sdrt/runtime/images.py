@@ -1,4 +1,4 @@
-"""From the VAE decoder's output to pictures, and from pictures to PNG files that say how they were made."""
+"""Conversion of the VAE decoder's output to pictures, and of pictures to PNG files with their record."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sdrt.runtime.picture_record import (
 
 
 def to_pictures(sample: npt.NDArray[np.floating[Any]]) -> list[Image.Image]:
-    """RGB pictures of a sample [n,3,h,w], where -1..1 is black to full colour and what is beyond is clipped.
+    """Convert a sample [n,3,h,w] to n RGB pictures; -1 is black, 1 is full intensity, and values beyond are clipped.
 
     Rounds half to even, as diffusers does.
 
@@ -36,21 +36,21 @@ def to_pictures(sample: npt.NDArray[np.floating[Any]]) -> list[Image.Image]:
 
 
 def is_degenerate(picture: Image.Image) -> bool:
-    """Whether every pixel has one colour: black or grey all over is what a failed decoder often gives."""
+    """Return whether all pixels have the same colour, as the output of a failed decoder often has."""
     pixels = np.asarray(picture)
     return bool((pixels == pixels[0, 0]).all())
 
 
 def write_png(picture: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
-    """Write a picture and how it was made, whole or not at all; equal input gives equal bytes.
+    """Write a picture with its record as a PNG, atomically; equal input gives equal bytes.
 
     Args:
         picture: RGB.
-        path: Where; an existing file is replaced.
-        record: What repeats the picture: the fields of ``PictureRecord``, and any others that JSON can hold.
+        path: File to write; an existing one is replaced.
+        record: The fields of ``PictureRecord``, and any others that JSON can hold.
 
     Raises:
-        ResourceError: The place cannot be written.
+        ResourceError: The file cannot be written.
     """
     text = PngInfo()
     text.add_text(PARAMETERS_KEYWORD, parameters_text(record, picture.size))

@@ -1,8 +1,8 @@
-"""A picture to start from: opened with care, brought to the size that the model takes, and drawn into latents.
+"""An initial picture: opened safely, resized to the model's size, and encoded to latents.
 
-The rule: the first frame, turned as its EXIF orientation says, transparency over white, 16-bit grey scaled to 8 bits,
-any other mode to RGB without its colour profile; of that the largest square around the centre, resized by Lanczos. What
-else the metadata holds, well-formed or not, does not matter.
+The first frame is used, turned by its EXIF orientation, with transparency over white and 16-bit grey scaled to 8 bits;
+any other mode is converted to RGB without its colour profile. Then the largest square around the centre is resized by
+Lanczos. Other metadata, well-formed or not, is ignored.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ Pixels = npt.NDArray[np.uint8]
 
 #: Formats that Pillow reads without running another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-#: As RGBA that is 256 MiB. Pillow itself refuses at 179 million pixels only.
+#: 256 MiB as RGBA. Pillow's own limit is 179 million pixels.
 MAX_PIXELS = 1 << 26
 LIMIT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class InitImage:
-    """A picture as the model takes it: RGB ``pixels`` [size,size,3]."""
+    """A picture at the model's size: RGB ``pixels`` uint8 [size,size,3]."""
 
     pixels: Pixels
 
     @classmethod
     def of(cls, picture: Image.Image, size: int) -> InitImage:
-        """The largest square around a picture's centre, resized.
+        """Crop a picture to the largest square around its centre, and resize that.
 
         Args:
-            picture: Of any size and mode.
-            size: Width and height that the model takes.
+            picture: A picture of any size and mode.
+            size: Width and height of the model's pictures.
 
         Raises:
-            UsageError: It is no picture of Pillow's, or one that cannot be brought to RGB: see sdrt.runtime.rgb.
+            UsageError: It is not a PIL.Image.Image, or cannot be converted to RGB: see `sdrt.runtime.rgb`.
         """
         if not isinstance(picture, Image.Image):
             hint = "open it first: PIL.Image.open(path)"
@@ -56,30 +56,30 @@ class InitImage:
         try:
             upright = to_rgb(picture)
         except UndrawableError as error:
-            hint = error.hint or "give a picture whose file is whole, and that is not closed yet"
+            hint = error.hint or "give a picture whose file is complete and not closed yet"
             raise UsageError(f"image {error}", hint=hint) from error
         side = min(upright.size)
         left, top = (upright.width - side) // 2, (upright.height - side) // 2
-        # Cut out first: resizing a box of a picture looks beyond its edges.
+        # Crop first: resizing a box of a picture samples pixels beyond its edges.
         square = upright.crop((left, top, left + side, top + side))
         return cls(np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the pixels, by which a picture says what it was started from."""
+        """SHA-256 of the pixels, which the record of a picture started from this one holds."""
         return hashlib.sha256(self.pixels.tobytes()).hexdigest()
 
     def sample(self) -> Floats:
-        """What the VAE's encoder takes: float32 [1,3,size,size] from -1 (black) to 1."""
+        """Return the input of the VAE's encoder: float32 [1,3,size,size] from -1 (black) to 1."""
         scaled = self.pixels.astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
         return np.ascontiguousarray(scaled.transpose(2, 0, 1)[np.newaxis])
 
 
 def open_picture(path: Path) -> Image.Image:
-    """A picture file, decoded whole: upright, RGB.
+    """Open a picture file, and decode it as an upright RGB picture.
 
     Raises:
-        ArtefactError: It cannot be read, is no picture of `FORMATS`, is damaged, or is larger than `MAX_PIXELS`.
+        ArtefactError: It cannot be read, is not a picture of `FORMATS`, is damaged, or is larger than `MAX_PIXELS`.
     """
     hint = f"give a picture as {', '.join(FORMATS)} of up to {MAX_PIXELS >> 20} Mi pixels"
     try:
@@ -102,13 +102,13 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def encode_picture(encoder: Engine, init: InitImage) -> Floats:
-    """What the VAE's encoder gives for a picture: [1,2c,h,w], mean and log-variance.
+    """Run the VAE's encoder on a picture, and return mean and log-variance, float32 [1,2c,h,w].
 
     Raises:
-        NumericError: It gave NaN or Inf.
+        NumericError: The encoder's output holds NaN or Inf.
     """
     (spec,) = encoder.spec.inputs
-    # An engine that takes no single picture gets the same one as often as it must.
+    # An engine whose smallest batch is above 1 gets the picture repeated.
     rows = encoder.spec.batch.min if encoder.spec.batch else 1
     sample = np.repeat(init.sample().astype(spec.dtype, copy=False), rows, axis=0)
     parameters = encoder.run(sample=sample)["latent_parameters"][:1].astype(np.float32, copy=False)
@@ -117,11 +117,11 @@ def encode_picture(encoder: Engine, init: InitImage) -> Floats:
 
 
 def draw_latents(parameters: Floats, noise: Floats) -> Floats:
-    """Draw latents from the normal distribution that the VAE's encoder gives for a picture.
+    """Draw latents from the normal distribution that the VAE's encoder returns for a picture.
 
     Args:
-        parameters: [1,2c,h,w], mean and log-variance, the latter kept within -30..20 as diffusers'
-            DiagonalGaussianDistribution does.
+        parameters: [1,2c,h,w], mean and log-variance; the latter is clipped to -30..20, as in diffusers'
+            DiagonalGaussianDistribution.
         noise: [n,c,h,w] standard normal.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The arguments of ``Pipeline.load``, each of its own type, or an error that names it."""
+"""Validation of the arguments of ``Pipeline.load``."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sdrt.artefacts.manifest import MAX_TOKEN_MERGING, Precision
 from sdrt.errors import UsageError
 
 MAX_THREADS = 1024
-#: How a guided step runs: by denoise_step where the engines hold it, or always by the plain UNet.
+#: Loops for guided steps: "auto" runs denoise_step if the engines hold it, "plain" always the UNet.
 LOOPS = ("auto", "plain")
 
 
 def checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments of ``Pipeline.load`` by name, each of its own type and, where it is one of few, known.
+    """Validate arguments of ``Pipeline.load`` and return them by name, each converted to its type.
 
     Raises:
-        UsageError: The first that is not.
+        UsageError: An argument has the wrong type, or is not one of its choices; names the first.
     """
     return {
         name: None if value is None and name not in _NEEDED else _LOADING[name](name, value)
@@ -57,7 +57,7 @@ def _flag(name: str, value: Any) -> bool:
 def _one_of(choices: Collection[str]) -> Callable[[str, Any], str]:
     def chosen(name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in choices:
-            raise UsageError(f"{name} is {shown(value)}", hint=f"choose among {', '.join(choices)}")
+            raise UsageError(f"{name} is {shown(value)}", hint=f"choose from {', '.join(choices)}")
         return value
 
     return chosen
@@ -94,5 +94,5 @@ _LOADING: dict[str, Callable[[str, Any], Any]] = {
     "deepcache": _flag,
     "token_merging": _share,
 }
-#: Arguments that None is no value of.
+#: Arguments that cannot be None.
 _NEEDED = ("backend", "build", "loop", "keep_loaded", "deepcache")

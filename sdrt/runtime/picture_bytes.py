@@ -1,7 +1,7 @@
-"""Picture files without what no pixel depends on: texts, colour profiles, thumbnails, the records of cameras.
+"""Removal of metadata from picture files: texts, colour profiles, thumbnails, camera data.
 
-Pillow reads those too, and refuses a whole file for an error in one of them. Kept is what decides pixels and where up
-is. Whatever looks malformed here is left for Pillow to judge.
+Pillow parses metadata, and rejects a whole file for an error in it. Only data that determines pixels and orientation is
+kept. Data that looks malformed here is left for Pillow to judge.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import zlib
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
-#: Texts of a PNG in which Pillow looks for the orientation: ImageMagick's EXIF, and XMP.
+#: PNG texts in which Pillow looks for the orientation: ImageMagick's EXIF, and XMP.
 _ORIENTING_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _TEXT_LIMIT_BYTES = 1 << 20
-#: Application segments of a JPEG that are kept, by number and how they begin, and how long they are at least: those
-#: that say how colours are stored, as libjpeg reads them, and those in which Pillow looks for the orientation.
+#: JPEG application segments that are kept, as (marker, prefix, minimum length): those by which libjpeg decides how
+#: colours are stored, and those in which Pillow looks for the orientation.
 _JPEG_SEGMENTS = (
     (0xE0, b"JFIF\0", 14),
     (0xEE, b"Adobe", 12),
     (0xE1, b"Exif\0\0", 6),
     (0xE1, b"http://ns.adobe.com/xap/1.0/\0", 29),
 )
-#: Tags of a TIFF that are kept: size, layout, compression, colours, XMP and JPEG's tables.
+#: TIFF tags that are kept: size, layout, compression, colours, XMP and JPEG's tables.
 _TIFF_TAGS = frozenset({
     254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 321, 322, 323, 324, 325, 332,
     338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 700,
@@ -30,7 +30,7 @@ _TIFF_TAGS = frozenset({
 
 
 def without_metadata(data: bytes) -> bytes:
-    """Return a picture file's bytes without its metadata; those of other formats than PNG, JPEG and TIFF unchanged."""
+    """Return the bytes of a PNG, JPEG or TIFF file without its metadata; those of other formats unchanged."""
     if data.startswith(_PNG):
         return _png(data)
     if data.startswith(_JPEG):
@@ -48,7 +48,7 @@ def _png(data: bytes) -> bytes:
         length, kind = struct.unpack_from(">I4s", data, start)
         end = start + 12 + length
         if drawn and (end > len(data) or not kind.isalpha()):
-            # However the file ends behind the pixels, none of them is lost.
+            # Damage after the pixels loses none of them.
             break
         drawn = drawn or kind == b"IDAT"
         # A small first letter says that a decoder may skip the chunk.
@@ -72,13 +72,13 @@ def _may_orient(kind: bytes, chunk: memoryview) -> bool:
     value = content.partition(b"\0")[2]
     if kind == b"tEXt" or (kind == b"iTXt" and value[:1] == b"\0"):
         return True
-    # The byte before what is compressed is 0 for the one method that there is.
+    # The byte before compressed data is 0: deflate, the only method.
     method, packed = (value[:1], value[1:]) if kind == b"zTXt" else (value[1:2], value[2:].split(b"\0", 2)[-1])
     return method == b"\0" and _is_short(packed)
 
 
 def _is_short(packed: bytes) -> bool:
-    """Return whether a text unpacks to no more than the limit."""
+    """Return whether a compressed text unpacks to at most `_TEXT_LIMIT_BYTES`."""
     unpacking = zlib.decompressobj()
     try:
         unpacking.decompress(packed, _TEXT_LIMIT_BYTES)
@@ -93,7 +93,7 @@ def _jpeg(data: bytes) -> bytes:
     while data[start : start + 1] == b"\xff" and start + 4 <= len(data):
         marker = data[start + 1]
         if marker == 0xFF:
-            # Any number of these may stand before a marker.
+            # Any number of fill bytes may precede a marker.
             start += 1
             continue
         if marker == 0xDA or marker < 0xC0 or 0xD0 <= marker <= 0xD9:

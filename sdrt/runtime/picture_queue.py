@@ -1,4 +1,4 @@
-"""A queue of prompts: lines of equal settings are merged into batches, and every picture finds its line again."""
+"""A queue of prompts: lines of equal settings are merged into batches, and each picture keeps its line."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
     from sdrt.runtime.result import Result, Timings
 
-#: Groups that go through a component before it is let go of, where components do not stay: opening one again takes
-#: about a second, a group of full-size pictures minutes.
+#: Batches that run through a component before it is closed, if components are not kept loaded: opening one again takes
+#: about a second, a batch of full-size pictures minutes.
 GROUPS_A_RUN = 8
 
 
 class Draws(Protocol):
-    """What the queue needs of a pipeline."""
+    """The part of a pipeline that the queue uses."""
 
     keep_loaded: bool
 
     def with_defaults(self, request: Request) -> Request:
-        """Return the request with what the checkpoint recommends where it was left open."""
+        """Return the request with the checkpoint's recommendations for settings that were not given."""
 
     def pictures_at_once(self, request: Request) -> int:
         """Return how many of the request's pictures are denoised together."""
@@ -39,7 +39,7 @@ class Draws(Protocol):
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a picture belongs: the number of its line, and which of that line's pictures it is, counted from 0."""
+    """A picture's place in the file: the number of its line, and its index in that line, counted from 0."""
 
     line: int
     index: int
@@ -48,7 +48,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Finished:
-    """One picture of the queue: made, with its record and what was cut off its prompt; or the error in its place."""
+    """One picture of the queue with its record and the truncated part of its prompt; or the error in its place."""
 
     slot: Slot
     image: Image.Image | None = None
@@ -59,14 +59,14 @@ class Finished:
 
 @dataclass(frozen=True)
 class Run:
-    """Pictures that the pipeline is asked for at once."""
+    """Pictures that are drawn by one call of the pipeline."""
 
     request: Request
     slots: tuple[Slot, ...]
 
 
 def plan_runs(pipeline: Draws, lines: Sequence[Line]) -> list[Run]:
-    """The lines' pictures, those of equal settings together whatever stands between them, in the order of the file."""
+    """Group the lines' pictures into runs of equal settings; pictures and runs keep the order of the file."""
     waiting: dict[Request, list[Slot]] = {}
     for line in lines:
         slots = [Slot(line.number, index, picture) for index, picture in enumerate(line.request.pictures)]
@@ -87,16 +87,16 @@ def run_queue(
     image: Image.Image | None = None,
     progress: Progress = silent,
 ) -> Iterator[Finished]:
-    """Make the pictures of all lines, each as soon as its run is done.
+    """Draw the pictures of all lines, and yield each as soon as its run is done.
 
-    A run in which numbers go wrong is tried again in halves, so that the pictures at fault are the only ones lost.
+    A run that raises NumericError is tried again in halves, so that only the pictures at fault are lost.
 
     Args:
-        pipeline: What makes them.
-        lines: What is asked for.
+        pipeline: The pipeline.
+        lines: The lines of a prompt file.
         timings: The seconds of every run are added to it.
-        image: A picture that all start from, where the lines' requests say so.
-        progress: Told of every picture.
+        image: Initial picture of all requests that have a ``start_step``.
+        progress: Progress callback; counts the pictures.
     """
     runs = plan_runs(pipeline, lines)
     with progress.stage("pictures", sum(len(run.slots) for run in runs)) as advance:

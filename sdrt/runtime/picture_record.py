@@ -1,4 +1,4 @@
-"""How a picture says how it was made: a JSON record for sdrt, and a text that other programs read, in PNG text chunks.
+"""The record of how a picture was made, in PNG text chunks: JSON for sdrt, and a text that other programs read.
 
 The text follows AUTOMATIC1111's stable-diffusion-webui: the prompt, a line "Negative prompt: ...", and one last line of
 "Name: value" pairs, in which a value that could be misread is written as a JSON string.
@@ -40,25 +40,25 @@ _RECORD_HEAD = RECORD_KEYWORD.encode() + b"\0\0\0\0\0"
 _PAIR = re.compile(r'(\w[\w /-]{0,60}): ?("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$)')
 _PLAIN_VALUE = re.compile(r'[^\s,:"\x00-\x1f](?:[^,:"\x00-\x1f]*[^\s,:"\x00-\x1f])?')
 _NEGATIVE = "Negative prompt:"
-# With fewer pairs than this, AUTOMATIC1111 takes the last line for a part of the prompt.
+# If there are fewer pairs than this, AUTOMATIC1111 reads the last line as a part of the prompt.
 _FEWEST_PAIRS = 3
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class PictureRecord(BaseModel):
-    """Everything that repeats a picture; further fields are kept as they are.
+    """Everything needed to repeat a picture; unknown fields are kept.
 
-    ``loop`` is "fused" where denoise_step ran the steps and "plain" where the UNet did; ``provider`` is ONNX Runtime's;
-    ``cuda_graphs`` says whether steps were replayed from a CUDA graph; ``threads`` how many of the CPU computed, on
-    which OpenVINO's last bits depend (docs/decisions/0075). They are None where the backend does not have such a thing,
-    or the picture is of an sdrt that did not say.
+    ``loop`` is "fused" if denoise_step ran the steps and "plain" if the UNet did; ``provider`` is ONNX Runtime's;
+    ``cuda_graphs`` is whether steps were replayed from a CUDA graph; ``threads`` is the number of CPU threads, on which
+    OpenVINO's last bits depend (docs/decisions/0075). Each is None if the backend does not have it, or if the picture
+    was drawn by an older sdrt that did not record it.
 
-    ``token_merging`` is the share of tokens that the UNet merged; None where it merged none.
+    ``token_merging`` is the share of tokens that the UNet merged; None if it merged none.
 
-    ``init_image`` is the digest of the picture that it was started from, as the model took it, at ``start_step`` and
-    by ``lms_start``; None where it came of noise alone. ``stopped_after`` is the number of steps after which a callback
-    stopped it, if one did.
+    ``init_image`` is the digest of the initial picture at the model's size, from which denoising started at
+    ``start_step`` and by ``lms_start``; None if it started from noise alone. ``stopped_after`` is the number of steps
+    after which a callback stopped the run, or None.
 
     ``batch`` holds prompt, negative prompt and seed of all pictures that were denoised together, of which this is
     number ``batch_index``: in another batch the last bits may differ.
@@ -106,15 +106,15 @@ class PictureRecord(BaseModel):
 
 
 def record_json(record: Mapping[str, Any]) -> str:
-    """The record as one line of JSON; equal records give equal text."""
+    """Return the record as one line of JSON; equal records give equal text."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record of a PNG that sdrt wrote. Picture data is not decoded.
+    """Read the record of a PNG that sdrt wrote, without decoding the picture.
 
     Raises:
-        ArtefactError: The file cannot be read, is not a PNG, or carries no record or a malformed one.
+        ArtefactError: The file cannot be read, is not a PNG, or has no record or a malformed one.
     """
     hint = "name a PNG that sdrt wrote; image editors and upload sites often drop its text"
     try:
@@ -133,7 +133,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _find_record(file: BinaryIO) -> bytes:
-    """The JSON in the first iTXt chunk under our keyword; ValueError says what is wrong with the file."""
+    """Return the JSON of the first iTXt chunk with `RECORD_KEYWORD`; a ValueError says what is wrong with the file."""
     if file.read(len(_SIGNATURE)) != _SIGNATURE:
         raise ValueError("is not a PNG file")
     for _ in range(CHUNK_LIMIT):
@@ -153,14 +153,14 @@ def _find_record(file: BinaryIO) -> bytes:
         if checksum != struct.pack(">I", zlib.crc32(kind + start + content)):
             raise ValueError("is a damaged PNG file: the checksum of its sdrt record does not match")
         return content
-    raise ValueError(f"is no picture of ours: it has over {CHUNK_LIMIT} chunks")
+    raise ValueError(f"is not a PNG that sdrt wrote: it has over {CHUNK_LIMIT} chunks")
 
 
 def parameters_text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
-    """The text under "parameters", for a record and the picture's width and height.
+    """Return the text under "parameters", for a record and the picture's width and height.
 
-    A prompt that would be misread (one with a line "Negative prompt: ...", say) is given a second time, on the last
-    line, as a JSON string: ``parse_parameters`` prefers it, and other programs pass it over.
+    A prompt that would be misread, such as one with a line "Negative prompt: ...", is repeated on the last line as a
+    JSON string: ``parse_parameters`` prefers that, and other programs ignore it.
     """
     pairs = {
         "Steps": record["num_inference_steps"],
@@ -184,19 +184,19 @@ def parameters_text(record: Mapping[str, Any], size: tuple[int, int]) -> str:
 
 
 def _strength(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The pair that other programs have for a picture started from another."""
+    """Return the pair "Denoising strength"; empty without an initial picture."""
     start_step, steps = record.get("start_step"), record["num_inference_steps"]
     return {} if start_step is None else {"Denoising strength": round(1 - start_step / steps, 4)}
 
 
 def _token_merging(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The pair that other programs have for merged tokens."""
+    """Return the pair "Token merging ratio"; empty without token merging."""
     ratio = record.get("token_merging")
     return {} if ratio is None else {"Token merging ratio": ratio}
 
 
 def parse_parameters(text: str) -> dict[str, str]:
-    r"""Read a text as found under "parameters": the pairs of its last line, "Prompt" and "Negative prompt".
+    r"""Parse the text under "parameters": the pairs of its last line, "Prompt" and "Negative prompt".
 
     Example:
         >>> parse_parameters("a cat\nNegative prompt: a dog\nSteps: 20, Sampler: LMS, Seed: 0")
@@ -220,7 +220,7 @@ def _quoted(value: str) -> str:
 
 
 def _unquoted(value: str) -> str:
-    """The text of a JSON string; anything else as it is."""
+    """Return the text of a JSON string; any other value unchanged."""
     if not value.startswith('"'):
         return value
     try:
@@ -233,14 +233,14 @@ def _unquoted(value: str) -> str:
 def picture_record(
     engines: EngineSet, request: Request, group: Sequence[Picture], index: int, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The record of one picture.
+    """Build the record of one picture.
 
     Args:
-        engines: What ran.
-        request: What was asked.
+        engines: The engine set that drew it.
+        request: The request.
         group: The pictures that were denoised together.
-        index: Which of them this is.
-        facts: What else the run has to say.
+        index: Index of the picture in the group.
+        facts: Further fields of the record, known only after the run.
     """
     picture, manifest = group[index], engines.manifest
     return {

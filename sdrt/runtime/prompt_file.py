@@ -1,4 +1,4 @@
-"""A file of prompts: JSON Lines, one object a line with a prompt and, where it wants its own, settings."""
+"""A file of prompts: JSON Lines, each line an object with a prompt and, optionally, settings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sdrt.files import unreadable
 from sdrt.runtime.request import Request, make_request
 
 LIMIT_BYTES = 64 << 20
-#: Pictures of one file: their names are numbered with four digits.
+#: Most pictures of one file: their names are numbered with four digits.
 MAX_QUEUED = 9999
-#: What a line may say, named as the arguments of the pipeline are, and what kind of value each is.
+#: Fields of a line, named like the pipeline's arguments, and the kind of each value.
 FIELDS: dict[str, str] = {
     "prompt": "text",
     "negative_prompt": "text",
@@ -26,7 +26,7 @@ FIELDS: dict[str, str] = {
     "guidance_scale": "a number",
     "guidance_interval": "two numbers",
 }
-#: JSON's 7.0 is a whole number, too; which of the others are not is told by `make_request`.
+#: JSON's 7.0 is a whole number, too; `make_request` rejects numbers such as 7.5.
 _TYPES: dict[str, tuple[type, ...]] = {
     "text": (str,),
     "a whole number": (int, float),
@@ -37,23 +37,23 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """What one line asks for. ``number`` counts the file's lines from 1, blank ones too."""
+    """The request of one line. ``number`` counts the file's lines from 1, including blank ones."""
 
     number: int
     request: Request
 
 
 def read_prompt_file(path: Path, settings: dict[str, Any]) -> tuple[Line, ...]:
-    """The lines of a file, each checked as a request of its own.
+    """Read a prompt file, and validate each line as a request.
 
     Args:
-        path: JSON Lines in UTF-8, with or without a byte order mark, its lines ended as on any system; blank lines are
-            passed over.
-        settings: Arguments of `make_request` for what a line leaves out, a seed among them: a line's pictures have the
-            line's own and those after it, or else the settings' plus the number of pictures before them in the file.
+        path: JSON Lines in UTF-8, with or without a byte order mark, with the line ends of any system; blank lines are
+            skipped.
+        settings: Arguments of `make_request` for fields that a line lacks. They must include a seed: the first picture
+            of a line without one has this seed plus the number of pictures before it in the file.
 
     Raises:
-        UsageError: The file cannot be read or is empty; or names the first line that is wrong, what is wrong with it,
+        UsageError: The file cannot be read or is empty, or a line is wrong; names the first wrong line with its error,
             and the numbers of the others.
     """
     hint = 'give JSON Lines: one {"prompt": "a red circle", "seed": 7} a line'
@@ -88,7 +88,7 @@ def read_prompt_file(path: Path, settings: dict[str, Any]) -> tuple[Line, ...]:
 
 
 def _rows(path: Path, data: bytes) -> dict[int, bytes]:
-    """Return the lines that are not blank, by number.
+    """Return the lines that are not blank, by line number.
 
     Raises:
         UsageError: The file is UTF-16 or UTF-32, or binary.
@@ -102,13 +102,13 @@ def _rows(path: Path, data: bytes) -> dict[int, bytes]:
         message = f"{path}, line {line}: it holds NUL bytes, as UTF-16 text and binary files do"
         raise UsageError(message, hint="save the file as UTF-8")
     lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-    # Where files were joined, a mark may stand at any line's beginning.
+    # In concatenated files any line may begin with a byte order mark.
     rows = {number: line.removeprefix(codecs.BOM_UTF8) for number, line in enumerate(lines, start=1)}
     return {number: row for number, row in rows.items() if row.strip()}
 
 
 def _request(row: bytes, settings: dict[str, Any]) -> Request:
-    """One line as a request."""
+    """Return the request of a line, with ``settings`` for the fields that it lacks."""
     hint = f"a line is a JSON object with a prompt and any of {', '.join(list(FIELDS)[1:])}"
     try:
         value = json.loads(row.decode("utf-8"), object_pairs_hook=_unique)
@@ -118,15 +118,15 @@ def _request(row: bytes, settings: dict[str, Any]) -> Request:
         reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else "too deep"
         raise UsageError(f"not JSON: {reason}", hint=hint) from error
     except ValueError as error:
-        # Python refuses to read a whole number of more than 4300 digits.
+        # Python refuses to parse integers of more than 4300 digits.
         raise UsageError(f"not JSON that can be read: {error}"[:120], hint=hint) from error
     if not isinstance(value, dict):
-        raise UsageError(f"a {type(value).__name__}, where a JSON object must be", hint=hint)
+        raise UsageError(f"a {type(value).__name__}; it must be a JSON object", hint=hint)
     for name, given in value.items():
         if name not in FIELDS:
             close = get_close_matches(name, FIELDS, 1)
-            said = f"did you mean {close[0]}?" if close else hint
-            raise UsageError(f"there is no field {name[:40]!r}", hint=said)
+            suggestion = f"did you mean {close[0]}?" if close else hint
+            raise UsageError(f"there is no field {name[:40]!r}", hint=suggestion)
         if not isinstance(given, _TYPES[FIELDS[name]]) or isinstance(given, bool):
             raise UsageError(f"{name} is {json.dumps(given)[:40]}; it must be {FIELDS[name]}", hint=hint)
     if "prompt" not in value:
@@ -135,10 +135,10 @@ def _request(row: bytes, settings: dict[str, Any]) -> Request:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are all different."""
+    """Build a JSON object, or raise UsageError if a name occurs twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"{twice[:40]!r} stands there twice", hint="say it once")
+        raise UsageError(f"{twice[:40]!r} is given twice", hint="give it once")
     return value

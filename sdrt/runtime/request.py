@@ -1,4 +1,4 @@
-"""What is asked of the pipeline, checked before anything is loaded or run."""
+"""The request to the pipeline, validated before anything is loaded or run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from sdrt.limits import (
     PROMPT_LIMIT_CHARACTERS,
 )
 
-#: Seeds that sdrt draws itself stay below this, so that they are short enough to type.
+#: Upper bound of seeds that sdrt draws itself, so that they are short enough to type.
 DRAWN_SEEDS = 2**32
 
-#: How LMS goes on from an initial picture. "diffusers" weights the first derivatives as if there were a history, as
+#: How LMS starts on an initial picture. "diffusers" weights the first derivatives as if there were a history, as
 #: diffusers' scheduler does; "fresh" lets the order rise from 1, as at the start from noise (docs/decisions/0060).
 LmsStart = Literal["diffusers", "fresh"]
 LMS_STARTS: tuple[LmsStart, ...] = ("diffusers", "fresh")
-#: What an initial picture is given where nothing is said; diffusers' default.
+#: Default strength for an initial picture; diffusers' default.
 DEFAULT_STRENGTH = 0.8
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -48,17 +48,17 @@ class Picture:
 class Request:
     """Pictures to make at the same settings.
 
-    At ``guidance_scale`` 1 and below guidance is off: one UNet row a picture, negative prompts unused. With
-    ``guidance_left_open`` the caller gave none, and `with_defaults` puts the checkpoint's recommendation in its place.
+    At ``guidance_scale`` 1 and below guidance is off: one UNet row for each picture, negative prompts unused. With
+    ``guidance_left_open`` the caller gave no scale, and `with_defaults` uses the checkpoint's recommendation.
 
     ``start_step`` is the first step that runs on an initial picture, counted from 0; None starts from noise alone.
-    ``lms_start`` says how the first steps after it go: see `LMS_STARTS`.
+    ``lms_start`` selects the coefficients of the first steps after it: see `LmsStart`.
 
-    With a ``guidance_interval`` (low, high) only the steps whose sigma is above low and up to high are guided; the
-    others run the prompt's half alone, which halves their work (Kynkäänniemi et al. 2024, arXiv:2404.07724, section 3).
+    With a ``guidance_interval`` (low, high) only steps with low < sigma <= high are guided; the others run the
+    prompt's half alone, which halves their work (Kynkäänniemi et al. 2024, arXiv:2404.07724, section 3).
 
-    With ``deepcache`` N only every N-th step that runs computes the whole UNet, the first among them; see
-    sdrt.runtime.deepcache.
+    With ``deepcache`` N only every N-th step computes the whole UNet, beginning with the first that runs; see
+    `sdrt.runtime.deepcache`.
     """
 
     pictures: tuple[Picture, ...]
@@ -71,7 +71,7 @@ class Request:
     guidance_left_open: bool = False
 
     def with_defaults(self, recommended: float) -> Request:
-        """The request with the checkpoint's ``guidance_scale`` where none was asked for."""
+        """Return the request with the recommended guidance scale if the caller gave none."""
         return replace(self, guidance_scale=recommended, guidance_left_open=False) if self.guidance_left_open else self
 
     def batch_key(self) -> Request:
@@ -80,12 +80,12 @@ class Request:
 
     @property
     def guided(self) -> bool:
-        """Whether the UNet runs on both halves."""
+        """True if guidance is on, and so the UNet runs on both halves."""
         return self.guidance_scale > 1
 
     @property
     def strength(self) -> float | None:
-        """The share of the steps that run on an initial picture; None without one."""
+        """Share of the steps that run on an initial picture; None without one."""
         return None if self.start_step is None else 1 - self.start_step / self.num_inference_steps
 
 
@@ -103,20 +103,20 @@ def make_request(
     guidance_interval: Sequence[float] | None = None,
     deepcache: int | None = None,
 ) -> Request:
-    """Check the arguments of a call and lay them out picture by picture, in diffusers' order: all of the first prompt.
+    """Validate the arguments of a call, and build the request, in diffusers' order: all pictures of a prompt together.
 
     Args:
-        prompt: One or several.
-        negative_prompt: One for all, or one for each prompt.
-        seed: Picture i has ``seed`` + i; a list gives one for each picture; None draws one.
-        num_images_per_prompt: 1 and up.
+        prompt: One prompt or several.
+        negative_prompt: One for all prompts, or one for each.
+        seed: Picture i has ``seed`` + i; a list gives one for each picture; None draws one at random.
+        num_images_per_prompt: At least 1.
         num_inference_steps: 1 to 1000; a scheduler trained on fewer timesteps sets a lower limit.
-        guidance_scale: Any finite number up to 1000; None leaves it to the checkpoint.
-        strength: For an initial picture: the share of the steps that run on it, above 0 and up to 1.
-        start_step: The same said by the first step that runs, counted from 0.
-        lms_start: One of `LMS_STARTS`; for an initial picture.
-        guidance_interval: Two sigmas, the lower first: steps above the one and up to the other are guided.
-        deepcache: 2 to 1000: every so many steps the whole UNet is computed; None is every step.
+        guidance_scale: -1000 to 1000; None uses the checkpoint's recommendation.
+        strength: Share of the steps that run on an initial picture, above 0 and up to 1.
+        start_step: First step that runs on an initial picture, counted from 0; in place of ``strength``.
+        lms_start: One of `LMS_STARTS`, for an initial picture.
+        guidance_interval: Two sigmas (low, high): steps with low < sigma <= high are guided.
+        deepcache: 2 to 1000: the whole UNet is computed in every N-th step only; None computes it in every step.
 
     Raises:
         UsageError: Names the argument and its valid range.
@@ -125,7 +125,9 @@ def make_request(
     count = whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_PICTURES)
     total = len(prompts) * count
     if not 1 <= total <= MAX_PICTURES:
-        raise UsageError(f"{total} pictures are asked for; 1 to {MAX_PICTURES} can be", hint="split the request")
+        raise UsageError(
+            f"the request has {total} pictures; it must have 1 to {MAX_PICTURES}", hint="split the request"
+        )
     scale = _guidance_scale(guidance_scale)
     steps = whole("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
     negatives = _negatives(negative_prompt, len(prompts))
@@ -133,7 +135,7 @@ def make_request(
     pictures = (Picture(p, n, s) for (p, n), s in zip(rows, _seeds(seed, total), strict=True))
     start = _start(strength, start_step, steps)
     if not isinstance(lms_start, str) or lms_start not in LMS_STARTS:
-        raise UsageError(f"lms_start is {shown(lms_start)}", hint=f"choose among {', '.join(LMS_STARTS)}")
+        raise UsageError(f"lms_start is {shown(lms_start)}", hint=f"choose from {', '.join(LMS_STARTS)}")
     return Request(
         tuple(pictures),
         steps,
@@ -147,10 +149,10 @@ def make_request(
 
 
 def _guidance_scale(scale: float | None) -> float:
-    """The guidance scale, if it is one; the default for None."""
+    """Validate a guidance scale; return the default for None."""
     if scale is None:
         return DEFAULT_GUIDANCE_SCALE
-    hint = f"{DEFAULT_GUIDANCE_SCALE} is what most checkpoints are drawn with"
+    hint = f"{DEFAULT_GUIDANCE_SCALE} suits most checkpoints"
     number = as_real(scale)
     if number is None or not math.isfinite(number):
         raise UsageError(f"guidance_scale is {shown(scale)}; it must be a finite number", hint=hint)
@@ -163,7 +165,6 @@ def _guidance_scale(scale: float | None) -> float:
 
 
 def _interval(sigmas: Sequence[float] | None) -> tuple[float, float] | None:
-    """The guidance interval, if it is one."""
     if sigmas is None:
         return None
     values = items("guidance_interval", sigmas, "two sigmas, 0 <= low < high")
@@ -177,9 +178,9 @@ def _interval(sigmas: Sequence[float] | None) -> tuple[float, float] | None:
 
 
 def _start(strength: float | None, start_step: int | None, steps: int) -> int | None:
-    """The first step that runs on an initial picture, counted from 0; None where nothing is said of one."""
+    """Return the first step that runs on an initial picture, counted from 0; None without one."""
     if strength is not None and start_step is not None:
-        raise UsageError("strength and start_step exclude each other", hint="both say where to start: give one")
+        raise UsageError("strength and start_step exclude each other", hint="give one of the two")
     if start_step is not None:
         return whole("start_step", start_step, 0, steps - 1)
     if strength is None:
@@ -187,30 +188,30 @@ def _start(strength: float | None, start_step: int | None, steps: int) -> int | 
     share = as_real(strength)
     if share is None or not 0 < share <= 1:
         raise UsageError(f"strength is {shown(strength)}; it must be above 0 and up to 1", hint="0.8 is the default")
-    # As diffusers rounds it: get_timesteps of StableDiffusionImg2ImgPipeline.
+    # Rounded as in get_timesteps of diffusers' StableDiffusionImg2ImgPipeline.
     left = min(int(steps * share), steps)
     if left < 1:
         message = f"strength {share!r} leaves none of {steps} steps to run"
-        raise UsageError(message, hint=f"ask for more steps, or a strength of at least {1 / steps:.2g}")
+        raise UsageError(message, hint=f"use more steps, or a strength of at least {1 / steps:.2g}")
     return steps - left
 
 
 def _texts(name: str, value: str | Sequence[str]) -> list[str]:
-    """Return one text, or each of several."""
+    """Return the texts of one text or several, each validated."""
     texts = [value] if isinstance(value, str) else items(name, value, "text, or a list of texts")
     for text in texts:
         if not isinstance(text, str):
             raise UsageError(f"{name} holds a {type(text).__name__}; it must be text", hint=f"give {name} as text")
         check_text(name, text)
-    # NumPy's texts become Python's.
+    # Converts NumPy's strings to Python's.
     return [str(text) for text in texts]
 
 
 def check_text(name: str, text: str) -> None:
-    """Refuse what cannot be tokenised, or not in reasonable time.
+    """Raise UsageError unless a text can be tokenised in reasonable time.
 
     Raises:
-        UsageError: The text is over 100,000 characters, or holds half of a UTF-16 pair and so is not text.
+        UsageError: The text is over 100,000 characters, or holds a lone UTF-16 surrogate.
     """
     if len(text) > PROMPT_LIMIT_CHARACTERS:
         message = f"{name} has {len(text)} characters; the limit is {PROMPT_LIMIT_CHARACTERS}"
@@ -232,7 +233,7 @@ def _negatives(negative_prompt: str | Sequence[str] | None, count: int) -> list[
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """One seed a picture."""
+    """Return a seed for each picture."""
     if seed is None:
         seed = secrets.randbelow(DRAWN_SEEDS)
     if as_whole(seed) is not None:

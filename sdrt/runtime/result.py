@@ -1,4 +1,4 @@
-"""What a call of the pipeline gives: pictures, what repeats them, and where the time went."""
+"""The result of a call of the pipeline: pictures, their records, and timings."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class Result:
-    """What a call gives: pictures, the settings that repeat them, final latents [n,4,64,64] before scaling, seconds.
+    """Pictures with their records, final latents [n,4,64,64] before scaling, and timings.
 
     ``stopped_after`` is the number of steps after which a callback stopped the run, or None. Pictures that had not been
-    begun by then are missing; those that had are decoded as they were.
+    started by then are missing; the others are decoded from the latents of that step.
     """
 
     images: list[Image.Image]

@@ -1,4 +1,4 @@
-"""Pixels of any picture as RGB: decoded, transparency over white, turned as the orientation says."""
+"""Conversion of any picture to RGB: decoded, transparency over white, turned upright."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 Pixels = npt.NDArray[np.uint8]
 
 _WHITE = 255
-#: White of 16-bit modes, by how the file stores them.
+#: White of 16-bit modes, by Pillow's raw mode.
 _WHITES = {"I;12": 4095}
-#: What a level of a grey PNG of fewer bits is multiplied by as it is decoded; its transparent level is not.
+#: Factor by which Pillow scales the levels of a grey PNG of 2 or 4 bits, but not its transparent level.
 _SCALES = {"L;2": 85, "L;4": 17}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,11 +30,11 @@ _TURNS = {
 
 
 class UndrawableError(Exception):
-    """A picture that cannot be brought to RGB.
+    """A picture cannot be converted to RGB.
 
     Args:
-        reason: What is wrong with it, to be read after the picture's name.
-        hint: What to do next, where the reason decides that.
+        reason: The predicate of a sentence about the picture, such as "has no pixels".
+        hint: Remedy, if this reason has one of its own.
     """
 
     def __init__(self, reason: str, hint: str = "") -> None:
@@ -45,10 +45,10 @@ class UndrawableError(Exception):
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Return a picture's current frame in RGB, upright, transparency over white.
 
-    Orientation is applied where it can be read; nothing else of the metadata matters.
+    The orientation is applied if it can be read; other metadata is ignored.
 
     Raises:
-        UndrawableError: It is cut off, damaged, closed or empty, or has pixels for which no white is known.
+        UndrawableError: It is truncated, damaged, closed or empty, or its mode has no defined white.
     """
     with pillow_errors():
         stored = _stored_as(picture)
@@ -63,10 +63,10 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def pillow_errors() -> Iterator[None]:
-    """Turn whatever Pillow raises on a picture that it cannot read into UndrawableError, and silence its warnings."""
+    """Convert all exceptions of Pillow in the block to UndrawableError, and suppress its warnings."""
     try:
         with warnings.catch_warnings():
-            # What Pillow remarks on a file is either harmless or shows as an error.
+            # Pillow's warnings about a file are harmless, or followed by an error.
             warnings.simplefilter("ignore")
             yield
     except (UndrawableError, MemoryError):
@@ -75,14 +75,14 @@ def pillow_errors() -> Iterator[None]:
         raise UndrawableError("is not a picture that can be read") from error
     except Image.DecompressionBombError as error:
         raise UndrawableError("has too many pixels") from error
-    # Pillow lets through what its many decoders run into: AssertionError and AttributeError are among it.
+    # Pillow's decoders raise exceptions of many types, AssertionError and AttributeError among them.
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UndrawableError(f"is damaged, cut off or closed: {reason}") from error
 
 
 def _stored_as(picture: Image.Image) -> str:
-    """Return Pillow's name of how a file stores pixels; "" where they are decoded already."""
+    """Return Pillow's raw mode of a file's pixels; "" if they are decoded already."""
     tiles = getattr(picture, "tile", None) or []
     arguments = tiles[0][3] if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -90,7 +90,7 @@ def _stored_as(picture: Image.Image) -> str:
 
 
 def _load(picture: Image.Image) -> None:
-    """Decode a picture, though the metadata that Pillow reads after the pixels is malformed."""
+    """Decode a picture, even if the metadata that Pillow reads after the pixels is malformed."""
     end = getattr(picture, "load_end", None)
     if end is None:
         picture.load()
@@ -109,7 +109,7 @@ def _load(picture: Image.Image) -> None:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """Return a decoded picture's EXIF orientation, or else XMP's; 1, upright, where neither can be read."""
+    """Return a decoded picture's EXIF orientation, or else XMP's; 1 (upright) if neither can be read."""
     only_xmp = Image.Image()
     only_xmp.info = {name: picture.info.get(name) for name in ("XML:com.adobe.xmp", "xmp")}
     for source in (picture, only_xmp):
@@ -124,13 +124,13 @@ def _drawn(picture: Image.Image, stored: str, clear: npt.NDArray[np.bool_] | Non
     """Return a decoded picture in RGB over white.
 
     Args:
-        picture: Of any mode.
-        stored: How its file stores pixels, where that is known.
-        clear: [h,w] which pixels are transparent, where that cannot be told any more.
+        picture: A picture of any mode.
+        stored: Raw mode of its file; "" if not known.
+        clear: [h,w] mask of transparent pixels, if it cannot be found in the decoded picture.
     """
     mode, transparent = picture.mode, _transparent(picture)
     if mode in ("I", "F"):
-        reason = f"has pixels of mode {mode}, numbers without a highest: which of them is white is not known"
+        reason = f"has pixels of mode {mode}, in which no value is defined as white"
         raise UndrawableError(reason, "save it with 8 or 16 bits a channel")
     if mode.startswith("I;16"):
         levels = np.asarray(picture, np.float64)
@@ -148,7 +148,7 @@ def _drawn(picture: Image.Image, stored: str, clear: npt.NDArray[np.bool_] | Non
             clear = (colours == eight).all(axis=2)
         return _over_white(colours, clear)
     if mode in ("La", "RGBa"):
-        # Colours are multiplied by alpha already: what is missing is white's share.
+        # Colours are multiplied by alpha already: only white's share is to be added.
         bands = np.asarray(picture).astype(np.uint16)
         return _over_white(np.minimum(bands[..., :-1] + (_WHITE - bands[..., -1:]), _WHITE).astype(np.uint8))
     if mode == "P" or "transparency" in picture.info:
@@ -170,9 +170,9 @@ def _converted(picture: Image.Image, mode: str) -> Image.Image:
 
 
 def _transparent(picture: Image.Image) -> int | bytes | tuple[int, ...] | None:
-    """Return the transparent level, palette entry or colour, or a palette's alpha; None where none fits the mode.
+    """Return the transparent level, palette entry or colour, or a palette's alpha; None if none fits the mode.
 
-    A text of a PNG may be named "transparency", too.
+    A PNG text may have the key "transparency", too.
     """
     found = picture.info.get("transparency")
     if picture.mode == "P" and isinstance(found, bytes):
@@ -186,7 +186,7 @@ def _transparent(picture: Image.Image) -> int | bytes | tuple[int, ...] | None:
 
 
 def _over_white(pixels: Pixels, clear: npt.NDArray[np.bool_] | None = None) -> Image.Image:
-    """Return grey [h,w] or [h,w,1], or RGB [h,w,3], as RGB; where clear, white."""
+    """Return grey [h,w] or [h,w,1], or RGB [h,w,3], as RGB; pixels of the mask ``clear`` are white."""
     colours = pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
     drawn = np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours.copy()
     if clear is not None:
@@ -195,9 +195,9 @@ def _over_white(pixels: Pixels, clear: npt.NDArray[np.bool_] | None = None) -> I
 
 
 def _clear_16_bit(picture: Image.Image) -> npt.NDArray[np.bool_] | None:
-    """Return [h,w] which pixels of a 16-bit RGB PNG, not decoded yet, have its transparent colour; None if it has none.
+    """Return the mask [h,w] of transparent pixels of an undecoded 16-bit RGB PNG; None if it has no transparent colour.
 
-    Pillow keeps the high byte of each number alone. So the file is decoded twice more: for the high bytes and the low.
+    Pillow keeps only the high byte of each value, so the file is decoded twice more: for the high and the low bytes.
     """
     transparent, file = _transparent(picture), getattr(picture, "fp", None)
     if not isinstance(transparent, tuple) or file is None or getattr(picture, "is_animated", False):

@@ -1,4 +1,4 @@
-"""Prompts to token ids: CLIP's byte-pair tokenizer by the tokenizers library, with what does not fit reported."""
+"""Conversion of prompts to token ids by CLIP's byte-pair tokenizer; truncated text is reported."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from sdrt.files import unreadable
 from sdrt.runtime.request import check_text
 
 TOKENIZER_LIMIT_BYTES = 64 << 20
-#: CLIP's vocabulary of 49,408 tokens takes two thirds of this while it is read.
+#: Reading CLIP's vocabulary of 49,408 tokens needs two thirds of this.
 MEMORY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Prompts as the text encoder takes them.
+    """Token ids of prompts.
 
     Attributes:
         input_ids: int64 [n, max_tokens]: start, the text's tokens, end, padding.
-        truncated: For each prompt the text that did not fit, "" where all of it did.
+        truncated: The text of each prompt that did not fit; "" if all of it did.
     """
 
     input_ids: npt.NDArray[np.int64]
@@ -39,14 +39,14 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a prompt, as it stands there, and where its tokens stand among the ids."""
+    """A word of a prompt, and the positions of its tokens among the ids."""
 
     text: str
     positions: tuple[int, ...]
 
 
 class Tokenizer:
-    """A tokenizer.json, set to give every prompt ``max_tokens`` ids. Safe to share between threads."""
+    """A tokenizer.json, which encodes every prompt to ``max_tokens`` ids. Thread-safe."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, max_tokens: int) -> None:
         self._tokenizer = tokenizer
@@ -55,16 +55,16 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path, max_tokens: int) -> Tokenizer:
-        """Open a tokenizer.json; its own padding token is used, and its own truncation and length are not.
+        """Open a tokenizer.json; its padding token is used, its truncation and length are ignored.
 
         Args:
             path: The file.
             max_tokens: Length of the text encoder's input, start and end included.
 
         Raises:
-            ArtefactError: The file cannot be read, is not a tokenizer, names no padding token, or has regular
-                expressions that are not CLIP's.
-            ResourceError: There is no memory for it.
+            ArtefactError: The file cannot be read, is not a tokenizer, names no padding token, has regular expressions
+                other than CLIP's, or uses dropout.
+            ResourceError: There is not enough memory.
         """
         hint = "make the bundle or engine set again; its tokenizer/tokenizer.json is damaged"
         _check_memory()
@@ -85,12 +85,12 @@ class Tokenizer:
         return cls(tokenizer, max_tokens)
 
     def encode(self, prompts: Sequence[str]) -> Tokens:
-        """Token ids of each prompt, as transformers' CLIPTokenizer gives them, cut and padded to ``max_tokens``.
+        """Return the token ids of each prompt as transformers' CLIPTokenizer does, cut or padded to ``max_tokens``.
 
-        A token of a textual inversion with several vectors becomes all of its tokens first, as in diffusers.
+        A textual inversion's token with several vectors is first replaced by all of its tokens, as in diffusers.
 
         Raises:
-            UsageError: A prompt is over 100,000 characters, or holds half of a UTF-16 pair and so is not text.
+            UsageError: A prompt is over 100,000 characters, or holds a lone UTF-16 surrogate.
         """
         texts = [self._with_every_vector(prompt) for prompt in prompts]
         encodings = self._tokenizer.encode_batch(texts)
@@ -105,10 +105,10 @@ class Tokenizer:
         return Tokens(np.array(rows, dtype=np.int64).reshape(len(rows), self.max_tokens), tuple(truncated))
 
     def words(self, prompt: str) -> tuple[Word, ...]:
-        """The words of a prompt in order, punctuation apart; without what does not fit.
+        """Return the words of a prompt in order, punctuation as words of its own, without the truncated text.
 
         Raises:
-            UsageError: The prompt is over 100,000 characters, or holds half of a UTF-16 pair and so is not text.
+            UsageError: The prompt is over 100,000 characters, or holds a lone UTF-16 surrogate.
         """
         text = self._with_every_vector(prompt)
         encoding = self._tokenizer.encode(text)
@@ -122,9 +122,9 @@ class Tokenizer:
         )
 
     def _with_every_vector(self, prompt: str) -> str:
-        """Put "<tok> <tok>_1 <tok>_2" for "<tok>", as diffusers' maybe_convert_prompt does.
+        """Replace "<tok>" by "<tok> <tok>_1 <tok>_2", as diffusers' maybe_convert_prompt does.
 
-        Like there, it is the token as it was added that is replaced, wherever it stands: within "<tok>_1" too.
+        As there, every occurrence of the added token's text is replaced, within "<tok>_1" too.
         """
         check_text("prompt", prompt)
         if not self._vectors:
@@ -140,7 +140,7 @@ class Tokenizer:
 
 
 def _vectors(added: Iterable[str], most: int) -> dict[str, str]:
-    """Map each token of several vectors, <tok>, to the text of all of them, or ``most``: "<tok> <tok>_1 <tok>_2"."""
+    """Map each token of several vectors, <tok>, to the text of up to ``most`` of them: "<tok> <tok>_1 <tok>_2"."""
     tokens = set(added)
     found = {}
     for token in tokens:
@@ -153,35 +153,37 @@ def _vectors(added: Iterable[str], most: int) -> dict[str, str]:
 
 
 def _check_memory() -> None:
-    """Hold that there is memory for a tokenizer: the library ends the process where it finds none.
+    """Raise ResourceError unless there is memory for a tokenizer; without, its library would end the process.
 
     Raises:
-        ResourceError: There is not.
+        ResourceError: `MEMORY_BYTES` cannot be allocated.
     """
     try:
         mmap.mmap(-1, MEMORY_BYTES).close()
     except OSError as error:
-        raise ResourceError("there is no memory for the tokenizer", hint="free memory") from error
+        raise ResourceError("there is not enough memory for the tokenizer", hint="free memory") from error
 
 
 def _check_pieces(path: Path, tokenizer: tokenizers.Tokenizer) -> None:
-    """Hold that a tokenizer does what CLIP's does: others' regular expressions may take for ever, or end the library.
+    """Raise ArtefactError unless a tokenizer has CLIP's regular expressions only, and no dropout.
+
+    Other regular expressions may never end, or crash the library.
 
     Raises:
-        ArtefactError: It has another, or draws its merges at random.
+        ArtefactError: It has another regular expression, or leaves out merges at random.
     """
     hint = "make the bundle or engine set again from a checkpoint"
     known = set(_regexes([NORMALIZER, PRE_TOKENIZER]))
     for piece in filter(None, (tokenizer.normalizer, tokenizer.pre_tokenizer)):
         for regex in _regexes(json.loads(piece.__getstate__())):
             if regex not in known:
-                raise ArtefactError(f"{path} has the regular expression {regex[:60]!r}, which CLIP has not", hint=hint)
+                raise ArtefactError(f"{path} has the regular expression {regex[:60]!r}, which is not CLIP's", hint=hint)
     if getattr(tokenizer.model, "dropout", None):
         raise ArtefactError(f"{path} leaves out merges at random (dropout)", hint=hint)
 
 
 def _regexes(value: Any) -> Iterator[str]:
-    """The regular expressions in a piece of a tokenizer.json."""
+    """Yield the regular expressions in a part of a tokenizer.json."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if isinstance(value, dict) and isinstance(value.get("Regex"), str):
         yield value["Regex"]

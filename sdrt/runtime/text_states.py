@@ -1,4 +1,4 @@
-"""Prompts to the hidden states that the UNet attends to."""
+"""Encoding of prompts to the hidden states that the UNet attends to."""
 
 from __future__ import annotations
 
@@ -17,18 +17,28 @@ from sdrt.runtime.text import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class EncodedText:
-    """Hidden ``states`` [tokens,hidden] of a text, and what of it was ``lost`` because it did not fit ("" if none)."""
+    """Hidden ``states`` [tokens,hidden] of a text, and its truncated part, ``lost`` ("" if none)."""
 
     states: npt.NDArray[np.float32]
     lost: str
 
 
 def encode_texts(encoder: Engine, tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, EncodedText]:
-    """Encode each distinct text once, and alone: what else is asked for cannot change it (docs/decisions/0004).
+    """Encode each distinct text once, in a batch of its own, so that other texts cannot change its bits.
+
+    See docs/decisions/0004.
+
+    Args:
+        encoder: Engine of the text encoder.
+        tokenizer: The tokenizer.
+        texts: Prompts and negative prompts.
+
+    Returns:
+        The encoded texts, by text.
 
     Raises:
         UsageError: A text cannot be tokenised.
-        NumericError: The encoder gave NaN or Inf.
+        NumericError: The encoder's output holds NaN or Inf.
     """
     distinct = list(dict.fromkeys(texts))
     tokens = tokenizer.encode(distinct)
@@ -47,12 +57,12 @@ def texts_of(request: Request) -> list[str]:
 
 
 def conditioning_of(group: Sequence[Picture], request: Request, texts: Mapping[str, EncodedText]) -> Conditioning:
-    """What a group of pictures is drawn by.
+    """Build the conditioning of a group of pictures.
 
     Args:
         group: Pictures that are denoised together.
-        request: What is asked of them.
-        texts: Every prompt and, with guidance, negative prompt of theirs, encoded.
+        request: The request they belong to.
+        texts: Their encoded prompts and, with guidance, negative prompts.
     """
     negatives = [texts[picture.negative_prompt].states for picture in group] if request.guided else []
     return Conditioning(

@@ -220,7 +220,7 @@ def test_row_50_what_there_is_not(here: Path, sdrt: CommandLine) -> None:
         (b'{"prompt": "a", "seed": "1"}', "seed is"),
         (b'{"prompt": "a", "seed": true}', "seed is true"),
         (b'{"prompt": "a", "sed": 1}', "there is no field 'sed'"),
-        (b'{"prompt": "a", "prompt": "b"}', "'prompt' stands there twice"),
+        (b'{"prompt": "a", "prompt": "b"}', "'prompt' is given twice"),
         (b'{"seed": 1}', "prompt is missing"),
         (b"[" * 100_000, "line 1"),
         (b'{"a":' * 100_000, "line 1"),

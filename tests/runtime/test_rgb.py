@@ -225,7 +225,7 @@ def test_the_frame_that_a_user_has_chosen() -> None:
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_numbers_without_a_white_are_refused(mode: str, tmp_path: Path) -> None:
     picture = Image.new(mode, (4, 4))
-    with pytest.raises(UndrawableError, match=f"mode {mode}, numbers without a highest"):
+    with pytest.raises(UndrawableError, match=f"mode {mode}, in which no value is defined as white"):
         to_rgb(picture)
     with pytest.raises(UsageError, match=f"^image has pixels of mode {mode}"):
         InitImage.of(picture, 8)

@@ -1,4 +1,4 @@
-"""What every backend's engine has in common: checks of what goes in, timing, and the check that numbers are finite."""
+"""The base class of every backend's engine: validation of inputs and outputs, and timing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Engine(ABC):
-    """One component, opened and ready to run. Not to be shared between threads.
+    """One component, opened and ready to run. Not thread-safe.
 
-    A subclass supplies ``execute`` and ``release``; what reaches ``execute`` has passed the checks.
+    Subclasses implement ``execute``, which receives validated inputs, and ``release``.
 
     Args:
-        name: The component, as errors name it.
+        name: Name of the component.
         spec: Its inputs, outputs and batch range.
 
     Attributes:
@@ -36,18 +36,18 @@ class Engine(ABC):
         self.last_s = 0.0
 
     def run(self, **feeds: Array) -> dict[str, Array]:
-        """Run once.
+        """Run the component once.
 
         Args:
-            feeds: One array an input, by name, with the dtype and shape of the component's spec.
+            feeds: An array for each input, by name, with the dtype and shape of the component's spec.
 
         Returns:
-            One array an output, by name, that later runs do not touch.
+            An array for each output, by name; later runs do not overwrite it.
 
         Raises:
             UsageError: A name, dtype or shape is not the spec's, or the batch is outside the engine's range.
-            ResourceError: The backend gave arrays without values, as OpenVINO does where it finds no memory for them.
-            EngineError: An output has another shape than the spec's.
+            ResourceError: The backend returned empty arrays, as OpenVINO does if memory runs out.
+            EngineError: The shape of an output is not the spec's.
         """
         axes: dict[str, int] = {}
         checked = self._checked(feeds, axes)
@@ -60,14 +60,14 @@ class Engine(ABC):
 
     @abstractmethod
     def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run the backend on checked, contiguous arrays; what is returned stays valid."""
+        """Run the backend on validated, contiguous arrays, and return arrays that later runs do not overwrite."""
 
     @abstractmethod
     def release(self) -> None:
-        """Let go of everything the backend holds."""
+        """Release everything the backend holds."""
 
     def close(self) -> None:
-        """Let go of everything; the engine cannot run afterwards."""
+        """Close the engine, which cannot run afterwards."""
         self.release()
 
     def __enter__(self) -> Self:
@@ -77,7 +77,7 @@ class Engine(ABC):
         self.close()
 
     def _checked(self, feeds: Mapping[str, Array], axes: dict[str, int]) -> dict[str, Array]:
-        """The feeds, held against the specs; ``axes`` collects the lengths of the named axes."""
+        """Validate the feeds and return them contiguous; the lengths of named axes are added to ``axes``."""
         wanted = [spec.name for spec in self.spec.inputs]
         if feeds.keys() != set(wanted):
             given = ", ".join(sorted(feeds)) or "nothing"
@@ -88,7 +88,7 @@ class Engine(ABC):
         return {name: np.ascontiguousarray(feeds[name]) for name in wanted}
 
     def _check(self, spec: TensorSpec, array: Array, axes: dict[str, int]) -> None:
-        """Hold one array against its spec; ``axes`` collects the lengths of the named axes."""
+        """Raise UsageError unless an array fits its spec; the lengths of named axes are added to ``axes``."""
         where = f"{self.name}: {spec.name}"
         if array.dtype != spec.dtype:
             raise UsageError(f"{where} is {array.dtype}; it must be {spec.dtype}", hint=f"convert it to {spec.dtype}")
@@ -101,7 +101,7 @@ class Engine(ABC):
             raise UsageError(f"{where} has shape {array.shape}; it must be ({shape})", hint="give it that shape")
 
     def _check_output(self, spec: TensorSpec, array: Array, axes: Mapping[str, int]) -> None:
-        """Hold what came out against its spec and the lengths of what went in."""
+        """Raise an error unless an output has the shape of its spec, with the inputs' lengths of named axes."""
         wanted = tuple(axes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape)
         if array.shape == wanted:
             return
@@ -118,6 +118,6 @@ class Engine(ABC):
         message = f"{self.name} was built for batches of {limits.min} to {limits.max}; got {batch}"
         if batch > limits.max:
             raise UsageError(message, hint="ask for fewer pictures at once, or build with another --batch")
-        # sdrt tune may have kept engines for exactly so many guided pictures.
-        hint = "build without --batch, or name a --backend, which leaves aside what was tuned"
+        # sdrt tune may have kept engines for one number of guided pictures only.
+        hint = "build without --batch, or give --backend, which ignores the tuned engines"
         raise UsageError(message, hint=hint)

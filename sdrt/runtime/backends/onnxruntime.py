@@ -1,4 +1,4 @@
-"""Runs a saved graph by ONNX Runtime, on the CPU or on a GPU, as the set was built for; never on another silently."""
+"""Runs a saved graph by ONNX Runtime on the provider that the set was built for, and on no other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OnnxRuntimeEngine(Engine):
 
     Raises:
         EngineError: The graph does not open, or its inputs and outputs are not the spec's.
-        BackendUnavailableError: The session does not run on the provider asked for.
+        BackendUnavailableError: The session does not run on the set's provider.
     """
 
     def __init__(self, name: ComponentName, spec: EngineComponent, folder: Path, threads: int) -> None:
@@ -44,7 +44,7 @@ class OnnxRuntimeEngine(Engine):
         self._outputs = [output.name for output in spec.outputs]
 
     def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run the session; it makes new arrays each time."""
+        """Run the session, which returns new arrays each time."""
         if self._session is None:
             raise EngineError(f"{self.name} is closed", hint="open it again")
         try:
@@ -53,5 +53,5 @@ class OnnxRuntimeEngine(Engine):
             raise library_error(f"{self.name} failed", error) from error
 
     def release(self) -> None:
-        """Let go of what the library holds."""
+        """Release the session."""
         self._session = None

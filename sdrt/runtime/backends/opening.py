@@ -1,4 +1,4 @@
-"""Open an engine set's components by the backend that built them."""
+"""Opening of engine sets by the backend that built them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @system_errors()
 def open_engine(engines: EngineSet, component: ComponentName, *, threads: int | None = None) -> Engine:
-    """Open one component of an engine set, to be run here.
+    """Open one component of an engine set, ready to run on this machine.
 
     Args:
         engines: The opened, hence verified, set.
-        component: Its name.
-        threads: Threads it may use; None is all CPUs that this process may use.
+        component: Name of the component.
+        threads: Number of CPU threads; None uses all CPUs of this process.
 
     Raises:
         EngineError: The set lacks the component, or was built by another version of the library.
-        TrustError: The component is not what was sealed.
+        TrustError: The component differs from the seal.
         BackendUnavailableError: The backend cannot run here, or the processor lacks what the set was built for.
         UsageError: ``threads`` is below 1.
     """
@@ -62,13 +62,13 @@ def open_session(
     cuda_graphs: bool = True,
     progress: Progress = silent,
 ) -> Session:
-    """Open an engine set to run its components here, each engine when it is first asked for.
+    """Open an engine set to run its components on this machine; each engine is opened when it is first used.
 
     Args:
         engines: The opened, hence verified, set.
-        threads: Threads each engine may use on the CPU; None is all CPUs that this process may use.
-        cuda_graphs: Whether TensorRT's steps are replayed from a CUDA graph; the numbers are the same without.
-        progress: Told what the user should know and no error says.
+        threads: Number of CPU threads of each engine; None uses all CPUs of this process.
+        cuda_graphs: Whether TensorRT's steps are replayed from a CUDA graph; the results are the same without.
+        progress: Progress callback; receives warnings.
 
     Raises:
         EngineError: The set was built by another version of the library.
@@ -92,7 +92,7 @@ def open_session(
 
 
 def _import_error(backend: str, error: ImportError) -> SdrtError:
-    """What an installed library that does not import comes to."""
+    """Return the error for an installed library whose import failed."""
     from sdrt.libraries.errors import is_out_of_memory
 
     if is_out_of_memory(error):
@@ -102,13 +102,13 @@ def _import_error(backend: str, error: ImportError) -> SdrtError:
 
 
 def check_host(manifest: EngineManifest) -> None:
-    """Hold that a set was built by the libraries that are here, for a processor like this one.
+    """Raise an error unless a set was built by the installed libraries' versions, for a processor like this one.
 
-    A version-compatible set opens in later versions of the same major too.
+    A version-compatible set opens in later versions of the same major version too.
 
     Raises:
-        EngineError: Another version of a library built it.
-        BackendUnavailableError: This processor is of another kind, or lacks instructions that it was built for.
+        EngineError: The set was built by another version of a library.
+        BackendUnavailableError: The set was built for another kind of processor, or for instructions this one lacks.
     """
     for library, built_by in manifest.versions.items():
         here = installed_version(library)
@@ -124,6 +124,6 @@ def check_host(manifest: EngineManifest) -> None:
 
 
 def _is_later_of_the_same_major(here: str, built_by: str) -> bool:
-    """Whether a version such as 11.4.0.29 or 11.4.0.post1 comes after another, and their first numbers are the same."""
+    """Return whether a version, such as 11.4.0.29 or 11.4.0.post1, is later than another of the same major version."""
     one, other = ([int(number) for number in re.findall(r"\d+", text)] for text in (here, built_by))
     return one[:1] == other[:1] and one > other

@@ -24,34 +24,34 @@ if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import EngineComponent
     from sdrt.artefacts.manifest import ComponentName
 
-#: Shapes of inputs that an engine remembers to have run; one more costs the pages of weights another reading.
+#: Number of input shapes that an engine remembers to have run. Running a forgotten one again only rereads the weights.
 REMEMBERED_SHAPES = 64
 
 
 class MappedBlob:
-    """A blob's bytes where the file lies: read when they are touched, and given back while nobody needs them.
+    """A memory-mapped blob, whose pages can be released while it is in use.
 
-    OpenVINO copies each weight into the layout that its product wants when the first run of a shape comes to it, and
-    does not look at most of them again: given back while that run goes on, the file's pages never are in memory beside
-    the copies all at once. A page that is touched again is read again.
+    In the first run of a shape OpenVINO copies each weight into the layout that its matrix product needs, and does not
+    read most of them again. Releasing pages during that run avoids holding the whole file in memory beside the copies.
+    A released page is read again when it is accessed.
 
     Args:
         path: The blob.
     """
 
-    #: Seconds between two times of giving back; a run that copies 1.7 GB takes some.
+    #: Seconds between two releases; a run that copies 1.7 GB takes some seconds.
     EVERY_S = 0.05
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-        # OpenVINO takes only arrays that it could write, and writes to none: one that says so over the same bytes.
+        # OpenVINO accepts only writable arrays, though it writes to none: this one is marked writable.
         address = np.frombuffer(self._map, dtype=np.uint8).ctypes.data
         self.array: Array = np.ctypeslib.as_array((ctypes.c_uint8 * len(self._map)).from_address(address))
 
     @contextmanager
     def given_back(self) -> Iterator[None]:
-        """Give pages back again and again while the block runs, and once after it."""
+        """Release the pages repeatedly during the block, and once after it."""
         done = threading.Event()
 
         def give_back() -> None:
@@ -84,9 +84,9 @@ class OpenVinoEngine(Engine):
         openvino = load_library()
         super().__init__(name, spec)
         path = folder / spec.file
-        # Before the blob: a dropped object lets go of its attributes in this order, and the request must go first.
+        # Set before the blob: attributes are freed in this order, and the request must be freed first.
         self._request: InferRequest | None = None
-        # OpenVINO reads weights from it as long as the request lives without keeping it alive.
+        # OpenVINO reads weights from it as long as the request lives, but holds no reference to it.
         self._blob: MappedBlob | None = MappedBlob(path)
         self._copied_for: set[tuple[tuple[int, ...], ...]] = set()
         try:
@@ -104,7 +104,7 @@ class OpenVinoEngine(Engine):
         self._outputs = [output.name for output in spec.outputs]
 
     def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run the request on the arrays where they lie, and copy its outputs."""
+        """Run the request on the arrays in place, and return copies of its outputs."""
         if self._request is None or self._blob is None:
             raise EngineError(f"{self.name} is closed", hint="open it again")
         shapes = tuple(array.shape for array in feeds.values())
@@ -112,7 +112,7 @@ class OpenVinoEngine(Engine):
             self._copied_for.clear()
         try:
             with nullcontext() if shapes in self._copied_for else self._blob.given_back():
-                # Inputs are read where they lie; outputs are copied out, since the next run overwrites them.
+                # Inputs are read in place; outputs are copied, since the next run overwrites them.
                 outputs = self._request.infer(feeds, share_inputs=True, share_outputs=False)
         except (RuntimeError, MemoryError) as error:
             raise library_error(f"{self.name} failed", error) from error
@@ -120,6 +120,6 @@ class OpenVinoEngine(Engine):
         return {name: outputs[name] for name in self._outputs}
 
     def release(self) -> None:
-        """Let go of what the library holds."""
+        """Release the request and the blob."""
         self._request = None
         self._blob = None

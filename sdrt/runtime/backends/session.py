@@ -1,4 +1,4 @@
-"""The engines of one set, opened together, so that a backend can share memory and keep loops on its device."""
+"""The engines of one set, opened together, so that a backend can share memory and run loops on its device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class DeviceLoop(Protocol):
-    """The guided denoising loop, run where the engine runs, with nothing crossing to the host between steps."""
+    """The guided denoising loop, run on the engine's device without copies to the host between steps."""
 
     #: Seconds of each step of the last run.
     seconds: list[float]
@@ -31,15 +31,18 @@ class DeviceLoop(Protocol):
         on_step: OnStep | None,
         advance: Callable[[int], None],
     ) -> Latents:
-        """Run every step of the schedule, as sdrt.runtime.denoise does.
+        """Run every step of the schedule, like `sdrt.runtime.denoise.denoise_fused`.
 
         Args:
             schedule: Timesteps, sigmas and coefficients.
             latents: [n,4,64,64] noise at the first sigma.
             conditioning: Hidden states of both halves, and the guidance scale.
-            on_step: Sees the latents after each step, may change them or stop the loop; each call costs a copy to the
-                host and a wait. None keeps everything on the device.
-            advance: Told of each step that is done.
+            on_step: Called with the latents after each step; may change them or stop the loop. Each call costs a copy
+                to the host and a wait; None keeps everything on the device.
+            advance: Called with the number of steps done.
+
+        Returns:
+            The final latents [n,4,64,64], before the scaling factor.
 
         Raises:
             NumericError: The latents hold NaN or Inf.
@@ -47,13 +50,13 @@ class DeviceLoop(Protocol):
 
 
 class Session:
-    """The engines of one set, each opened when it is first asked for. Not to be shared between threads.
+    """The engines of one set, each opened when it is first used. Not thread-safe.
 
-    A backend whose engines stand alone uses this class as it is.
+    Backends whose engines share nothing use this class itself.
 
     Args:
         engines: The opened, hence verified, set.
-        open_engine: Opens one component of it.
+        open_engine: Opens one of its components.
     """
 
     def __init__(self, engines: EngineSet, open_engine: Callable[[ComponentName], Engine]) -> None:
@@ -62,7 +65,7 @@ class Session:
         self._opened: dict[ComponentName, Engine] = {}
 
     def engine(self, name: ComponentName) -> Engine:
-        """A component's engine.
+        """Return a component's engine, opening it if it is not open.
 
         Raises:
             EngineError: The set lacks the component, or it does not open.
@@ -72,27 +75,27 @@ class Session:
         return self._opened[name]
 
     def device_loop(self) -> DeviceLoop | None:
-        """The loop over denoise_step that the backend runs on its device, if it has one and the set holds that."""
+        """Return the loop that the backend runs on its device; None if it has none, or the set lacks denoise_step."""
         return None
 
     def replays(self, name: ComponentName) -> bool | None:
-        """Whether a component's runs are replayed from a CUDA graph; None where the backend has none."""
+        """Return whether a component's runs are replayed from a CUDA graph; None if the backend has no CUDA graphs."""
         return None
 
     @property
     def device_bytes(self) -> dict[str, int]:
-        """Bytes held on the device now, by what for; empty where there is no device but the CPU."""
+        """Bytes held on the device, by purpose; empty on the CPU."""
         return {}
 
     def release(self, name: ComponentName) -> None:
-        """Let go of a component's engine and give its memory back; it is opened again when it is asked for."""
+        """Close a component's engine and free its memory; it is opened again when it is next used."""
         engine = self._opened.pop(name, None)
         if engine is not None:
             engine.close()
             trim_heap()
 
     def close(self) -> None:
-        """Let go of every engine."""
+        """Close every engine."""
         for engine in self._opened.values():
             engine.close()
         self._opened.clear()
@@ -105,10 +108,14 @@ class Session:
 
 
 def check_cuda_graphs(backend: str, cuda_graphs: bool | None) -> None:
-    """Hold that a backend has CUDA graphs, where it is said whether to use them.
+    """Raise UsageError if CUDA graphs are switched on or off for a backend that has none.
+
+    Args:
+        backend: Name of the backend.
+        cuda_graphs: Whether to use them; None if not given.
 
     Raises:
-        UsageError: It has none.
+        UsageError: The backend has no CUDA graphs.
     """
     if cuda_graphs is not None and backend not in GPU_BACKENDS:
         name = "--cuda-graphs" if cuda_graphs else "--no-cuda-graphs"

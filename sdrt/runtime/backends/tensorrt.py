@@ -1,4 +1,4 @@
-"""Runs plans by TensorRT or TensorRT-RTX, whose Python modules have the same names for all that is used here."""
+"""Runs plans by TensorRT or TensorRT-RTX, whose Python modules share all the names used here."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _MODULES: dict[BackendName, tuple[str, str]] = {
 
 
 class TensorRtSession(Session):
-    """The engines of one set on one GPU. They share a stream and the memory they compute in.
+    """The engines of one set on one GPU. They share a stream and the memory for activations.
 
     Args:
         engines: The opened, hence verified, set.
         trt: The tensorrt or tensorrt_rtx module.
         cuda: The CUDA runtime.
-        cuda_graphs: Whether steps are replayed from a CUDA graph; without, they give the same numbers later.
-        progress: Told what the user should know and no error says.
+        cuda_graphs: Whether steps are replayed from a CUDA graph; without, the results are the same but slower.
+        progress: Progress callback; receives warnings.
 
     Raises:
-        BackendUnavailableError: The GPU is not of a kind that the set was built for, or TensorRT does not start.
+        BackendUnavailableError: The set was built for another GPU architecture, or TensorRT does not start.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TensorRtSession(Session):
         super().__init__(engines, partial(_open, engines, self._device, cuda_graphs, progress))
 
     def device_loop(self) -> DeviceLoop | None:
-        """The loop over denoise_step, if the set holds it."""
+        """Return the loop over denoise_step; None if the set lacks it."""
         if self._loop is None and "denoise_step" in self.engines.manifest.components:
             from sdrt.runtime.backends.tensorrt_loop import TensorRtLoop
 
@@ -60,9 +60,9 @@ class TensorRtSession(Session):
         return loop
 
     def replays(self, name: ComponentName) -> bool:
-        """Whether a component's runs are replayed from a CUDA graph: ours, of a whole step, or TensorRT-RTX's own.
+        """Return whether a component's runs are replayed from a CUDA graph, of a whole step or TensorRT-RTX's own.
 
-        TensorRT-RTX runs without a graph, and does not say so, where an engine cannot be captured: each is asked.
+        If TensorRT-RTX cannot capture an engine, it runs it without a graph and without a warning, so each is queried.
         """
         if not self._device.captures_itself:
             return self._cuda_graphs and name == "denoise_step"
@@ -73,7 +73,7 @@ class TensorRtSession(Session):
 
     @property
     def device_bytes(self) -> dict[str, int]:
-        """Bytes of the opened engines' weights, of the block they compute in, and of what goes in and out.
+        """Bytes of the opened engines' weights, activations, inputs and outputs.
 
         ``latents`` and ``history`` are denoise_step's, before and after a step; ``schedule`` is the loop's table of
         rows; ``buffers`` are all other inputs and outputs.
@@ -94,10 +94,10 @@ class TensorRtSession(Session):
         return {**parts, "total": sum(parts.values())}
 
     def release(self, name: ComponentName) -> None:
-        """Keep it: on a GPU the engines share what they compute in, and the loop's graph holds on to them."""
+        """Do nothing: on a GPU the engines share memory, and the loop's graph refers to them."""
 
     def close(self) -> None:
-        """Wait for the device, and give everything back."""
+        """Wait for the device, and free everything."""
         if self._device.stream is not None:
             self._device.cuda.release("cudaStreamSynchronize", self._device.stream)
         if self._loop is not None:
@@ -108,10 +108,10 @@ class TensorRtSession(Session):
 
 
 def open_alone(engines: EngineSet, name: ComponentName, trt: Any, cuda: Cuda) -> TensorRtEngine:
-    """One engine of a set, with a device of its own that is closed with it.
+    """Open one engine of a set, with a device of its own that is closed with it.
 
     Raises:
-        SdrtError: As TensorRtSession and TensorRtEngine.
+        SdrtError: As `TensorRtSession` and `TensorRtEngine` raise.
     """
     check_architecture(engines, cuda)
     device = Device(trt, cuda)
@@ -123,7 +123,7 @@ def open_alone(engines: EngineSet, name: ComponentName, trt: Any, cuda: Cuda) ->
 
 
 def libraries(backend: BackendName) -> tuple[Any, Cuda]:
-    """The backend's Python module, and the CUDA runtime.
+    """Import the backend's Python module, and open the CUDA runtime.
 
     Raises:
         BackendUnavailableError: A library, the driver or a GPU is missing.
@@ -141,7 +141,7 @@ def _open(
     *,
     owns_device: bool = False,
 ) -> TensorRtEngine:
-    # Kernels are code: they are kept only where nobody else can put any.
+    # Kernels are code: they are kept only in a store that nobody else can write to.
     keeps = device.captures_itself and engines.in_private_store
     kernels = KernelCache(engines, name, device.name(engines.manifest.backend), progress) if keeps else None
     return TensorRtEngine(name, engines, device, cuda_graphs, kernels=kernels, owns_device=owns_device)

@@ -1,4 +1,4 @@
-"""What the TensorRT engines of one set share on the GPU: a stream, a runtime with its log, and one activation block."""
+"""The GPU state shared by the TensorRT engines of a set: a stream, a runtime with its log, and an activation block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdrt.progress import Progress, silent
 if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import EngineSet
 
-# As TensorRT 8 to 11 say it, found in reports of users; newer ones leave CUDA's own "out of memory" out.
+# Wordings of TensorRT 8 to 11, from users' reports; newer versions omit CUDA's own "out of memory".
 _MEMORY_WORDS = (
     "out of memory",
     "outofmemory",
@@ -27,16 +27,16 @@ _MEMORY_WORDS = (
 
 
 def check_architecture(engines: EngineSet, cuda: Cuda) -> None:
-    """Hold that the GPU is one of those that a set was built for, as ``gpu`` of its host record lists them.
+    """Raise BackendUnavailableError unless the GPU is one that a set was built for (``gpu`` of its host record).
 
     Raises:
-        BackendUnavailableError: It is not.
+        BackendUnavailableError: The set was built for other GPU architectures.
     """
     built_for = engines.manifest.host.get("gpu", "").split()
     if not built_for:
         return
     here = cuda.compute_capability()
-    # "sm80+" is a plan for this architecture and all later ones.
+    # "sm80+" means this architecture and all later ones.
     newer = any(int(here[2:]) >= int(name[2:-1]) for name in built_for if name.endswith("+"))
     if here not in built_for and not newer:
         raise BackendUnavailableError(
@@ -49,13 +49,13 @@ class Device:
     """The GPU, as the engines of one set use it, one after the other on one stream.
 
     Args:
-        trt: The tensorrt or tensorrt_rtx module, or what stands in for it.
+        trt: The tensorrt or tensorrt_rtx module, or a double of it.
         cuda: The CUDA runtime.
-        progress: Told what TensorRT warns of where an engine opens all the same.
+        progress: Progress callback; receives TensorRT's warnings.
 
     Attributes:
-        activations: The block that all engines compute in; it grows to what the largest needs.
-        generation: Counts up when the block moves: who has told its address to a context has to do so again.
+        activations: Block for the activations of all engines; it grows to what the largest needs.
+        generation: Incremented when the block moves: contexts must then be given its new address.
 
     Raises:
         BackendUnavailableError: TensorRT does not start.
@@ -75,10 +75,10 @@ class Device:
         try:
             with gc_paused():
                 self._runtime = trt.Runtime(listen(trt, self._messages))
-            # A version-compatible plan carries a runtime of its own; what is opened here has been held to its seal.
+            # A version-compatible plan contains its own runtime code; plans are verified by their seal before.
             self._runtime.engine_host_code_allowed = True
         except (TypeError, RuntimeError) as error:
-            # So the bindings answer when the library makes no runtime; why is in its log.
+            # The bindings raise these if the library creates no runtime; the reason is in its log.
             self.close()
             hint = "sdrt doctor says what the driver and the libraries lack"
             raise BackendUnavailableError(f"TensorRT does not start: {self._messages.tail()}", hint=hint) from error
@@ -86,41 +86,41 @@ class Device:
 
     @property
     def captures_itself(self) -> bool:
-        """Whether the library captures what it runs: TensorRT-RTX does, TensorRT leaves it to its caller."""
+        """True if the library captures CUDA graphs itself, as TensorRT-RTX does; TensorRT leaves that to its caller."""
         return hasattr(self.trt, "CudaGraphStrategy")
 
     @property
     def failures(self) -> int:
-        """Errors in TensorRT's log since `hear`."""
+        """Number of errors in TensorRT's log since `clear_log`."""
         return len(self._messages.errors)
 
     def name(self, backend: str) -> str:
-        """The library with its version, and the GPU, as part of a file's name."""
+        """Return a name of the library, its version and the GPU, for a file name."""
         parts = (backend, self.trt.__version__, self.cuda.compute_capability(), self.cuda.device_name())
         return "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in part) for part in parts)
 
     def clear_log(self) -> None:
-        """Forget TensorRT's log, and keep from it what this thread's next calls give."""
+        """Clear TensorRT's log, and collect the messages of this thread's next calls."""
         listen(self.trt, self._messages)
         self._messages.clear()
 
     def pass_on_warnings(self, subject: str) -> None:
-        """Tell the user what TensorRT has warned of since `hear`, each warning once."""
+        """Show the user TensorRT's warnings since `clear_log`, each only once."""
         for warning in self._messages.warnings:
             if warning not in self._warned:
                 self._warned.add(warning)
                 self.note(f"{subject}: TensorRT warns: {' '.join(warning.split())[:LINE_LIMIT]}")
 
     def note(self, text: str) -> None:
-        """Tell the user something that no error says."""
+        """Show the user a message that is not an error."""
         self._progress.note(text)
 
     def deserialise(self, engines: EngineSet, file: str) -> Any:
-        """Open a plan of a set, whose bytes are held to their digest as they are read.
+        """Deserialise a plan of a set, after verifying its digest.
 
         Raises:
-            TrustError: They are not what was sealed; TensorRT does not get to see them.
-            EngineError: TensorRT does not take the plan; the message ends with its log.
+            TrustError: The file differs from the seal; TensorRT has not read it.
+            EngineError: TensorRT rejects the plan; the message ends with its log.
         """
         path = engines.path / file
         if self._runtime is None:
@@ -135,10 +135,10 @@ class Device:
         return engine
 
     def reserve(self, size_bytes: int) -> None:
-        """See that the activation block holds at least so much.
+        """Grow the activation block to at least a size.
 
         Raises:
-            ResourceError: The GPU has not so much left.
+            ResourceError: Not enough GPU memory is free.
         """
         if self.activations is not None and self.activations.size_bytes >= size_bytes:
             return
@@ -149,7 +149,7 @@ class Device:
 
     @contextmanager
     def synchronised_on_error(self) -> Iterator[None]:
-        """Wait for the stream when the block fails, so that arrays on the host outlive the copies that use them."""
+        """Wait for the stream if the block fails, so that arrays on the host outlive the copies that use them."""
         try:
             yield
         except BaseException:
@@ -158,9 +158,9 @@ class Device:
             raise
 
     def error(self, what: str, hint: str) -> SdrtError:
-        """Return the error of a call that failed, with the last of TensorRT's log.
+        """Return the error for a failed call, with the end of TensorRT's log.
 
-        A lost device is told as such: TensorRT's log would only say that one of its kernels failed.
+        If the device is lost, that is the error: TensorRT's log would only say that one of its kernels failed.
         """
         tail = self._messages.tail()
         if self.stream is not None and (lost := self.cuda.failure(self.stream)) is not None:
@@ -171,7 +171,7 @@ class Device:
         return EngineError(f"{what}: {tail}", hint=hint)
 
     def close(self) -> None:
-        """Give everything back, once the stream is done; engines must be closed before."""
+        """Free everything, once the stream is done; engines must be closed before."""
         with gc_paused():
             self._runtime = None
         if self.stream is None:

@@ -18,40 +18,40 @@ if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import EngineSet
     from sdrt.artefacts.manifest import ComponentName, TensorSpec
 
-# TensorRT wants every tensor at a multiple of this.
+# TensorRT requires every tensor's address to be a multiple of this.
 ALIGNMENT = 256
-# What changes from step to step lies side by side, so that one copy sets all of it.
+# Inputs that change from step to step are adjacent in memory, so that one copy sets them all.
 STEP_INPUTS = ("timestep", "sigma", "guidance_scale", "lms_coefficients")
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}
-# Run once for each step; the others run once for each picture, and a graph of them would not pay.
+# Components that run once for each step. The others run once for each picture: a graph would not pay.
 REPEATED = ("denoise_step", "unet")
 
 
 def aligned(size_bytes: int) -> int:
-    """The next multiple of `ALIGNMENT`."""
+    """Return a size rounded up to a multiple of `ALIGNMENT`."""
     return -(-size_bytes // ALIGNMENT) * ALIGNMENT
 
 
 class TensorRtEngine(Engine):
     """One plan, deserialised, with one context in the device's shared activation block.
 
-    Inputs and outputs lie in one block of device memory, which is taken when a batch is run that is not the last one's.
+    Inputs and outputs share one block of device memory, which is allocated again when the batch size changes.
 
     Args:
         engines: The engine set.
-        device: What the engines of the set share.
-        cuda_graphs: Whether TensorRT-RTX may replay what it ran.
-        kernels: Where TensorRT-RTX's compiled kernels are kept, if anywhere.
+        device: The GPU state that the engines of the set share.
+        cuda_graphs: Whether TensorRT-RTX may replay runs from CUDA graphs.
+        kernels: Cache of TensorRT-RTX's compiled kernels; None keeps none.
         owns_device: Whether closing the engine closes the device too.
 
     Attributes:
-        generation: Counts up when the context changes; a CUDA graph captured before must not be launched any more.
-        replays: Whether TensorRT-RTX replays what it ran from a CUDA graph of its own.
+        generation: Incremented when the context changes; CUDA graphs captured before must not be launched any more.
+        replays: Whether TensorRT-RTX replays runs from a CUDA graph of its own.
 
     Raises:
-        TrustError: The plan is not what was sealed.
-        EngineError: TensorRT does not take it, or its inputs and outputs are not the spec's.
-        ResourceError: The GPU's memory does not suffice.
+        TrustError: The plan differs from the seal.
+        EngineError: TensorRT rejects it, or its inputs and outputs are not the spec's.
+        ResourceError: Not enough GPU memory is free.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TensorRtEngine(Engine):
 
     @property
     def buffer_bytes(self) -> int:
-        """Device memory of inputs and outputs."""
+        """Device memory of inputs and outputs, in bytes."""
         return self._block.size_bytes if self._block else 0
 
     def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -113,12 +113,12 @@ class TensorRtEngine(Engine):
         return outputs
 
     def bind(self, batch: int | None) -> None:
-        """Make the context and the buffers ready for a batch; None where no axis is a batch.
+        """Prepare the context and the buffers for a batch size; None if no axis is a batch.
 
         Raises:
-            UsageError: No optimisation profile takes it; names the ranges.
+            UsageError: No optimisation profile accepts the batch size; names the ranges.
             EngineError: TensorRT refuses a shape or an address.
-            ResourceError: The GPU's memory does not suffice.
+            ResourceError: Not enough GPU memory is free.
         """
         if self._context is None:
             raise EngineError(f"{self.name} is closed", hint="open it again")
@@ -134,14 +134,14 @@ class TensorRtEngine(Engine):
             for name in self._offsets:
                 self._accepted(self._context.set_tensor_address(name, self.address(name)), f"address of {name}")
             self._infer_shapes()
-            # What it answers may depend on the shapes, which a context that was just made does not have.
+            # The answer may depend on the shapes, which a new context does not have yet.
             self.replays = self._can_replay()
         if self._asked_to_replay and not self.replays:
             self.device.note(f"{self.name} is run without a CUDA graph: TensorRT-RTX cannot capture it")
         self._batch = batch
 
     def _allocated(self, size_bytes: int, batch: int | None) -> Buffer:
-        """Device memory for the buffers of a batch; an error says which batch fits, where one does."""
+        """Allocate the buffers of a batch size; the error names the largest batch size that fits, if any."""
         try:
             return self.device.cuda.allocate(size_bytes)
         except ResourceError as error:
@@ -151,31 +151,31 @@ class TensorRtEngine(Engine):
             raise ResourceError(error.message, hint=f"a batch of {fitting} fits now: {error.hint}") from error
 
     def address(self, name: str) -> int:
-        """Where an input or output lies."""
+        """Return the device address of an input or output."""
         if self._block is None:
             raise EngineError(f"{self.name} has no buffers", hint="run it first")
         return self._block.address + self._offsets[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of an input or output for the bound batch."""
+        """Return the shape of an input or output for the bound batch size."""
         return self._shapes[name]
 
     def span(self, *names: str) -> int:
-        """Bytes from the first to the end of the last of tensors that lie side by side, padding included."""
+        """Return the bytes from the first to the end of the last of adjacent tensors, padding included."""
         last = max(names, key=self._offsets.__getitem__)
         size_bytes = self._size_bytes(last)
         return self._offsets[last] + aligned(size_bytes) - min(self._offsets[name] for name in names)
 
     def tensor_bytes(self, *names: str) -> int:
-        """Device memory that inputs and outputs of these names take, padding included; 0 for what it does not have."""
+        """Return the bytes of inputs and outputs by name, padding included; 0 for those that the engine lacks."""
         held = self._offsets.keys() if self._block else ()
         return sum(aligned(self._size_bytes(name)) for name in names if name in held)
 
     def enqueue(self) -> None:
-        """Ask the stream to run on what lies in the buffers.
+        """Enqueue a run on the contents of the buffers.
 
         Raises:
-            EngineError: TensorRT refuses.
+            EngineError: TensorRT reports a failure.
         """
         self.share_activations()
         self.device.clear_log()
@@ -185,23 +185,23 @@ class TensorRtEngine(Engine):
             raise self.device.error(f"{self.name} failed", "report it, with the GPU and the versions")
 
     def share_activations(self) -> None:
-        """Tell the context where the shared block lies, if it has moved.
+        """Give the context the address of the shared activation block, if that has moved.
 
         Raises:
-            EngineError: TensorRT refuses it.
+            EngineError: TensorRT refuses the block.
         """
         block = self.device.activations
         if self._bound == self.device.generation or block is None:
             return
         self.device.clear_log()
         self._context.set_device_memory(block.address, block.size_bytes)
-        # It gives no answer: that it refuses the memory is in the log alone.
+        # The call returns nothing: only the log says if the memory is refused.
         self._accepted(not self.device.failures, f"{block.size_bytes} bytes to compute in")
         self._bound = self.device.generation
         self.generation += 1
 
     def release(self) -> None:
-        """Give context, kernels, engine and buffers back, in this order; the device must be done with them."""
+        """Free context, kernels, engine and buffers, in this order; the device must be done with them."""
         try:
             if self._kernels is not None and not self.device.cuda.lost:
                 self._kernels.keep()
@@ -234,9 +234,9 @@ class TensorRtEngine(Engine):
         return None
 
     def _make_context(self, cuda_graphs: bool) -> None:
-        """Make the context, to compute in memory which we give it.
+        """Create the context, with activations in the shared block.
 
-        What TensorRT makes is an attribute at once: a variable would live on in the traceback of an error.
+        TensorRT's objects are assigned to attributes directly: a variable would stay alive in an error's traceback.
         """
         trt, device = self.device.trt, self.device
         replays = device.captures_itself and cuda_graphs and self.name in REPEATED
@@ -246,22 +246,22 @@ class TensorRtEngine(Engine):
             self._configure_rtx(strategy, replays)
             self._context = self._engine.create_execution_context(self._config)
         else:
-            # A runtime config is TensorRT-RTX's way; TensorRT documents its own for what it compiles at run time alone.
+            # TensorRT documents its runtime config only for plans that it compiles at run time.
             self._context = self._engine.create_execution_context(strategy)
         if self._context is None:
-            raise device.error(f"TensorRT makes no context for {self.path}", "free GPU memory")
+            raise device.error(f"TensorRT created no context for {self.path}", "free GPU memory")
         self._asked_to_replay = replays
         self.replays = self._can_replay()
         device.pass_on_warnings(str(self.path))
 
     def _configure_rtx(self, allocation: Any, replays: bool) -> None:
-        """Make the configuration of TensorRT-RTX's context: memory, its own graphs, and the kernels it compiles."""
+        """Create the configuration of TensorRT-RTX's context: memory, CUDA graphs and the kernel cache."""
         trt = self.device.trt
         self._config = self._engine.create_runtime_config()
         if self._config is None:
-            raise self.device.error(f"TensorRT makes no context for {self.path}", "report it, with the versions")
+            raise self.device.error(f"TensorRT created no context for {self.path}", "report it, with the versions")
         self._config.set_execution_context_allocation_strategy(allocation)
-        # Not lazily: a kernel that is swapped in the middle of a run changes the picture (docs/decisions/0038).
+        # Not lazily: replacing a kernel in the middle of a run changes the picture (docs/decisions/0038).
         strategies = trt.DynamicShapesKernelSpecializationStrategy
         self._config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if replays else trt.CudaGraphStrategy.DISABLED
@@ -275,14 +275,14 @@ class TensorRtEngine(Engine):
         return self._asked_to_replay and bool(self._context.is_stream_capturable(self.device.stream_handle))
 
     def _choose(self, profile: int) -> None:
-        """Make an optimisation profile the context's."""
+        """Select an optimisation profile of the context."""
         if profile == self._context.active_optimization_profile:
             return
         self.device.clear_log()
         handle = self.device.stream_handle
         self._accepted(self._context.set_optimization_profile_async(profile, handle), f"profile {profile}")
         self.device.cuda.wait(self.device.stream)
-        # What a context keeps over a change of profile is not documented: it is told everything again.
+        # What a context keeps when its profile changes is not documented: everything is set again.
         self._bound = 0
 
     def _shape_inputs(self, batch: int | None) -> None:
@@ -292,11 +292,11 @@ class TensorRtEngine(Engine):
             self._accepted(self._context.set_input_shape(spec.name, self._shapes[spec.name]), f"shape of {spec.name}")
 
     def _infer_shapes(self) -> None:
-        """Hold that TensorRT has all it needs, and would write outputs of the sizes that there is room for."""
+        """Raise EngineError unless all inputs are set, and the inferred output shapes are those of the spec."""
         try:
             lacking = self._context.infer_shapes()
         except RuntimeError as error:
-            raise self.device.error(f"{self.name}: TensorRT infers no shapes", "build the engines again") from error
+            raise self.device.error(f"{self.name}: TensorRT cannot infer shapes", "build the engines again") from error
         if lacking:
             raise EngineError(f"{self.name}: TensorRT lacks {', '.join(lacking)}", hint="build the engines again")
         for spec in self.spec.outputs:
@@ -306,7 +306,7 @@ class TensorRtEngine(Engine):
                 raise EngineError(message, hint="build the engines again")
 
     def _check_tensor(self, spec: TensorSpec) -> None:
-        """Hold that the plan has a tensor as the spec says."""
+        """Raise EngineError unless the plan has a tensor of the spec's name, mode and dtype, and no other tensors."""
         trt, names = self.device.trt, [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         mode = trt.TensorIOMode.INPUT if spec in self.spec.inputs else trt.TensorIOMode.OUTPUT
         if (
@@ -316,11 +316,11 @@ class TensorRtEngine(Engine):
             or self._engine.get_tensor_location(spec.name) != trt.TensorLocation.DEVICE
             or self._engine.get_tensor_dtype(spec.name) != getattr(trt.DataType, _DTYPES[spec.dtype])
         ):
-            message = f"{self.path} has not the {spec.dtype} tensor {spec.name}, or others besides the manifest's"
+            message = f"{self.path} lacks the {spec.dtype} tensor {spec.name}, or has tensors that the manifest lacks"
             raise EngineError(message, hint="build the engines again")
 
     def _profile(self, batch: int | None) -> int:
-        """The optimisation profile for a batch: of those that take it, one made for it, else the narrowest."""
+        """Return the optimisation profile for a batch size: one optimised for it, or else the narrowest that fits."""
         (spec, axis) = next(
             ((spec, spec.shape.index("batch")) for spec in self.spec.inputs if "batch" in spec.shape), (None, 0)
         )
@@ -347,7 +347,7 @@ def _shape(spec: TensorSpec, batch: int | None) -> tuple[int, ...]:
 
 
 def _layout(specs: tuple[TensorSpec, ...], shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, int], int]:
-    """Where each tensor lies in one block, those of `STEP_INPUTS` first and in their order; and the block's bytes."""
+    """Return each tensor's offset in one block, those of `STEP_INPUTS` first in their order, and the block's bytes."""
     rank = {name: index for index, name in enumerate(STEP_INPUTS)}
     offsets, end = {}, 0
     for spec in sorted(specs, key=lambda spec: rank.get(spec.name, len(rank))):

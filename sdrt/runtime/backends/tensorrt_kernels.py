@@ -1,7 +1,7 @@
 """The kernels that TensorRT-RTX compiles for the GPU at run time, kept beside their plan in the store.
 
-A TensorRT-RTX plan holds no machine code: opening it compiles kernels for the GPU that is there, and a batch size that
-is run for the first time compiles more (docs/decisions/0038).
+A TensorRT-RTX plan holds no machine code: opening it compiles kernels for the present GPU, and the first run of a batch
+size compiles more (docs/decisions/0038).
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import EngineSet
     from sdrt.artefacts.manifest import ComponentName
 
-#: In a set's folder; not of its manifest, so what is here is never carried to another machine.
+#: In a set's folder, but not in its manifest: kernels are never copied to another machine.
 FOLDER = "kernels"
-# Nobody holds the lock for longer than it takes to read or write a file.
+# The lock is held only while a file is read or written.
 LOCK_TIMEOUT_S = 10.0
 
 
 class KernelCache:
-    """One component's kernels on one kind of GPU: taken from a sealed file, and put there again.
+    """One component's kernels for one kind of GPU, kept in a sealed file.
 
-    Nothing depends on it but time: where the file cannot be read or written, that is said and kernels are compiled
+    Without the file only opening is slower: if it cannot be read or written, a note says so and kernels are compiled
     anew.
 
     Args:
-        engines: The set, in a store that is this user's alone.
-        name: The component.
-        device: Names the library, its version and the GPU.
-        progress: Told what went wrong.
+        engines: The set, in a store that only this user can write to.
+        name: Name of the component.
+        device: Name of the library, its version and the GPU.
+        progress: Progress callback; receives notes about failures.
     """
 
     def __init__(self, engines: EngineSet, name: ComponentName, device: str, progress: Progress) -> None:
@@ -58,21 +58,21 @@ class KernelCache:
             self._note(f"kernels are compiled anew: {error.message}")
 
     def give(self, config: Any) -> None:
-        """Have the contexts that a configuration makes take the kernels that were read, and leave new ones here.
+        """Make the contexts of a configuration use the kernels that were read, and collect new ones.
 
         Args:
-            config: An IRuntimeConfig of TensorRT-RTX. The CUDA context must have been made.
+            config: An IRuntimeConfig of TensorRT-RTX. The CUDA context must exist.
         """
         self._cache = config.create_runtime_cache()
-        # TensorRT-RTX holds what it is given against its version, the GPU and the driver.
+        # TensorRT-RTX checks the data for its version, the GPU and the driver.
         if self._known and not self._cache.deserialize(self._known):
             self._note(f"{self.path} is of another TensorRT-RTX, GPU or driver; kernels are compiled anew")
         if not config.set_runtime_cache(self._cache):
-            self._note(f"TensorRT-RTX takes no cache of kernels; they are not kept in {self.path}")
+            self._note(f"TensorRT-RTX accepts no cache of kernels; they are not kept in {self.path}")
             self._cache = None
 
     def keep(self) -> None:
-        """Write what there is now, if it is not what was read.
+        """Write the kernels, if they differ from those that were read.
 
         Of processes that compile different kernels at the same time, the last to close keeps its own.
         """
@@ -93,7 +93,7 @@ class KernelCache:
             self._known = data
 
     def release(self) -> None:
-        """Let go of TensorRT-RTX's cache, which every context that was made with it must be gone before."""
+        """Release TensorRT-RTX's cache; contexts created with it must be destroyed before."""
         self._cache = None
 
     def _file(self) -> SealedFile:

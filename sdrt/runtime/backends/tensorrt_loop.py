@@ -1,8 +1,8 @@
-"""The guided denoising loop on the GPU: a step is one launch, and nothing crosses to the host between steps.
+"""The guided denoising loop on the GPU: a step is one launch, and nothing is copied to the host between steps.
 
-The schedule's rows lie on the device in a table. A step copies the table's first row to the engine's inputs, runs the
-engine, copies its outputs to its inputs, and moves the table up by one row: so every step asks for the very same work,
-and one CUDA graph serves all of them (docs/decisions/0030).
+The schedule is a table of rows in device memory. A step copies the table's first row to the engine's inputs, runs the
+engine, copies its outputs to its inputs, and moves the table up by one row: so every step enqueues the same work, and
+one CUDA graph serves all of them (docs/decisions/0030).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sdrt.runtime.denoise import Conditioning, Latents, OnStep
     from sdrt.sampling.lms import Schedule
 
-# Rows of the smallest table; it doubles until the schedule fits.
+# Rows of the smallest table; the number doubles until the schedule fits.
 LEAST_ROWS = 64
 _FED_BACK = (("next_latents", "latents"), ("next_history", "history"))
 
@@ -35,7 +35,7 @@ class TensorRtLoop:
 
     Args:
         engine: The opened denoise_step.
-        device: What the engine runs on.
+        device: The GPU that the engine runs on.
         capture: Whether to capture the step as a CUDA graph; TensorRT-RTX does so by itself.
     """
 
@@ -51,7 +51,7 @@ class TensorRtLoop:
 
     @property
     def buffer_bytes(self) -> int:
-        """Device memory of the schedule's table and of the room to move it."""
+        """Device memory of the schedule's table and its spare copy, in bytes."""
         return self._tables.size_bytes if self._tables else 0
 
     def denoise(
@@ -62,7 +62,7 @@ class TensorRtLoop:
         on_step: OnStep | None,
         advance: Callable[[int], None],
     ) -> Latents:
-        """Run every step of the schedule; see DeviceLoop."""
+        """Run every step of the schedule; see `DeviceLoop`."""
         rows = self._prepare(schedule, len(latents), conditioning)
         self._start(rows, latents, conditioning)
         if on_step is not None:
@@ -74,7 +74,7 @@ class TensorRtLoop:
         return final
 
     def close(self) -> None:
-        """Give graph, events and tables back; the device must be done with them."""
+        """Free graph, events and tables; the device must be done with them."""
         cuda = self._device.cuda
         self._drop_graph()
         while self._events:
@@ -82,7 +82,7 @@ class TensorRtLoop:
         self._drop_tables()
 
     def _prepare(self, schedule: Schedule, batch: int, conditioning: Conditioning) -> Array:
-        """Make buffers, events and graph ready; the table's rows, as bytes."""
+        """Prepare buffers, events and graph, and return the table's rows as bytes."""
         self._engine.bind(batch)
         row_bytes = self._engine.span(*STEP_INPUTS)
         capacity = LEAST_ROWS
@@ -100,19 +100,19 @@ class TensorRtLoop:
         return schedule_table(schedule, batch, conditioning.guidance_scale, self._table_bytes // row_bytes)
 
     def _make_graph(self, row_bytes: int) -> None:
-        """Capture a step, after a run that lets TensorRT set up whatever it sets up at its first one."""
+        """Capture a step, after a run in which TensorRT does its first-run initialisation."""
         self._drop_graph()
         stream, cuda = self._device.stream, self._device.cuda
         cuda.zero(self._table, self._table_bytes, stream)
         self._enqueue()
         cuda.wait(stream)
-        # Whatever is collected meanwhile may free device memory, which spoils a capture.
+        # Garbage collection may free device memory, which invalidates a capture.
         with gc_paused():
             self._graph = cuda.capture(stream, self._enqueue)
         self._captured = (self._engine.generation, row_bytes)
 
     def _start(self, rows: Array, latents: Latents, conditioning: Conditioning) -> None:
-        """Put schedule, noise and conditioning on the device, and an empty history."""
+        """Copy schedule, noise, conditioning and an empty history to the device."""
         engine, stream, cuda = self._engine, self._device.stream, self._device.cuda
         dtypes = {spec.name: spec.dtype for spec in engine.spec.inputs}
         history = next(spec for spec in engine.spec.inputs if spec.name == "history")
@@ -129,7 +129,7 @@ class TensorRtLoop:
             cuda.upload(self._table, rows, stream)
             for name, array in arrays.items():
                 cuda.upload(engine.address(name), array, stream)
-            # Only once the copies are done may the arrays go.
+            # The arrays may be freed only once the copies are done.
             cuda.wait(stream)
 
     def _step(self) -> None:
@@ -139,20 +139,20 @@ class TensorRtLoop:
             self._enqueue()
 
     def _enqueue(self) -> None:
-        """Ask the stream for one step: the same whichever step it is."""
+        """Enqueue one step; the work is the same for every step."""
         engine, stream, cuda = self._engine, self._device.stream, self._device.cuda
         row_bytes = engine.span(*STEP_INPUTS)
         cuda.copy(engine.address(STEP_INPUTS[0]), self._table, row_bytes, stream)
         engine.enqueue()
         for source, target in _FED_BACK:
             cuda.copy(engine.address(target), engine.address(source), engine.span(target), stream)
-        # By way of a spare table behind it: a copy must not overlap itself.
+        # Through the spare table behind it: source and target of a copy must not overlap.
         spare, rest = self._table + self._table_bytes, self._table_bytes - row_bytes
         cuda.copy(spare, self._table + row_bytes, rest, stream)
         cuda.copy(self._table, spare, rest, stream)
 
     def _run(self, steps: int, advance: Callable[[int], None]) -> None:
-        """Ask for all steps at once, then follow them by their events."""
+        """Enqueue all steps at once, then report each as its event completes."""
         events, stream, cuda = self._events, self._device.stream, self._device.cuda
         cuda.call("cudaEventRecord", events[0], stream)
         for index in range(steps):
@@ -167,7 +167,7 @@ class TensorRtLoop:
     def _run_watched(
         self, schedule: Schedule, latents: Latents, on_step: OnStep, advance: Callable[[int], None]
     ) -> Latents:
-        """Step by step, with the latents on the host after each."""
+        """Run step by step, with a copy of the latents on the host after each."""
         engine, stream, cuda = self._engine, self._device.stream, self._device.cuda
         self.seconds = []
         for index in range(schedule.num_inference_steps):
@@ -187,10 +187,9 @@ class TensorRtLoop:
         return latents
 
     def _find_bad_step(self, schedule: Schedule, rows: Array, latents: Latents, conditioning: Conditioning) -> None:
-        """Run again, looking at the latents after each step.
+        """Run again, checking the latents after each step.
 
-        That the final latents show every fault is sure: a step adds to the latents, and nothing added to NaN or Inf
-        gives a finite number again.
+        The final latents show every fault: a step adds to the latents, and NaN or Inf plus anything is not finite.
 
         Raises:
             NumericError: Always; names the first step whose latents are not finite.
@@ -205,7 +204,7 @@ class TensorRtLoop:
         )
 
     def _download(self) -> Latents:
-        """The latents, once the device has them."""
+        """Wait for the device, and return the latents."""
         spec = next(spec for spec in self._engine.spec.inputs if spec.name == "latents")
         latents = np.empty(self._engine.shape("latents"), spec.dtype)
         with self._device.synchronised_on_error():
@@ -215,14 +214,14 @@ class TensorRtLoop:
 
     @property
     def _table(self) -> int:
-        """Where the schedule's rows lie."""
+        """Device address of the table."""
         if self._tables is None:
             raise EngineError("the denoising loop is closed", hint="open the pipeline again")
         return self._tables.address
 
     @property
     def _table_bytes(self) -> int:
-        """Size of one of the two tables."""
+        """Bytes of one of the two tables."""
         return self._tables.size_bytes // 2 if self._tables else 0
 
     def _drop_graph(self) -> None:
@@ -237,9 +236,10 @@ class TensorRtLoop:
 
 
 def schedule_table(schedule: Schedule, batch: int, guidance_scale: float, capacity: int) -> Array:
-    """What `STEP_INPUTS` hold at each step, laid out as the engine's buffers are: bytes [capacity, row].
+    """Return the values of `STEP_INPUTS` at each step, in the layout of the engine's buffers.
 
-    Rows after the last step are zero.
+    Returns:
+        uint8 [capacity, bytes of a row]; rows after the last step are zero.
     """
     steps = range(schedule.num_inference_steps)
     columns = step_rows(schedule, steps, guidance_scale)

@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_named_and_not_run(engine: Sum, feeds: dict[str, Ar
     assert engine.last_s == 0
 
 
-@pytest.mark.parametrize(("rows", "hint"), [(1, "leaves aside what was tuned"), (4, "ask for fewer pictures")])
+@pytest.mark.parametrize(("rows", "hint"), [(1, "ignores the tuned engines"), (4, "ask for fewer pictures")])
 def test_a_batch_that_does_not_fit_says_what_would(engine: Sum, rows: int, hint: str) -> None:
     with pytest.raises(UsageError) as refused:
         engine.run(**pair(rows))

@@ -313,7 +313,7 @@ def test_shapes_that_tensorrt_cannot_infer_are_an_error(plans: EngineSet, monkey
         raise RuntimeError("inferShapes failed")
 
     monkeypatch.setattr(IExecutionContext, "infer_shapes", fails)
-    with Rig(plans) as rig, pytest.raises(EngineError, match=r"unet: TensorRT infers no shapes: .*conformable"):
+    with Rig(plans) as rig, pytest.raises(EngineError, match=r"unet: TensorRT cannot infer shapes: .*conformable"):
         rig.session.engine("unet").run(**feeds("unet", 1))
 
 
@@ -371,7 +371,7 @@ def test_a_plan_of_another_graph_is_refused(make_plans: MakePlans) -> None:
     parts = dict(engines.manifest.components)
     parts["unet"] = parts["unet"].model_copy(update={"file": parts["vae_decoder"].file})
     object.__setattr__(engines, "manifest", engines.manifest.model_copy(update={"components": parts}))
-    with Rig(engines) as rig, pytest.raises(EngineError, match="has not the float32 tensor sample"):
+    with Rig(engines) as rig, pytest.raises(EngineError, match="lacks the float32 tensor sample"):
         rig.session.engine("unet")
 
 

@@ -219,7 +219,7 @@ def test_a_library_that_takes_no_cache_is_said_so(stored: EngineSet, monkeypatch
     monkeypatch.setattr(RtxRuntimeConfig, "set_runtime_cache", lambda config, cache: False)
     rig = run_once(stored)
     (note,) = rig.notes
-    assert "takes no cache of kernels" in note
+    assert "accepts no cache of kernels" in note
     assert kept(stored) == []
 
 
