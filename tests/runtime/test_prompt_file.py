@@ -53,7 +53,7 @@ def test_a_line_is_a_request(tmp_path: Path) -> None:
         ("a red circle", "not JSON: Expecting value at character 1"),
         ('"a red circle"', "a str; it must be a JSON object"),
         ("[1]", "a list; it must be"),
-        ("null", "a NoneType, where"),
+        ("null", "a NoneType; it must be"),
         ("{}", "prompt is missing"),
         ('{"seed": 7}', "prompt is missing"),
         ('{"prompt": null}', "prompt is null; it must be text"),
