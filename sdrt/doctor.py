@@ -1,4 +1,4 @@
-"""What this machine can run: packages, driver, processor, memory and the store; and how to get what is missing."""
+"""Check of this machine: packages, driver, processor, memory and the store, with remedies for what is missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdrt.machine.packages import distribution, package_version
 from sdrt.runtime.backends.registry import BACKENDS, available, choose_backend
 from sdrt.version import __version__
 
-#: The packages that matter here, by distribution, and the extras that bring each.
+#: The packages that sdrt uses, by distribution, and the extras that install each.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("cpu",),
     "openvino": ("cpu",),
@@ -34,13 +34,13 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "polygraphy": ("compare",),
     "scipy": ("compare", "dev"),
 }
-#: Distributions of one module: each overwrites the other's files.
+#: Distributions of the same module: each overwrites the other's files.
 RIVALS = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-gpu": "onnxruntime"}
 
 
 @dataclass(frozen=True)
 class Runnable:
-    """A backend: whether it runs here, and if not why and what to do."""
+    """A backend: whether it runs here, else the reason and the remedy."""
 
     backend: str
     runs: bool
@@ -50,7 +50,7 @@ class Runnable:
 
 @dataclass(frozen=True)
 class Package:
-    """A package: its version, or the line that installs it."""
+    """A package: its version, or the command that installs it."""
 
     name: str
     version: str | None
@@ -58,7 +58,7 @@ class Package:
 
 
 def examine(store: Store) -> dict[str, Any]:
-    """Everything, as plain values: what --json prints."""
+    """Examine this machine; return the results as plain values, which --json prints."""
     return {
         "sdrt": __version__,
         "python": platform.python_version(),
@@ -74,7 +74,7 @@ def examine(store: Store) -> dict[str, Any]:
 
 
 def processor() -> dict[str, Any]:
-    """CPUs that may be used, and the instructions that decide how fast they are."""
+    """Return the number of usable CPUs and the instruction sets that matter for speed."""
     features = cpu_features()
     return {
         "cpus": usable_cpus(),
@@ -85,7 +85,7 @@ def processor() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """The driver and its GPUs, or why there is none."""
+    """Return the driver's versions and its GPUs, or the reason why there is none, with the remedy."""
     try:
         found = nvidia.driver()
     except BackendUnavailableError as error:
@@ -94,20 +94,20 @@ def gpu() -> dict[str, Any]:
 
 
 def packages() -> tuple[Package, ...]:
-    """The packages of `PACKAGES`."""
+    """Return the packages of `PACKAGES`, installed or not."""
     versions = {name: _version(name) for name in PACKAGES}
     held = {name for name, found in versions.items() if found}
     return tuple(Package(name, found, None if found else install_line(name, held)) for name, found in versions.items())
 
 
 def install_line(name: str, held: Set[str]) -> str:
-    """The command that brings a missing package, by the extra of which most is there.
+    """Return the command that installs a missing package, by an extra that is partly installed if there is one.
 
     Args:
-        name: Of `PACKAGES`.
-        held: The packages that are there.
+        name: Name of the package, in `PACKAGES`.
+        held: Names of the installed packages.
     """
-    # What only one extra brings tells that this extra was asked for once.
+    # A package that only one extra installs shows that the user chose this extra.
     begun = [extra for extra in PACKAGES[name] if any(PACKAGES[other] == (extra,) for other in held)]
     line = extra_line((begun or PACKAGES[name])[0])
     rival = RIVALS.get(name)
@@ -122,7 +122,7 @@ def _version(name: str) -> str | None:
 
 
 def backends() -> tuple[Runnable, ...]:
-    """Each backend, the fastest first."""
+    """Check each backend; return them with the fastest first."""
     entries = []
     for backend in BACKENDS:
         try:
@@ -135,7 +135,7 @@ def backends() -> tuple[Runnable, ...]:
 
 
 def auto() -> str | None:
-    """What --backend auto means here; None where nothing runs."""
+    """Return the backend that auto chooses here, or None if none can run."""
     try:
         return choose_backend()[0]
     except BackendUnavailableError:
@@ -143,14 +143,14 @@ def auto() -> str | None:
 
 
 def store_facts(store: Store) -> dict[str, Any]:
-    """Where the store is, what lies in it, and whether it can be used."""
+    """Return the store's path, its size and free space in bytes, and the reason why it cannot be used, if any."""
     try:
         store.check()
         problem = None
     except SdrtError as error:
         problem = f"{error.message} ({error.hint})"
     place = store.root
-    while not os.path.exists(place):  # noqa: PTH110  # where there is no permission, nothing is there
+    while not os.path.exists(place):  # noqa: PTH110  # without permission, it counts as missing
         place = place.parent
     if problem is None and not store.root.is_absolute() and working_folder_is_gone():
         problem = "the working folder is gone (change to a folder that exists)"

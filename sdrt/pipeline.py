@@ -1,4 +1,4 @@
-"""The pipeline: prompts in, pictures out, over the engines of any backend."""
+"""The pipeline: it makes pictures from prompts, by the engines of any backend."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class Pipeline:
-    """Engines of one checkpoint, opened once and run as often as wanted. Not to be shared between threads.
+    """The engines of a checkpoint, opened once for any number of requests. Do not share it between threads.
 
     Example::
 
@@ -64,11 +64,11 @@ class Pipeline:
         keep_loaded: bool = True,
         progress: Progress = silent,
     ) -> None:
-        """Open the engines of a set. ``load`` is the usual way, and says what the arguments mean.
+        """Open the engines of a set. See ``load``, the usual way, for the arguments.
 
-        Where the set holds both the UNet and denoise_step, the one that a request needs is opened by the first request
-        that does, since each holds the weights; the seconds are that request's load. Those of opening the pipeline are
-        the first request's. Without ``keep_loaded`` every engine is opened when its turn comes.
+        If the set holds both the UNet and denoise_step, each is opened by the first request that needs it, since each
+        holds the weights, and the time counts as that request's load. The time of opening the pipeline counts as the
+        first request's. Without ``keep_loaded`` each engine is opened when it is needed.
         """
         names = {"threads": threads, "cuda_graphs": cuda_graphs, "loop": loop, "keep_loaded": keep_loaded}
         threads, cuda_graphs, *_ = loading.checked(names).values()
@@ -80,17 +80,17 @@ class Pipeline:
         self.scheduler_config: dict[str, Any] = json.loads(engines.scheduler.read_bytes())
         backend = engines.manifest.backend
         check_cuda_graphs(backend, cuda_graphs)
-        #: Threads that the engines compute with; None where a GPU does.
+        #: Number of CPU threads of the engines; None for a GPU's.
         self.threads = None if backend in GPU_BACKENDS else threads or usable_cpus()
         self._session = open_session(engines, threads=threads, cuda_graphs=cuda_graphs is not False, progress=progress)
         held = engines.manifest.components
         self._holds_step = loop == "auto" and "denoise_step" in held
-        # DeepCache's whole pass stands for the UNet where the set was built for it.
+        # In a set built for DeepCache, its full pass replaces the UNet.
         self._unet: ComponentName = "unet" if "unet" in held or DEEPCACHE[0] not in held else DEEPCACHE[0]
-        #: Of the run that is under way, or of the last one; for callbacks.
+        #: Schedule of the current or last run; for callbacks.
         self.schedule: Schedule | None = None
         self._stop = False
-        self._opened_s = 0.0  # of opening engines, by the run that is under way
+        self._opened_s = 0.0  # of opening engines, in the current run
         unet: tuple[ComponentName, ...] = () if self._holds_step else (self._unet,)
         needed: tuple[ComponentName, ...] = ("text_encoder", *unet, "vae_decoder")
         try:
@@ -102,7 +102,7 @@ class Pipeline:
         except BaseException:
             self.close()
             raise
-        #: Seconds of opening the pipeline, until the first result counts them.
+        #: Seconds of opening the pipeline; 0 after the first result, whose timings include them.
         self.load_s = time.perf_counter() - start
 
     @classmethod
@@ -129,30 +129,30 @@ class Pipeline:
         token_merging: float | None = None,
         progress: Progress = silent,
     ) -> Pipeline:
-        """Open a checkpoint's engines; what is missing on the way there is exported and built first.
+        """Open the engines of a checkpoint, a bundle or an engine set; export and build what is missing.
 
         Args:
-            checkpoint: A folder, a .safetensors file, a Hub id, or "demo", which is the default.
-            revision: Of a Hub id.
+            checkpoint: Folder, .safetensors file, Hub id, or "demo", which is the default.
+            revision: Revision of a Hub id.
             variant: Variant of the checkpoint's weights, such as "bf16" or "non_ema"; None is the plain files.
-            bundle: A bundle folder, in place of a checkpoint.
-            engines: An engine set folder, in place of either.
+            bundle: Folder of a bundle, in place of a checkpoint.
+            engines: Folder of an engine set, in place of either.
             trust: SHA-256 of the manifest.json of an engine set from elsewhere.
-            backend: onnxruntime, openvino, or auto: as ``sdrt tune`` found for this bundle here, threads and loop
-                included, else the fastest that can run here.
-            precision: fp32 or bf16; None is the backend's choice on this machine.
+            backend: Name of the backend. auto is the one that ``sdrt tune`` found best for this bundle here, with its
+                threads and loop, else the fastest that can run here.
+            precision: fp32, bf16, fp16 or int8; None is the backend's default on this machine.
             store: Folder of the store; None is the user's cache.
-            build: Whether to export and build what is missing; else it is an error.
-            threads: Threads to compute with; None is all that this process may use.
-            loop: auto runs a guided step as one graph, denoise_step, where the engines hold it; plain never does.
-            cuda_graphs: Whether tensorrt and tensorrt-rtx replay steps from a CUDA graph; the numbers are the same.
-            keep_loaded: Whether engines stay open from request to request. Without, the memory of each is given back
-                when its work is done, and the next request opens it again; on a GPU they stay in any case.
-            provider: What ONNX Runtime computes with: cpu (None is the same), cuda or tensorrt.
-            deepcache: Whether to build engines that calls with ``deepcache`` need; ``engines`` hold them or not.
-            token_merging: Share of tokens that the checkpoint's UNet merges before its largest self-attention, above 0
-                and up to 0.75: faster, and less exact. None merges none, or what ``bundle`` or ``engines`` merge.
-            progress: Told of exports and builds.
+            build: Whether to export and build what is missing, rather than raise ArtefactError.
+            threads: Number of CPU threads; None is all that this process may use.
+            loop: auto runs a guided step as one graph, denoise_step, if the engines hold it; plain never does.
+            cuda_graphs: Whether tensorrt and tensorrt-rtx replay steps from a CUDA graph; the results are the same.
+            keep_loaded: Whether engines stay open between requests. Otherwise each is closed after its part of a
+                request, which saves memory, and opened again by the next; on a GPU they always stay open.
+            provider: Execution provider of ONNX Runtime: cpu (the default), cuda or tensorrt.
+            deepcache: Whether to build the engines that calls with ``deepcache`` need; no effect with ``engines``.
+            token_merging: Share of tokens that the UNet merges before its largest self-attention, above 0 and up to
+                0.75: faster, but less exact. None merges none, or the share of ``bundle`` or ``engines``.
+            progress: Progress callback.
 
         Raises:
             SdrtError: Of the kind that fits: see sdrt.errors.
@@ -181,29 +181,29 @@ class Pipeline:
         latents: npt.NDArray[np.floating[Any]] | None = None,
         callback_on_step_end: Callback | None = None,
     ) -> Result:
-        """Make pictures. The arguments are diffusers', but for ``seed`` in place of a generator.
+        """Make pictures. The arguments are those of diffusers, with ``seed`` in place of a generator.
 
         Args:
-            prompt: One or several.
-            image: A picture to start from, of any size and mode: see sdrt.runtime.init_image.
-            negative_prompt: What to stay away from; used when guidance is on.
-            strength: The share of the steps that run on ``image``; 0.8 unless ``start_step`` is given.
-            start_step: The first step that runs on ``image``, counted from 0, in place of ``strength``.
-            lms_start: How LMS starts on ``image``: see sdrt.runtime.request.LMS_STARTS.
-            num_inference_steps: 1 to the scheduler's number of trained timesteps.
-            guidance_scale: How strongly to follow the prompt; 1 and below turn guidance off and halve the work. None is
-                what the checkpoint recommends, and 7.5 where it does not.
+            prompt: Prompt or prompts.
+            image: Picture to start from, of any size and mode: see sdrt.runtime.init_image.
+            negative_prompt: Negative prompt, or one for each prompt; used if guidance is on.
+            strength: Share of the steps that run on ``image``; 0.8 unless ``start_step`` is given.
+            start_step: First step that runs on ``image``, counted from 0, in place of ``strength``.
+            lms_start: Start of LMS on ``image``: see sdrt.runtime.request.LMS_STARTS.
+            num_inference_steps: Number of steps, 1 to the scheduler's number of trained timesteps.
+            guidance_scale: Strength of guidance; 1 and below turn it off and halve the work. None is the checkpoint's
+                recommended scale, or 7.5.
             guidance_interval: (low, high): only steps whose sigma is above low and up to high are guided.
             deepcache: N: only every N-th step computes the whole UNet; the engines must be loaded with ``deepcache``.
-            num_images_per_prompt: Pictures of each prompt.
-            seed: Picture i has ``seed`` + i; a list gives each picture's; None draws one.
+            num_images_per_prompt: Number of pictures of each prompt.
+            seed: Seed of the first picture, increased by 1 for each following one; or a list of all; None is random.
             latents: Unit noise [n,channels,height,width] of the model's ``latent_shape``, in place of the seeds'.
-            callback_on_step_end: Called after each step; may give back other latents under "latents", decode them by
-                ``decode``, and end the run by ``stop``.
+            callback_on_step_end: Called after each step; may return other latents under "latents", decode them with
+                ``decode``, and end the run with ``stop``.
 
         Raises:
             UsageError: An argument is out of its range.
-            NumericError: A component gave NaN or Inf; no picture is made.
+            NumericError: A component returned NaN or Inf; no picture is made.
         """
         if image is not None and strength is None and start_step is None:
             strength = DEFAULT_STRENGTH
@@ -231,7 +231,7 @@ class Pipeline:
         callback_on_step_end: Callback | None = None,
         progress: Progress = silent,
     ) -> Result:
-        """Make the pictures of a checked request, a few at a time. See ``__call__``."""
+        """Make the pictures of a request, as many at a time as the engines take. See ``__call__``."""
         check_callback(callback_on_step_end)
         request = self.with_defaults(request)
         for name in self._denoisers(request):
@@ -264,7 +264,7 @@ class Pipeline:
             "init_image": None if init is None else init.digest,
             "latents_given": latents is not None,
         }
-        # Only the last group can have been stopped, and is whole if that was at the last step.
+        # Only the last group can have been stopped; at the last step it is complete.
         cut = stopped_after if stopped_after != schedule.num_inference_steps else None
         records = [
             picture_record(
@@ -277,24 +277,26 @@ class Pipeline:
         return Result(pictures, request, records, np.concatenate(finals), timings, lost, stopped_after)
 
     def with_defaults(self, request: Request) -> Request:
-        """The request with what the checkpoint recommends where it was left open."""
+        """Return the request, with the checkpoint's recommended guidance scale if it has none."""
         return request.with_defaults(self.model.guidance_scale)
 
     def stop(self) -> None:
-        """End the run that is under way after this step; for callbacks. What was begun is decoded as it is."""
+        """End the current run after this step; for callbacks. Its latents are decoded as they are."""
         self._stop = True
 
     @property
     def stopping(self) -> bool:
-        """Whether a callback has asked for the run's end."""
+        """True if a callback has called ``stop`` in the current or last run."""
         return self._stop
 
     def decode(self, latents: Latents) -> list[Image.Image]:
-        """Pictures of final latents [n,4,64,64], as few at a time as the engine takes: they need much memory.
+        """Decode final latents [n,channels,height,width], float32, to pictures.
+
+        As few as the engine takes are decoded at a time, which saves memory.
 
         Raises:
-            UsageError: They are no latents.
-            NumericError: The decoder gave NaN or Inf.
+            UsageError: The latents are of another type or shape.
+            NumericError: The decoder returned NaN or Inf.
         """
         check_kind(latents, (None, *self.latent_shape))
         decoder = self._open("vae_decoder")
@@ -309,17 +311,17 @@ class Pipeline:
         return pictures
 
     def unload(self, name: ComponentName) -> None:
-        """Give a component's memory back, unless engines are kept loaded."""
+        """Close a component's engine, unless engines are kept loaded."""
         if not self.keep_loaded:
             self._session.release(name)
 
     @property
     def device_bytes(self) -> dict[str, int]:
-        """Bytes held on a GPU now, by what for, and their total; empty for a backend that computes on the CPU."""
+        """Bytes allocated on the GPU, by purpose, and their total; empty for the CPU's backends."""
         return self._session.device_bytes
 
     def close(self) -> None:
-        """Let go of every engine."""
+        """Close every engine."""
         self._session.close()
 
     def __enter__(self) -> Pipeline:
@@ -334,29 +336,29 @@ class Pipeline:
         return (self.model.latent_channels, self.model.latent_size, self.model.latent_size)
 
     def _open(self, name: ComponentName) -> Engine:
-        """A component's engine; where it has to be opened, the seconds are the load's."""
+        """Return a component's engine; if it has to be opened, count the time as load."""
         start = time.perf_counter()
         engine = self._session.engine(name)
         self._opened_s += time.perf_counter() - start
         return engine
 
     def denoiser(self, request: Request) -> ComponentName:
-        """What runs the request's first step: denoise_step where it is held and guides all, or a UNet."""
+        """Return the component of a request's first step: denoise_step if held and all steps are guided, or a UNet."""
         return self._denoisers(request)[0]
 
     def _denoisers(self, request: Request) -> tuple[ComponentName, ...]:
-        """All components that run the request's steps."""
+        """Return all components that run a request's steps."""
         if request.deepcache is not None:
             return DEEPCACHE
         always = request.guided and request.guidance_interval is None
         return ("denoise_step" if always and self._holds_step else self._unet,)
 
     def how_it_ran(self, request: Request) -> dict[str, Any]:
-        """How the request's steps run, as records and --json name it.
+        """Describe how a request's steps run, for records and --json.
 
         Returns:
-            loop, "fused" (by denoise_step) or "plain" (by the UNet); provider, of ONNX Runtime; cuda_graphs, whether
-            steps are replayed from a CUDA graph; threads, on the CPU. What the backend does not have is None.
+            loop, "fused" (denoise_step) or "plain" (UNet); provider, of ONNX Runtime; cuda_graphs, whether steps are
+            replayed from a CUDA graph; threads, of the CPU. Each is None if the backend does not have it.
         """
         name = self.denoiser(request)
         options = self.engines.component(name).options
@@ -369,16 +371,16 @@ class Pipeline:
         }
 
     def pictures_at_once(self, request: Request) -> int:
-        """How many of the request's pictures are denoised together; see sdrt.runtime.batches.
+        """Return the number of a request's pictures that are denoised together; see sdrt.runtime.batches.
 
         Raises:
-            EngineError: The engine takes not even one.
+            EngineError: The engine's batch range does not fit a picture of the request.
         """
         name = self.denoiser(request)
         return pictures_at_once(request, self.engines.component(name).batch, fused=name == "denoise_step")
 
     def _open_denoiser(self, request: Request) -> DeviceLoop | None:
-        """Open what the request's steps need, unless it is; the time is the load's, not the steps'."""
+        """Open the engines of a request's steps; count the time as load, not as the steps'."""
         start = time.perf_counter()
         device = self._session.device_loop() if self.denoiser(request) == "denoise_step" else None
         self._opened_s += time.perf_counter() - start
@@ -396,9 +398,12 @@ class Pipeline:
         timings: Timings,
         progress: Progress,
     ) -> tuple[list[tuple[Picture, ...]], list[Latents], int | None]:
-        """The groups of pictures that were begun, the final latents of each, and after how many steps it was stopped.
+        """Denoise the pictures in groups.
 
-        ``first`` are the latents [n,4,64,64] of all pictures at the schedule's first sigma.
+        ``first`` are the latents [n,channels,height,width] of all pictures at the schedule's first sigma.
+
+        Returns:
+            The groups that were begun, the final latents of each, and the step after which the run was stopped, if so.
         """
         device = self._open_denoiser(request)
         made, finals, stopped_after = [], [], None
@@ -429,7 +434,7 @@ class Pipeline:
         advance: Callable[[int], None],
         device: DeviceLoop | None,
     ) -> tuple[Latents, list[float]]:
-        """Final latents, and the seconds of each step, by the loop that fits the request."""
+        """Denoise latents by the loop that fits the request; return the final ones and the seconds of each step."""
         if device is not None:
             hook = watch if watch.callback else None
             return device.denoise(schedule, latents, conditioning, hook, advance), list(device.seconds)
@@ -448,17 +453,17 @@ class Pipeline:
         return run(engine, schedule, latents, conditioning, on_step), seconds
 
     def _groups(self, request: Request) -> Iterator[tuple[int, tuple[Picture, ...]]]:
-        """The pictures, as many at a time as the engine that denoises them takes."""
+        """Yield groups of pictures, as many as the engine takes at a time, and the index of the first of each."""
         size = self.pictures_at_once(request)
         for first in range(0, len(request.pictures), size):
             yield first, request.pictures[first : first + size]
 
     def _init_image(self, request: Request, image: Image.Image | None) -> InitImage | None:
-        """The picture to start from as the model takes it.
+        """Return the picture to start from in the model's size, or None without one.
 
         Raises:
-            UsageError: The request starts in the middle and there is no picture, or the other way round.
-            EngineError: The engines lack the VAE's encoder.
+            UsageError: Only one of a start step and a picture is given.
+            EngineError: The engines lack vae_encoder.
         """
         if (image is None) != (request.start_step is None):
             hint = "give both or neither"
@@ -469,10 +474,10 @@ class Pipeline:
         return InitImage.of(image, self.model.image_size)
 
     def _encode_picture(self, init: InitImage, request: Request, timings: Timings) -> Latents:
-        """Scaled latents [n,4,64,64] of the picture, drawn for each by its own seed.
+        """Return scaled latents [n,channels,height,width] of a picture, drawn with each picture's seed.
 
         Raises:
-            NumericError: The encoder gave NaN or Inf.
+            NumericError: The encoder returned NaN or Inf.
         """
         encoder = self._open("vae_encoder")
         with timings.measure("vae_encoder"):
@@ -482,7 +487,7 @@ class Pipeline:
         return draw_latents(parameters, noise) * np.float32(self.model.scaling_factor)
 
     def _encode_texts(self, request: Request, timings: Timings) -> dict[str, EncodedText]:
-        """Hidden states of every prompt and, with guidance, negative prompt; each distinct text once, alone."""
+        """Return hidden states of every prompt and, with guidance, negative prompt; encode each distinct text once."""
         encoder = self._open("text_encoder")
         with timings.measure("text_encoder"):
             encoded = encode_texts(encoder, self.tokenizer, texts_of(request))

@@ -1,1 +1,1 @@
-"""Engine sets: built from a bundle by a backend (`build`), kept in a `store`, opened by the runtime (`engine_set`)."""
+"""Engine sets: `build` compiles them from a bundle and keeps them in the store, for the runtime to open."""

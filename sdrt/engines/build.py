@@ -1,4 +1,4 @@
-"""From a bundle to an engine set: found in the store, or compiled and put there, or written to a folder to carry."""
+"""Building an engine set from a bundle: into the store, or into a folder that can be moved to another machine."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from sdrt.progress import Progress
 
 
 def build_key(bundle: Bundle, request: BuildRequest) -> BuildKey:
-    """Everything that the set which answers a request depends on.
+    """Return the key of the engine set for a request: everything that it depends on.
 
     Raises:
-        UsageError: No engines are built for the backend, or no component is asked for.
-        BackendUnavailableError: Its library is not installed, or cannot compute in the precision asked for.
+        UsageError: No engines are built for the backend, or no component is requested.
+        BackendUnavailableError: Its library is not installed, or cannot compute in the requested precision.
         BundleError: The bundle lacks a component.
     """
     maker = builder(request.backend)
     held = bundle.manifest.components
     asked = maker.components(frozenset(held)) if request.components is None else request.components
     if not asked:
-        raise UsageError("no component is asked for", hint="name at least one with --components")
+        raise UsageError("no component is given", hint="name at least one with --components")
     for component in asked:
         bundle.component(component)
     precision = maker.precision(request.precision, bundle.manifest.precision)
@@ -66,11 +66,11 @@ def build_key(bundle: Bundle, request: BuildRequest) -> BuildKey:
 
 
 def check_buildable(request: BuildRequest) -> None:
-    """Hold that a request can be built here, before its bundle is made, which may take minutes.
+    """Check that a request can be built here, before its bundle is made, which may take minutes.
 
     Raises:
         UsageError: No engines are built for the backend, or a recipe is given to one that has none.
-        BackendUnavailableError: Its library is not installed, or the GPU that it builds on is not here.
+        BackendUnavailableError: Its library is not installed, or there is no GPU to build on.
     """
     maker = builder(request.backend)
     maker.library_versions()
@@ -78,37 +78,37 @@ def check_buildable(request: BuildRequest) -> None:
 
 
 def find(bundle: Bundle, request: BuildRequest, store: Store, *, verify: bool = True) -> EngineSet | None:
-    """The set that answers a request, if the store holds a sound one; compiles nothing and moves nothing.
+    """Return the stored engine set for a request, or None if there is none or it is damaged; write nothing.
 
     Args:
-        bundle: What it was built from.
-        request: How.
-        store: Where it lies.
+        bundle: Bundle that it was built from.
+        request: Engines to find.
+        store: Store to search.
         verify: As in `build`.
 
     Raises:
-        SdrtError: As `build_key`, and a TrustError or ResourceError when the store is not this user's alone.
+        SdrtError: As `build_key`; TrustError or ResourceError if other users may write the store.
     """
     found = _stored(store, build_key(bundle, request), verify)
     return None if found is None else replace(found, named=bundle.named)
 
 
 def build(bundle: Bundle, request: BuildRequest, store: Store, progress: Progress, *, verify: bool = True) -> EngineSet:
-    """Get the set that answers a request from the store; compile it first if it is not there or not sound.
+    """Return the engine set for a request from the store; compile it first if it is missing or damaged.
 
-    A set that is not sound goes to the store's quarantine. Of several processes that ask for one set, one compiles. The
-    set goes by the name of the bundle's checkpoint.
+    A damaged set is moved to the store's quarantine. If several processes need the same set, one compiles it. The set
+    takes the name of the bundle's checkpoint.
 
     Args:
-        bundle: What to build.
-        request: How.
-        store: Where it is kept.
-        progress: Told of every component.
-        verify: Whether the engines of a set that is there are hashed at once, rather than each when it is opened.
+        bundle: Bundle to build from.
+        request: Engines to build.
+        store: Store that keeps the set.
+        progress: Progress callback; one stage a component.
+        verify: Whether to hash the engines of a stored set now, rather than each when it is opened.
 
     Raises:
         UsageError: The request names no known backend or no component.
-        BackendUnavailableError: The backend's library is missing or cannot do what is asked.
+        BackendUnavailableError: The backend's library is missing or does not support the request.
         BundleError, TrustError: The bundle lacks a component, or is not what its manifest says.
         EngineError: A graph does not compile.
         ResourceError: The store cannot be written, or memory ran out.
@@ -127,7 +127,7 @@ def _found_or_built(bundle: Bundle, request: BuildRequest, store: Store, progres
     path = store.engines_path(key.backend, key.digest)
     with store.locked(path, progress):
         if path.exists():
-            # Another process has made it meanwhile, or it is what was not sound.
+            # Another process has made it meanwhile, or it is the damaged one.
             try:
                 return store.open_engines(path, verify=verify)
             except (EngineError, TrustError) as error:
@@ -152,17 +152,17 @@ def _stored(store: Store, key: BuildKey, verify: bool) -> EngineSet | None:
 def build_to(
     bundle: Bundle, request: BuildRequest, out: Path, progress: Progress, *, timing_caches: Path | None = None
 ) -> EngineSet:
-    """Compile an engine set into a folder, to be carried to another host and opened there by its digest.
+    """Compile an engine set into a folder, to be moved to another machine and opened there by its digest.
 
     Args:
-        bundle: What to build.
-        request: How.
-        out: The folder; replaced when it exists.
-        progress: Told of every component.
-        timing_caches: Where TensorRT keeps what it measured on this machine; None measures anew.
+        bundle: Bundle to build from.
+        request: Engines to build.
+        out: Folder to write; replaced if it exists.
+        progress: Progress callback; one stage a component.
+        timing_caches: Folder of TensorRT's timing caches; None measures everything again.
 
     Raises:
-        SdrtError: As `build`; nothing is left at ``out`` then.
+        SdrtError: As `build`; then nothing is left at ``out``.
     """
     key = build_key(bundle, request)
     with folder_published_as(out) as part:
@@ -178,7 +178,7 @@ def _compile(
     progress: Progress,
     timing_caches: Path | None,
 ) -> str:
-    """Put a whole engine set together in a folder; the digest of its manifest."""
+    """Write a whole engine set into a folder; return the digest of its manifest."""
     with ExitStack() as stack:
         stack.enter_context(_in_use(bundle))
         # Paths travel to the workers as JSON, and from there to compilers.
@@ -244,7 +244,7 @@ def _job(
 
 @contextlib.contextmanager
 def _in_use(bundle: Bundle) -> Iterator[None]:
-    """Keep gc from removing the bundle while it is read."""
+    """Keep ``sdrt store gc`` from removing the bundle while it is read."""
     lease = Lease(bundle.path)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Compiles components side by side, in processes of their own, within the memory there is."""
+"""Compilation of components in parallel, each in its own process, within the available memory."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ LOOK_AFTER_S = 1.0
 
 
 class Lane:
-    """One worker process and the job that it has. Leaving its block ends the process, whatever it does.
+    """A worker process and its current job. Leaving the ``with`` block kills the process.
 
     Args:
-        log: An open file that takes what the process prints.
+        log: Open file that the process's stderr is written to.
     """
 
     def __init__(self, log: IO[bytes]) -> None:
@@ -48,7 +48,7 @@ class Lane:
         self._percent = 0
         self._progress: Progress = silent
         self._log = log
-        # The worker sees the modules that this process sees, and none of the current folder.
+        # The worker imports the modules that this process imports, and none from the current folder.
         places = [str(Path(errors.__file__).parents[1]), *filter(None, sys.path)]
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "sdrt.engines.build_worker"],
@@ -59,7 +59,7 @@ class Lane:
             bufsize=0,
         )
         self._jobs = cast("IO[bytes]", self._process.stdin)
-        # Unbuffered, so that what waits to be read is what the system says waits.
+        # Unbuffered, so that select() sees everything that is still unread.
         self.answers = cast("IO[bytes]", self._process.stdout)
         self._unread = b""
 
@@ -77,32 +77,32 @@ class Lane:
         self._stage.__exit__(kind, error, trace)
 
     def give(self, job: ComponentJob, progress: Progress) -> None:
-        """Start a job."""
+        """Send a job to the process and open its progress stage."""
         self.job, self._percent, self._progress = job, 0, progress
         total = 100 if job.recipe else None
         self._advance = self._stage.enter_context(
             progress.stage(f"{job.backend} {job.component} {job.precision}", total)
         )
-        # A worker that is gone shows when its answer is read.
+        # If the worker has died, reading its answer raises the error.
         with contextlib.suppress(BrokenPipeError):
             self._jobs.write(job.model_dump_json().encode() + b"\n")
 
     @property
     def component(self) -> ComponentName:
-        """What is being compiled."""
+        """The component that is being compiled."""
         if self.job is None:
             raise EngineError("a process that has no job answered", hint="report it")
         return self.job.component
 
     def is_dead(self) -> bool:
-        """Whether the process has ended."""
+        """Return whether the process has ended."""
         return self._process.poll() is not None
 
     def take(self) -> EngineComponent | None:
-        """What the worker said, once there is something to read: the job's result, or None while it is under way.
+        """Read the worker's messages; return the job's result, or None if it is still running.
 
         Raises:
-            SdrtError: The building failed, or its process ended.
+            SdrtError: The build failed, or the process ended.
         """
         data = b"" if self.is_dead() else self.answers.read(READ_BYTES)
         if not data:
@@ -131,26 +131,28 @@ class Lane:
         code = self._process.wait()
         what = f"the process that compiled {self.component}"
         if code == -signal.SIGKILL:
-            return ResourceError(f"{what} was killed, most likely for want of memory", hint="free memory and try again")
+            return ResourceError(
+                f"{what} was killed, most likely because memory ran out", hint="free memory and try again"
+            )
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").strip().splitlines() or ["nothing"]
         ended = f"died of signal {-code}" if code < 0 else f"ended with code {code}"
-        return EngineError(f"{what} {ended}; its last words: {said[-1]}", hint="report it with the bundle's manifest")
+        return EngineError(f"{what} {ended}; its last output: {said[-1]}", hint="report it with the bundle's manifest")
 
 
 def build_all(
     jobs: Sequence[ComponentJob], progress: Progress, memory_bytes: int | None, at_once: int
 ) -> dict[ComponentName, EngineComponent]:
-    """Compile components, large ones first.
+    """Compile components, the largest first, and return them by name in the order of the jobs.
 
     Args:
-        jobs: What to compile.
-        progress: One stage a component.
-        memory_bytes: Memory that may be taken; None when the system does not say.
-        at_once: How many may be compiled at the same time.
+        jobs: Components to compile.
+        progress: Progress callback; one stage a component.
+        memory_bytes: Available memory; None if unknown.
+        at_once: Largest number of components that are compiled at the same time.
 
     Raises:
-        SdrtError: One failed; the others are ended.
+        SdrtError: A component failed; the other processes are killed.
     """
     waiting = sorted(jobs, key=memory_needed, reverse=True)
     small = sum(job.source_bytes for job in jobs) < SMALL_BYTES
@@ -169,12 +171,12 @@ def build_all(
 
 
 def memory_needed(job: ComponentJob) -> int:
-    """Bytes of memory that compiling takes, estimated generously."""
+    """Return an upper estimate of the bytes of memory that compiling a job takes."""
     return MEMORY_OF_PROCESS_BYTES + MEMORY_PER_WEIGHT_BYTE * job.source_bytes
 
 
 def _hand_out(waiting: list[ComponentJob], lanes: list[Lane], progress: Progress, memory_bytes: int | None) -> None:
-    """Give idle lanes the next jobs that fit in memory; where none is at work, one whether it fits or not."""
+    """Give idle lanes the next jobs that fit in memory; if all are idle, one job whether it fits or not."""
     for lane in lanes:
         if lane.job is not None or not waiting:
             continue
@@ -192,7 +194,7 @@ def _hand_out(waiting: list[ComponentJob], lanes: list[Lane], progress: Progress
 
 @contextlib.contextmanager
 def _lanes(count: int, folder: Path) -> Iterator[tuple[list[Lane], selectors.BaseSelector]]:
-    """So many workers; their logs have no name and lie where the engines do, which is known to be writable."""
+    """Start workers and a selector of their answers; their logs are unnamed files in ``folder``, which is writable."""
     with ExitStack() as stack, disk_errors(folder):
         selector = stack.enter_context(selectors.DefaultSelector())
         lanes = []

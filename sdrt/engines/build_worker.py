@@ -1,7 +1,7 @@
-"""The process that compiles: reads jobs from stdin, one JSON line each, and answers each with one on stdout.
+"""The process that compiles: reads jobs from stdin and writes answers to stdout, one JSON line each.
 
-Compilers may crash, take all memory or never return. In a process of their own they can be ended at any moment, and
-what they take is given back.
+Compilers may crash, take all memory or never return. A process of its own can be killed at any moment, which frees its
+memory.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sdrt.engines.builders.base import ComponentJob
 from sdrt.errors import SdrtError
 from sdrt.files import disk_errors
 
-# prctl(2): the signal that this process gets when the thread that started it ends.
+# prctl(2): the signal that this process receives when the thread that started it ends.
 PR_SET_PDEATHSIG = 1
 
 
 class Failure(Record):
-    """An error of ours on its way back."""
+    """An error of sdrt.errors, to be raised by the parent."""
 
     kind: str
     message: str
@@ -34,7 +34,7 @@ class Failure(Record):
 
 
 class Percent(Record):
-    """How far the job is."""
+    """Progress of the job, 0 to 100."""
 
     percent: int
 
@@ -46,27 +46,27 @@ class Note(Record):
 
 
 class Answer(Record):
-    """What became of a job, or on the way there."""
+    """One line of the worker: the result of a job, or news of its progress."""
 
     result: EngineComponent | Failure | Percent | Note
 
 
 class Talk:
-    """Says how far a job is, to the parent.
+    """A report that writes progress to the parent.
 
     Args:
-        answers: Where answers go.
+        answers: Stream that answers are written to.
     """
 
     def __init__(self, answers: IO[str]) -> None:
         self._answers = answers
 
     def percent(self, done: int) -> None:
-        """Say that so much of the component is done, in all."""
+        """Write the percentage of the component that is done."""
         self.say(Percent(percent=done))
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Write a line for the user."""
         self.say(Note(note=text))
 
     def say(self, result: EngineComponent | Failure | Percent | Note) -> None:
@@ -76,12 +76,12 @@ class Talk:
 
 
 def main() -> None:
-    """Do jobs until stdin ends, which it does also when the parent dies; then leave at once, whatever is under way."""
+    """Run jobs until stdin ends, also because the parent died; then exit at once, even in the middle of a job."""
     _die_with_parent()
-    # Ctrl-C reaches every process of the terminal; the parent decides when this one ends.
+    # Ctrl-C signals every process of the terminal; the parent decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # What libraries print must not be taken for an answer.
+    # Output of libraries must not be read as an answer.
     os.dup2(2, 1)
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin, jobs), daemon=True).start()
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def do(job: ComponentJob, report: Report | None = None) -> EngineComponent | Failure:
-    """Build one component."""
+    """Build a component; return it, or the error that it raised."""
     try:
         with disk_errors(job.folder):
             return builder(job.backend, report).build(job)
@@ -100,9 +100,9 @@ def do(job: ComponentJob, report: Report | None = None) -> EngineComponent | Fai
 
 
 def _die_with_parent() -> None:
-    """Have the system end this process with its parent, where it can: a library may hold Python's lock as it compiles.
+    """Have Linux kill this process when its parent ends.
 
-    While it does, nobody reads that stdin has ended.
+    A compiler may hold Python's global lock, so that the thread which reads stdin does not notice its end.
     """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:

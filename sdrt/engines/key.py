@@ -1,4 +1,4 @@
-"""The name under which an engine set is stored: a digest of everything that can change what a build makes."""
+"""The key of a stored engine set: everything that can change the result of a build."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from sdrt.files import canonical_json, sha256_bytes
 
 
 class BuildKey(Record):
-    """All that an engine set depends on. Two builds whose keys are equal may stand in for each other.
+    """Everything that an engine set depends on. Builds with equal keys are interchangeable.
 
-    ``bundle`` is the digest of the bundle's manifest: it covers every graph, weight, tokenizer and config.
-    ``builder`` counts changes of our own code that change what it makes; ``versions`` are the libraries'. ``host`` is
-    what of this machine goes into the engines, and must be there where they are opened; ``machine`` what else of it
-    decides how they come out. ``options`` are the backend's own, ``recipe`` how TensorRT builds.
+    Attributes:
+        backend: Name of the backend.
+        builder: Version of the builder's own code.
+        versions: Versions of the libraries, by package.
+        host: Properties of this machine that the machine which opens the engines must share.
+        machine: Other properties of this machine that change the engines.
+        bundle: SHA-256 of the bundle's manifest, which covers every graph, weight, tokenizer and config.
+        components: Names of the components, sorted.
+        precision: Precision of the set.
+        component_precision: Precision of each component.
+        batch: Pictures at once; None if the batch is free or the recipe sets it.
+        options: Options of the backend, as "component.option".
+        recipe: TensorRT's build settings; None for other backends.
     """
 
     backend: BackendName
@@ -32,5 +41,5 @@ class BuildKey(Record):
 
     @property
     def digest(self) -> str:
-        """The key, as 64 hex digits."""
+        """SHA-256 of the key, as 64 hex digits."""
         return sha256_bytes(canonical_json(self.model_dump(mode="json")))

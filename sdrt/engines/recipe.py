@@ -1,4 +1,4 @@
-"""Recipes: how TensorRT builds a set. The shipped ones are TOML files in ``recipes/``; a user's own is one too."""
+"""Recipes: TensorRT's build settings, as TOML files. ``recipes/`` holds the shipped ones."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ DEFAULT = "sd-v1-default"
 RECIPE_LIMIT_BYTES = 64 << 10
 
 Target = RtxArchitecture
-#: What TensorRT-RTX compiles for where neither the user nor the GPU that is here says.
+#: Targets of TensorRT-RTX unless the user names some or this machine's GPU is another.
 DEFAULT_TARGETS: tuple[Target, ...] = ("sm86", "sm89", "sm120")
 Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
 
 class Recipe(Record):
-    """How TensorRT builds a set.
+    """TensorRT's build settings of an engine set.
 
     Attributes:
-        targets: GPU architectures that TensorRT-RTX compiles for; None is the GPU that is here, or sm86, sm89 and sm120
-            where it is one of these or there is none. TensorRT compiles for the GPU that is here.
-        hardware_compatibility: What other GPUs TensorRT's plans must run on; TensorRT-RTX has ``targets``. Only for
-            networks that build so: some releases cannot compile attentions with a level other than none.
+        targets: GPU architectures that TensorRT-RTX compiles for; None is this machine's GPU, or sm86, sm89 and sm120
+            if it is one of these or there is none. TensorRT always compiles for this machine's GPU.
+        hardware_compatibility: Other GPUs that TensorRT's plans must run on; TensorRT-RTX has ``targets``. Some
+            releases cannot compile attention with a level other than none.
         version_compatible: Whether TensorRT's plans must open with later versions of the same major.
         optimization_level: 0 (quick build) to 5 (every tactic is tried).
-        workspace_mib: Scratch memory on the GPU that may be taken; None is all of it. A component is compiled to one
-            kernel, as TensorRT counts, whose scratch is all its activations: with less nothing is built.
-        batch: Pictures at once, by component. Rows that guidance adds are the builder's business.
+        workspace_mib: Limit of scratch memory on the GPU, in MiB; None is no limit. To TensorRT a component is one
+            kernel, whose scratch holds all activations: below that size nothing is built.
+        batch: Pictures at once, by component. The builder adds the rows of guidance.
     """
 
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] | None = None
@@ -49,7 +49,7 @@ class Recipe(Record):
     batch: dict[ComponentName, BatchRange]
 
     def rows(self, component: ComponentName) -> BatchRange:
-        """Rows of the batch axis that a component's profile spans.
+        """Return the range of rows of a component's batch axis.
 
         Raises:
             UsageError: The recipe does not name the component.
@@ -59,10 +59,10 @@ class Recipe(Record):
         return component_rows(component, self.batch[component], beside_step=True)
 
     def for_gpus(self, here: Sequence[str]) -> Recipe:
-        """Return the recipe with targets.
+        """Return the recipe with its targets, or with default ones if it has none.
 
         Args:
-            here: Architectures of the GPUs of this machine, the one that is used first.
+            here: Architectures of this machine's GPUs, the one in use first.
         """
         if self.targets is not None:
             return self
@@ -70,20 +70,20 @@ class Recipe(Record):
         return self.model_copy(update={"targets": own if own and own[0] not in DEFAULT_TARGETS else DEFAULT_TARGETS})
 
     def with_pictures(self, pictures: BatchRange) -> Recipe:
-        """The same recipe with one range of pictures for every component."""
+        """Return the recipe with one range of pictures for every component."""
         return self.model_copy(update={"batch": dict.fromkeys(self.batch, pictures)})
 
 
 def names() -> tuple[str, ...]:
-    """The shipped recipes."""
+    """Return the names of the shipped recipes, sorted."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """A shipped recipe by its name, or a file's, with fields overridden.
+    """Read a recipe and override some of its fields.
 
     Args:
-        name: Of a shipped recipe, or the path of a .toml file.
+        name: Name of a shipped recipe, or the path of a .toml file.
         settings: ``FIELD=VALUE`` each; lists are separated by commas, batches are ``MIN:OPT:MAX`` or one number.
 
     Raises:
@@ -116,7 +116,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _override(fields: dict[str, Any], setting: str) -> None:
-    """Put one ``FIELD=VALUE`` into the fields, as TOML would have given it."""
+    """Set the field of one ``FIELD=VALUE``, as TOML would give it."""
     field, equals, text = setting.partition("=")
     if not equals or not text:
         raise UsageError(f"--set {setting[:60]!r} is not FIELD=VALUE", hint="for example --set targets=sm86,sm89")

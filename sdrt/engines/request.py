@@ -1,4 +1,4 @@
-"""What a user asks a build for."""
+"""The request of a build."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """Which engines to build.
+    """The engines that a build is to make.
 
     Attributes:
         backend: The backend's name.
-        precision: How the engines compute; None is the backend's choice on this machine.
-        components: What to build; None is what the backend's sets hold.
-        threads: Threads that building may take; None is all that this process may use.
-        batch: Pictures at once; None leaves the batch free where the backend can, and is the recipe's elsewhere.
-        recipe: How TensorRT builds; None is its default recipe. Other backends take none.
-        provider: What ONNX Runtime computes with; other backends take none but cpu.
+        precision: Precision that the engines compute in; None is the backend's default on this machine.
+        components: Components to build; None is the backend's default.
+        threads: Number of CPU threads of the build; None is all that this process may use.
+        batch: Pictures at once; None leaves the batch free, or is the recipe's.
+        recipe: TensorRT's build settings; None is the default recipe. Other backends have no recipes.
+        provider: ONNX Runtime's execution provider; other backends accept only cpu.
     """
 
     backend: BackendName

@@ -1,4 +1,4 @@
-"""Rows of the batch axis that a component takes for a number of pictures."""
+"""Rows of a component's batch axis for a number of pictures."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ ROWS_PER_GUIDED_PICTURE = 2
 
 
 def component_batch(component: ComponentName, pictures: BatchRange | None) -> BatchRange | None:
-    """The rows a component must take for so many pictures at once; None takes any."""
+    """Return the rows of a component for a range of pictures, or None, which is any number, for None."""
     return None if pictures is None else component_rows(component, pictures)
 
 
 def component_rows(component: ComponentName, pictures: BatchRange, *, beside_step: bool = False) -> BatchRange:
-    """The rows a component must take for so many pictures at once.
+    """Return the rows of a component for a range of pictures.
 
-    The UNet, and each of DeepCache's passes, takes one row a picture, or two with guidance; built for one number of
-    pictures alone, it takes guided batches only, unless it stands beside the denoise step, which runs those. The text
-    encoder takes any number of distinct prompts up to two a picture.
+    The UNet, and each of DeepCache's passes, takes one row a picture, or two with guidance. If the number of pictures
+    is fixed, it takes guided batches only, unless ``beside_step``: then denoise_step runs those. The text encoder takes
+    any number of distinct prompts up to two a picture.
     """
     if component in ("denoise_step", "vae_encoder", "vae_decoder"):
         return pictures

@@ -1,7 +1,7 @@
-"""What a quantised engine must answer: runs of the UNet in fp32, kept in the bundle beside the quantised graph.
+"""Test of a quantised engine against runs of the UNet in fp32, which the bundle keeps beside the quantised graph.
 
-Kernels for int8 have been wrong on some processors (microsoft/onnxruntime#26324) and give pictures of noise without a
-word. An engine is therefore tested where it is built, before it is sealed.
+Kernels for int8 have been wrong on some processors (microsoft/onnxruntime#26324): the pictures are noise, and nothing
+reports an error. An engine is therefore tested where it is built, before it is sealed.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from sdrt.errors import NumericError
 from sdrt.sampling.lms import MAX_ORDER, derivative
 
 Array = npt.NDArray[Any]
-#: A compiled graph: feeds by name to outputs by name.
+#: A compiled graph: takes inputs by name, returns outputs by name.
 Compiled = Callable[[dict[str, Array]], Mapping[str, Array]]
 
 VECTORS = "int8-vectors.npz"
 SCHEDULER = "scheduler/scheduler_config.json"
 #: Steps of the trajectory that are kept: its first, one in the middle, and the last but one.
 KEPT_STEPS = (0, 4, 6)
-#: Relative L2 error that the worst of the kept steps may have. Quantising and bf16 together give up to 0.024 on the
-#: demo's, 0.043 was measured at full size with random weights; a kernel that is wrong gives 1 and more.
+#: Largest relative L2 error of a kept step. Quantising and bf16 together give up to 0.024 on the demo, 0.043 at full
+#: size with random weights; a wrong kernel gives 1 and more.
 LIMIT = 0.15
 
 
 def write_vectors(graph: Path, runs: Sequence[tuple[Mapping[str, Array], Array]]) -> None:
-    """Keep some of a trajectory's runs beside the graph.
+    """Write some of a trajectory's runs beside the graph.
 
     Args:
         graph: The quantised UNet's file.
-        runs: Feeds and fp32 output of each step, the unconditional row first.
+        runs: Inputs and fp32 output of each step, the unconditional row first.
     """
     kept = [runs[step] for step in KEPT_STEPS]
     arrays: dict[str, Any] = {name: np.stack([feeds[name] for feeds, _ in kept]) for name in kept[0][0]}
@@ -46,19 +46,19 @@ def write_vectors(graph: Path, runs: Sequence[tuple[Mapping[str, Array], Array]]
 
 
 def self_test(graph: Path, component: ComponentName, compiled: Compiled, batch: BatchRange | None) -> float:
-    """Hold a compiled UNet or denoising step against the runs that are kept beside its graph.
+    """Compare a compiled UNet or denoising step with the runs that are kept beside its graph.
 
     Args:
         graph: The quantised graph's file in its bundle.
         component: unet or denoise_step.
-        compiled: Runs it.
-        batch: The rows that it takes; None takes any.
+        compiled: Runs the component.
+        batch: Rows that it takes; None takes any number.
 
     Returns:
         The largest relative L2 error of a step.
 
     Raises:
-        NumericError: It is over `LIMIT`, or not a number.
+        NumericError: The error is above `LIMIT`, or not a number.
     """
     with np.load(graph.with_name(VECTORS), allow_pickle=False) as stored:
         vectors = {name: stored[name] for name in stored.files}
@@ -74,7 +74,7 @@ def self_test(graph: Path, component: ComponentName, compiled: Compiled, batch: 
             found = found[: len(expected)]
         worst = max(worst, relative_l2(found, expected))
     if worst > LIMIT:
-        message = f"{component} computes int8 wrongly here: off by {worst:.2g} (relative L2), {LIMIT} is allowed"
+        message = f"{component} computes int8 wrongly here: relative L2 error {worst:.2g}, limit {LIMIT}"
         raise NumericError(message, hint="use --precision bf16 or fp32 on this machine, and report the processor")
     return worst
 
@@ -82,9 +82,9 @@ def self_test(graph: Path, component: ComponentName, compiled: Compiled, batch: 
 def _step(
     graph: Path, compiled: Compiled, case: Mapping[str, Array], expected: Array, batch: BatchRange | None
 ) -> tuple[Array, Array]:
-    """The newest derivative that the step forms of a run, and the one that it must be.
+    """Return the derivative that the denoising step computes for a run, and the expected one.
 
-    Guidance 1 leaves the conditional half, and at sigma 1 latents and sample differ by the square root of 2.
+    Guidance 1 leaves the conditional half; at sigma 1 latents are sqrt(2) times the sample.
     """
     count = 1 if batch is None else batch.min
     uncond, cond = case["encoder_hidden_states"]

@@ -1,1 +1,1 @@
-"""From what a user names to an open engine set: export and build what is missing, reuse what is there."""
+"""Opening of the engines of a checkpoint, bundle or folder; what is missing is exported and built."""

@@ -1,4 +1,4 @@
-"""Open the bundle of a source; export, quantise or cut into the store what is missing."""
+"""Opening of a source's bundle; what is missing is exported, quantised or cut into the store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 #: The demo's bundle, which a wheel carries so that it runs without torch.
 DEMO_BUNDLE = Path(__file__).parents[1] / "assets" / "demo-bundle"
-#: Counts changes of the exporter that change what it writes.
+#: Version of the exporter: increased if the files that it writes change.
 EXPORTER = 3
 EXPORTED_WITH = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 QUANTISED_WITH = ("onnx", "onnxruntime")
@@ -37,24 +37,20 @@ CUT_WITH = ("onnx", "onnxruntime")
 
 
 def check_merging(source: Source, opened: Bundle | EngineSet) -> None:
-    """Hold that what was opened from its folder merges as many tokens as asked for.
-
-    Raises:
-        UsageError: It does not.
-    """
-    asked, held = source.token_merging, opened.manifest.token_merging
-    if asked not in (None, held):
+    """Raise UsageError unless what was opened from its folder merges the requested share of tokens."""
+    requested, held = source.token_merging, opened.manifest.token_merging
+    if requested not in (None, held):
         hint = "leave out --token-merging, or name a checkpoint in place of the folder"
-        raise UsageError(f"--token-merging is {asked}; {opened.path} merges {held or 'none'}", hint=hint)
+        raise UsageError(f"--token-merging is {requested}; {opened.path} merges {held or 'none'}", hint=hint)
 
 
 def store_argument(store: Store) -> Path | None:
-    """What --store has to say to mean this store."""
+    """Return the value of --store that names a store; None if it is the default one."""
     return None if store == Store.default() else store.root
 
 
 def command_line(name: str, *arguments: str, **options: object) -> str:
-    """A command line of sdrt, quoted for the shell; options that are None are left out."""
+    """Return a command line of sdrt, quoted for the shell; omit options that are None."""
     words = ["sdrt", name, *arguments]
     for option, value in options.items():
         if value is not None:
@@ -63,10 +59,10 @@ def command_line(name: str, *arguments: str, **options: object) -> str:
 
 
 def bundle_precision(backend: BackendName, precision: Precision | None) -> Precision:
-    """What a checkpoint's bundle has to be exported in for a backend.
+    """Return the precision in which a checkpoint must be exported for a backend.
 
-    TensorRT's networks are strongly typed: they compute as the graph says, in fp16 unless fp32 is asked for. The CPU
-    backends take fp32 graphs and choose how to compute themselves, but for OpenVINO's int8, which is in the graph.
+    TensorRT's networks are strongly typed: they compute in the precision of the graph, fp16 unless fp32 is requested.
+    The CPU backends take fp32 graphs and choose their own precision, except for OpenVINO's int8, which is in the graph.
     """
     if backend in ("tensorrt", "tensorrt-rtx"):
         return "fp32" if precision == "fp32" else "fp16"
@@ -82,15 +78,15 @@ def open_bundle(
     build: bool = True,
     progress: Progress = silent,
 ) -> Bundle:
-    """Open the bundle of a source; a checkpoint's is exported into the store unless it is there.
+    """Open the bundle of a source; export a checkpoint into the store unless it is there.
 
     Args:
-        source: A bundle is opened as it is, whatever its precision; in int8 it is quantised unless it is so already.
-        store: Where exported and quantised bundles are kept.
-        precision: fp32, fp16 or int8, of the graphs; see ``bundle_precision``.
-        deepcache: Whether it must hold DeepCache's passes: they are cut into a copy in the store unless it does.
-        build: Whether to export what is missing.
-        progress: Told of exports.
+        source: Checkpoint or bundle. A bundle is opened in its own precision, but quantised for int8 if necessary.
+        store: Store of exported, quantised and cut bundles.
+        precision: Precision of the graphs, fp32, fp16 or int8; see ``bundle_precision``.
+        deepcache: Whether the bundle must hold DeepCache's passes; a copy in the store gets them if it does not.
+        build: Whether to export, quantise and cut what is missing.
+        progress: Progress callback.
 
     Raises:
         BackendUnavailableError: torch is needed to export, and is not installed.
@@ -116,8 +112,7 @@ def open_bundle(
     if build:
 
         def export(folder: Path) -> None:
-            # Only by whom it is exported: it imports torch.
-            from sdrt.export import export_bundle
+            from sdrt.export import export_bundle  # here, since it imports torch
 
             export_bundle(checkpoint, folder, precision=precision, token_merging=merging, progress=progress)
 
@@ -137,28 +132,28 @@ def open_bundle(
 
 
 def _named_as(checkpoint: Checkpoint, bundle: Bundle) -> Bundle:
-    """Return a bundle under the name of the checkpoint that was asked for: one with equal weights may have made it."""
-    asked = {"name": checkpoint.name, "revision": checkpoint.revision, "variant": checkpoint.variant}
-    record = bundle.manifest.checkpoint.model_copy(update=asked)
+    """Return a bundle with the requested checkpoint's name: it may come from another one with equal weights."""
+    named = {"name": checkpoint.name, "revision": checkpoint.revision, "variant": checkpoint.variant}
+    record = bundle.manifest.checkpoint.model_copy(update=named)
     return replace(bundle, named=record)
 
 
 def _bundle_name(checkpoint: Checkpoint, precision: Precision, merging: float | None) -> str:
-    """What a store calls a checkpoint's bundle: all that decides its bytes."""
+    """Return the name of a checkpoint's bundle in a store, made of everything that its bytes depend on."""
     parts = [checkpoint.digest[:16], precision]
     if merging is not None:
         parts.append(f"merging-{merging}")
     if checkpoint.guidance_scale != DEFAULT_GUIDANCE_SCALE:
-        # The manifest says it, and the checkpoint's digest does not count it.
+        # The manifest holds it, and the checkpoint's digest does not cover it.
         parts.append(f"guidance-{checkpoint.guidance_scale}")
     return "-".join([*parts, _exporter_key()[:16]])
 
 
 def _versions(libraries: Iterable[str], purpose: str, extras: Sequence[str]) -> dict[str, str]:
-    """The installed versions of the libraries that something is made with.
+    """Return the installed versions of libraries.
 
     Raises:
-        BackendUnavailableError: One is not installed.
+        BackendUnavailableError: A library is not installed; the message names the purpose, the hint the extras.
     """
     try:
         return {name: version(name) for name in libraries}
@@ -168,7 +163,7 @@ def _versions(libraries: Iterable[str], purpose: str, extras: Sequence[str]) -> 
 
 
 def _exporter_key() -> str:
-    """Digest of all but the checkpoint that decides what an export writes.
+    """Return the digest of everything but the checkpoint that an export depends on.
 
     Raises:
         BackendUnavailableError: A library that exports is not installed.
@@ -178,7 +173,7 @@ def _exporter_key() -> str:
 
 
 def _quantised(exported: Bundle, store: Store, build: bool, progress: Progress) -> Bundle:
-    """A bundle's int8 form, quantised into the store unless it is there.
+    """Return a bundle's int8 form; quantise it into the store unless it is there.
 
     Raises:
         BackendUnavailableError: A library that quantises is not installed.
@@ -196,10 +191,10 @@ def _quantised(exported: Bundle, store: Store, build: bool, progress: Progress) 
 
 
 def _cut(plain: Bundle, store: Store, build: bool, progress: Progress) -> Bundle:
-    """A bundle's copy with DeepCache's passes, made into the store unless it is there.
+    """Return a bundle's copy with DeepCache's passes; write it into the store unless it is there.
 
     Raises:
-        BackendUnavailableError: A library that cuts and checks them is not installed.
+        BackendUnavailableError: A library that cuts and checks the UNet is not installed.
         ArtefactError: It is missing and ``build`` is False.
     """
     from sdrt.export.deepcache import CUTTER, add_deepcache
@@ -214,10 +209,10 @@ def _cut(plain: Bundle, store: Store, build: bool, progress: Progress) -> Bundle
 
 
 def _stored(path: Path, missing: str, command: str, store: Store) -> Bundle:
-    """A bundle that is in the store.
+    """Open a bundle of the store.
 
     Raises:
-        ArtefactError: It is not; the command would make it.
+        ArtefactError: The bundle is missing; ``command`` makes it.
     """
     if not path.exists():
         raise ArtefactError(missing, hint=f"run: {command}")
@@ -225,16 +220,16 @@ def _stored(path: Path, missing: str, command: str, store: Store) -> Bundle:
 
 
 def _stored_or_made(path: Path, make: Callable[[Path], object], store: Store, progress: Progress) -> Bundle:
-    """The stored bundle, if it is sound; else made into the store, once, however many processes want it.
+    """Open a stored bundle; make it if it is missing or damaged, in one of several processes that need it.
 
-    A bundle that is not sound goes to the store's quarantine.
+    A damaged bundle is moved to the store's quarantine.
     """
     if path.exists():
         with contextlib.suppress(BundleError, TrustError):
             return store.open_bundle(path)
     with store.locked(path, progress):
         if path.exists():
-            # Another process has made it meanwhile, or it is what was not sound.
+            # Another process has made it meanwhile, or it is the damaged one.
             try:
                 return store.open_bundle(path)
             except (BundleError, TrustError) as error:

@@ -1,4 +1,4 @@
-"""Choose backend, precision, threads and loop where the user left them open."""
+"""The choice of backend, precision, threads and loop, for what the user leaves open."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from sdrt.artefacts.tuned import TuneRecord
 
 STEP: ComponentName = "denoise_step"
-#: Where a store keeps what was tuned, as sdrt.artefacts.tuned names it.
+#: Folder of tune records in a store, as in sdrt.artefacts.tuned, whose import takes longer.
 TUNED = "tuned"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a source is run: what the user asked for, and for the rest what ``sdrt tune`` found or the backend's own way.
+    """The settings of a run: the user's, completed by the record of ``sdrt tune`` or the backend's defaults.
 
     Attributes:
-        backend: Never "auto".
-        precision: None is the backend's choice on this machine.
-        threads: None is all that this process may use.
-        loop: auto or plain, as the pipeline takes it.
-        batch: Pictures at once that the engines are built for; None takes any.
-        fused: Whether the engines must hold denoise_step though the backend's own sets leave it out.
-        tuned: What ``sdrt tune`` found, in a line; "" where its record had no say.
-        deepcache: Whether the engines must hold DeepCache's passes, in the UNet's place.
+        backend: Name of the backend, never "auto".
+        precision: Precision of the engines; None is the backend's default on this machine.
+        threads: Number of CPU threads; None is all that this process may use.
+        loop: auto or plain, as for `Pipeline.load`.
+        batch: Pictures at once that the engines are built for; None is any number.
+        fused: Whether the engines must hold denoise_step even if it is not one of the backend's default components.
+        tuned: Name of the setting that ``sdrt tune`` found best; "" if no record was used.
+        deepcache: Whether the engines must hold DeepCache's passes, in place of the UNet.
     """
 
     backend: BackendName
@@ -65,15 +65,15 @@ def choose(
     store: Path | None = None,
     progress: Progress = silent,
 ) -> Choice:
-    """Choose what the user left open. "auto" is what was tuned for this bundle here, else what suits the machine.
+    """Choose the settings of a run; "auto" is the backend tuned for this bundle here, else the fastest that can run.
 
-    A record is used where it answers what is asked: not for another precision or provider, or with DeepCache, and what
-    the user says of threads and loop stands.
+    The record of ``sdrt tune`` is used unless a backend, another precision, a GPU's provider or DeepCache is requested.
+    It does not override the user's threads and loop.
 
     Raises:
         ArtefactError: The record is malformed.
         BackendUnavailableError: No backend can run here.
-        UsageError: DeepCache does not go with what else is asked.
+        UsageError: DeepCache and another setting exclude each other.
     """
     if deepcache:
         chosen = resolve_backend(backend, progress)
@@ -99,7 +99,7 @@ def choose(
 
 
 def tune_record(source: Source, store: Store) -> TuneRecord | None:
-    """What ``sdrt tune`` found for a source on this machine; None where it was not run. Exports nothing.
+    """Return the record of ``sdrt tune`` for a source on this machine, or None if there is none; export nothing.
 
     Raises:
         ArtefactError: The record is malformed.
@@ -111,20 +111,20 @@ def tune_record(source: Source, store: Store) -> TuneRecord | None:
     try:
         bundle = open_bundle(source, store, build=False)
     except (ArtefactError, BackendUnavailableError):
-        # What was not exported yet was not tuned either.
+        # A checkpoint that was never exported was never tuned.
         return None
     store.check()
     return find_record(store.root, bundle.digest)
 
 
 def build_request(choice: Choice, bundle: Bundle, provider: Provider | None = None) -> BuildRequest:
-    """What a choice asks a build for."""
+    """Return the build request of a choice."""
     components = None
     usual = builder(choice.backend).components(frozenset(bundle.manifest.components))
     if choice.fused:
         components = tuple(dict.fromkeys((*usual, STEP)))
     elif choice.deepcache:
-        # The whole pass is the UNet, and runs as one where it has to.
+        # The full pass is a whole UNet, and can run as one.
         components = (*(name for name in usual if name != "unet"), *DEEPCACHE)
     return BuildRequest(
         choice.backend, choice.precision, components=components, batch=choice.batch, provider=provider or "cpu"
@@ -132,10 +132,10 @@ def build_request(choice: Choice, bundle: Bundle, provider: Provider | None = No
 
 
 def check_provider(backend: str, provider: Provider | None) -> None:
-    """Hold that ONNX Runtime's provider can be had here, before anything is exported or built for it.
+    """Check that ONNX Runtime's provider is available, before anything is exported or built for it.
 
     Raises:
-        UsageError: The backend is another.
+        UsageError: The backend is not onnxruntime.
         BackendUnavailableError: The installed ONNX Runtime lacks the provider.
     """
     if provider is None or (provider == "cpu" and backend != "onnxruntime"):
@@ -150,7 +150,7 @@ def check_provider(backend: str, provider: Provider | None) -> None:
 
 
 def check_deepcache(backend: str, precision: Precision | None, provider: Provider | None) -> None:
-    """Hold that DeepCache goes with what else is asked, before anything is exported or built for it.
+    """Check that DeepCache supports the other settings, before anything is exported or built for it.
 
     Raises:
         UsageError: The backend or the provider computes on a GPU, or the precision is int8.
@@ -158,14 +158,14 @@ def check_deepcache(backend: str, precision: Precision | None, provider: Provide
     if backend in GPU_BACKENDS or provider not in (None, "cpu"):
         where = f"the backend is {backend}" if backend in GPU_BACKENDS else f"the provider is {provider}"
         hint = "add --backend openvino or onnxruntime, without --provider; or leave --deepcache out"
-        raise UsageError(f"--deepcache runs on the CPU alone; {where}", hint=hint)
+        raise UsageError(f"--deepcache runs on the CPU only; {where}", hint=hint)
     if precision == "int8":
         hint = "add --precision bf16 or fp32, or leave --deepcache out"
         raise UsageError("--deepcache and --precision int8 exclude each other", hint=hint)
 
 
 def resolve_backend(backend: str, progress: Progress, record: TuneRecord | None = None) -> BackendName:
-    """The backend asked for; for "auto" the one that was tuned or that suits this machine, said aloud."""
+    """Return the requested backend; for "auto" choose one, by the record of a tuning if given, and report it."""
     if backend != "auto":
         name: BackendName = backend  # type: ignore[assignment]
         return name

@@ -1,4 +1,4 @@
-"""From what a user names to opened engines: export and build what is missing, reuse what is there."""
+"""Opening of a source's engines; what is missing is exported and built."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def prepare(
     """
     user_store = Store.at(store)
     check_provider(choice.backend, provider)
-    # An export takes minutes, and a GPU's engines can be compiled where none can run.
+    # Before the export, which takes minutes: engines for a GPU can also be compiled without one.
     available(choice.backend)
     exported = bundle_precision(choice.backend, choice.precision)
     bundle = open_bundle(

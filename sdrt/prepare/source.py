@@ -1,4 +1,4 @@
-"""What a user names to be run."""
+"""The source of a run: a checkpoint, a bundle or an engine set."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from sdrt.errors import UsageError
 
 @dataclass(frozen=True)
 class Source:
-    """What to run: a checkpoint (default: the demo), or a bundle, or an engine set.
+    """A checkpoint (default: the demo), a bundle or an engine set.
 
-    ``token_merging`` is the share of tokens that the checkpoint's UNet is to merge; a bundle's or an engine set's is
-    what it was exported with, and is held against what is asked.
+    Attributes:
+        checkpoint: Folder, .safetensors file, Hub id or "demo".
+        revision: Revision of a Hub id.
+        bundle: Folder of a bundle.
+        engines: Folder of an engine set.
+        trust: SHA-256 of the manifest.json of an engine set from elsewhere.
+        token_merging: Share of tokens that the UNet merges. A checkpoint is exported with it; a bundle or an engine set
+            must have it.
+        variant: Variant of the checkpoint's weights.
     """
 
     checkpoint: str | None = None

@@ -98,9 +98,9 @@ def test_a_bundle_without_passes_is_cut_once(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--backend", "tensorrt"), "--deepcache runs on the CPU alone; the backend is tensorrt"),
-        (("--backend", "tensorrt-rtx"), "--deepcache runs on the CPU alone; the backend is tensorrt-rtx"),
-        (("--backend", "onnxruntime", "--provider", "cuda"), "runs on the CPU alone; the provider is cuda"),
+        (("--backend", "tensorrt"), "--deepcache runs on the CPU only; the backend is tensorrt"),
+        (("--backend", "tensorrt-rtx"), "--deepcache runs on the CPU only; the backend is tensorrt-rtx"),
+        (("--backend", "onnxruntime", "--provider", "cuda"), "runs on the CPU only; the provider is cuda"),
         (("--backend", "openvino", "--precision", "int8"), "--deepcache and --precision int8 exclude each other"),
     ],
 )

@@ -67,7 +67,7 @@ def test_a_compiler_that_is_killed_wanted_memory(
 
 def test_a_compiler_that_crashes_is_quoted(hand_made: Bundle, tmp_path: Path, shadow: Callable[[str], None]) -> None:
     shadow("import os, sys; print('mind the gap'); sys.stdout.flush(); os.abort()")
-    with pytest.raises(EngineError, match="unet died of signal 6; its last words: mind the gap"):
+    with pytest.raises(EngineError, match="unet died of signal 6; its last output: mind the gap"):
         build_processes.build_all([job(hand_made, "unet", tmp_path)], silent, None, 1)
 
 

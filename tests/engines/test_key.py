@@ -97,7 +97,7 @@ def test_bf16_is_the_default_where_the_processor_has_it(bundle: Bundle, monkeypa
     assert build_key(bundle, BuildRequest("openvino")).precision == "fp32"
     with pytest.raises(BackendUnavailableError, match="neither AMX nor AVX512-BF16") as refused:
         build_key(bundle, BuildRequest("openvino", "bf16"))
-    assert refused.value.hint == "ask for fp32"
+    assert refused.value.hint == "use --precision fp32"
 
 
 def test_a_precision_that_a_backend_lacks_is_refused(bundle: Bundle) -> None:

@@ -229,7 +229,7 @@ def test_row_64_int8_that_is_too_far_off_is_refused(
     assert builder("openvino").build(asked).precision == "int8"
     shutil.rmtree(asked.folder / "unet")
     monkeypatch.setattr(self_test_of_engines, "LIMIT", 1e-9)
-    with pytest.raises(NumericError, match="unet computes int8 wrongly here: off by") as compiled:
+    with pytest.raises(NumericError, match="unet computes int8 wrongly here: relative L2 error") as compiled:
         builder("openvino").build(asked)
     monkeypatch.setattr(quantised_bundle, "ERROR_LIMIT", 1e-9)
     with pytest.raises(NumericError, match="the int8 UNet changes a picture's latents by") as made:

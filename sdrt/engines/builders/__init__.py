@@ -1,4 +1,4 @@
-"""One builder a backend: `builder` gives it by name."""
+"""The builders, one for each backend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdrt.errors import UsageError
 
 __all__ = ["Builder", "ComponentJob", "Report", "builder"]
 
-# Each module imports its library only when it builds: the key of a set is known without it.
+# Each module imports its library only when it builds: the key of a set needs no library.
 _BUILDERS = {
     "onnxruntime": ("sdrt.engines.builders.onnxruntime", "OnnxRuntimeBuilder"),
     "openvino": ("sdrt.engines.builders.openvino", "OpenVinoBuilder"),
@@ -19,14 +19,14 @@ _BUILDERS = {
 
 
 def builder(backend: str, report: Report | None = None) -> Builder:
-    """The builder of a backend's engines.
+    """Return the builder of a backend's engines.
 
     Args:
-        backend: Its name.
-        report: Told how far a component is.
+        backend: Name of the backend.
+        report: Receives the progress of a component.
 
     Raises:
-        UsageError: There is none of this name.
+        UsageError: No builder has this name.
     """
     if backend not in _BUILDERS:
         raise UsageError(f"no engines are built for backend {backend!r}", hint=f"choose from {', '.join(_BUILDERS)}")

@@ -1,4 +1,4 @@
-"""What a builder of engines has to supply."""
+"""The base class of builders, and the types that they exchange."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sdrt.machine.memory import peak_memory_bytes, reset_peak_memory
 
 
 class ComponentJob(Record):
-    """The building of one component: plain values, since it travels to another process.
+    """The build of one component: plain values, since they are sent to another process.
 
-    ``graph`` is the verified ONNX file, ``folder`` where the engine set is put together; the component's files go into
-    ``folder / component``. ``timing_caches`` is where TensorRT keeps what it measured, if anywhere.
+    ``graph`` is the verified ONNX file, ``folder`` the engine set's; the component's files are written to
+    ``folder / component``. ``timing_caches`` is the folder of TensorRT's timing caches, if any.
     """
 
     backend: BackendName
@@ -42,17 +42,17 @@ class ComponentJob(Record):
 
 
 class Report(Protocol):
-    """Where a builder says how far it is."""
+    """The receiver of a build's progress."""
 
     def percent(self, done: int) -> None:
-        """Say that so much of the component is done, in all."""
+        """Report the percentage of the component that is done."""
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Report a line for the user."""
 
 
 class Mute:
-    """Says nothing."""
+    """A report that discards everything."""
 
     def percent(self, done: int) -> None:
         """Do nothing."""
@@ -63,12 +63,12 @@ class Mute:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compiling left in a component's folder.
+    """The files of a compiled component.
 
     Attributes:
         file: Name of the file that the backend opens.
-        weights: Name of the weights beside it.
-        layers: What was compiled, for a backend whose engines cannot be asked.
+        weights: Name of the weights file beside it, if any.
+        layers: Layers of the network, for a backend whose engines do not list them.
     """
 
     file: str
@@ -77,17 +77,17 @@ class Compiled:
 
 
 class Builder(ABC):
-    """Builds one backend's engines. A subclass supplies the facts and ``compile``.
+    """A builder of one backend's engines. A subclass defines ``compile`` and the properties of the backend.
 
     Args:
-        report: Told how far a component is.
+        report: Receives the progress of a component.
     """
 
     backend: ClassVar[BackendName]
-    # Count up when a change of this code changes what it makes from the same input.
+    # Increase it when a change of the code changes the engines.
     version: ClassVar[int]
     precisions: ClassVar[tuple[Precision, ...]]
-    # Whether components may be built at the same time: not where they are timed on one device.
+    # Whether components may be built at the same time: not if kernels are timed on one device.
     side_by_side: ClassVar[bool] = True
 
     def __init__(self, report: Report | None = None) -> None:
@@ -95,7 +95,7 @@ class Builder(ABC):
 
     @abstractmethod
     def library_versions(self) -> dict[str, str]:
-        """The installed libraries that decide what is built, by package.
+        """Return the versions of the libraries that decide what is built, by package.
 
         Raises:
             BackendUnavailableError: One is not installed.
@@ -103,26 +103,26 @@ class Builder(ABC):
 
     @abstractmethod
     def must_match(self, recipe: Recipe | None = None) -> dict[str, str]:
-        """What of this machine goes into the engines, and so must be there where they are opened."""
+        """Return the properties of this machine that the machine which opens the engines must share."""
 
     def also_in_key(self) -> dict[str, str]:
-        """What else of this machine decides how the engines come out, though they open where it differs."""
+        """Return other properties of this machine that change the engines, though they open without them."""
         return {}
 
     def components(self, held: frozenset[ComponentName]) -> tuple[ComponentName, ...]:
-        """What a set holds where the user leaves it open.
+        """Return the components of a set unless the user names them.
 
         Args:
-            held: What the bundle holds.
+            held: Components of the bundle.
         """
         return COMPONENTS
 
     def recipe(self, asked: Recipe | None, pictures: BatchRange | None) -> Recipe | None:
-        """The recipe to build by.
+        """Return the recipe to build by; None for backends without recipes.
 
         Args:
-            asked: The user's; None is the backend's default.
-            pictures: The user's number of pictures, in place of the recipe's.
+            asked: Recipe of the user; None is the backend's default.
+            pictures: Pictures at once, in place of the recipe's.
 
         Raises:
             UsageError: The backend has no recipes.
@@ -133,29 +133,31 @@ class Builder(ABC):
         return None
 
     def version_compatible(self, recipe: Recipe | None) -> bool:
-        """Whether later versions of the library, of the same major, open what is built."""
+        """Return whether later versions of the library, of the same major, open the engines."""
         return False
 
     def default_precision(self) -> Precision:
-        """What to build where the user leaves it open."""
+        """Return the precision unless the user names one."""
         return "fp32"
 
     def precision(self, asked: Precision | None, exported: Precision = "fp32") -> Precision:
-        """The precision to build in.
+        """Return the precision to build in.
 
         Args:
-            asked: By the user.
-            exported: The bundle's.
+            asked: Precision of the user; None is the backend's default.
+            exported: Precision of the bundle.
 
         Raises:
-            BackendUnavailableError: The backend cannot compute in the one asked for, at all or on this machine.
-            UsageError: The bundle is quantised and something else is asked for, or the other way round.
+            BackendUnavailableError: The backend, or this machine, cannot compute in the requested precision.
+            UsageError: Only one of the bundle and the request is int8.
         """
         if asked is None:
             asked = "int8" if exported == "int8" else self.default_precision()
         if asked not in self.precisions:
-            can = " and ".join(self.precisions)
-            raise BackendUnavailableError(f"{self.backend} computes in {can}, not in {asked}", hint=f"ask for {can}")
+            can = " or ".join(self.precisions)
+            raise BackendUnavailableError(
+                f"{self.backend} computes in {can}, not in {asked}", hint=f"use --precision {can}"
+            )
         if (asked == "int8") != (exported == "int8"):
             hint = "sdrt export --precision int8 writes quantised bundles, --precision fp32 plain ones"
             raise UsageError(f"the bundle is in {exported}: engines in {asked} cannot be built from it", hint=hint)
@@ -164,14 +166,14 @@ class Builder(ABC):
     def component_precision(
         self, component: ComponentName, precision: Precision, exported: Precision = "fp32"
     ) -> Precision:
-        """How one component, exported in some precision, computes in a set of this precision."""
+        """Return the precision of a component that was exported in ``exported``, in a set of ``precision``."""
         return precision
 
     def options(self, component: ComponentName, provider: Provider = "cpu") -> dict[str, str]:
-        """What the component is built with besides its precision and batch.
+        """Return the options of a component besides precision and batch.
 
         Raises:
-            UsageError: The backend takes no such provider.
+            UsageError: The backend does not have the provider.
         """
         if provider != "cpu":
             hint = "providers are for --backend onnxruntime"
@@ -207,4 +209,4 @@ class Builder(ABC):
 
     @abstractmethod
     def compile(self, job: ComponentJob, folder: Path) -> Compiled:
-        """Compile the job's graph into the folder."""
+        """Compile the job's graph into the folder; return the files."""

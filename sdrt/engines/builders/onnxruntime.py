@@ -1,4 +1,4 @@
-"""ONNX Runtime: for the CPU the optimised graph, so that opening it optimises nothing; for a GPU a rewritten one."""
+"""The builder of ONNX Runtime: for the CPU it saves the optimised graph, for a GPU a rewritten one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 # Above this many bytes an initializer goes to the weights file, which is mapped rather than read.
 EXTERNAL_BYTES = 1024
-# The least that a file on a disk grows by.
+# Smallest growth of a file on disk.
 BLOCK_BYTES = 4096
 
 
 class OnnxRuntimeBuilder(Builder):
-    """Saves what ONNX Runtime's optimiser makes of each graph.
+    """The builder of ONNX Runtime: saves the graphs that its optimiser writes.
 
-    All of it: the blocked layouts depend on the processor, and so does the set, but they are worth a seventh of the
-    time (docs/decisions/0010).
+    All optimisations are on: blocked layouts tie the set to the processor, but save a seventh of the time
+    (docs/decisions/0010).
     """
 
     backend = "onnxruntime"
@@ -38,19 +38,19 @@ class OnnxRuntimeBuilder(Builder):
     precisions = ("fp32",)
 
     def library_versions(self) -> dict[str, str]:
-        """ONNX Runtime's version."""
+        """Return the version of ONNX Runtime."""
         return {"onnxruntime": installed_version("onnxruntime")}
 
     def must_match(self, recipe: Recipe | None = None) -> dict[str, str]:
-        """The processor's kind and vector width: weights are blocked for it, and another would read them wrongly."""
+        """Return the processor's architecture and vector width, which the layout of the weights depends on."""
         return {"machine": platform.machine(), "simd": simd_width()}
 
     def options(self, component: ComponentName, provider: Provider = "cpu") -> dict[str, str]:
-        """Return the provider and the opset of its graphs; nothing for the CPU."""
+        """Return the provider and the opset of its graphs; an empty dict for the CPU."""
         return {} if provider == "cpu" else {"provider": provider, "opset": str(OPSET)}
 
     def compile(self, job: ComponentJob, folder: Path) -> Compiled:
-        """Save the optimised graph, large weights beside it."""
+        """Write the optimised graph, with large weights in a file beside it."""
         if "provider" in job.options:
             return _rewritten(job, folder)
         import onnxruntime
@@ -66,20 +66,20 @@ class OnnxRuntimeBuilder(Builder):
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_BYTES)
         )
-        # The session is thrown away: weights need not be packed for products that it will not compute.
+        # The session computes nothing: its weights need not be packed.
         options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             with disk_errors(folder):
                 onnxruntime.InferenceSession(job.graph, options, providers=["CPUExecutionProvider"])
         except ERRORS as error:
-            # Its message does not say so when the disk was the reason.
+            # The message does not tell if the disk was full.
             _check_room(folder, job.source_bytes)
             raise library_error(f"onnxruntime cannot compile {job.graph}", error) from error
         return Compiled(GRAPH, WEIGHTS if (folder / WEIGHTS).exists() else None)
 
 
 def _rewritten(job: ComponentJob, folder: Path) -> Compiled:
-    """Write the graph that GPU providers take, which they optimise when it is opened, and the weights as they are."""
+    """Write the graph for GPU providers, which optimise it when they open it, and copy the weights."""
     model = gpu_graph(job.graph)
     with disk_errors(folder):
         (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
@@ -92,7 +92,7 @@ def _rewritten(job: ComponentJob, folder: Path) -> Compiled:
 
 
 def _check_room(folder: Path, size_bytes: int) -> None:
-    """Hold that what is in a folder can grow, and that a file of this size has room beside it: by disk and limits."""
+    """Raise ResourceError unless files in a folder can grow and a new file of this size fits, by disk and limits."""
     with disk_errors(folder):
         for path in folder.iterdir():
             with path.open("ab") as written:

@@ -1,8 +1,8 @@
-"""Rewrites exported graphs for ONNX Runtime's GPU providers: every node runs on the GPU, none computes with shapes.
+"""Graphs for ONNX Runtime's GPU providers: every node runs on the GPU, none computes with shapes.
 
-A session that may not fall back to the CPU is refused when one node of its graph is placed there. The CUDA provider
-places there what computes with the result of a ``Shape``, and what has no CUDA kernel for the version of the operator
-that the graph's opset selects. Exported graphs have both: group normalisation is a function whose body reads shapes,
+If fallback to the CPU is off, a session is refused when one node of its graph is placed there. The CUDA provider does
+so for nodes that compute with the result of a ``Shape``, and for operators that have no CUDA kernel in the version that
+the graph's opset selects. Exported graphs have both: group normalisation is a function whose body reads shapes,
 CLIP's mask is expanded to the batch, and ``Sin``, ``Cos``, ``Equal``, ``ReduceMax`` and ``InstanceNormalization`` lack
 kernels in their newer versions. So group normalisation becomes an instance normalisation between reshapes to constants,
 attention and GELU become ONNX Runtime's own operators, and the graph is declared at opset 18, for which every operator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 OPSET = 18
 #: The domain of ONNX Runtime's own operators.
 OWN_DOMAIN = "com.microsoft"
-#: Operators whose result is a shape; what reads it is placed on the CPU.
+#: Operators whose result is a shape; nodes that read it are placed on the CPU.
 READS_SHAPES = ("Shape", "Size")
 #: Attributes of ONNX's Attention that its replacement lacks, with the values at which they change nothing.
 _NEUTRAL = {"q_num_heads": 0, "kv_num_heads": 0, "softcap": 0.0, "qk_matmul_output_mode": 0}
@@ -34,7 +34,7 @@ _SWAP_HEADS = (0, 2, 1, 3)
 
 
 def gpu_graph(path: Path) -> onnx.ModelProto:
-    """Return an exported graph rewritten for a GPU provider; it refers to the same file of weights.
+    """Return an exported graph, rewritten for a GPU provider; it refers to the same weights file.
 
     Args:
         path: The graph, exported at opset 23 or later.
@@ -60,7 +60,7 @@ def gpu_graph(path: Path) -> onnx.ModelProto:
 
 
 class _Rewriting:
-    """Rewrites one model in place.
+    """The rewriting of one model, in place.
 
     Args:
         model: A model with its values' shapes.
@@ -82,7 +82,7 @@ class _Rewriting:
         self._constants: dict[str, onnx.TensorProto] = {}
 
     def run(self) -> None:
-        """Rewrite the model, and drop nodes and weights that nothing reads any more."""
+        """Rewrite the model; remove nodes and weights that are no longer used."""
         from onnx import helper
 
         for node in self._model.graph.node:
@@ -143,7 +143,7 @@ class _Rewriting:
         self._add("Add", [scaled, row], out, name)
 
     def _gelu(self, node: onnx.NodeProto) -> None:
-        """Replace a GELU, which is ONNX's from opset 20 on, by ONNX Runtime's operator for the same approximation."""
+        """Replace a GELU, an operator of opset 20 and later, by ONNX Runtime's operator for the same approximation."""
         operator = "FastGelu" if _attributes(node).get("approximate") == b"tanh" else "Gelu"
         (given,), (out,) = node.input, node.output
         self._add(operator, [given], out, node.name or out, domain=OWN_DOMAIN)

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the compiled model, exported as one blob."""
+"""The builder of OpenVINO on the CPU: it exports the compiled model as one blob."""
 
 from __future__ import annotations
 
@@ -24,44 +24,45 @@ if TYPE_CHECKING:
     import openvino
 
 BLOB = "model.blob"
-#: Components that end as a UNet does. What bf16 costs in a VAE's picture is not multiplied by guidance and sigma.
+#: Components that end like a UNet. The error of bf16 in a VAE's picture is not multiplied by guidance and sigma.
 UNETS: tuple[ComponentName, ...] = ("unet", "denoise_step", *DEEPCACHE)
 #: Added to an fp32 number's bits, it carries into the upper half where the lower one is above a half.
 BELOW_HALF = 0x7FFF
 
 
 class OpenVinoBuilder(Builder):
-    """Compiles each graph for this processor, with the batch free unless one number of pictures is asked for."""
+    """The builder of OpenVINO: compiles for this processor, with a free batch unless pictures are fixed."""
 
     backend = "openvino"
     version = 4
     precisions = ("fp32", "bf16", "int8")
 
     def library_versions(self) -> dict[str, str]:
-        """OpenVINO's version."""
+        """Return the version of OpenVINO."""
         return {"openvino": installed_version("openvino")}
 
     def must_match(self, recipe: Recipe | None = None) -> dict[str, str]:
-        """The processor's kind and instruction sets."""
+        """Return the processor's architecture and instruction sets."""
         return {"machine": platform.machine(), "cpu_features": " ".join(cpu_features())}
 
     def default_precision(self) -> Precision:
-        """Precision bf16 where the processor computes in it, else fp32."""
+        """Return bf16 if the processor computes in it, else fp32."""
         return "bf16" if supports_bf16() else "fp32"
 
     def precision(self, asked: Precision | None, exported: Precision = "fp32") -> Precision:
-        """The precision to build in; bf16 is refused where it would be emulated."""
+        """Return the precision to build in; raise BackendUnavailableError for bf16 that would be emulated."""
         if asked == "bf16" and not supports_bf16():
-            hint = "ask for fp32"
+            hint = "use --precision fp32"
             raise BackendUnavailableError("this processor has neither AMX nor AVX512-BF16 for bf16", hint=hint)
         return super().precision(asked, exported)
 
     def component_precision(
         self, component: ComponentName, precision: Precision, exported: Precision = "fp32"
     ) -> Precision:
-        """The text encoder computes in fp32 always: it runs once, and bf16 saves no time (docs/decisions/0011).
+        """Return the precision of a component.
 
-        In a set in int8 the VAE computes as it would without.
+        The text encoder computes in fp32: it runs once, and bf16 saves no time (docs/decisions/0011). In an int8 set
+        the VAE computes in the default precision.
         """
         if component == "text_encoder":
             return "fp32"
@@ -90,15 +91,15 @@ class OpenVinoBuilder(Builder):
 
 
 def _run(compiled: openvino.CompiledModel, feeds: dict[str, Any]) -> dict[str, Any]:
-    """What a compiled graph gives, by name."""
+    """Return the outputs of a compiled graph by name."""
     return {output.any_name: value for output, value in compiled(feeds).items()}
 
 
 def _round_weights(model: openvino.Model) -> None:
-    """Hold the weights of products and convolutions in bf16, in which they are computed anyway, half as large.
+    """Round the weights of matrix products and convolutions to bf16, which halves the blob.
 
-    All else stays: norms, biases, the timestep's frequencies and what is kept in fp32. Rounded to the nearest, a
-    tie to the even one, as OpenVINO rounds them: the outputs are the same bit by bit.
+    OpenVINO computes these in bf16 in any case, and rounds in the same way (to nearest, ties to even): outputs are
+    bit-identical. Norms, biases, the timestep's frequencies and layers kept in fp32 are unchanged.
     """
     openvino = load_library()
     for node in model.get_ordered_ops():
@@ -111,7 +112,7 @@ def _round_weights(model: openvino.Model) -> None:
         rounded = (bits + (BELOW_HALF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
         held = openvino.opset13.constant(rounded, dtype=openvino.Type.bf16)
         widened = openvino.opset13.convert(held, "f32")
-        # without this mark, OpenVINO widens them as it compiles, and the blob is as large as before
+        # Without this mark OpenVINO widens the weights when it compiles, and the blob is as large as before.
         widened.get_rt_info()["decompression_0"] = ""
         for reader in readers:
             reader.replace_source_output(widened.output(0))
@@ -122,5 +123,5 @@ def _computed_in_bf16(node: openvino.Node) -> bool:
 
 
 def _fix_batch(model: openvino.Model, batch: int) -> None:
-    """Give every input's first axis one length."""
+    """Set the length of every input's first axis."""
     model.reshape({node.any_name: [batch, *list(node.partial_shape)[1:]] for node in model.inputs})

@@ -1,12 +1,12 @@
-"""What stays in fp32 in a model that OpenVINO computes in bf16: the timestep's angles, and a UNet's last layers.
+"""Layers that stay in fp32 in a model that OpenVINO computes in bf16: the timestep's angles, a UNet's last layers.
 
-Left alone, OpenVINO rounds the timestep itself to bf16, which holds 8 bits: 958.4 becomes 960, and its product with the
-largest frequency is wrong by up to two radians, in every step and for the whole picture. And it rounds what the last
-layers of a UNet hand on and put out, which each step takes times the sigma it goes down, the guided difference many
-times: of a step's error half comes from there, in a thousandth of the work (docs/decisions/0082 and 0083).
+By default OpenVINO rounds the timestep to bf16, which has 8 significant bits: 958.4 becomes 960, and its product with
+the largest frequency is wrong by up to two radians in every step. It also rounds the outputs of a UNet's last layers,
+which a step multiplies by the change of sigma, and guidance by its scale: half of a step's error comes from there, in a
+thousandth of the work (docs/decisions/0082 and 0083).
 
-A node can be told to keep its precision by an attribute that Python cannot make but the IR format can state; and its
-inputs can be exchanged. So such nodes are read from an IR of their own.
+An attribute makes a node keep its precision. The Python API cannot create it, the IR format can; so each such node is
+read from a small IR, and its inputs are then replaced.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _KEPT_PRECISION = (
     '<rt_info><attribute name="DisablePrecisionConversion" version="0" value="dynamic:dynamic"/></rt_info>'
 )
 _BROADCAST = 'auto_broadcast="numpy"'
-#: What nodes that stay in fp32 are called.
+#: Name of nodes that stay in fp32.
 KEPT = "kept in fp32"
-#: Of a node's input, by the name of its type in Python.
+#: Names of types in the IR, by their names in Python.
 _PRECISIONS = {"f32": "FP32", "i64": "I64"}
 
 
 def keep_timestep(model: openvino.Model) -> int:
-    """Let sines and cosines of a timestep times frequencies be of angles in fp32.
+    """Compute the angles, timestep times frequencies, of sines and cosines in fp32.
 
     Args:
-        model: As read from an exported graph: a parameter [batch] through Unsqueeze and Multiply by constants [1, n].
+        model: Model of an exported graph: a parameter [batch], then Unsqueeze and Multiply by constants [1, n].
 
     Returns:
-        How many such products there are: one in a UNet, none in what knows no timestep.
+        The number of such products: one in a UNet, none in a model without timestep.
     """
     found = 0
     for node in model.get_ordered_ops():
@@ -45,7 +45,7 @@ def keep_timestep(model: openvino.Model) -> int:
         if _kind(node) == "Multiply" and any(_kind(one.get_node()) == "Sin" for one in readers):
             column, frequencies = node.input_value(0), node.input_value(1)
             if _kind(column.get_node()) == "Unsqueeze" and _kind(frequencies.get_node()) == "Constant":
-                # A Reshape: what becomes of an Unsqueeze loses the attribute.
+                # Reshape, not Unsqueeze, whose replacement loses the attribute when OpenVINO compiles.
                 rows = _kept("Reshape", 'special_zero="false"', column.get_node().input_value(0), _whole([-1, 1]))
                 _replace(node, _kept("Multiply", _BROADCAST, rows, frequencies))
                 found += 1
@@ -54,13 +54,13 @@ def keep_timestep(model: openvino.Model) -> int:
 
 
 def keep_last_layers(model: openvino.Model) -> bool:
-    """Let the last group normalisation, SiLU and convolution be in fp32, their weights too.
+    """Compute the last group normalisation, SiLU and convolution in fp32, with weights in fp32.
 
     Args:
-        model: As read from a graph that was exported in fp32 with group normalisation whole (opset 21 and later).
+        model: Model of a graph exported in fp32 with GroupNormalization operators (opset 21 and later).
 
     Returns:
-        Whether it ends in such layers, as a UNet does; what ends otherwise is left as it is.
+        Whether the model ends in such layers, as a UNet does; otherwise it is unchanged.
     """
     convolutions = [node for node in model.get_ordered_ops() if _kind(node) == "Convolution"]
     norm = _normalised(convolutions[-1].input_value(0).get_node()) if convolutions else None
@@ -73,7 +73,7 @@ def keep_last_layers(model: openvino.Model) -> bool:
 
 
 def _normalised(node: openvino.Node) -> openvino.Node | None:
-    """The group normalisation, by constants, whose SiLU a node is."""
+    """Return the group normalisation, with constant parameters, if a node is its SiLU; else None."""
     if _kind(node) != "Multiply":
         return None
     parts = {_kind(value.get_node()): value.get_node() for value in node.input_values()}
@@ -85,10 +85,10 @@ def _normalised(node: openvino.Node) -> openvino.Node | None:
 
 
 def _silu_of_norm(norm: openvino.Node) -> openvino.Output:
-    """SiLU of a group normalisation of [batch, channels, h, w], of operators that keep their precision.
+    """Build the SiLU of a group normalisation of [batch, channels, h, w] from operators that keep their precision.
 
-    As half + half * tanh(half) of half the argument (x sigmoid(x) = x/2 + x/2 tanh(x/2)): OpenVINO makes an operator of
-    its own, which rounds, of Sigmoid and Multiply.
+    It is written as x sigmoid(x) = x/2 + x/2 tanh(x/2): OpenVINO fuses Sigmoid and Multiply into an operator that
+    rounds.
     """
     about, value = norm.get_attributes(), norm.input_value(0)
     shape = value.get_partial_shape()
@@ -106,13 +106,13 @@ def _silu_of_norm(norm: openvino.Node) -> openvino.Output:
 
 
 def _kept(kind: str, settings: str, *inputs: openvino.Output, opset: int = 1) -> openvino.Output:
-    """The output of a new operator, which stays in fp32 whatever the model is computed in.
+    """Return the output of a new operator that stays in fp32.
 
     Args:
-        kind: Its type in the IR.
-        settings: Its attributes there.
-        inputs: Numbers, or int64.
-        opset: Of the operator.
+        kind: Type of the operator in the IR.
+        settings: Attributes of the operator in the IR.
+        inputs: Inputs, fp32 or int64.
+        opset: Opset of the operator.
     """
     types = [str(value.get_element_type().get_type_name()) for value in inputs]
     at = len(inputs)
@@ -143,7 +143,7 @@ def _layer(
     more: str = "",
     opset: int = 1,
 ) -> str:
-    """An operator as the IR states it; types are named as in Python."""
+    """Return the IR of an operator; types are named as in Python."""
     takes = "".join(f'<port id="{port}" precision="{_PRECISIONS[one]}"/>' for port, one in enumerate(inputs))
     gives = f'<output><port id="{len(inputs)}" precision="{_PRECISIONS[output]}"/></output>' if output else ""
     return (
@@ -153,7 +153,7 @@ def _layer(
 
 
 def _attributes(convolution: openvino.Node) -> str:
-    """A convolution's attributes, as the IR states them."""
+    """Return a convolution's attributes as in the IR."""
     about: dict[str, Any] = convolution.get_attributes()
     return " ".join(
         f'{name}="{value if isinstance(value, str) else ", ".join(map(str, value))}"' for name, value in about.items()
@@ -161,7 +161,7 @@ def _attributes(convolution: openvino.Node) -> str:
 
 
 def _replace(node: openvino.Node, value: openvino.Output) -> None:
-    """Let all that reads a node's output read another."""
+    """Connect all readers of a node's output to another output."""
     for reader in list(node.output(0).get_target_inputs()):
         reader.replace_source_output(value)
 

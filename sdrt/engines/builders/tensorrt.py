@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: strongly typed plans. One builder over whichever module is given."""
+"""The builders of TensorRT and TensorRT-RTX: strongly typed plans."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     import tensorrt_rtx as rtx
 
 PLAN = "model.plan"
-#: What the log holds where memory ran out.
+#: Texts of the log that mean that memory ran out.
 MEMORY_WORDS = ("out of memory", "Out of memory", "OutOfMemory")
-#: What it holds where TensorRT's compiler, Myelin, gave up.
+#: Text of the log that means that TensorRT's compiler, Myelin, failed.
 COMPILER_FAULT = "MyelinCheckException"
 WITH_STEP: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")
 
 
 class TensorRtBuilder(Builder):
-    """Compiles for the GPU that is here, timing kernels on it.
+    """The builder of TensorRT: compiles for this machine's GPU and times kernels on it.
 
-    Networks are strongly typed: they compute as the bundle's graphs say.
+    Networks are strongly typed: their precision is the graphs'.
 
     Args:
-        report: Told how far a component is.
-        library: The module; None imports the backend's.
+        report: Receives the progress of a component.
+        library: Module of TensorRT; None imports the backend's.
     """
 
     backend: ClassVar[BackendName] = "tensorrt"
@@ -58,62 +58,64 @@ class TensorRtBuilder(Builder):
         self._library = library
 
     def library_versions(self) -> dict[str, str]:
-        """The library's version."""
+        """Return the version of the library."""
         return {self.backend: installed_version(self.backend)}
 
     def must_match(self, recipe: Recipe | None = None) -> dict[str, str]:
-        """The GPU's architecture, or what the recipe widens it to."""
+        """Return the GPU's architecture, or the wider range of the recipe."""
         compatibility = recipe.hardware_compatibility if recipe else "none"
         if compatibility == "ampere_plus":
             return {"gpu": "sm80+"}
         return {"gpu": self._gpu().architecture}
 
     def also_in_key(self) -> dict[str, str]:
-        """The driver's and CUDA's versions: kernels are chosen by timing on them."""
+        """Return the versions of driver and CUDA and the GPU's name: kernels are chosen by timing."""
         driver = nvidia.driver()
         return {"driver": driver.version, "cuda": driver.cuda, "gpu": self._gpu().name}
 
     def components(self, held: frozenset[ComponentName]) -> tuple[ComponentName, ...]:
-        """The four, and the denoise step, which is what runs with guidance."""
+        """Return the four components, and denoise_step, which runs guided steps, if the bundle holds it."""
         return WITH_STEP if "denoise_step" in held else COMPONENTS
 
     def recipe(self, asked: Recipe | None, pictures: BatchRange | None) -> Recipe:
-        """The user's recipe or the default one, for the user's pictures if he says how many."""
+        """Return the user's recipe or the default one, with the user's range of pictures if there is one."""
         recipe = asked or load_recipe(DEFAULT)
         return recipe.with_pictures(pictures) if pictures else recipe
 
     def version_compatible(self, recipe: Recipe | None) -> bool:
-        """Whether the recipe asks for it."""
+        """Return whether the recipe sets ``version_compatible``."""
         return recipe is not None and recipe.version_compatible
 
     def default_precision(self) -> Precision:
-        """What the bundle is exported in where the user leaves it open."""
+        """Return fp16, the default precision of bundles for GPUs."""
         return "fp16"
 
     def precision(self, asked: Precision | None, exported: Precision = "fp32") -> Precision:
-        """The bundle's precision: a strongly typed network computes as its graph says.
+        """Return the bundle's precision: a strongly typed network computes in that of its graph.
 
         Raises:
-            BackendUnavailableError: The backend does not compute in it.
-            UsageError: The bundle is in another.
+            BackendUnavailableError: The backend does not compute in this precision.
+            UsageError: The user's precision is not the bundle's.
         """
         wanted = super().precision(asked or exported, exported)
         if wanted != exported:
             hint = f"export it with --precision {wanted}, or leave --precision out"
-            raise UsageError(f"the bundle is {exported}; {self.backend} computes as the graphs say", hint=hint)
+            raise UsageError(
+                f"the bundle is {exported}; {self.backend} computes in the precision of the graphs", hint=hint
+            )
         return wanted
 
     def component_precision(
         self, component: ComponentName, precision: Precision, exported: Precision = "fp32"
     ) -> Precision:
-        """What the component was exported in; one that overflows fp16 is fp32 in an fp16 bundle."""
+        """Return the component's exported precision; one that overflows fp16 is fp32 in an fp16 bundle."""
         return exported
 
     def compile(self, job: ComponentJob, folder: Path) -> Compiled:
-        """Write the plan.
+        """Write the plan of a component.
 
         Raises:
-            EngineError: The graph is malformed, or TensorRT does not take it; names the node.
+            EngineError: The graph is malformed, or TensorRT does not accept it; names the node.
             UsageError: The recipe's batch is outside the graph's shape.
             ResourceError: Memory ran out.
         """
@@ -153,7 +155,7 @@ class TensorRtBuilder(Builder):
 
 
 class TensorRtRtxBuilder(TensorRtBuilder):
-    """Compiles for the GPUs that the recipe names; none has to be here, and nothing is timed."""
+    """The builder of TensorRT-RTX: compiles for the recipe's targets, without a GPU and without timing."""
 
     backend: ClassVar[BackendName] = "tensorrt-rtx"
     module = "tensorrt_rtx"
@@ -161,15 +163,15 @@ class TensorRtRtxBuilder(TensorRtBuilder):
     side_by_side = True
 
     def must_match(self, recipe: Recipe | None = None) -> dict[str, str]:
-        """The GPU architectures, one of which must be there; nothing of this machine."""
+        """Return the target architectures, one of which the GPU must have; nothing of this machine."""
         return {"gpu": " ".join(recipe.targets if recipe and recipe.targets else DEFAULT_TARGETS)}
 
     def also_in_key(self) -> dict[str, str]:
-        """Nothing: a set for the same targets is the one to be built anywhere."""
+        """Return an empty dict: for the same targets every machine builds the same set."""
         return {}
 
     def recipe(self, asked: Recipe | None, pictures: BatchRange | None) -> Recipe:
-        """As `TensorRtBuilder.recipe`; targets that it does not name are for this machine's GPU."""
+        """Return the recipe as `TensorRtBuilder.recipe`; without targets it is for this machine's GPU."""
         try:
             here = [gpu.architecture for gpu in nvidia.driver().gpus]
         except BackendUnavailableError:
@@ -177,7 +179,7 @@ class TensorRtRtxBuilder(TensorRtBuilder):
         return super().recipe(asked, pictures).for_gpus(here)
 
     def version_compatible(self, recipe: Recipe | None) -> bool:
-        """No: TensorRT-RTX has no such plans."""
+        """Return False: TensorRT-RTX has no version-compatible plans."""
         return False
 
     def _timing_cache(self, job: ComponentJob) -> None:
@@ -185,7 +187,7 @@ class TensorRtRtxBuilder(TensorRtBuilder):
 
 
 class _Build:
-    """The building of one component. Keeps what TensorRT's objects point into alive together."""
+    """The build of one component. It keeps all objects alive that TensorRT's objects refer to."""
 
     def __init__(
         self, trt: Library, job: ComponentJob, recipe: Recipe, batch: BatchRange, report: Report, *, for_targets: bool
@@ -196,9 +198,11 @@ class _Build:
         self._logger: rtx.ILogger = listen(trt, self._messages)
         self._builder = trt.Builder(self._logger)
         if not self._builder:
-            raise EngineError(f"{job.backend} makes no builder: {self._messages.tail()}", hint="check NVIDIA's driver")
+            raise EngineError(
+                f"{job.backend} creates no builder: {self._messages.tail()}", hint="check NVIDIA's driver"
+            )
         self._builder.max_threads = job.threads
-        # What follows is the parser's.
+        # From here on the log is the parser's.
         self._messages.clear()
         self._parsed = parse(trt, self._builder, self._logger, self._messages, job.graph)
         for warning in objections(self._messages, job.spec.inputs):
@@ -206,10 +210,10 @@ class _Build:
         self._attentions = attentions.attentions(trt, self._parsed.definition)
 
     def plan(self, cache: TimingCache | None) -> memoryview:
-        """The serialised plan. Attentions are fused; those that have no kernel are marked and it is built again.
+        """Build and return the serialised plan; build again with attentions decomposed that have no fused kernel.
 
         Raises:
-            EngineError: TensorRT builds nothing; says the end of its log.
+            EngineError: TensorRT builds nothing; the message is the end of its log.
             ResourceError: Memory ran out.
         """
         self._mark([attention for attention in self._attentions if attentions.is_never_fused(self._trt, attention)])
@@ -217,7 +221,7 @@ class _Build:
         if plan is None and self._messages.say(attentions.NO_KERNEL) and self._mark_unfused():
             plan = self._try(cache)
         if plan is None and self._fused() and self._may_lack_kernel():
-            # One that has a kernel by itself has none inside this graph; or the log says otherwise that one has none.
+            # An attention may have a kernel alone and none inside this graph, or the log may word it differently.
             self._mark(self._fused())
             plan = self._try(cache)
         if plan is None:
@@ -225,17 +229,17 @@ class _Build:
         return memoryview(plan)
 
     def layers(self) -> LayerList:
-        """What was compiled."""
+        """Return the layers of the network."""
         return layer_list(self._parsed.definition, self._attentions)
 
     def _try(self, cache: TimingCache | None) -> rtx.IHostMemory | None:
-        """One build: the plan, or None with the reason in the log."""
+        """Build once; return the plan, or None with the reason in the log."""
         self._messages.clear()
         config = new_config(self._trt, self._builder, self._recipe, for_targets=self._for_targets)
         network, inputs = self._parsed.definition, self._job.spec.inputs
         add_profile(self._builder, config, network, self._job.component, inputs, self._batch, self._messages)
         phases = Phases(self._report.percent)
-        # The configuration does not keep it alive.
+        # The configuration does not keep the monitor alive.
         monitor = make_monitor(self._trt, phases)
         config.progress_monitor = monitor
         if cache is not None:
@@ -247,11 +251,11 @@ class _Build:
         return plan
 
     def _may_lack_kernel(self) -> bool:
-        """Whether the last build may have failed for want of an attention's kernel, and not of memory."""
+        """Return whether the last build may have failed because an attention has no kernel, not because of memory."""
         return wanted_workspace_bytes(self._messages) is None and attentions.may_lack_kernel(self._messages)
 
     def _mark_unfused(self) -> bool:
-        """Mark the attentions that do not build alone; whether there are any."""
+        """Mark the attentions that do not build alone; return whether there are any."""
         rows = (self._batch.min, self._batch.opt, self._batch.max)
         known: dict[attentions.AttentionShape, bool] = {}
         for attention in self._fused():
@@ -266,7 +270,7 @@ class _Build:
         return [attention for attention in self._attentions if not attention.decomposable]
 
     def _mark(self, unfused: list[rtx.IAttention]) -> None:
-        """Let TensorRT decompose these attentions, and say which."""
+        """Let TensorRT decompose these attentions, and report them."""
         if not unfused:
             return
         for attention in unfused:
@@ -286,16 +290,14 @@ class _Build:
             return ResourceError(f"{what}: {tail}", hint=hint)
         if wanted_bytes is not None or any(self._messages.say(words) for words in MEMORY_WORDS):
             needed = f"{wanted_bytes} bytes are needed: " if wanted_bytes else ""
-            hint = (
-                "build by a recipe with fewer pictures, or end what else holds the GPU's memory (nvidia-smi lists it)"
-            )
+            hint = "use a recipe with fewer pictures, or stop other processes that use the GPU (nvidia-smi lists them)"
             return ResourceError(f"{what}: {tail}", hint=needed + hint)
         if self._for_targets:
-            hint = "build it by another --recipe or with fewer targets; if it fails again, report it"
+            hint = "use another --recipe or fewer targets; if it fails again, report it"
         elif recipe.hardware_compatibility != "none" and self._messages.say(COMPILER_FAULT):
             hint = "this TensorRT does not compile it for other GPUs: build it with --set hardware_compatibility=none"
         elif recipe.version_compatible:
             hint = "build it with --set version_compatible=false; if it fails again, report it"
         else:
-            hint = "build it by another --recipe; if it fails again, report it"
+            hint = "use another --recipe; if it fails again, report it"
         return EngineError(f"{what}: {tail}", hint=hint)

@@ -1,4 +1,4 @@
-"""Which attentions TensorRT computes by one kernel, found by trying, and the marking of those it cannot."""
+"""Fused kernels of attentions: TensorRT has them for some shapes only, which trial builds find."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sdrt.libraries.tensorrt_log import Messages
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx
 
-#: What the log says when an attention that must not be decomposed has no kernel.
+#: Text of the log if an attention that must not be decomposed has no kernel.
 NO_KERNEL = "not supported by a dedicated kernel"
-#: How else it may come out in the log of another version, each a set of texts in one line.
+#: Texts of other versions' logs for the same; all texts of a tuple are in one line.
 LIKE_NO_KERNEL = ((NO_KERNEL,), ("Could not find any implementation for node",), ("MyelinCheckException", "ttention"))
-#: The largest head for which a kernel was seen: 256 builds in TensorRT-RTX 1.7, 264 and 512 do not.
+#: Largest head size with a kernel: 256 builds in TensorRT-RTX 1.7, 264 and 512 do not.
 LARGEST_HEAD = 256
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """All that decides whether an attention has a kernel. Shapes without the batch, mask None where there is none."""
+    """The properties that decide whether an attention has a kernel. Shapes are without the batch; mask may be None."""
 
     query: tuple[int, ...]
     key: tuple[int, ...]
@@ -35,30 +35,30 @@ class AttentionShape:
 
 
 def attentions(trt: Library, network: rtx.INetworkDefinition) -> list[rtx.IAttention]:
-    """Every IAttention of a network, in its order."""
+    """Return every IAttention of a network, in order."""
     found = []
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.ATTENTION_OUTPUT:
-            # get_layer gives the base class; this is how the Python API casts down.
+            # get_layer returns the base class; the Python API casts down like this.
             layer.__class__ = trt.IAttentionOutputLayer
             found.append(cast("rtx.IAttentionOutputLayer", layer).attention)
     return found
 
 
 def is_never_fused(trt: Library, attention: rtx.IAttention) -> bool:
-    """Whether it is known without trying that an attention has no kernel: fp32, or a head that is too large."""
+    """Return whether an attention surely has no kernel: it is fp32, or its head is too large."""
     query = attention.get_input(0)
     return query.dtype == trt.DataType.FLOAT or query.shape[3] > LARGEST_HEAD
 
 
 def may_lack_kernel(messages: Messages) -> bool:
-    """Whether a build may have failed for want of an attention's kernel."""
+    """Return whether a build may have failed because an attention has no kernel."""
     return any(messages.say(*texts) for texts in LIKE_NO_KERNEL)
 
 
 def shape_of(attention: rtx.IAttention) -> AttentionShape:
-    """What decides whether an attention has a kernel."""
+    """Return the shape and types of an attention."""
     query, key, value = (attention.get_input(index) for index in range(3))
     mask = attention.mask
     return AttentionShape(
@@ -79,14 +79,14 @@ def has_kernel(
     shape: AttentionShape,
     rows: tuple[int, int, int],
 ) -> bool:
-    """Whether an attention of this shape builds by itself without being decomposed; takes a fraction of a second.
+    """Build an attention alone; return whether it has a fused kernel. This takes a fraction of a second.
 
     Args:
-        trt: The module.
-        builder: A builder of it.
-        new_config: Makes a configuration for the targets of the build.
-        shape: The attention.
-        rows: Least, best and largest batch.
+        trt: Module of TensorRT.
+        builder: Builder of the module.
+        new_config: Creates a configuration for the targets of the build.
+        shape: Shape and types of the attention.
+        rows: Smallest, best and largest batch.
     """
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     config = new_config()
@@ -108,7 +108,7 @@ def has_kernel(
 
 
 def describe(attention: rtx.IAttention) -> str:
-    """An attention in words: its name and shape."""
+    """Return an attention's name and shape as text."""
     shape = shape_of(attention)
     heads, queries, head_size = shape.query
     return f"{attention.name} ({heads} heads of {head_size}, {queries}x{shape.key[1]}, {precision_name(shape.dtype)})"

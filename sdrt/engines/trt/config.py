@@ -1,4 +1,4 @@
-"""A build's configuration from a recipe: the one place where TensorRT and TensorRT-RTX differ."""
+"""The configuration of a build: the only place where TensorRT and TensorRT-RTX differ."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _WANTED = re.compile(r"insufficient memory on requested size of (\d+)")
 
 
 def new_config(trt: Library, builder: rtx.Builder, recipe: Recipe, *, for_targets: bool) -> rtx.IBuilderConfig:
-    """A configuration without profile and monitor.
+    """Create a configuration, without profile and monitor.
 
     Args:
-        trt: The module.
-        builder: A builder of it.
-        recipe: What it is to say.
-        for_targets: Whether the module is TensorRT-RTX, which compiles for named GPUs, not the one here.
+        trt: Module of TensorRT.
+        builder: Builder of the module.
+        recipe: Settings of the build.
+        for_targets: Whether the module is TensorRT-RTX, which compiles for the recipe's targets.
 
     Raises:
         EngineError: TensorRT-RTX does not know a target.
@@ -42,14 +42,14 @@ def new_config(trt: Library, builder: rtx.Builder, recipe: Recipe, *, for_target
 
 
 def wanted_workspace_bytes(messages: Messages) -> int | None:
-    """Return what a kernel needed that was given less, the most of them; None where the log names none."""
+    """Return the largest workspace in bytes that a kernel lacked, or None if the log names none."""
     wanted = [int(size) for line in messages.errors + messages.warnings for size in _WANTED.findall(line)]
     return max(wanted, default=None)
 
 
 def _set_targets(trt: Library, config: rtx.IBuilderConfig, recipe: Recipe) -> None:
-    # Plans compute in the block that the runtime gives them and allocate nothing themselves: NVIDIA's release notes
-    # (TensorRT-RTX 1.2) ask for it where a stream is captured.
+    # Plans compute in memory that the runtime allocates: NVIDIA's release notes (TensorRT-RTX 1.2) require it for
+    # capturing a stream.
     config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     targets = recipe.targets or DEFAULT_TARGETS
     config.num_compute_capabilities = len(targets)

@@ -1,4 +1,4 @@
-"""What a network consists of, as a set's manifest records it."""
+"""The layers of a network, as an engine set's manifest records them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ PRECISIONS = {
 
 
 def precision_name(dtype: rtx.DataType) -> str:
-    """What we call one of TensorRT's data types."""
+    """Return the name of a data type of TensorRT, such as "fp16"."""
     name = str(dtype.name)
     return PRECISIONS.get(name, name.lower())
 
 
 def layer_list(network: rtx.INetworkDefinition, attentions: list[rtx.IAttention]) -> LayerList:
-    """Layers by kind and precision, and every attention.
+    """Return the number of layers by kind and precision, and every attention.
 
     Args:
-        network: The parsed network, its attentions marked as they were built.
-        attentions: Its attentions.
+        network: Parsed network, with its attentions marked as in the build.
+        attentions: Attentions of the network.
     """
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for index in range(network.num_layers):

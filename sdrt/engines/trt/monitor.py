@@ -1,4 +1,4 @@
-"""How far a build is, from TensorRT's nested phases, and the way to stop one."""
+"""Progress of a build, from TensorRT's nested phases, and its cancellation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Phases:
-    """Folds nested phases of known numbers of steps into one fraction, and remembers an interruption.
+    """The nested phases of a build, each of a known number of steps, as one percentage.
 
     Args:
-        report: Called with whole percents as they rise. What it raises cancels the build; `check` raises it again.
+        report: Called with each new whole percentage. An exception of it cancels the build; `check` raises it again.
     """
 
     def __init__(self, report: Callable[[int], None]) -> None:
@@ -25,11 +25,11 @@ class Phases:
         self._stop: BaseException | None = None
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins inside its parent's current step."""
+        """Begin a phase inside its parent's current step."""
         self._open[name] = (parent, max(1, steps), 0)
 
     def step(self, name: str, step: int) -> bool:
-        """A step of a phase is done; whether the build goes on."""
+        """Count a finished step of a phase; return False to cancel the build."""
         if name in self._open:
             parent, steps, _ = self._open[name]
             self._open[name] = (parent, steps, step + 1)
@@ -37,18 +37,18 @@ class Phases:
         return self._stop is None
 
     def finish(self, name: str) -> None:
-        """A phase ended, all of its steps done or not."""
+        """End a phase, whether or not all of its steps are done."""
         parent, _, _ = self._open.pop(name, (None, 1, 1))
         if parent is None and not self._open:
             self._tell(1.0)
 
     def check(self) -> None:
-        """Raise what stopped the build, if something did."""
+        """Raise the exception that cancelled the build, if any."""
         if self._stop is not None:
             raise self._stop
 
     def _fraction(self) -> float:
-        """Of the outermost phase: each phase's fraction is a part of one step of its parent."""
+        """Return the fraction of the outermost phase; a phase counts as part of one step of its parent."""
         fractions: dict[str | None, float] = {}
         for name, (parent, steps, done) in reversed(self._open.items()):
             inner = fractions.get(name, 0.0)
@@ -60,7 +60,7 @@ class Phases:
         if percent <= self._percent or self._stop is not None:
             return
         self._percent = percent
-        # TensorRT calls from C++, which an exception must not cross; whatever it is, it stops the build and comes out.
+        # TensorRT calls this from C++, which an exception must not cross: any exception is kept, and cancels the build.
         try:
             self._report(percent)
         except BaseException as error:
@@ -68,10 +68,10 @@ class Phases:
 
 
 def make_monitor(trt: Library, phases: Phases) -> rtx.IProgressMonitor:
-    """An IProgressMonitor of the module that feeds the phases."""
+    """Create an IProgressMonitor that reports to the phases."""
     base: Any = trt.IProgressMonitor
 
-    class Monitor(base):  # type: ignore[misc]  # A base class of the module that is given.
+    class Monitor(base):  # type: ignore[misc]  # The base class comes from the module.
         def __init__(self) -> None:
             base.__init__(self)
 

@@ -1,4 +1,4 @@
-"""From an ONNX file to a strongly typed network; what the parser refuses is named by node, operator and inputs."""
+"""Parsing of an ONNX file into a strongly typed network; errors name the node, its operator and its inputs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Network:
-    """A parsed network. The parser holds the weights, so it must live as long."""
+    """A parsed network. The parser holds the weights, so it must live as long as the network."""
 
     definition: rtx.INetworkDefinition
     parser: rtx.OnnxParser
 
 
 def check_onnx(path: Path) -> None:
-    """Hold that a file is a valid ONNX graph: TensorRT's parser takes garbage for an empty one.
+    """Check that a file is a valid ONNX graph: TensorRT's parser reads garbage as an empty one.
 
     Raises:
-        EngineError: It is not.
+        EngineError: The file is not a valid graph.
         BackendUnavailableError: onnx, which checks it, is not installed.
     """
     try:
@@ -39,7 +39,7 @@ def check_onnx(path: Path) -> None:
         raise BackendUnavailableError("onnx is needed to build plans and is not installed", hint=hint) from error
 
     try:
-        # By path, which is the only way beyond 2 GB.
+        # By path: models above 2 GB cannot be passed otherwise.
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
@@ -48,10 +48,10 @@ def check_onnx(path: Path) -> None:
 
 
 def parse(trt: Library, builder: rtx.Builder, logger: rtx.ILogger, messages: Messages, path: Path) -> Network:
-    """Parse an ONNX file, weights beside it included.
+    """Parse an ONNX file and the weights beside it.
 
     Raises:
-        EngineError: The file is no valid graph, or holds something that TensorRT does not take.
+        EngineError: The file is not a valid graph, or TensorRT does not support it.
     """
     check_onnx(path)
     # The flag's number is 1 in TensorRT 10, 0 in 11 and in TensorRT-RTX.
@@ -66,11 +66,11 @@ def parse(trt: Library, builder: rtx.Builder, logger: rtx.ILogger, messages: Mes
 
 
 def objections(messages: Messages, inputs: Sequence[TensorSpec]) -> list[str]:
-    """What the parser warned of, save its advice to bind int64 where the component takes int64 (decision 0035).
+    """Return the parser's warnings, except for the advice to bind int64 to int64 inputs (docs/decisions/0035).
 
     Args:
-        messages: Of the parse alone.
-        inputs: What the component takes: arrays of exactly these types are bound when it runs.
+        messages: Log of the parse.
+        inputs: Inputs of the component: the runtime binds arrays of exactly these types.
     """
     heeded = [f"Make sure input {spec.name} has Int64 binding." for spec in inputs if spec.dtype == "int64"]
     return [warning for warning in messages.warnings if not warning.endswith(tuple(heeded))]
@@ -86,19 +86,19 @@ def _parse_error(trt: Library, errors: list[rtx.ParserError], messages: Messages
     operator = error.node_operator()
     where = f"{path}: node {error.node_name() or error.node()} ({operator}{_inputs(path, error)})"
     if _is_unsupported(trt, error):
-        hint = f"take {operator} out of the graph; graphs that sdrt exports at opset 23 do without it"
+        hint = f"remove {operator} from the graph; graphs that sdrt exports at opset 23 do not need it"
         return EngineError(f"{where}: {library} has no operator {operator}", hint=hint)
-    hint = "export the checkpoint again at opset 23; in a graph of your own, mend this node"
+    hint = "export the checkpoint again at opset 23; in a graph of your own, change this node"
     return EngineError(f"{where}: {library} refuses it: {_line(error.desc())}", hint=hint)
 
 
 def _is_unsupported(trt: Library, error: rtx.ParserError) -> bool:
-    """Whether the operator itself is unknown: the parser then looks for a plugin of its name, or says so."""
+    """Return whether the operator is unknown: the parser reports that, or looks for a plugin of its name."""
     return error.code() == trt.ErrorCode.UNSUPPORTED_NODE or "Plugin not found" in error.desc()
 
 
 def _inputs(path: Path, error: rtx.ParserError) -> str:
-    """The names of a node's inputs, where the node is one of the file's own graph."""
+    """Return the names of a node's inputs as text, or "" if the node is not in the file's main graph."""
     import onnx
 
     nodes = onnx.load(path, load_external_data=False).graph.node

@@ -1,4 +1,4 @@
-"""Optimisation profiles: the shapes that an engine takes, held against the graph before TensorRT sees them.
+"""Optimisation profiles: the shapes that an engine takes, checked against the graph before TensorRT reads them.
 
 TensorRT's own checks are late or absent: min above opt passes set_shape, and a profile that does not fit shows as -1.
 """
@@ -30,7 +30,7 @@ def add_profile(
     batch: BatchRange,
     messages: Messages,
 ) -> None:
-    """Give a build's configuration the one profile of a component.
+    """Add the profile of a component to a build's configuration.
 
     Raises:
         EngineError: The network's inputs are not the component's, or TensorRT refuses the profile.
@@ -55,16 +55,16 @@ def add_profile(
 def profile_shapes(
     component: ComponentName, spec: TensorSpec, graph: Shape, batch: BatchRange
 ) -> tuple[Shape, Shape, Shape]:
-    """An input's least, best and largest shape.
+    """Return an input's smallest, best and largest shape.
 
     Args:
-        component: As errors name it.
-        spec: The input, its dynamic axes named.
-        graph: Its shape in the network, -1 where dynamic.
+        component: Name for error messages.
+        spec: Input; its dynamic axes have names.
+        graph: Shape of the input in the network; -1 is a dynamic axis.
         batch: Rows of the axis "batch".
 
     Raises:
-        EngineError: The graph's shape is not the spec's.
+        EngineError: The shapes of graph and spec differ.
         UsageError: The rows do not rise, or the graph's batch is fixed at another number.
     """
     where = f"{component}: input {spec.name}"
@@ -78,7 +78,7 @@ def profile_shapes(
             if length != axis:
                 raise EngineError(f"{where} has shape {graph}, its manifest says {spec.shape}", hint="export again")
         elif length not in (DYNAMIC, batch.min) or (length != DYNAMIC and batch.min != batch.max):
-            hint = f"ask for {axis} {length} alone, or export a graph whose {axis} is dynamic"
+            hint = f"use {axis} {length}, or export a graph whose {axis} is dynamic"
             asked = f"{batch.min}:{batch.opt}:{batch.max}"
             raise UsageError(f"{where} has {axis} {length} in the graph; {asked} is outside it", hint=hint)
     least, best, largest = (

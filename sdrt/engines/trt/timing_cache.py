@@ -1,4 +1,4 @@
-"""What TensorRT measured of its kernels, kept per device: builds are quicker, and choose the same kernels again."""
+"""Timings of TensorRT's kernels, kept per device: later builds are faster and choose the same kernels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class TimingCache:
-    """One device's file, read and written under a lock, sealed by a digest.
+    """The timing cache of a device: a file, read and written under a lock, with a digest.
 
     Args:
-        folder: Where the files are; made when absent.
-        device: Names the device and everything else that the measurements depend on.
-        note: Told when the file is not what it should be and is made anew.
+        folder: Folder of the files; created if missing.
+        device: Name of the device and of everything else that the timings depend on.
+        note: Called with a line if the file is damaged or of another device and is made anew.
     """
 
     def __init__(self, folder: Path, device: str, note: Callable[[str], None]) -> None:
@@ -27,7 +27,7 @@ class TimingCache:
         self._file = SealedFile(self.path, note)
 
     def give(self, config: rtx.IBuilderConfig) -> None:
-        """Let a build start from what is known.
+        """Load the timings into a build's configuration.
 
         Raises:
             TimeLimitError: Another process held the file for too long.
@@ -41,11 +41,11 @@ class TimingCache:
                 config.set_timing_cache(empty, False)
 
     def keep(self, config: rtx.IBuilderConfig) -> None:
-        """Add what a build measured to what others have put there meanwhile.
+        """Merge a build's timings into the file.
 
         Raises:
             TimeLimitError: Another process held the file for too long.
-            ResourceError: It cannot be written.
+            ResourceError: The file cannot be written.
         """
         measured = config.get_timing_cache()
         if measured is None:

@@ -88,7 +88,7 @@ def test_an_engine_that_computes_wrongly_is_not_built(
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(BETAS)
     (tmp_path / "set").mkdir()
     asked = job(quantised, component, tmp_path / "set", backend="openvino", precision="int8")
-    with pytest.raises(NumericError, match=rf"{component} computes int8 wrongly here: off by [0-9.inf]+"):
+    with pytest.raises(NumericError, match=rf"{component} computes int8 wrongly here: relative L2 error [0-9.inf]+"):
         builder("openvino").build(asked.model_copy(update={"graph": folder / "spoilt.onnx"}))
 
 
