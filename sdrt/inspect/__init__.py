@@ -1,1 +1,1 @@
-"""What bundles and engine sets consist of."""
+"""Contents of checkpoints, bundles and engine sets: blocks, shapes, parameters, FLOPs, layers and times."""

@@ -1,4 +1,4 @@
-"""A block of a network: what the trees of ``sdrt inspect`` are made of, whether read from configs or from graphs."""
+"""Blocks of a network, which form the trees of ``sdrt inspect``, whether read from configs or from graphs."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-#: Of one sample: [channels, height, width], [tokens, width] or [width]; [tokens] of ids. The batch is left out.
+#: Shape of one sample, without the batch: [channels, height, width], [tokens, width] or [width]; [tokens] for ids.
 Shape = tuple[int, ...]
 
 
 def shape_text(shape: Shape) -> str:
-    """A shape as people read it: 320x64x64."""
+    """Format a shape, for example 320x64x64."""
     return "x".join(map(str, shape))
 
 
 @dataclass(frozen=True)
 class Block:
-    """One module with weights, or one that holds such.
+    """A module with weights, or one whose submodules have weights.
 
     Attributes:
-        name: Its path in the component, as ``up_blocks.1.resnets.0``; "" for the component itself.
-        kind: The class that diffusers or transformers calls it by.
-        parameters: How many weights it and its children have.
-        flops: Of one sample: two for each multiply-add of convolutions, matrix and attention products.
-        input: Shape of what it takes in first.
-        output: Shape of what it puts out last.
-        joined: Channels that were concatenated to give its input: the path's, then the skip's; () where none were.
-        children: In the order in which they run.
-        seconds: How long it takes for one sample, children included, where that was measured.
+        name: Path in the component, such as ``up_blocks.1.resnets.0``; "" for the component itself.
+        kind: Name of its class in diffusers or transformers.
+        parameters: Number of weights, those of its children included.
+        flops: FLOPs of one sample: two for each multiply-add of convolutions, matrix and attention products.
+        input: Shape of its first input.
+        output: Shape of its last output.
+        joined: Channels that were concatenated to form its input, those of the skip connection last; () if none were.
+        children: Children in the order in which they run.
+        seconds: Time for one sample, children included; None if it was not measured.
     """
 
     name: str
@@ -43,13 +43,13 @@ class Block:
 
     @property
     def label(self) -> str:
-        """The name below its parent: ``resnets.0`` of ``up_blocks.1.resnets.0``."""
+        """The name without the parent's: ``resnets.0`` for ``up_blocks.1.resnets.0``."""
         words = self.name.split(".")
         numbered = words[-1].isdigit() and len(words) > 1
         return ".".join(words[-2:] if numbered else words[-1:])
 
     def walk(self, depth: int | None = None) -> Iterator[tuple[int, Block]]:
-        """Itself at level 0 and what is below it, down to level ``depth``, in the order in which it runs."""
+        """Yield (level, block) for this block, at level 0, and those below it down to ``depth``, in running order."""
         yield 0, self
         if depth == 0:
             return
@@ -58,7 +58,7 @@ class Block:
                 yield level + 1, block
 
     def plain(self, depth: int | None = None) -> dict[str, Any]:
-        """As JSON has it; children down to level ``depth``."""
+        """Return the block as JSON values, with children down to level ``depth``."""
         below = None if depth is None else depth - 1
         return {
             "name": self.name,
@@ -73,24 +73,29 @@ class Block:
         }
 
 
-def timed(tree: Block, seconds: Mapping[str, float]) -> Block:
-    """The tree with seconds, from those of modules by path; a module that is no block counts for the one it lies in."""
+def with_seconds(tree: Block, seconds: Mapping[str, float]) -> Block:
+    """Return the tree with times.
+
+    Args:
+        tree: The tree.
+        seconds: Time of each module by path. A module that is not a block counts for the block that contains it.
+    """
     names = {block.name for _, block in tree.walk()}
     own: dict[str, float] = dict.fromkeys(names, 0.0)
     for path, taken in seconds.items():
         while path not in names:
             path = path.rpartition(".")[0]
         own[path] += taken
-    return _with_seconds(tree, own)
+    return _add_seconds(tree, own)
 
 
-def _with_seconds(block: Block, own: Mapping[str, float]) -> Block:
-    children = tuple(_with_seconds(child, own) for child in block.children)
+def _add_seconds(block: Block, own: Mapping[str, float]) -> Block:
+    children = tuple(_add_seconds(child, own) for child in block.children)
     total = own[block.name] + sum(child.seconds or 0.0 for child in children)
     return replace(block, children=children, seconds=total)
 
 
-def holding(
+def parent_block(
     name: str,
     kind: str,
     children: Sequence[Block],
@@ -100,9 +105,16 @@ def holding(
     joined: tuple[int, ...] = (),
     flops: int = 0,
 ) -> Block:
-    """A block of blocks: their weights and work, and ``flops`` of its own.
+    """Build a block from its children.
 
-    Its input is the first child's and its output the last one's, where they are not given.
+    Args:
+        name: Its path.
+        kind: Name of its class.
+        children: Its children, whose parameters and FLOPs are summed.
+        input: Shape of its input; None is that of the first child.
+        output: Shape of its output; None is that of the last child.
+        joined: Channels that were concatenated to form its input.
+        flops: FLOPs of its own, in addition to its children's.
     """
     return Block(
         name,

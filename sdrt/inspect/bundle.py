@@ -1,4 +1,4 @@
-"""Layers by kind, attentions, profiles and sizes: of a bundle from its graphs, of an engine set from its manifest."""
+"""Layers, attentions, profiles and sizes: of a bundle from its graphs, of an engine set from its manifest."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sdrt.artefacts.manifest import COMPONENTS, ComponentName, TensorSpec, read_
 from sdrt.errors import ArtefactError
 from sdrt.inspect.graph import graph_tree, load_graph
 
-#: What we call ONNX's data types.
+#: ONNX's data types -> names of precisions.
 PRECISIONS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 
 
 def examine(folder: Path) -> dict[str, Any]:
-    """A bundle or an engine set as plain values, but for ``tree`` of a bundle's components.
+    """Return the contents of a bundle or an engine set as JSON values, except ``tree`` of a bundle's components.
 
     An engine set's plans are neither opened nor hashed, so it need not be trusted.
 
     Raises:
-        ArtefactError: The folder is neither.
+        ArtefactError: The folder is neither a bundle nor an engine set.
         BackendUnavailableError: onnx, which reads a bundle's graphs, is not installed.
     """
     if "backend" in json.loads(read_manifest(folder, ArtefactError)):
@@ -78,7 +78,7 @@ def _bundle(bundle: Bundle) -> dict[str, Any]:
 
 
 def _graph(bundle: Bundle, name: ComponentName) -> dict[str, Any]:
-    """One graph: operators by kind and the type of what they put out. Its weights are not read."""
+    """Return a component's facts, among them the number of its operators by kind and output type; reads no weights."""
     component = bundle.manifest.components[name]
     graph = load_graph(bundle.graph(name))
     from onnx import TensorProto
@@ -102,11 +102,11 @@ def _graph(bundle: Bundle, name: ComponentName) -> dict[str, Any]:
             for node in graph.node
             if node.op_type == "Attention"
         ],
-        # The step holds the UNet, whose tree stands at the UNet.
+        # The denoising step contains the UNet, which has a tree of its own.
         "tree": graph_tree(name, graph) if name in COMPONENTS else None,
     }
 
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> dict[str, str]:
-    """Each tensor as ``float16 [batch,4,64,64]``."""
+    """Format each tensor as ``float16 [batch,4,64,64]``."""
     return {spec.name: f"{spec.dtype} [{','.join(map(str, spec.shape))}]" for spec in specs}

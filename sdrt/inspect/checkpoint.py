@@ -1,4 +1,4 @@
-"""A checkpoint as trees: structure and shapes from its configs, held against the weights that its files have."""
+"""A checkpoint as trees: structure and shapes from its configs, checked against the number of weights in its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sdrt.inspect.text_encoder import text_encoder_tree
 from sdrt.inspect.unet import unet_tree
 from sdrt.inspect.vae import decoder_tree, encoder_tree
 
-#: Component -> the part of the checkpoint whose weights it computes with.
+#: Component -> the folder of the checkpoint that has its weights.
 PARTS: dict[ComponentName, str] = {
     "text_encoder": "text_encoder",
     "unet": "unet",
@@ -29,16 +29,16 @@ PARTS: dict[ComponentName, str] = {
 def config_trees(
     text_encoder: Mapping[str, Any], unet: Mapping[str, Any], vae: Mapping[str, Any], *, max_tokens: int | None = None
 ) -> dict[str, Block]:
-    """The four components as trees, from a checkpoint's configs alone.
+    """Build the trees of the four components from a checkpoint's configs alone.
 
     Args:
-        text_encoder: text_encoder/config.json.
-        unet: unet/config.json.
-        vae: vae/config.json.
-        max_tokens: Tokens of a prompt; None is as many as the text encoder has positions.
+        text_encoder: Contents of text_encoder/config.json.
+        unet: Contents of unet/config.json.
+        vae: Contents of vae/config.json.
+        max_tokens: Number of tokens of a prompt; None is the text encoder's number of positions.
 
     Raises:
-        CheckpointError: A config has a structure that Stable Diffusion v1 has not.
+        CheckpointError: A config describes a structure that Stable Diffusion v1 does not have.
     """
     size = unet["sample_size"]
     latent_size = size if isinstance(size, int) else size[0]
@@ -51,20 +51,18 @@ def config_trees(
 
 
 def examine_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint as plain values, but for ``tree`` of each component. No weights are read.
+    """Return the contents of a checkpoint as JSON values, except ``tree`` of each component. Reads no weights.
 
     Raises:
-        CheckpointError: A config has a structure that Stable Diffusion v1 has not, or another number of weights than
-            the file.
+        CheckpointError: A config describes a structure that Stable Diffusion v1 does not have, or its number of weights
+            differs from the file's.
     """
     trees = config_trees(checkpoint.text_encoder, checkpoint.unet, checkpoint.vae, max_tokens=checkpoint.max_tokens)
     files = {part: _file(checkpoint.weight_files[part]) for part in STEMS}
     for part, file in files.items():
         expected = sum(trees[name].parameters for name, of in PARTS.items() if of == part)
         if file["parameters"] != expected:
-            message = (
-                f"{file['path']} has {file['parameters']:,} weights where {part}/config.json asks for {expected:,}"
-            )
+            message = f"{file['path']} has {file['parameters']:,} weights; {part}/config.json requires {expected:,}"
             raise CheckpointError(message, hint="the weights do not belong to this config; download it again")
     return {
         "kind": "checkpoint",
@@ -85,7 +83,7 @@ def examine_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _file(file: WeightFile) -> dict[str, Any]:
-    """A file of weights: how many there are, their bytes, and how many tensors there are of each type."""
+    """Return path, number of weights, bytes, and number of tensors by type of a weights file."""
     entries = [tensor.entry for tensor in file.tensors.values()]
     return {
         "path": str(file.path),

@@ -1,4 +1,4 @@
-"""From what a user names to what it consists of."""
+"""Contents of a checkpoint, a bundle or an engine set that a user names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from sdrt.artefacts.manifest import MANIFEST
 from sdrt.errors import UsageError
-from sdrt.inspect.block import Block, timed
+from sdrt.inspect.block import Block, with_seconds
 from sdrt.inspect.bundle import examine as examine_folder
 from sdrt.progress import Progress
 
@@ -15,19 +15,19 @@ from sdrt.progress import Progress
 def examine(
     named: str, *, revision: str | None = None, variant: str | None = None, component: str | None = None
 ) -> dict[str, Any]:
-    """What a checkpoint, a bundle or an engine set consists of.
+    """Return the contents of a checkpoint, a bundle or an engine set.
 
-    The result is plain values, but for ``tree`` of each component, a `Block` or None. Nothing is opened to be run, and
-    no weights are read but to hash a checkpoint's.
+    The result consists of JSON values, except ``tree`` of each component, a `Block` or None. Nothing is run, and
+    weights are read only to hash those of a checkpoint.
 
     Args:
-        named: A folder with a bundle or an engine set, or what names a checkpoint.
-        revision: Of a checkpoint from the Hub.
-        variant: Of a checkpoint's weights.
-        component: The only one wanted.
+        named: Folder of a bundle or an engine set, or name, path or URL of a checkpoint.
+        revision: Revision of a checkpoint from the Hub.
+        variant: Variant of a checkpoint's weights.
+        component: Name of the only component to return; None returns all.
 
     Raises:
-        SdrtError: It is not there, malformed, or holds no such component.
+        SdrtError: The artefact is missing or malformed, or has no such component.
     """
     if (Path(named) / MANIFEST).exists():
         if revision is not None:
@@ -49,31 +49,31 @@ def examine(
 
 
 def add_measured(found: dict[str, Any], runs: int, progress: Progress) -> None:
-    """Run each component of a bundle that has a tree, and put seconds into its blocks.
+    """Measure the time of each block of a bundle's components, and add it to their trees, in place.
 
     Args:
-        found: What `examine` gave.
-        runs: How often each is run.
-        progress: Told of the runs.
+        found: Result of `examine`.
+        runs: Number of timed runs of each component.
+        progress: Progress callback.
 
     Raises:
-        UsageError: It is no bundle.
-        SdrtError: The bundle cannot be run: see `sdrt.inspect.measure.measure`.
+        UsageError: ``found`` is not a bundle.
+        SdrtError: The bundle cannot be run; see `sdrt.inspect.measure.measure`.
     """
     if found["kind"] != "bundle":
         hint = "give a bundle; for engines: sdrt bench, then --benchmark"
-        raise UsageError(f"--measure: {found['path']} is no bundle", hint=hint)
+        raise UsageError(f"--measure: {found['path']} is not a bundle", hint=hint)
     from sdrt.artefacts.bundle import Bundle
     from sdrt.inspect.measure import measure
 
     bundle = Bundle.open(Path(found["path"]))
     for name, facts in found["components"].items():
         if facts["tree"] is not None:
-            facts["tree"] = timed(facts["tree"], measure(bundle, name, runs, progress))
+            facts["tree"] = with_seconds(facts["tree"], measure(bundle, name, runs, progress))
 
 
 def plain(found: dict[str, Any], depth: int | None = None) -> dict[str, Any]:
-    """What `examine` gave as JSON has it; trees down to level ``depth``."""
+    """Convert a result of `examine` to JSON values, with trees down to level ``depth``."""
     components = {}
     for name, facts in found["components"].items():
         tree = facts.get("tree")

@@ -1,4 +1,4 @@
-"""What a terminal shows of an artefact: facts, layers, and the tree of blocks as a table."""
+"""Text that ``sdrt inspect`` prints: facts, layers, and the tree of blocks as a table."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from sdrt.inspect.block import Block, shape_text
 from sdrt.limits import DEFAULT_GUIDANCE_SCALE
 from sdrt.terminal import size_text
 
-#: Columns of words; those after them are of numbers.
+#: Number of columns with words; the columns after them have numbers.
 NAMES = 4
-#: What 32-bit floats take.
+#: Bytes of a float32.
 FP32_BYTES = 4
 
 
 def lines(found: dict[str, Any], depth: int | None) -> list[str]:
-    """The facts as people read them; trees down to level ``depth``."""
+    """Format a result of `sdrt.inspect.examine.examine` as lines, with trees down to level ``depth``."""
     text = head(found)
     for name, facts in found["components"].items():
         text += ["", *component_lines(name, facts)]
@@ -26,7 +26,7 @@ def lines(found: dict[str, Any], depth: int | None) -> list[str]:
 
 
 def component_lines(name: str, facts: dict[str, Any]) -> list[str]:
-    """A component's totals; its tensors and layers, where they are known."""
+    """Format a component's totals, and its tensors and layers if known."""
     text = [_title(name, facts)]
     text += _tensors(facts) if "inputs" in facts else []
     text += _layers(facts) if "layers" in facts else []
@@ -34,36 +34,36 @@ def component_lines(name: str, facts: dict[str, Any]) -> list[str]:
 
 
 def count_text(count: int) -> str:
-    """A number of parameters as people read it: 859.52 M."""
+    """Format a number of parameters, for example 859.52 M."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.2f} {unit}"
     return str(count)
 
 
-def taken_text(block: Block) -> str:
-    """What a block takes in, with what was joined to give it: 640+320 -> 960x64x64."""
+def input_text(block: Block) -> str:
+    """Format a block's input shape, with the channels concatenated to form it, for example 640+320 -> 960x64x64."""
     joined = f"{'+'.join(map(str, block.joined))} -> " if block.joined else ""
     return joined + shape_text(block.input)
 
 
 def share_text(part: float, whole: float) -> str:
-    """A share: 12.3%."""
+    """Format a share, for example 12.3%; "-" if the whole is 0."""
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
 
 def table(tree: Block, depth: int | None) -> list[str]:
-    """A line a block: what it is, what it takes in and puts out, its parameters, its work and its share of that."""
-    rows: list[tuple[str, ...]] = [("block", "kind", "takes", "gives", "parameters", "GFLOP", "of all")]
+    """Format a tree as a table with a row for each block, down to level ``depth``."""
+    rows: list[tuple[str, ...]] = [("block", "kind", "input", "output", "parameters", "GFLOP", "share")]
     if tree.seconds is not None:
-        rows[0] += ("ms", "of time")
+        rows[0] += ("ms", "share of time")
     for level, block in tree.walk(depth):
         if level:
             rows.append(
                 (
                     "  " * (level - 1) + block.label,
                     block.kind,
-                    taken_text(block),
+                    input_text(block),
                     shape_text(block.output),
                     count_text(block.parameters),
                     f"{block.flops / 1e9:.3f}",
@@ -77,7 +77,7 @@ def table(tree: Block, depth: int | None) -> list[str]:
 
 
 def _times(block: Block, tree: Block) -> tuple[str, ...]:
-    """Milliseconds and share of the time, where they were measured."""
+    """Format milliseconds and share of the time, if they were measured."""
     if block.seconds is None or tree.seconds is None:
         return ()
     return f"{1e3 * block.seconds:.2f}", share_text(block.seconds, tree.seconds)
@@ -88,7 +88,7 @@ def _cell(text: str, width: int, left: bool) -> str:
 
 
 def head(found: dict[str, Any]) -> list[str]:
-    """What it is of, and the totals."""
+    """Format an artefact's origin and totals as lines."""
     if found["kind"] == "checkpoint":
         total = found["parameters"]
         files = ", ".join(
@@ -119,7 +119,7 @@ def head(found: dict[str, Any]) -> list[str]:
 
 
 def _title(name: str, facts: dict[str, Any]) -> str:
-    """A component's name and totals."""
+    """Format a component's name and totals."""
     parts = []
     tree = facts.get("tree")
     if "precision" in facts:
@@ -151,7 +151,7 @@ def _tensors(facts: dict[str, Any]) -> list[str]:
 
 def _layers(facts: dict[str, Any]) -> list[str]:
     if facts["layers"] is None:
-        return ["  layers: the backend's own; it keeps no list"]
+        return ["  layers: not listed by the backend"]
     kinds = [
         f"  {kind:24}{', '.join(f'{count} {precision}' for precision, count in counts.items())}"
         for kind, counts in facts["layers"].items()

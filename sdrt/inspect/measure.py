@@ -1,4 +1,4 @@
-"""How long each block of a bundle takes: ONNX Runtime's profile of its optimised graph, by the module of each node."""
+"""Times of a bundle's blocks: ONNX Runtime's profile of the optimised graph, summed by the module of each node."""
 
 from __future__ import annotations
 
@@ -26,31 +26,33 @@ if TYPE_CHECKING:
 
     Stage = AbstractContextManager[Callable[[int], None]]
 
-#: What ONNX Runtime adds to the name of a tensor whose layout it changes.
+#: Suffix that ONNX Runtime adds to the name of a tensor whose layout it changes.
 LAYOUT = "_nchwc"
 KERNEL = "_kernel_time"
 OPTIMISED = "optimised.onnx"
-#: Weights from this size on stay out of the optimised graph's file, which ends at 2 GiB.
+#: Weights of at least this size are stored outside the optimised graph's file, which is limited to 2 GiB.
 OUTSIDE_FROM_BYTES = "1024"
 MIDDLE_TIMESTEP = 500
 
 
 def measure(bundle: Bundle, name: ComponentName, runs: int, progress: Progress) -> dict[str, float]:
-    """Seconds that one component takes for one sample, by the module that each operator belongs to.
+    """Measure the seconds that one component takes for one sample, by the path of each operator's module.
 
-    What ONNX Runtime fused counts where its result is put out, and what it put in between counts where it leads to. The
-    first of ``runs`` + 1 runs warms up; of the others each operator's shortest counts, which other processes disturbed
-    least. The optimised graph and its weights are written to a temporary folder meanwhile.
+    Operators that ONNX Runtime fused count for the module that outputs their result, and operators that it inserted for
+    the module that uses theirs. The first of ``runs`` + 1 runs is a warm-up; of the others each operator's shortest
+    time counts, which other processes disturbed least. The optimised graph and its weights are written to a temporary
+    folder.
 
     Args:
-        bundle: Its weights are held against their digests before they are run.
-        name: The component.
-        runs: How often it is measured.
-        progress: Told of the runs.
+        bundle: The bundle; its weights are checked against their digests first.
+        name: The component's name.
+        runs: Number of timed runs.
+        progress: Progress callback; advances once per timed run.
 
     Raises:
-        BackendUnavailableError: onnxruntime or onnx is not installed, or ran other operators than it wrote.
-        BundleError, TrustError: The bundle does not hold the component, or not as sealed.
+        BackendUnavailableError: onnxruntime or onnx is not installed, or the profile does not match the optimised
+            graph.
+        BundleError, TrustError: The bundle has no such component, or a file changed since it was sealed.
         ResourceError: The temporary folder is full.
     """
     path = bundle.graph(name)
@@ -59,35 +61,40 @@ def measure(bundle: Bundle, name: ComponentName, runs: int, progress: Progress) 
     files = [bundle.manifest.files[file] for file in (component.graph, component.weights) if file is not None]
     with temporary_folder() as folder, disk_errors(folder):
         _check_room(folder, sum(file.size_bytes for file in files))
-        events = _profile(path, component, folder, runs, progress.stage(f"run {name}", runs))
+        events = _record_profile(path, component, folder, runs, progress.stage(f"run {name}", runs))
         optimised = load_graph(folder / OPTIMISED)
-    rows = _runs(events, optimised, runs)
+    rows = _split_runs(events, optimised, runs)
     seconds: dict[str, float] = defaultdict(float)
-    for module, *timed in zip(modules(name, load_graph(path), optimised), *rows, strict=True):
+    for module, *timed in zip(module_paths(name, load_graph(path), optimised), *rows, strict=True):
         seconds[module] += min(event["dur"] for event in timed) / 1e6
     return dict(seconds)
 
 
-def _runs(events: list[dict[str, Any]], optimised: onnx.GraphProto, runs: int) -> list[list[dict[str, Any]]]:
-    """The events of each run but the first, in the order of the graph's nodes.
+def _split_runs(events: list[dict[str, Any]], optimised: onnx.GraphProto, runs: int) -> list[list[dict[str, Any]]]:
+    """Split events into runs, without the first; each run is in the order of the graph's nodes.
 
     Raises:
-        BackendUnavailableError: They are not those of its nodes.
+        BackendUnavailableError: The events do not match the graph's nodes.
     """
     operators = [node.op_type for node in optimised.node]
     size = len(operators)
     rows = [events[start : start + size] for start in range(0, len(events), size)]
     if len(rows) != runs + 1 or any([event["args"]["op_name"] for event in row] != operators for row in rows):
         hint = "leave out --measure; report this with ONNX Runtime's version"
-        raise BackendUnavailableError("ONNX Runtime ran other operators than it wrote", hint=hint)
+        raise BackendUnavailableError("ONNX Runtime's profile does not match its optimised graph", hint=hint)
     return rows[1:]
 
 
-def modules(name: str, original: onnx.GraphProto, optimised: onnx.GraphProto) -> list[str]:
-    """The module that each node of an optimised graph belongs to, by the names that both graphs have.
+def module_paths(name: str, original: onnx.GraphProto, optimised: onnx.GraphProto) -> list[str]:
+    """Return the path of the module of each node in an optimised graph.
 
-    A node that has the name of one in the original, or of its result, belongs where that does; so does one that puts
-    out a tensor of the original. Any other belongs to the module that uses its result first; "" where none does.
+    A node whose name, or whose output, has the name of a node or of an output in the original belongs to the same
+    module as that. Any other belongs to the module that uses its output first, or to "" if none does.
+
+    Args:
+        name: The component's name.
+        original: The graph in the bundle.
+        optimised: The graph that ONNX Runtime made of it.
     """
     paths = [block_path(name, node) for node in original.node]
     known: dict[str, str] = {}
@@ -105,16 +112,16 @@ def modules(name: str, original: onnx.GraphProto, optimised: onnx.GraphProto) ->
     return found
 
 
-def _profile(path: Path, component: Component, folder: Path, runs: int, stage: Stage) -> list[dict[str, Any]]:
-    """The events of every operator of ``runs`` + 1 runs, in order; writes the optimised graph into the folder."""
+def _record_profile(path: Path, component: Component, folder: Path, runs: int, stage: Stage) -> list[dict[str, Any]]:
+    """Return the events of all operators in ``runs`` + 1 runs, in order; write the optimised graph to the folder."""
     try:
         from sdrt.libraries.onnxruntime import ERRORS
     except ImportError as error:
         hint = extra_line("cpu")
-        raise BackendUnavailableError("onnxruntime, which measures, is not installed", hint=hint) from error
-    feeds = _example(component)
+        raise BackendUnavailableError("onnxruntime is needed for --measure and is not installed", hint=hint) from error
+    feeds = _example_inputs(component)
     try:
-        session = _session(path, folder)
+        session = _open_profiling_session(path, folder)
         with stage as advance:
             session.run(None, feeds)
             for _ in range(runs):
@@ -126,12 +133,12 @@ def _profile(path: Path, component: Component, folder: Path, runs: int, stage: S
     return [event for event in events if event.get("cat") == "Node" and event["name"].endswith(KERNEL)]
 
 
-def _session(path: Path, folder: Path) -> onnxruntime.InferenceSession:
-    """A session that profiles what it runs and writes what it makes of the graph."""
+def _open_profiling_session(path: Path, folder: Path) -> onnxruntime.InferenceSession:
+    """Open a session that records a profile and writes the optimised graph to the folder."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns that the optimised graph is for this machine, where it stays
+    options.log_severity_level = 3  # a warning says that the optimised graph fits this machine only, where it stays
     options.intra_op_num_threads = usable_cpus()
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
@@ -143,19 +150,15 @@ def _session(path: Path, folder: Path) -> onnxruntime.InferenceSession:
 
 
 def _check_room(folder: Path, needed_bytes: int) -> None:
-    """Hold that the optimised graph fits into the folder; ONNX Runtime does not say so where it does not.
-
-    Raises:
-        ResourceError: It does not.
-    """
+    """Raise ResourceError if the folder has no room for the optimised graph; ONNX Runtime would not report it."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
-        message = f"{folder.parent} has {free_bytes >> 20} MiB left; to measure takes {needed_bytes >> 20} MiB"
+        message = f"{folder.parent} has {free_bytes >> 20} MiB free; measuring needs {needed_bytes >> 20} MiB"
         raise ResourceError(message, hint=TEMPORARY_HINT)
 
 
-def _example(component: Component) -> dict[str, Any]:
-    """Inputs for one sample, as it meets them: normal numbers, a timestep in the middle, token ids."""
+def _example_inputs(component: Component) -> dict[str, Any]:
+    """Return random inputs for one sample: normal numbers, a timestep in the middle, token ids."""
     import numpy as np
 
     generator = np.random.default_rng(0)

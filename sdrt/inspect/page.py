@@ -1,4 +1,4 @@
-"""What an artefact consists of as one HTML page that opens from disk, without a network or scripts."""
+"""HTML page of an artefact's contents, which opens from disk, without a network or scripts."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from sdrt.inspect.block import Block, shape_text
 from sdrt.inspect.drawing import drawing
-from sdrt.inspect.listing import component_lines, count_text, head, share_text, taken_text
+from sdrt.inspect.listing import component_lines, count_text, head, input_text, share_text
 from sdrt.web_page import web_page
 
 STYLE = Path(__file__).with_suffix(".css")
-HEADS = ("block", "kind", "takes", "gives", "parameters", "GFLOP", "share of the work", "share of the time")
-#: Levels that are unfolded at first.
+HEADS = ("block", "kind", "input", "output", "parameters", "GFLOP", "share of FLOPs", "share of time")
+#: Number of levels that are unfolded at first.
 OPEN = 1
 
 
 def page(found: dict[str, Any]) -> str:
-    """The page. Everything that a user or a file named is escaped."""
+    """Return the page. All text from the user or from files is escaped."""
     title = f"{found['kind']} {found['checkpoint']}"
     summary = "".join(f"<p>{escape(line)}</p>" for line in head(found))
     tree = found["components"].get("unet", {}).get("tree")
@@ -29,7 +29,7 @@ def page(found: dict[str, Any]) -> str:
 
 
 def _component(name: str, facts: dict[str, Any]) -> str:
-    """A component's totals, tensors, layers and tree."""
+    """Return the HTML of a component's totals, tensors, layers and tree."""
     heading, *rest = component_lines(name, facts)
     said = "".join(f"<p>{escape(line.strip())}</p>" for line in rest)
     parts = [f"<h2>{escape(heading)}</h2>", f'<div class="soft facts">{said}</div>']
@@ -46,11 +46,11 @@ def _component(name: str, facts: dict[str, Any]) -> str:
 
 
 def _row(block: Block, tree: Block, level: int) -> str:
-    """A block's line; what it holds is folded below it."""
+    """Return the HTML of a block's row, with its children folded below it."""
     cells = (
         f'<span class="name">{escape(block.label)}</span>',
         escape(block.kind),
-        taken_text(block).replace(" -> ", " → "),
+        input_text(block).replace(" -> ", " → "),
         shape_text(block.output),
         count_text(block.parameters),
         f"{block.flops / 1e9:.3f}",
@@ -67,7 +67,7 @@ def _row(block: Block, tree: Block, level: int) -> str:
 
 
 def _bar(part: float, whole: float) -> str:
-    """A share as a number and a bar."""
+    """Return the HTML of a share, as a number and a bar."""
     width = 100 * part / whole if whole else 0
     return f'<span class="share">{share_text(part, whole)}<span class="bar" style="width:{width:.2f}%"></span></span>'
 

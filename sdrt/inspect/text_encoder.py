@@ -1,4 +1,4 @@
-"""The text encoder as a tree, from its config alone: what transformers' CLIPTextModel builds."""
+"""The text encoder as a tree, with the structure of transformers' CLIPTextModel, from its config alone."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdrt.errors import CheckpointError
-from sdrt.inspect.block import Block, Shape, holding
-from sdrt.inspect.layers import attention_flops, layer_norm, linear
+from sdrt.inspect.block import Block, Shape, parent_block
+from sdrt.inspect.layers import count_attention_flops, layer_norm_block, linear_block
 
 
 def text_encoder_tree(config: Mapping[str, Any], max_tokens: int | None = None) -> Block:
-    """The text encoder: token ids become a hidden state each.
+    """Build the tree of the text encoder.
 
     Args:
-        config: text_encoder/config.json, as a `Checkpoint` holds it.
-        max_tokens: Tokens of a prompt; None is as many as the config has positions.
+        config: Contents of text_encoder/config.json, as in `Checkpoint.text_encoder`.
+        max_tokens: Number of tokens of a prompt; None is the config's number of positions.
 
     Raises:
-        CheckpointError: The number or width of its layers is not a number.
+        CheckpointError: num_hidden_layers or intermediate_size is not an integer from 1 to 65536.
     """
     positions, width = config["max_position_embeddings"], config["hidden_size"]
     length = positions if max_tokens is None else max_tokens
@@ -30,26 +30,26 @@ def text_encoder_tree(config: Mapping[str, Any], max_tokens: int | None = None) 
     ]
     encoder = [_layer(f"encoder.layers.{number}", hidden, inner) for number in range(layers)]
     parts = [
-        holding("embeddings", "CLIPTextEmbeddings", embeddings),
-        holding("encoder", "CLIPEncoder", encoder),
-        layer_norm("final_layer_norm", hidden),
+        parent_block("embeddings", "CLIPTextEmbeddings", embeddings),
+        parent_block("encoder", "CLIPEncoder", encoder),
+        layer_norm_block("final_layer_norm", hidden),
     ]
-    return holding("", "CLIPTextModel", parts)
+    return parent_block("", "CLIPTextModel", parts)
 
 
 def _layer(name: str, hidden: Shape, inner: int) -> Block:
-    """Attention to itself and to what is before, then two matrix products."""
+    """Build a layer: causal self-attention, then two matrix products."""
     tokens, width = hidden
-    attention = [linear(f"{name}.self_attn.{part}_proj", hidden, width) for part in ("q", "k", "v", "out")]
-    products = [linear(f"{name}.mlp.fc1", hidden, inner), linear(f"{name}.mlp.fc2", (tokens, inner), width)]
-    flops = attention_flops(tokens, tokens, width)
+    attention = [linear_block(f"{name}.self_attn.{part}_proj", hidden, width) for part in ("q", "k", "v", "out")]
+    products = [linear_block(f"{name}.mlp.fc1", hidden, inner), linear_block(f"{name}.mlp.fc2", (tokens, inner), width)]
+    flops = count_attention_flops(tokens, tokens, width)
     parts = [
-        layer_norm(f"{name}.layer_norm1", hidden),
-        holding(f"{name}.self_attn", "CLIPAttention", attention, flops=flops),
-        layer_norm(f"{name}.layer_norm2", hidden),
-        holding(f"{name}.mlp", "CLIPMLP", products),
+        layer_norm_block(f"{name}.layer_norm1", hidden),
+        parent_block(f"{name}.self_attn", "CLIPAttention", attention, flops=flops),
+        layer_norm_block(f"{name}.layer_norm2", hidden),
+        parent_block(f"{name}.mlp", "CLIPMLP", products),
     ]
-    return holding(name, "CLIPEncoderLayer", parts)
+    return parent_block(name, "CLIPEncoderLayer", parts)
 
 
 def _count(config: Mapping[str, Any], name: str) -> int:

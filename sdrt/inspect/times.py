@@ -1,4 +1,4 @@
-"""How long components take, from a benchmark's JSON."""
+"""Times of components, from a benchmark's JSON."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ LIMIT_BYTES = 64 << 20
 
 
 def add_times(found: dict[str, Any], path: Path) -> None:
-    """Put seconds and share of the time into each component that a benchmark measured, and say which run it was.
+    """Add time and share of the total time to each component that a benchmark measured, and the run, in place.
 
-    The benchmark must be of the same checkpoint, and for engines of their backend and precision. Of several runs of
-    sdrt's own the first counts, at its smallest batch.
+    The benchmark must be of the same checkpoint, and for an engine set of the same backend and precision. The first
+    such run of sdrt counts, at its smallest batch.
 
     Args:
-        found: What `sdrt.inspect.examine` gave.
-        path: The benchmark's JSON.
+        found: Result of `sdrt.inspect.examine.examine`.
+        path: The benchmark's JSON file.
 
     Raises:
-        ArtefactError: The file is no benchmark of this or an earlier sdrt.
-        UsageError: It is of another checkpoint, or has no such run.
+        ArtefactError: The file is not a benchmark of this or an earlier version of sdrt.
+        UsageError: The benchmark is of another checkpoint, or has no such run.
     """
     hint = "give the JSON that sdrt bench wrote"
     bench = read_document(path, Bench, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
@@ -53,6 +53,6 @@ def add_times(found: dict[str, Any], path: Path) -> None:
 
 
 def _fits(run: ContenderResult, found: dict[str, Any]) -> bool:
-    """Whether a run is sdrt's, was measured, and ran on what was found."""
+    """Return whether a run is sdrt's, has times, and for an engine set has its backend and precision."""
     same = found["kind"] != "engines" or (run.backend, run.precision) == (found["backend"], found["precision"])
     return run.ours and bool(run.warm) and same

@@ -46,5 +46,5 @@ def test_files_and_trees_agree(tiny_path: Path, tmp_path: Path) -> None:
 def test_a_config_of_other_weights_is_refused(copied: Path, part: str, field: str, value: object) -> None:
     path = copied / part / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
-    with pytest.raises(CheckpointError, match=rf"weights where {part}/config\.json asks for"):
+    with pytest.raises(CheckpointError, match=rf"weights; {part}/config\.json requires"):
         examine_checkpoint(opened(copied, copied.parent))

@@ -17,7 +17,7 @@ from sdrt.checkpoint.configs import read_configs
 from sdrt.graphs.values import SCOPES
 from sdrt.inspect.block import Block
 from sdrt.inspect.checkpoint import config_trees
-from sdrt.inspect.graph import DEEPEST, graph_tree, load_graph
+from sdrt.inspect.graph import MAX_DEPTH, graph_tree, load_graph
 from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.source import Source
 from tests.inspect.scopes import marked
@@ -125,4 +125,4 @@ def test_scopes_that_no_exporter_writes_do_no_harm(scopes: str) -> None:
 def test_modules_in_modules_end() -> None:
     node = marked(helper.make_node("Conv", ["x", "w"], ["y"], name="conv"), ".".join(["a"] * 5000))
     tree = graph_tree("unet", a_graph([node], {"w": (FLOAT, (6, 4, 1, 1))}))
-    assert max(level for level, _ in tree.walk()) == DEEPEST
+    assert max(level for level, _ in tree.walk()) == MAX_DEPTH

@@ -13,9 +13,9 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.manifest import COMPONENTS, ComponentName
 from sdrt.errors import BackendUnavailableError, EngineError, ResourceError
-from sdrt.inspect.block import Block, timed
+from sdrt.inspect.block import Block, with_seconds
 from sdrt.inspect.graph import graph_tree, load_graph
-from sdrt.inspect.measure import measure, modules
+from sdrt.inspect.measure import measure, module_paths
 from sdrt.progress import silent
 from tests.inspect.scopes import marked
 from tests.models.tiny_bundle import tiny_bundle as tiny_graphs
@@ -48,17 +48,17 @@ def test_operators_belong_where_their_names_and_results_say() -> None:
         helper.make_node("Identity", ["y"], ["nobody"], name="idle"),
     )
     expected = ["conv_in", "conv_in", "conv_in", "norm", "norm", "norm", "conv_out", ""]
-    assert modules("unet", ORIGINAL, optimised) == expected
+    assert module_paths("unet", ORIGINAL, optimised) == expected
     elsewhere = graph(marked(helper.make_node("Conv", ["x", "w"], ["a"], name="node_conv"), "unet", "unet.other"))
-    assert modules("unet", elsewhere, optimised) != expected
+    assert module_paths("unet", elsewhere, optimised) != expected
 
 
 def test_times_add_up_to_the_whole() -> None:
     leaf = Block("down.0.conv", "Conv2d", 1, 1, (), ())
     tree = Block("", "UNet", 2, 2, (), (), children=(Block("down.0", "Down", 1, 1, (), (), children=(leaf,)),))
-    found = timed(tree, {"down.0.conv": 1.0, "down.0.act": 2.0, "nowhere.at.all": 4.0, "": 8.0})
+    found = with_seconds(tree, {"down.0.conv": 1.0, "down.0.act": 2.0, "nowhere.at.all": 4.0, "": 8.0})
     assert [block.seconds for _, block in found.walk()] == [15.0, 3.0, 1.0]
-    assert timed(tree, {}).seconds == 0.0
+    assert with_seconds(tree, {}).seconds == 0.0
     assert tree.seconds is None
 
 
@@ -66,7 +66,7 @@ def test_times_add_up_to_the_whole() -> None:
 def test_every_block_that_computes_takes_time(name: ComponentName, tiny_bundle: Bundle) -> None:
     seconds = measure(tiny_bundle, name, 1, silent)
     assert all(taken >= 0 for taken in seconds.values())
-    tree = timed(graph_tree(name, load_graph(tiny_bundle.graph(name))), seconds)
+    tree = with_seconds(graph_tree(name, load_graph(tiny_bundle.graph(name))), seconds)
     assert tree.seconds == pytest.approx(sum(seconds.values()), rel=1e-9)  # the same numbers in another order
     computing = [block for _, block in tree.walk() if block.flops and block.kind != "Attention"]
     assert computing
