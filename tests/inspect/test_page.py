@@ -53,6 +53,7 @@ def found(name: str = "tiny") -> dict[str, Any]:
         "checkpoint_digest": "ab" * 32,
         "prediction_type": "epsilon",
         "guidance_scale": 7.5,
+        "notes": [],
         "parameters": sum(tree.parameters for tree in trees.values()),
         "files": {name: {"dtypes": {"F32": 3}, "size_bytes": 12}},
         "components": {
