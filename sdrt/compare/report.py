@@ -221,15 +221,15 @@ def _moved(comparison: Comparison) -> str:
 
 def _tolerances(comparison: Comparison) -> str:
     """Return the table of all tolerances that were applied, each with its origin."""
-    held: list[tuple[str, ToleranceRecord | None]] = []
+    applied: list[tuple[str, ToleranceRecord | None]] = []
     for component in comparison.components:
-        held += [(component.component, output.tolerance) for case in component.cases for output in case.outputs]
+        applied += [(component.component, output.tolerance) for case in component.cases for output in case.outputs]
         for proxy in component.proxies:
             label = f"{component.component}, {proxy.label}"
-            held += [(label, output.tolerance) for case in proxy.cases for output in case.outputs]
-    held += [("latents after each step", each.tolerance) for each in comparison.trajectories]
-    held += [("pictures", each.tolerance) for each in comparison.pictures]
-    found = {name: record for name, record in held if record is not None}
+            applied += [(label, output.tolerance) for case in proxy.cases for output in case.outputs]
+    applied += [("latents after each step", each.tolerance) for each in comparison.trajectories]
+    applied += [("pictures", each.tolerance) for each in comparison.pictures]
+    found = {name: record for name, record in applied if record is not None}
     if not found:
         return ""
     rows = []

@@ -51,8 +51,8 @@ def save_tensors(
                 (staged / name).mkdir()
                 _save(staged / name, name, reference, parts[name], [case.feeds for case in cases])
                 tolerance = tolerances.of(name, "onnxruntime", parts[name].precision)
-                held = arguments(folder / name, tolerance)
-                said.append(shlex.join(["polygraphy", "run", str(bundle.graph(name)), "--onnxrt", *held]))
+                options = arguments(folder / name, tolerance)
+                said.append(shlex.join(["polygraphy", "run", str(bundle.graph(name)), "--onnxrt", *options]))
     return tuple(said)
 
 
@@ -96,9 +96,9 @@ def _foreign(folder: Path) -> Path | None:
 def arguments(folder: Path, tolerance: ToleranceRecord | None) -> tuple[str, ...]:
     """Return the options of ``polygraphy run`` for our limit of relative L2; without one, its default applies."""
     limit = tolerance.relative_l2 if tolerance else None
-    held = () if limit is None else ("--snr-threshold", f"{snr_db(limit):.5g}")
+    threshold = () if limit is None else ("--snr-threshold", f"{snr_db(limit):.5g}")
     files = ("--load-inputs", str(folder / INPUTS), "--load-outputs", str(folder / OUTPUTS))
-    return (*files, "--validate", "--compare", "snr", *held)
+    return (*files, "--validate", "--compare", "snr", *threshold)
 
 
 def snr_db(relative_l2: float) -> float:

@@ -101,7 +101,7 @@ def test_json_is_the_comparison_and_says_what_moved(sdrt: CommandLine, found: An
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--save-tensors"], 2, "--save-tensors adds to the report"),
+        (["--save-tensors"], 2, "--save-tensors is for --report"),
         (["--steps", "0"], 2, "'0' is not a whole number from 1 to 1000"),
         (["--prompts", "nothing.txt"], 2, "--prompts: cannot read nothing.txt"),
         (["--tolerances", "nothing.toml"], 2, "--tolerances: cannot read nothing.toml"),
