@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
         NO_COLOR="1",
     )
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # The workers are the parallelism; torch's threads on top of them would only get in each other's way.
+        # The workers run in parallel already; torch's threads would only compete with each other.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

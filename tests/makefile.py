@@ -14,12 +14,12 @@ def make(target: str, ready: str, *variables: str) -> subprocess.CompletedProces
     """Run a target.
 
     Args:
-        target: Its name.
-        ready: The stamp of the environment that it needs, which is not to be installed again.
-        variables: As NAME=VALUE.
+        target: Name of the target.
+        ready: Stamp of the environment that it needs, so that it is not installed again.
+        variables: Variables as NAME=VALUE.
     """
     venv = Path(sys.prefix)
     words = ["make", "--old-file", str(venv / f".{ready}"), target, f"VENV={venv}", *variables]
-    # A make that runs the tests hands its own options on.
+    # A make that runs the tests passes its own options on.
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name and name != "MFLAGS"}
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

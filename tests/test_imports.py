@@ -12,7 +12,7 @@ import sdrt
 from sdrt.install_lines import extra_line
 
 SOURCE = Path(sdrt.__file__).parent
-#: What a deployment does not install: see the extras in pyproject.toml.
+#: Packages that a deployment does not install: see the extras in pyproject.toml.
 ABSENT = (
     "torch",
     "diffusers",
@@ -24,7 +24,7 @@ ABSENT = (
     "huggingface_hub",
     "matplotlib",
 )
-#: Modules that are there for those who have it.
+#: Modules that need an extra.
 NEED_TORCH = (
     *(
         f"sdrt.export.{name}"
@@ -35,7 +35,7 @@ NEED_TORCH = (
     "sdrt.compare.compare",
     "sdrt.bench.peers.torch_diffusers",
 )
-#: Half of the smallest machine's time must do; a time limit would measure the machine, so what is loaded is counted.
+#: A time limit would measure the machine, so this counts loaded modules.
 HEAVY = ("numpy", "onnxruntime", "openvino", "pydantic", "PIL", "tokenizers", "rich", "filelock", "platformdirs")
 
 BLOCKER = """

@@ -23,9 +23,9 @@ from sdrt.runtime.backends.tensorrt import _MODULES
 
 ROOT = Path(install_lines.__file__).parents[1]
 EXTRAS: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-#: What sdrt installs by name alone: no extra has it.
+#: Packages that sdrt installs by name: no extra contains them.
 PEERS = {"openvino-genai", "stable-diffusion-cpp-python"}
-#: History, licences of others, and what is fetched by tools.
+#: History, licences of others, and files fetched by tools.
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("sdrt/assets/**/*.md")])
 PAGES.remove(ROOT / "CHANGELOG.md")
 
@@ -169,7 +169,7 @@ def test_without_pip_it_is_uvs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert removal_line("a") == "uv pip uninstall --python /opt/python a"
 
 
-# What sdrt prints.
+# Lines that sdrt prints.
 
 
 def calls() -> Iterator[tuple[Path, str, list[ast.expr], dict[str, ast.expr]]]:
@@ -187,7 +187,7 @@ def test_every_call_names_extras_and_packages_that_exist(situation: str) -> None
     for path, function, arguments, named in calls():
         literal = [str(each.value) for each in (*arguments, *named.values()) if isinstance(each, ast.Constant)]
         if len(literal) != len(arguments) + len(named):
-            # What they are given is looked at below.
+            # Their arguments are checked below.
             continue
         if function == "extra_line":
             assert installed_by(extra_line(*literal)), path
@@ -223,7 +223,7 @@ def test_nobody_else_writes_such_lines() -> None:
             assert not re.search(r"\bpip3? (un)?install", text), path
 
 
-# What the pages say.
+# Lines in the pages.
 
 
 def documented() -> Iterator[tuple[Path, str]]:

@@ -15,8 +15,8 @@ import pytest
 
 from sdrt.interruption import EXIT_INTERRUPTED, interruptible
 
-#: Says when it works and when it clears up; then goes on when a line comes, deep in a library that Python cannot
-#: interrupt where ``deep`` is given.
+#: Prints when it works and when it cleans up, then continues on a line of input; with ``deep`` it waits in a library
+#: that Python cannot interrupt.
 SCRIPT = """
 import hashlib, sys, time
 from sdrt import interruption
@@ -44,7 +44,7 @@ def started(grace_s: float, how: str) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        # Jobs that a shell without job control runs in the background ignore it, and so would the child.
+        # Background jobs of a shell without job control ignore it, and so would the child.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
@@ -81,7 +81,7 @@ def test_a_later_signal_ends_at_once(number: signal.Signals, how: str) -> None:
         process.send_signal(number)
         assert says(process) == "clears up"
         process.send_signal(number)
-        # Its stdin stays open, so that it does not go on by itself.
+        # Its stdin stays open, so that it does not continue by itself.
         process.wait()
         out, err = process.communicate()
     assert (process.returncode, out, err) == (EXIT_INTERRUPTED, "", "sdrt: interrupted, at once\n")

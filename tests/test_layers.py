@@ -46,7 +46,7 @@ FLOORS = (
     ("__main__",),
 )
 FLOOR = {package: number for number, floor in enumerate(FLOORS) for package in floor}
-#: What a package may import on its own floor.
+#: Packages that a package may import on its own floor.
 BESIDE = {
     "arguments": {"errors"},
     "arrays": {"errors"},
@@ -55,7 +55,7 @@ BESIDE = {
     "progress": {"terminal"},
     "streams": {"errors", "files"},
 }
-#: The one import that runs upward: opening a bundle's graph validates it, so that nobody gets one that was not.
+#: The one import that runs upward: opening a bundle's graph validates it, so that every graph in use is validated.
 UPWARD = {("sdrt.artefacts.bundle", "sdrt.graphs.validate")}
 
 

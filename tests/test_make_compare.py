@@ -14,7 +14,7 @@ from tests.makefile import make
 @pytest.mark.long
 def test_the_demo_is_compared_and_a_report_is_left(store: Store, tmp_path: Path) -> None:
     report = tmp_path / "report"
-    # The backend whose tolerances are those of fp32, whatever this machine has.
+    # The backend that runs in fp32 on every machine.
     done = make("compare", "ready-to-compare", f"STORE={store.root}", f"REPORT={report}", "BACKEND=onnxruntime")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"report: {report / 'report.html'}" in done.stdout

@@ -1,6 +1,6 @@
 """Network access happens only for Hub ids: every Python process of a command is watched.
 
-What libraries do beneath Python is watched by tests/test_telemetry.py.
+tests/test_telemetry.py watches libraries below Python.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 from sdrt.artefacts.bundle import Bundle
 
-#: Notes each attempt to look up or reach a host, and refuses it; child processes load this too.
+#: Records and refuses each attempt to look up or reach a host; child processes load this too.
 WATCH = """
 import os, sys
 def watch(event, arguments):
@@ -74,7 +74,7 @@ def test_commands_reach_for_no_network(words: tuple[str, ...], tiny_bundle: Bund
     code, reached, watched = run(tmp_path, *(word.format(bundle=tiny_bundle.path) for word in words))
     assert code == 0
     assert reached == []
-    # Building engines and validating graphs have processes of their own.
+    # Building engines and validating graphs run in separate processes.
     assert watched > 1 if words[0] == "denoise" else watched >= 1
 
 

@@ -64,7 +64,7 @@ def test_a_call_gives_a_picture(pipe: Pipeline) -> None:
     result = draw(pipe)
     (picture,) = result.images
     assert (picture.size, picture.mode) == ((512, 512), "RGB")
-    # Unlike what a failed decoder gives, it has contrast.
+    # Unlike a failed decoder's picture, it has contrast.
     assert np.asarray(picture).std() > 10
     assert result.latents.shape == (1, 4, 64, 64)
     assert result.latents.dtype == np.float32
@@ -165,7 +165,7 @@ def test_guidance_off_runs_a_single_batch_bitwise(pipe: Pipeline, batches: list[
 
 def test_guidance_just_above_1_is_close_to_guidance_off(pipe: Pipeline) -> None:
     plain, guided = draw(pipe, guidance_scale=1), draw(pipe, guidance_scale=1 + 1e-6)
-    # The formula is continuous; what is left is the other batch size.
+    # The formula is continuous; the rest is the effect of the batch size.
     assert difference(guided.latents, plain.latents) < BATCH_TOLERANCE
 
 

@@ -50,7 +50,7 @@ def test_a_closed_stderr_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with open(writing, "w") as closed:  # noqa: PTH123  # a descriptor
         monkeypatch.setattr(sys, "stderr", closed)
         work(Lines())
-        # What was kept back must not be tried again as the file is closed.
+        # The buffered text must not be written again when the file is closed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), writing)
 
 
@@ -82,7 +82,7 @@ def test_a_stage_that_comes_again_takes_its_rows_place(monkeypatch: pytest.Monke
             with bars.stage("denoise", 2) as step, bars.stage("denoise", 1):
                 step(1)
             advance(1)
-        # Two at a time were open under one name.
+        # Two bars with one name were open at a time.
         assert [task.description for task in bars._bars.tasks] == ["pictures", "denoise", "denoise"]
     assert bars._bars.tasks == []
 

@@ -80,7 +80,7 @@ def test_a_reader_that_ends_in_the_middle_is_an_error_once(pipe: tuple[int, int]
     stream.write("two")
     with pytest.raises(ResourceError, match="cannot write to stdout: what read it has ended"):
         stream.flush()
-    # What was buffered is flushed again as the process ends.
+    # The buffer is flushed again when the process ends.
     stream.write("three")
     stream.flush()
 

@@ -19,7 +19,7 @@ import sdrt
 import onnxruntime
 onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 """
-#: By these it is off in tests that run for others, whatever sdrt does.
+#: Variables that turn it off in other tests' environments, whatever sdrt does.
 ALSO_OFF = ("CI", "TF_BUILD", "GITHUB_ACTIONS", "JENKINS_URL", "ORT_RUNNING_UNIT_TESTS", "ORT_DISABLE_TELEMETRY")
 
 

@@ -29,7 +29,7 @@ def test_who_is_gone_is_told_by_the_name(dead: str) -> None:
     assert is_abandoned(dead)
     assert is_abandoned(f"{dead}x1")
     assert not is_abandoned(f"{owner_name()}x1")
-    # This process's number, given to it after another had it.
+    # This process's id, which another process had before.
     assert is_abandoned(f"{os.getpid()}-1-x")
     assert is_abandoned(f"{10**30}-1-x")
     for other in ("", "-", "somebody's folder", "\u0665-1-x"):
@@ -58,7 +58,7 @@ def test_what_was_moved_aside_comes_back_unless_it_was_replaced(tmp_path: Path, 
 
 
 def test_what_a_process_elsewhere_holds_stays(tmp_path: Path, dead: str) -> None:
-    # As of another container over the same folder, where the number means another process, or none.
+    # A file of another container over the same folder, where the id means another process, or none.
     held = tmp_path / f"{PART_PREFIX}{dead}file"
     held.touch()
     with try_exclusive(held) as unused:

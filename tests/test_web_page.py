@@ -17,7 +17,7 @@ def test_a_page_loads_nothing_and_names_are_text(style: Path) -> None:
     assert "<script" not in made
     assert "<p>first $style</p>\n<p>second</p>\n</body>" in made
     assert style.read_text() in made
-    # Its own colours come after those that all pages share, in light and in dark.
+    # Its own colours come after the shared ones, in light and in dark.
     assert made.index("--ink") < made.index(style.read_text().split("{")[1].split(":")[0].strip())
     assert "url(" not in made
     assert "@import" not in made

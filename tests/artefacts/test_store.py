@@ -105,7 +105,7 @@ def test_what_fails_half_way_leaves_nothing(store: Store) -> None:
 
 
 def test_who_publishes_second_keeps_what_the_first_published(store: Store) -> None:
-    # As when a file system's locks do not lock: both make the same thing at the same time.
+    # Simulates a file system whose locks do not lock: both build the same set at the same time.
     target = store.engines_path("openvino", KEY)
     with store.staged(target) as first:
         digest = make_set(first)
@@ -192,7 +192,7 @@ def test_a_root_that_is_a_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_a_root_that_cannot_be_written_is_named(store: Store, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # By a double, since tests may run as root, whom no permission stops.
+    # Uses a double, since permissions do not stop tests that run as root.
     def refuse(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -244,7 +244,7 @@ def test_quarantine_moves_and_says_so(store: Store, stored: Path) -> None:
 
 
 def test_what_another_process_has_quarantined_is_not_there(store: Store, stored: Path) -> None:
-    # As when a file system's locks do not lock: both found it broken.
+    # Simulates a file system whose locks do not lock: both found it broken.
     notes = Notes()
     broken = TrustError("flipped", hint="")
     assert store.quarantine(stored, broken, notes) is not None

@@ -93,7 +93,7 @@ def test_auto_is_what_was_tuned_and_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     chosen, why = choose_backend(record(trial()))
     assert chosen == "onnxruntime"
     assert why == "tuned here on 2026-11-22: 1.000 s a request at best"
-    # Where nothing was accurate, the machine decides as if nothing had been tuned.
+    # If no configuration was accurate, the machine's defaults apply, as without tuning.
     assert choose_backend(record(trial(kept=False)))[0] == registry.BACKENDS[0]
 
 

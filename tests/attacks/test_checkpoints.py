@@ -172,7 +172,7 @@ def test_row_27_the_hub_off_line_and_a_branch_that_moves(hub: Path, whole: Path,
     assert "HF_HUB_OFFLINE" in error.hint
     for commit in ("1" * 40, "2" * 40):
         snapshot(hub, whole, commit)
-        assert open_checkpoint("org/name", cache=cache).revision == commit  # the caller sees that it moved
+        assert open_checkpoint("org/name", cache=cache).revision == commit  # the caller can see the new commit
     assert open_checkpoint("org/name", revision="1" * 40, cache=cache).revision == "1" * 40
 
 
@@ -183,7 +183,7 @@ def test_row_28_a_snapshot_of_links(hub: Path, whole: Path, cache: Path, tmp_pat
     assert not opened.weights("unet").is_symlink()
     (folder / UNET).resolve().unlink()
     refusal(partial(open_checkpoint, str(folder), cache=cache), 3, UNET, "link to nothing")
-    # A bundle has no links: what its manifest vouches for must lie in it.
+    # A bundle has no links: files listed in its manifest must lie in it.
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "manifest.json").symlink_to(whole / "model_index.json")
     refusal(partial(Bundle.open, tmp_path / "bundle"), 8, "is a link")

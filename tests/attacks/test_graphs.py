@@ -1,7 +1,7 @@
 """Fault-matrix rows 9 to 19: ONNX graphs that are damaged, point outside their folder, or differ from their manifest.
 
-A graph that belongs to no bundle is given to `validate_graph`; one in a bundle is what `sdrt build` and all others get
-by `Bundle.graph`.
+Graphs without a bundle are passed to `validate_graph`; graphs in a bundle are opened by `Bundle.graph`, as in
+`sdrt build`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.command_line import CommandLine
 from tests.graphs.models import EXPECTED, Change, external, far, write
 from tests.models.tiny_bundle import tiny_bundle
 
-#: Modules that hand a file to a library that reads graphs, and why what they hand over has been validated.
+#: Modules that pass a file to a library that reads graphs, and why that file has been validated.
 READERS = {
     "bench/peers/genai_model.py": "bench/plan.py has the bundle validated before peers are prepared",
     "bench/peers/plain_onnxruntime.py": "bench/plan.py has the bundle validated before peers are prepared",
@@ -109,7 +109,7 @@ def test_row_09_a_truncated_graph(tenth: int, bundle: Bundle, tmp_path: Path) ->
 
 @pytest.mark.parametrize("seed", range(6))
 def test_row_10_random_bytes(seed: int, tmp_path: Path) -> None:
-    # Half of them after a sound beginning, so that some reach the insides. Fuzzing goes on in tests/fuzz.
+    # Half of them follow a sound beginning, so that some reach inner readers. tests/fuzz fuzzes more.
     path = write(tmp_path)
     source = random.Random(seed)
     head = path.read_bytes()[: source.randrange(200)] if seed % 2 else b""
@@ -241,7 +241,7 @@ def test_row_15_a_key_given_twice(tmp_path: Path) -> None:
 
 
 def test_row_16_weights_inside_the_graph(bundle: Bundle, tmp_path: Path) -> None:
-    # sdrt's own exports keep weights beside the graph whatever their size, so it has nothing to refuse up front.
+    # sdrt's exports store weights beside the graph whatever their size, so no size is refused in advance.
     path = tmp_path / "model.onnx"
     with path.open("wb") as file:
         file.truncate((2 << 30) + 1)  # sparse: takes no room

@@ -63,7 +63,7 @@ def refused(ended: Ended, here: Path, *named: str, code: int = 2) -> None:
 @pytest.mark.parametrize("size", ["0", "-8", "513", "8", "100000", "NaN", "512px"])
 @pytest.mark.parametrize("option", ["--height", "--width"])
 def test_row_42_pictures_have_one_size(option: str, size: str, here: Path, sdrt: CommandLine) -> None:
-    # Latents are 64x64 in every engine: there is no option to ask for another size with.
+    # Latents are 64x64 in every engine: there is no option for another size.
     refused(sdrt("denoise", "--prompt", "a", option, size), here, option)
 
 
@@ -267,7 +267,7 @@ def test_row_52_places_where_no_picture_can_be(out: str, named: str, tmp_path: P
 
 
 def test_row_52_no_permission(here: Path, sdrt: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Tests may run as root, who may write anywhere: so the system's answer is given for it.
+    # Tests may run as root, who may write anywhere, so the system's answer is simulated.
     monkeypatch.setattr(os, "access", lambda *_: False)
     refused(sdrt("denoise", "--prompt", "a"), here, "--out", "no permission")
 
@@ -351,7 +351,7 @@ def test_row_54_a_text_that_unpacks_to_more_than_it_is(tmp_path: Path) -> None:
     text.add_text("bomb", "a" * (80 << 20), zip=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=text)
     tracemalloc.start()
-    # It is drawn, and its text is not unpacked.
+    # The picture is read, and its text is not unpacked.
     assert open_picture(tmp_path / "a.png").size == (8, 8)
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()

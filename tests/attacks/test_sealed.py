@@ -208,7 +208,7 @@ def test_row_25_graphs_of_one_name_and_two_shapes(tmp_path: Path) -> None:
     names = {onnx.load(bundle.graph("vae_decoder"), load_external_data=False).graph.name for bundle in bundles}
     assert len(names) == 1
     assert bundles[0].graph("vae_decoder").read_bytes() == bundles[1].graph("vae_decoder").read_bytes()
-    # Here even the graphs are equal and only the weights differ: the key is of all that is in the bundle.
+    # Here even the graphs are equal and only the weights differ: the key covers the whole bundle.
     assert len({build_key(bundle, DECODER).digest for bundle in bundles}) == 2
 
 

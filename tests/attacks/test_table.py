@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.helpers.security_table import held, told
 
-#: Rows of attacks; those of faults are added by who tests them.
+#: Rows of attacks; tests/faults/test_table.py has those of faults.
 ATTACKS = {*range(1, 31), *range(42, 56), 85}
 
 

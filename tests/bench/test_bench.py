@@ -165,7 +165,7 @@ def test_diffusers_draws_the_same_picture(tiny_path: Path, tiny_engines: Callabl
     assert warm.text_encoder is not None
     assert warm.vae_decoder is not None
     assert warm.unet is not None
-    # What is left is noise and packing, which no stage counts.
+    # The rest is noise and packing, which no stage counts.
     assert 0 < warm.text_encoder.p50 + warm.unet.p50 + warm.vae_decoder.p50 <= warm.total.p50
     assert peer.cold is not None
     assert peer.cold.first_step is not None

@@ -43,7 +43,7 @@ def test_everything_lies_on_the_paper_and_in_order(logarithmic: bool) -> None:
 def test_logarithmic_axes_give_factors_equal_lengths() -> None:
     text = draw(chart(Series("one", ((1.0, 1.0), (10.0, 1.0), (100.0, 1.0)), "dots"), log_x=True, log_y=True))
     first, second, third = (float(x) for x in re.findall(r'<circle cx="([\d.]+)"', text)[:3])
-    # To the tenth of a pixel that places are written in.
+    # Coordinates are written to a tenth of a pixel.
     assert second - first == pytest.approx(third - second, abs=0.2)
 
 

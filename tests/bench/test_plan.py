@@ -108,7 +108,7 @@ def test_who_is_missing_is_named_with_the_line_that_brings_it(
     _, genai, diffusers = (entry.result for entry in found.entries)
     line = package_line(f"openvino-genai=={version('openvino')}.*")
     assert (genai.problem, genai.remedy) == ("openvino-genai is not installed", line)
-    # The bundle was made of a checkpoint that is nowhere here.
+    # The bundle's checkpoint does not exist here.
     assert diffusers.problem == "the checkpoint is not here"
     assert [entry.job for entry in found.entries[1:]] == [None, None]
 
@@ -171,7 +171,7 @@ def test_auto_is_measured_as_tuned_and_says_so(step_bundle: Bundle, built_here: 
     assert [(job.loop, job.threads) for job in jobs] == [("plain", 1), ("auto", 3)]
     batches = [entry.engines.manifest.components["vae_decoder"].batch for entry in found.entries if entry.engines]
     assert [batch and batch.max for batch in batches] == [1, None]
-    # What the user says of threads and loop stands.
+    # The user's threads and loop override the record.
     own = asked(step_bundle, store, backends=("auto",), loops=("fused",), threads=2)
     (entry,) = make_plan(own, 2, tmp_path, silent).entries
     assert (entry.result.name, entry.result.threads) == ("sdrt onnxruntime fp32 tuned fused loop", 2)

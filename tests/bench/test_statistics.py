@@ -9,7 +9,7 @@ from sdrt.bench.statistics import paired, percentile, sample, spread
 @pytest.mark.parametrize("percent", [0, 10, 50, 90, 100])
 def test_percentiles_are_numpys(percent: float) -> None:
     values = [3.0, 1.0, 4.0, 1.5, 9.0, 2.6]
-    # Equal but for the order of additions.
+    # Equal except for the order of additions.
     assert percentile(values, percent) == pytest.approx(float(np.percentile(values, percent)), rel=1e-12)
 
 

@@ -167,7 +167,7 @@ def test_auto_follows_the_record_and_says_so(world: World, step_bundle: Bundle, 
     (first, second) = notes.notes
     assert first.startswith("backend onnxruntime: tuned here on 20")
     assert second == "as tuned: onnxruntime fp32, fused loop, any batch, 2 threads"
-    # What the user says stands; a precision that was not found best goes by the machine.
+    # The user's options override the record; for another precision the machine's defaults apply.
     assert choose(source, store=store, threads=1).threads == 1
     assert choose(source, store=store, loop="plain").fused is False
     assert choose(source, store=store, backend="openvino").threads is None

@@ -1,7 +1,7 @@
 """The original (CompVis latent-diffusion) layout of a checkpoint's tensors, for tests.
 
-Written from the structure of the original modules, network to file; `sdrt.checkpoint.ldm_names` goes from file to
-network. diffusers' own conversion is held against both.
+Written from the structure of the original modules, from network to file; `sdrt.checkpoint.ldm_names` maps file to
+network. Both are compared with diffusers' own conversion.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Configs changed at random: sdrt agrees with the libraries or refuses in one line; it never raises anything else.
 
-The libraries' verdict is whether the network of a config.json is built and runs on Stable Diffusion v1's shapes. Both
-run without memory for weights (torch's meta device), so a case takes milliseconds.
+The libraries accept a config.json if they can build its network and run it on Stable Diffusion v1's shapes. Both run
+without memory for weights (torch's meta device), so a case takes milliseconds.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from tests.checkpoint.changes import Edit
 
 LOADERS: dict[str, Callable[..., Any]] = {"text_encoder": load_text_encoder, "unet": load_unet, "vae": load_vae}
 DROPPED = object()
-#: Values that files have been seen with, and such as no file should have.
+#: Values seen in real files, and values that no file should have.
 VALUES: tuple[Any, ...] = (
     *(DROPPED, None, True, False, 0, 1, 2, 3, 5, 8, 32, 64, -1, 10**400, 1.0, 8.0, 0.5, math.nan, math.inf),
     *("", "x", "silu", "gelu", "quick_gelu", [], [8] * 4, [1] * 4, [1, 2, 3], [32] * 4, [None] * 4, [True] * 4),
     *([[1]] * 4, {}, {"a": math.nan}, ["DownBlock2D"] * 4, ["DownEncoderBlock2D"] * 3, [math.nan]),
 )  # fmt: skip
-#: Read by no network: they decide nothing, whatever they hold.
+#: Fields that no network reads: their values change nothing.
 IDLE = {
     "unet": ["dropout", "final_loss", "addition_time_embed_dim", "_name_or_path"],
     "vae": ["sample_size", "force_upcast", "final_loss"],
@@ -117,7 +117,7 @@ def check(folder: Path, cache: Path, component: str, field: str, value: Any) -> 
 def test_verdicts_on_random_changes(configs: Path, cache: Path, seed: int) -> None:
     draw = random.Random(seed)
     verdicts = [check(configs, cache, *draw.choice(CASES), draw.choice(VALUES)) for _ in range(25)]
-    assert len(set(verdicts)) == 2  # negative control: some are taken, some refused
+    assert len(set(verdicts)) == 2  # negative control: some are accepted, some refused
 
 
 @pytest.mark.long

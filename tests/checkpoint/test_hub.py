@@ -62,7 +62,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the test on any request to the Hub."""
 
     def called(*_: Any, **__: Any) -> None:
-        pytest.fail("the Hub was asked")
+        pytest.fail("the Hub was contacted")
 
     monkeypatch.setattr(HfApi, "model_info", called)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", called)
@@ -84,7 +84,7 @@ def test_offline_the_commits_that_are_cached_are_named(
 ) -> None:
     for commit in COMMITS:
         snapshot(offline, tiny, commit)
-    # Of a download that was broken off.
+    # Left by an interrupted download.
     (snapshot(offline, tiny, "3" * 40) / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     if revision == "v2":
         point(offline, "main", COMMITS[0])

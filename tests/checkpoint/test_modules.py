@@ -166,7 +166,7 @@ def test_configs_that_describe_no_network(
 
 
 def test_absurd_sizes_are_refused_without_the_memory_for_them(copy: Path, cache: Path, edit: Edit) -> None:
-    edit("text_encoder/config.json", {"vocab_size": 10**6, "intermediate_size": 10**6})  # the most that configs may say
+    edit("text_encoder/config.json", {"vocab_size": 10**6, "intermediate_size": 10**6})  # the largest allowed
     refused(copy, cache, "text_encoder", "the config asks for [1000000, 32]")
 
 

@@ -51,7 +51,7 @@ def test_a_single_file_is_found_too(copy: Path, tmp_path: Path, cache: Path, mon
     made = record(open_checkpoint("../model.v2.safetensors", cache=cache))
     assert made.name == "model.v2"
     assert find_recorded(made, cache=cache) == (str(Path.cwd() / "../model.v2.safetensors"), None)
-    # By its name alone, where nothing is remembered.
+    # By its name alone, if nothing is remembered.
     Path("model.v2.safetensors").write_bytes(b"")
     assert find_recorded(made, cache=tmp_path / "empty") == ("model.v2.safetensors", None)
 
@@ -75,7 +75,7 @@ def test_of_equal_ones_that_of_the_records_name_is_taken(copy: Path, tmp_path: P
 def test_of_the_same_name_that_with_the_same_weights_is_taken(copy: Path, cache: Path, edit: Edit) -> None:
     made = record(open_checkpoint(str(copy), cache=cache))
     here = Path(shutil.copytree(copy, "copy"))
-    # What was remembered has changed since; what lies here has not.
+    # The remembered one has changed since; the one here has not.
     edit("scheduler/scheduler_config.json", {"beta_start": 0.001})
     assert find_recorded(made, cache=cache) == ("copy", None)
     # The other way round.
@@ -83,7 +83,7 @@ def test_of_the_same_name_that_with_the_same_weights_is_taken(copy: Path, cache:
     shutil.copytree(copy, here)
     edit("scheduler/scheduler_config.json", {"beta_start": 0.00085})
     assert find_recorded(made, cache=cache) == (str(copy), None)
-    # Neither: the name decides, and whoever opens it sees that the weights differ.
+    # Neither: the name decides, and opening it shows that the weights differ.
     edit("scheduler/scheduler_config.json", {"beta_start": 0.002})
     assert find_recorded(made, cache=cache) == (str(copy), None)
 

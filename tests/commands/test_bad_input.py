@@ -100,7 +100,7 @@ def test_out_may_not_be_a_folder(here: Path, sdrt: CommandLine) -> None:
 
 @pytest.mark.usefixtures("unloaded")
 def test_out_must_be_writable(here: Path, sdrt: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Tests may run as root, who may write anywhere: so the system's answer is given for it.
+    # Tests may run as root, who may write anywhere, so the system's answer is simulated.
     monkeypatch.setattr(os, "access", lambda *_: False)
     refused(sdrt("denoise", "--prompt", "a"), 2, here, "--out", "no permission")
 

@@ -317,7 +317,7 @@ def test_a_gpu_backend_is_unverified_with_stand_ins(
         if backend == "tensorrt":
             raise BackendUnavailableError("needs an NVIDIA driver", hint="install one")
 
-    # As on a machine without a GPU, whatever this one has.
+    # Simulates a machine without a GPU.
     for module in (subject, components):
         monkeypatch.setattr(module, "available", refuse)
     monkeypatch.setattr(comparing, "open_lpips", lambda: pytest.fail("a network is fetched for no picture"))
@@ -344,7 +344,7 @@ def test_the_reference_has_to_be_here(
     sdrt: CommandLine, tiny_bundle: Bundle, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Where it lay when it was exported is remembered, but not here.
+    # Its place at export time is recorded, but it does not exist here.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(engines_build, "build", lambda *_: pytest.fail("engines are built for nothing"))
     ended = sdrt("compare", tiny_bundle.path, "--store", store.root, "--backend", "onnxruntime")

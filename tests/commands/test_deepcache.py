@@ -85,7 +85,7 @@ def test_a_bundle_without_passes_is_cut_once(
     assert set(Bundle.open(cut).manifest.components) == {*COMPONENTS, *DEEPCACHE}
     (engines,) = (store / "engines" / "onnxruntime").iterdir()
     assert {path.name for path in engines.iterdir() if path.is_dir()} == {*HELD, "tokenizer", "scheduler"}
-    # Without it the bundle is taken as it is, and engines of its own are built.
+    # Without it the bundle is used unchanged, and its own engines are built.
     assert sdrt("denoise", *words, "--out", "plain.png").code == 0
     assert len(list((store / "bundles").iterdir())) == 1
     assert len(list((store / "engines" / "onnxruntime").iterdir())) == 2

@@ -61,7 +61,7 @@ def test_a_file_after_each_step_but_the_first(denoise: Denoise) -> None:
     assert ended.code == 0, ended.err
     assert files("previews") == ["step-0002.png", "step-0003.png", "step-0004.png"]
     assert "3 previews in previews" in ended.err
-    # Latents of the engines written by hand are 8x8.
+    # Latents of the hand-made engines are 8x8.
     with Image.open("previews/step-0004.png") as preview:
         assert (preview.size, preview.mode) == ((32, 32), "RGB")
     assert Path("previews/step-0002.png").read_bytes() != Path("previews/step-0004.png").read_bytes()

@@ -61,7 +61,7 @@ def test_a_picture_is_started_from(denoise: Denoise, start: Path) -> None:
         assert "Denoising strength: 0.6" in picture.text["parameters"]  # type: ignore[attr-defined]
     # Its default is diffusers'.
     assert denoise(*DRAW, "--init-image", start, "--json").json["strength"] == 0.8
-    # Without one there is no such thing.
+    # Without an initial picture there is no strength.
     facts = denoise(*DRAW, "--json").json
     assert (facts["start_step"], facts["strength"]) == (None, None)
     assert "vae_encoder" not in facts["timings_s"]
@@ -153,7 +153,7 @@ def test_every_line_is_drawn(denoise: Denoise) -> None:
     ended = denoise("--prompts", "prompts.jsonl", "--steps", 2, "--seed", 7, "--out", "drawn.png")
     assert ended.code == 0, ended.err
     names = ["drawn-0001.png", "drawn-0002-0001.png", "drawn-0002-0002.png", "drawn-0004.png"]
-    # As they come: lines of equal settings together.
+    # In the order of completion: lines of equal settings together.
     assert ended.out.splitlines() == [names[0], names[3], names[1], names[2]]
     assert made() == [*names, "prompts.jsonl"]
     said = [(record["prompt"], record["seed"]) for record in map(read_record, map(Path, names))]
@@ -224,7 +224,7 @@ def test_a_picture_that_was_written_is_let_go_of(denoise: Denoise, monkeypatch: 
     monkeypatch.setattr("sdrt.runtime.images.write_png", write)
     assert denoise("--prompts", "prompts.jsonl", "--steps", 1, "--seed", 0).code == 0
     assert len(alive) == 5 * PICTURES_AT_ONCE
-    # Those of the run under way, and one that is still being passed on.
+    # The pictures of the current run, and one that is still being returned.
     assert max(alive) <= PICTURES_AT_ONCE + 1
 
 
@@ -235,10 +235,10 @@ def test_latents_of_the_models_own_size_go_out_and_come_in(denoise: Denoise, cou
     assert denoise(*words, "--latents", "noise.npy", "--save-latents", "final.npy", "--out", "given.png").code == 0
     final = np.load("final.npy")
     assert (final.shape, final.dtype) == ((count, *LATENTS), np.float32)
-    # The noise of the seeds by another way: the same latents.
+    # The noise of the seeds, given as a file: the same latents.
     assert denoise(*words, "--save-latents", "drawn.npy", "--out", "drawn.png").code == 0
     np.testing.assert_array_equal(np.load("drawn.npy"), final)
-    # What was saved can be given.
+    # Saved latents can be given.
     assert denoise(*words, "--latents", "final.npy", "--out", "again.png").code == 0
 
 

@@ -94,11 +94,11 @@ def test_an_equal_folder_is_named_and_found(
     monkeypatch.chdir(tmp_path)
     assert repeated(second) == {"checkpoint": str(tmp_path / "here" / place)}
     assert recorded(opened(**repeated(second))) == second
-    # The one that was exported keeps its name.
+    # The exported checkpoint keeps its name.
     first = recorded(opened(checkpoint=str(tiny_path)))
     assert first.name == "tiny"
     assert repeated(first) == {"checkpoint": str(tiny_path)}
-    # A record of one that is gone leads to one with its weights.
+    # A record of a removed checkpoint leads to one with the same weights.
     shutil.rmtree(tmp_path / "here" / place)
     assert repeated(second) == {"checkpoint": str(tiny_path)}
 

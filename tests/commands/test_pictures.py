@@ -19,7 +19,7 @@ from sdrt.artefacts.engine_set import EngineSet
 from sdrt.artefacts.store import Store
 from tests.command_line import CommandLine, Ended
 
-#: What --json says of pictures, in this order ...
+#: The fields that --json prints of pictures, in this order ...
 KEYS = [
     "images",
     "checkpoint",
@@ -31,7 +31,7 @@ KEYS = [
     "timings_s",
     "unet_s_per_step",
 ]
-#: ... and what has been added since.
+#: ... and the fields added since.
 ADDED = {"truncated", "guidance_interval", "device_bytes", "loop", "provider", "cuda_graphs", "pictures_at_once"}
 ADDED |= {"start_step", "strength", "previews", "threads", "deepcache", "token_merging"}
 TIMINGS = ["load", "text_encoder", "unet", "vae_decoder", "total"]
@@ -245,7 +245,7 @@ def test_the_store_lists_and_verifies_what_it_holds(denoise: Denoise, sdrt: Comm
 def interrupt(words: list[str], at: str, number: signal.Signals, folder: Path) -> tuple[int, str]:
     """Run ``sdrt``, send a signal at the stderr line that starts with ``at``; return the exit code and later lines."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # Jobs that a shell without job control runs in the background ignore it, and so would the child.
+        # Background jobs of a shell without job control ignore it, and so would the child.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, "-m", "sdrt", *words], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True

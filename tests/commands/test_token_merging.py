@@ -116,7 +116,7 @@ def test_a_picture_says_it_and_is_repeated_with_it(
     again = sdrt("denoise", *merging, "--from", tmp_path / "a.png", "--out", tmp_path / "b.png")
     assert again.code == 0, again.err
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    # Engines that merge none would draw another picture.
+    # Engines without merging would draw another picture.
     plain = denoise("--from", tmp_path / "a.png", "--out", tmp_path / "c.png")
     assert (plain.code, "was made with token merging 0.5, not none" in plain.complaint) == (3, True)
     excluded = sdrt("denoise", *merging, "--from", tmp_path / "a.png", "--token-merging", "0.5")

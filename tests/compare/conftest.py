@@ -12,7 +12,7 @@ from sdrt.compare.reference import Reference, ReferenceTrajectory
 from sdrt.runtime.request import make_request
 
 PROMPTS = ["a red circle above a blue square"]
-#: Few, and such that timesteps are fractional: 999, 799.2, 599.4, ...
+#: Few steps, whose timesteps are fractional: 999, 799.2, 599.4, ...
 STEPS = 6
 
 

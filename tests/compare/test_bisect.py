@@ -54,7 +54,7 @@ def test_a_weight_of_another_checkpoint(
     sound = find_departure(tiny_reference, tiny_bundle, "text_encoder", feeds, own("text_encoder"))
     assert sound.departure is None
     assert sound.compared > 10
-    # A limit of the peak alone is a limit too: it is neither taken for none, nor for 0.
+    # A limit of the peak alone counts as a limit, neither as none nor as 0.
     loose, tight = (ToleranceRecord(peak=peak, reason="a test's") for peak in (0.9, 1e-3))
     assert find_departure(tiny_reference, tiny_bundle, "text_encoder", feeds, tight).departure is None
     assert find_departure(tiny_reference, faulty, "text_encoder", feeds, tight).departure == found
@@ -141,7 +141,7 @@ def test_an_output_of_nan_or_of_another_shape_departs(
     finally:
         hook.remove()
         tiny_reference.release()
-    # Only the whole network's output is changed, so that is what departs, and has no metrics.
+    # Only the whole network's output is changed, so it is the one that differs, and has no metrics.
     assert found is not None
     assert (found.tensor, found.metrics) == ("last_hidden_state", None)
 
@@ -175,7 +175,7 @@ def test_what_is_at_fault_is_said(
     cases = [Case(failed.cases[0].label, 2, {})]
     found = locate(failed, tiny_reference, model, tiny_bundle, cases)
     assert (found.reason, found.departure) == (reason, search.departure)
-    # Of engines alone there is no graph to search; their manifest is there all the same.
+    # Engines alone have no graph to search; their manifest is still there.
     alone = locate(failed, tiny_reference, model, None, cases)
     assert (FACTOR in alone.reason, COMPILED in alone.reason, alone.departure) == (factor == 1, False, None)
 
@@ -205,7 +205,7 @@ def test_a_sound_graph_departs_nowhere(
 @pytest.mark.parametrize(
     ("fault", "operator", "module"),
     [
-        # An epsilon shows where the variance is small: which of the first block's two norms, the noise decides.
+        # An epsilon matters where the variance is small; the noise decides in which of the first block's norms.
         ("groupnorm-epsilon", "GroupNormalization", r"unet\.down_blocks\.0\.resnets\.0\.norm"),
         ("convolution-scaled", "Conv", r"\.conv2$"),
         ("timestep-integer", "Round", "^$"),

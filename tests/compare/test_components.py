@@ -163,7 +163,7 @@ def test_a_backend_that_cannot_run_here_is_unverified_beside_its_proxies(
     assert (result.outcome, result.reason, result.cases) == ("unverified", "tensorrt needs an NVIDIA GPU", ())
     torch, graph = result.proxies
     assert (torch.label, torch.outcome) == ("torch fp16", "passed")
-    # Rounding to 11 bits shows, so it was computed in fp16.
+    # Rounding to 11 bits is visible, so it was computed in fp16.
     measured = torch.cases[0].outputs[0].metrics
     assert measured is not None
     assert measured.relative_l2 > 1e-4

@@ -42,7 +42,7 @@ def test_a_fault_changes_only_what_it_names(name: str, tiny_bundle: Bundle, tmp_
     folder = {"denoise_step": "unet", "vae_decoder": "vae_decoder"}.get(fault.component, fault.component)
     assert changed == (set() if fault.plant is None else {folder})
     assert faulty.manifest.files.keys() == before.keys()
-    # The copy passes for sound, and the bundle it was made from is as it was.
+    # The copy opens as sound, and its original bundle is unchanged.
     Bundle.open(faulty.path, verify=True)
     assert Bundle.open(tiny_bundle.path, verify=True).digest == tiny_bundle.digest
     assert faulty.digest != tiny_bundle.digest
@@ -55,7 +55,7 @@ def test_a_fault_is_planted_in_a_copy_of_a_read_only_bundle(tiny_bundle: Bundle,
         path.chmod(0o555 if path.is_dir() else 0o444)
     faulty = plant(Bundle.open(sealed), FAULTS["convolution-scaled"], tmp_path / "bundle")
     assert len(dict(changed_weights(tiny_bundle, faulty, "unet"))) == 1
-    # Whoever may write anything, as in a container, writes what is read-only too; so the modes are looked at.
+    # Root, as in a container, can write read-only files; so this checks the modes.
     assert all(path.stat().st_mode & stat.S_IWUSR for path in faulty.path.rglob("*"))
 
 

@@ -43,7 +43,7 @@ def test_they_equal_torchmetrics(noise: int) -> None:
     expected = peak_signal_noise_ratio(second, first, data_range=255.0)
     assert psnr_db(reference, candidate) == pytest.approx(float(expected), rel=1e-6)
     _, places = structural_similarity_index_measure(second, first, data_range=255.0, return_full_image=True)
-    # torchmetrics mirrors the border to fill windows that reach beyond it; Wang et al. leave those out, as do we.
+    # torchmetrics mirrors the border to fill windows that reach beyond it; Wang et al. and sdrt omit those windows.
     expected = places[..., 5:-5, 5:-5].mean()
     assert ssim(reference, candidate) == pytest.approx(float(expected), abs=1e-6)
 

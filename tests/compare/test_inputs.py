@@ -79,7 +79,7 @@ def test_the_reference_step_is_the_trajectorys(tiny_reference: Reference, tiny_i
     for case in tiny_inputs.cases("denoise_step", None)[:2]:
         step = int(np.flatnonzero(track.timesteps == case.feeds["timestep"][0])[0])
         outputs = tiny_reference.run("denoise_step", case.feeds)
-        # One row more or less in a batch moves fp32 sums; guidance multiplies that.
+        # The batch size changes the order of fp32 sums; guidance amplifies that.
         np.testing.assert_allclose(outputs["next_latents"][0], track.latents[step + 1][0], rtol=1e-3, atol=1e-3)
 
 

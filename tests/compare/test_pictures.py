@@ -17,7 +17,7 @@ from sdrt.compare.schema import PictureResult, ToleranceRecord
 from tests.compare.comparisons import PICTURE_LIMITS
 
 CAPTION = "a large red circle on white"
-#: So loose that only what else is looked at can fail.
+#: So loose that only the other checks can fail.
 LOOSE = ToleranceRecord(psnr_db=1, ssim=0, reason="for this test")
 
 
@@ -96,7 +96,7 @@ def test_a_tolerance_that_holds_nothing_verifies_nothing(limits: dict[str, float
     tolerance = ToleranceRecord(reason="for this test", **limits)
     found = compare(scene(), tolerance)
     assert (found.outcome, found.reason) == ("unverified", "its tolerance limits none of the metrics measured")
-    # What it disobeys is known all the same.
+    # Its score is still reported.
     assert compare(scene("a large blue circle on white"), tolerance).outcome == "failed"
 
 

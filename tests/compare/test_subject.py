@@ -1,4 +1,4 @@
-"""What a comparison opens, and its notes on what it leaves out."""
+"""Opening a comparison's subject, and notes on the parts it leaves out."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_a_relative_l2_is_a_signal_to_noise_ratio() -> None:
 
 
 def test_a_limit_of_zero_is_an_infinite_ratio() -> None:
-    # Polygraphy reads "inf" as a number, and says inf of tensors that are equal.
+    # Polygraphy reads "inf" as a number, and writes inf for equal tensors.
     assert snr_db(0.0) == math.inf
     exact = ToleranceRecord(relative_l2=0.0, reason="for this test")
     assert arguments(Path("unet"), exact)[-2:] == ("--snr-threshold", "inf")

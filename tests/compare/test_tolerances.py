@@ -27,7 +27,7 @@ def test_every_row_says_why_and_leaves_room_over_what_was_measured() -> None:
         assert row.reason, key
         limits = row.model_dump(exclude={"measured", "reason"}, exclude_none=True)
         assert limits, key
-        # What a CPU can run has been measured.
+        # Everything that a CPU can run has been measured.
         assert row.measured or "not measured, because no GPU was available" in row.reason, key
         for name, measured in row.measured.items():
             limit = limits[name]
@@ -35,7 +35,7 @@ def test_every_row_says_why_and_leaves_room_over_what_was_measured() -> None:
                 assert measured - limit > 10, key
             else:
                 room = (1 - limit) / (1 - measured) if name == "ssim" else limit / measured
-                # As the table's head promises of tensors.
+                # As promised at the top of the table.
                 assert room > (3 if key[0] == "picture" else 3.5), (key, name)
 
 

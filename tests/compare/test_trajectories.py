@@ -89,7 +89,7 @@ def test_without_a_tolerance_it_is_unverified(tiny_trajectory: ReferenceTrajecto
         ([1e-3, 1e-3], None),
         ([1e-3, 2e-4], None),
         ([1e-6, 2e-6, 1e-5, 1.1e-5], 2),
-        # As bf16 gives it: large from the first step on, and the jump is the last but one.
+        # As in bf16: large from the first step on, and the jump is at the last step but one.
         ([0.0067, 0.009, 0.011, 0.02, 0.17, 0.133], 4),
     ],
 )
@@ -141,7 +141,7 @@ def test_a_run_that_gives_nan_is_a_finding(
     assert (second.outcome, len(second.relative_l2), drawn[1].picture) == ("failed", nan_from and 1, None)
     assert "NaN" in second.reason
     if nan_from:
-        # What was drawn before is what it was.
+        # Earlier pictures are unchanged.
         assert (first.outcome, first.reason) == ("passed", "")
         assert drawn[0].picture is not None
     else:

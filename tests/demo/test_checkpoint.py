@@ -14,7 +14,7 @@ from sdrt.checkpoint import open_checkpoint
 
 CHECKPOINT = Path(sdrt.__file__).parent / "assets" / "demo-checkpoint"
 PARTS = ("text_encoder", "unet", "vae")
-# diffusers 0.42's LMS scheduler converts tensors as numpy 2 no longer likes.
+# diffusers 0.42's LMS scheduler converts tensors in a way that numpy 2 deprecates.
 NUMPY_1 = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
@@ -41,7 +41,7 @@ def test_its_scheduler_is_sd_v1s_with_lms() -> None:
 
 def test_sdrt_opens_it() -> None:
     checkpoint = open_checkpoint("demo")
-    # What is trained anew recommends the same.
+    # Newly trained checkpoints recommend the same.
     assert checkpoint.guidance_scale == RECOMMENDED_GUIDANCE_SCALE
     assert checkpoint.name == "demo"
     assert checkpoint.unet["sample_size"] == 64

@@ -35,7 +35,7 @@ def test_a_change_is_told_pair_by_pair() -> None:
     assert change == pytest.approx(-0.03)
     # (4.5 - 10.5) / 202 +- 1.96 sqrt(15 - 36 / 202) / 202.
     assert (low, high) == pytest.approx((-0.0671, 0.0077), abs=1e-4)
-    # As many won as lost: no change, and none is excluded.
+    # As many won as lost: the change is 0, and its interval contains 0.
     assert paired(4, 4, 200)[0] == 0
     assert paired(4, 4, 200)[1] < 0 < paired(4, 4, 200)[2]
 
@@ -58,7 +58,7 @@ def test_an_earlier_evaluation_is_of_the_same_captions(tmp_path: Path) -> None:
     pictures = [Image.new("RGB", (512, 512), "white")]
     found, _, _ = evaluate(lambda prompts, seed: pictures * len(prompts), 6)
     write(tmp_path, found, pictures * 6, {})
-    # No picture of nothing shows what was asked.
+    # No blank picture matches its caption.
     assert earlier(tmp_path / "evaluation.json", 6) == [False] * 6
     with pytest.raises(ValueError, match="of other captions or seeds"):
         earlier(tmp_path / "evaluation.json", 8)

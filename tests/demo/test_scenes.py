@@ -20,7 +20,7 @@ things = st.builds(
     size=st.sampled_from(("", *SIZES)),
     texture=st.sampled_from(("", *TEXTURES)),
 )
-#: As when the committed weights were trained.
+#: The values with which the committed weights were trained.
 HELD_OUT_OF_THE_FIRST_100 = [0, 20, 25, 35, 80, 84, 94]
 
 textures = st.sampled_from(("", *TEXTURES))

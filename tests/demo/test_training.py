@@ -79,7 +79,7 @@ def test_scenes_for_training_are_not_held_out(monkeypatch: pytest.MonkeyPatch) -
     assert not any(map(held_out, seen))
 
 
-# diffusers' LMS scheduler hands tensors to NumPy, and its pipeline asks for a steps_offset that linspace does not use.
+# diffusers' LMS scheduler passes tensors to NumPy, and its pipeline wants a steps_offset, unused by linspace.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
 def test_a_warm_start_takes_the_committed_weights_in_fp32(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The schemas that docs/stability.md promises, flattened: ``python -m tests.docs.promised`` writes them anew.
 
-That is for a schema with a new number, or with more fields than were promised; test_stability.py says when.
+Run it after a schema gets a new version or more fields than were promised; test_stability.py fails then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "sdrt.bench.schema.Bench": Bench,
     "sdrt.runtime.picture_record.PictureRecord": PictureRecord,
 }
-#: What of a field's schema is not its type: words, limits, and what stands in for an absent field.
+#: Parts of a field's schema besides its type: descriptions, limits, and defaults.
 NOT_TYPE = (
     "title",
     "description",

@@ -32,7 +32,7 @@ def here(hand_sets: Callable[..., EngineSet], tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Pipeline, "load", load)
     monkeypatch.chdir(tmp_path)
-    # --from looks for the checkpoint of the record.
+    # --from searches for the checkpoint of the record.
     Path("tiny").mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)).save("sketch.jpg")
     Path("prompts.jsonl").write_text("\n".join(indented('{"prompt"')))

@@ -100,7 +100,7 @@ def test_exit_codes_are_as_promised() -> None:
     classes = [
         value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.SdrtError)
     ]
-    # Success and interruption are no errors of ours; the base of the tree is never raised itself.
+    # Success and interruption are not sdrt's errors; the base of the tree is never raised itself.
     assert promised.keys() - {0, 130} == {each.exit_code for each in classes if each is not errors.SdrtError}
     said = " ".join(cli.get_help(click.Context(cli, **cli.context_settings)).split())
     for code, meaning in promised.items():
@@ -158,7 +158,7 @@ def _parent(path: str) -> str:
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_schemas_keep_what_they_promised(name: str) -> None:
-    # A break needs a new schema_version, and then python -m tests.docs.promised.
+    # A breaking change needs a new schema_version, and then python -m tests.docs.promised.
     assert broken(golden()[name], fields(SCHEMAS[name])) == []
 
 

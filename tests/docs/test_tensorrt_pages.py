@@ -16,7 +16,7 @@ from tests.engines.graphs import HALF, write
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPTS = Path(sys.executable).parent
-#: What is explained and not run here: installing, exporting in the environment, what needs a driver or a checkpoint.
+#: Commands not run here: installing, exporting in the environment, and those that need a driver or a checkpoint.
 NOT_RUN = ("pip ", ".venv/bin/pip ", "export ", "sha256sum ", "sdrt denoise ", "sdrt compare ", "polygraphy run ")
 PICTURE, LATENTS = ("batch", 3, 512, 512), ("batch", 8, 64, 64)
 

@@ -18,7 +18,7 @@ from tests.command_line import CommandLine
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "tutorial.md").read_text(encoding="utf-8")
-#: Of all pictures together; a page that takes longer to load is not looked at.
+#: Limit of all pictures together, so that the page loads quickly.
 LIMIT_BYTES = 4 << 20
 
 

@@ -16,7 +16,7 @@ RECIPE = Recipe.model_validate(
         "targets": ("sm86",),
         "hardware_compatibility": "none",
         "version_compatible": False,
-        # The least, so that tests build quickly; what is built does not change.
+        # The lowest level, so that tests build quickly; the plans' results do not change.
         "optimization_level": 0,
         "workspace_mib": 256,
         "batch": {"unet": ONE_TO_FOUR},

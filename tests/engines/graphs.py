@@ -13,7 +13,7 @@ from sdrt.artefacts.manifest import Component, TensorSpec
 
 HALF, FLOAT, INT64 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT64
 DTYPES = {HALF: "float16", FLOAT: "float32", INT64: "int64"}
-#: What the four components and denoise_step consist of at opset 23 (tests/engines/test_exported.py counts them).
+#: Operators of the four components and denoise_step at opset 23 (tests/engines/test_exported.py counts them).
 OPERATORS = {
     *("Add", "Attention", "Cast", "Concat", "Conv", "Cos", "Div", "Expand", "Gather", "Gelu", "Gemm"),
     *("GroupNormalization", "LayerNormalization", "MatMul", "Mul", "ReduceSum", "Reshape", "Resize", "Shape"),

@@ -126,7 +126,7 @@ def test_memory_bounds_what_is_compiled_at_once(hand_made: Bundle, tmp_path: Pat
     large, second = sorted(jobs, key=build_processes.memory_needed, reverse=True)[:2]
     assert hand_out(jobs, None) == [large.component, second.component]
     assert hand_out(jobs, enough) == [large.component, second.component]
-    # Room for one only: the second lane waits. Room for none: one is tried all the same.
+    # Memory for one only: the second lane waits. Memory for none: one is tried nevertheless.
     assert hand_out(jobs, needed[0] + 1) == [large.component, None]
     assert hand_out(jobs, 1) == [large.component, None]
 

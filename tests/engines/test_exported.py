@@ -68,7 +68,7 @@ def test_ctrl_c_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell's background jobs ignore Ctrl-C, and what they start would too.
+        # A shell's background jobs ignore Ctrl-C, and their children would too.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
@@ -78,7 +78,7 @@ def test_ctrl_c_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:
     start = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
-    # A build of this size takes far longer; nobody waits for it.
+    # The build itself takes far longer: the command did not wait for it.
     assert time.monotonic() - start < 10
     process.stderr.close()
     assert list(tmp_path.iterdir()) == []

@@ -32,7 +32,7 @@ def test_three_ship_for_latency_default_and_throughput() -> None:
         (["sm75"], ("sm75",)),
         (["sm80", "sm86"], ("sm80",)),
         (["sm121"], ("sm121",)),
-        # Nothing here runs them; they can be carried to what does.
+        # They do not run here, but can be moved to a machine that runs them.
         (["sm90"], ("sm86", "sm89", "sm120")),
     ],
 )
@@ -45,7 +45,7 @@ def test_targets_that_nobody_names_are_for_the_gpu_that_is_here(here: list[str],
 def test_the_unet_has_two_rows_a_picture(name: str, most: int) -> None:
     recipe = load_recipe(name)
     assert recipe.rows("denoise_step").max == most
-    # One row runs a picture without guidance, beside the denoise step, which runs those with it.
+    # One row runs a picture without guidance; the denoise step runs pictures with guidance.
     assert recipe.rows("unet").min == 1
     assert recipe.rows("unet").max == 2 * most
     assert recipe.rows("unet").opt == 2 * recipe.rows("denoise_step").opt

@@ -29,7 +29,7 @@ FILES = [
     *sorted((ROOT / "sdrt/engines/trt").glob("*.py")),
     *sorted((ROOT / "sdrt/runtime/backends").glob("tensorrt*.py")),
 ]
-#: What the code calls TensorRT's objects, in the builder's files; attributes asked of them are TensorRT's.
+#: The code's names for TensorRT's objects in the builder's files; their attributes are TensorRT's.
 OBJECTS = {
     "builder": "Builder",
     "self._builder": "Builder",
@@ -58,7 +58,7 @@ RUNTIME_OBJECTS = {
     "self._config": "IRuntimeConfig",
     "self._cache": "IRuntimeCache",
 }
-#: What TensorRT-RTX alone has; sdrt/engines/trt/config.py and the runtime ask for it there only.
+#: Names that only TensorRT-RTX has; sdrt/engines/trt/config.py and the runtime use them there only.
 RTX_ONLY = {
     ("IBuilderConfig", "num_compute_capabilities"),
     ("IBuilderConfig", "set_compute_capability"),
@@ -74,7 +74,7 @@ RTX_ONLY = {
     ("IRuntimeCache", "serialize"),
     ("IExecutionContext", "is_stream_capturable"),
 }
-#: Of the module itself, in every one.
+#: Attributes of the module itself, in every version.
 OF_MODULES = {"__name__", "__version__"}
 #: A Severity is an ILogger's attribute and an enum of its own.
 SEVERITIES = {"INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"}
@@ -115,7 +115,7 @@ def has(api: dict[str, Any], owner: str, name: str) -> bool:
     if "|" in owner:
         return any(has(api, each, name) for each in owner.split("|"))
     if owner not in api and owner != "IRuntimeCache":
-        # Only what is itself missing from a version, and allowed there, is asked of nothing.
+        # Only an object that a version lacks, by an allowed exception, may have no attributes there.
         return ("trt", owner) in RTX_ONLY
     return name in api.get(owner, {}).get("enum", ()) or name in api.get(owner, {}).get("attrs", ())
 

@@ -67,7 +67,7 @@ def test_only_the_attention_without_a_kernel_is_decomposed(tmp_path: Path) -> No
 def test_a_warning_of_the_parser_is_said(tmp_path: Path) -> None:
     graph, spec = every_operator(tmp_path)
     (ids,) = (each for each in spec.inputs if each.dtype == "int64")
-    # As though the runtime bound something else: the advice to bind int64 would not be followed.
+    # Simulates a runtime that binds another type: the advice to bind int64 would not be followed.
     others = tuple(each.model_copy(update={"dtype": "float32"}) if each == ids else each for each in spec.inputs)
     heard = Heard()
     TensorRtRtxBuilder(heard).build(make_job(graph, spec.model_copy(update={"inputs": others}), tmp_path / "set"))

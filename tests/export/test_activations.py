@@ -21,7 +21,7 @@ from sdrt.progress import silent
 from sdrt.runtime.text import Tokenizer
 from tests.doubles.progress import Notes
 
-#: One layer's gain, taken back by the next: the component computes what it did, by way of numbers fp16 cannot hold.
+#: One layer's gain, reversed by the next: the output is unchanged, but values between exceed fp16.
 GAIN = 1e5
 FC1, FC2 = (f"text_model.encoder.layers.0.mlp.{name}" for name in ("fc1", "fc2"))
 
@@ -79,7 +79,7 @@ def export(checkpoint: Checkpoint, out: Path) -> tuple[Bundle, list[str]]:
 
 def test_a_component_that_overflows_stays_fp32(changed: Callable[[Change], Checkpoint], tmp_path: Path) -> None:
     checkpoint = changed(overflowing)
-    # It works in fp32, and torch itself shows that it does not in fp16.
+    # It works in fp32, and torch fails in fp16, too.
     assert encoded(checkpoint, tmp_path, torch.float32).isfinite().all()
     assert not encoded(checkpoint, tmp_path, torch.float16).isfinite().all()
     bundle, said = export(checkpoint, tmp_path / "bundle")
@@ -115,7 +115,7 @@ def test_each_component_is_measured_on_its_own(tiny_path: Path, tmp_path: Path) 
     shutil.copytree(tiny_path, folder)
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
-    # The next normalisation takes the gain out again.
+    # The next normalisation removes the gain.
     weights["decoder.conv_in.weight"] *= GAIN
     save_file(weights, path, metadata={"format": "pt"})
     peaks = measure(open_checkpoint(str(folder)), tmp_path, *COMPONENTS)

@@ -35,7 +35,7 @@ CONTRACT: dict[ComponentName, dict[str, tuple[str, tuple[int, ...]]]] = {
     "vae_encoder": {"sample": ("float32", PICTURE), "latent_parameters": ("float32", (8, 64, 64))},
     "vae_decoder": {"latent_sample": ("float32", LATENTS), "sample": ("float32", PICTURE)},
 }
-#: What exporters leave behind: paths of this machine, of the installation, of sources; traces of the stack.
+#: Traces of exporters: paths of this machine, of the installation, of sources; stack traces.
 TRACES = (str(Path(sdrt.__file__).parent.parent), tempfile.gettempdir(), "/home/", "site-packages", ".py", "Traceback")
 
 
@@ -101,7 +101,7 @@ def test_graphs_say_nothing_of_the_machine(component: ComponentName, tiny_bundle
     data = tiny_bundle.graph(component).read_bytes()
     for trace in TRACES:
         assert trace.encode() not in data, trace
-    # The control: what the exporter is known to leave in a node when nobody strips it.
+    # Control: metadata that the exporter leaves in a node unless stripped.
     assert b"pkg.torch.onnx.stack_trace" not in data
     assert b"pkg.torch.onnx.name_scopes" in data
 

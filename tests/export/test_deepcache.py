@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 WITH_PASSES: tuple[ComponentName, ...] = (*COMPONENTS, *DEEPCACHE)
 #: Relative L2 of an exported UNet and its features against PyTorch: see sdrt.export.check.TOLERANCES.
 TORCH_TOLERANCE = 1e-4
-#: What the shallow pass reads, as PyTorch names it.
+#: The shallow pass's input, by PyTorch's name.
 SHALLOW = (
     "conv_in",
     "time_embedding",
@@ -43,7 +43,7 @@ SHALLOW = (
     "conv_norm_out",
     "conv_out",
 )
-#: Two levels, the upper one with attention as SD v1's: what is cut off is no deeper.
+#: Two levels, the upper one with attention as in SD v1: the cut removes no deeper ones.
 UNET = {
     "block_out_channels": [16, 32],
     "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
@@ -164,7 +164,7 @@ def test_nothing_else_of_the_bundle_changes(cut: Bundle, plain: Bundle, tmp_path
     added = {f"unet/{name}.onnx" for name in DEEPCACHE}
     assert cut.manifest.files.keys() - plain.manifest.files.keys() == added
     assert all(cut.manifest.files[name] == record for name, record in plain.manifest.files.items())
-    # What is written depends on the graph alone, and a bundle that holds the passes may be cut again.
+    # The output depends on the graph alone, and a bundle with the passes may be cut again.
     again = add_deepcache(cut, tmp_path / "again")
     assert again.digest == cut.digest
 
@@ -195,7 +195,7 @@ def test_names_types_and_shapes_are_the_contract(bundle: Bundle) -> None:
     for name in DEEPCACHE:
         part = bundle.component(name)
         assert contract(name, part, MODEL) == (specs(part.inputs), specs(part.outputs))
-        # The graph is read by a process of its own, which holds it against the manifest.
+        # A separate process reads the graph and checks it against the manifest.
         assert bundle.graph(name).name == f"{name}.onnx"
     shallow = bundle.component("deepcache_shallow")
     assert {spec.name: spec.shape for spec in shallow.inputs}["deep_features"] == ("batch", 6, 8, 8)

@@ -140,7 +140,7 @@ def test_the_unet_gets_both_halves_scaled(bundle: Bundle, unet: Path) -> None:
     feeds = feeds_of(bundle)
     (sample,) = session(step).run(["unet.sample"], feeds)
     wanted = feeds["latents"] / np.sqrt(feeds["sigma"] ** 2 + 1).reshape(-1, 1, 1, 1)
-    # The rounding of a square root and a quotient; in fp16 that of its 11 bits besides.
+    # The rounding of a square root and a quotient; in fp16 also that of its 11 bits.
     tolerance = 1e-6 if bundle.manifest.precision == "fp32" else 1e-3
     np.testing.assert_allclose(sample, np.concatenate([wanted, wanted]), rtol=tolerance)
 

@@ -29,7 +29,7 @@ from tests.models.tiny_bundle import HIDDEN_SIZE, MAX_TOKENS, feeds, tiny_bundle
 
 Array = npt.NDArray[Any]
 WITH_STEP: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")
-#: Least and largest value of what the hand-made UNet's convolution reads: normalised values.
+#: Least and largest input of the hand-made UNet's convolution: normalised values.
 RANGES = {"normal": (-4.0, 4.0)}
 #: Relative L2. The convolution's input is rounded to 1/254 of its range and its weights to 1/254 of each channel's:
 #: 1.05e-2 measured. A grid four times as coarse, or one that clips at half the range, gives more than the tolerance.
@@ -62,7 +62,7 @@ def test_the_product_is_rounded_and_little_changes(bundle: Bundle, tmp_path: Pat
     target = tmp_path / "model.onnx"
     assert quantise(bundle.graph("unet"), target, RANGES) == 1
     error = relative_l2(output(target), output(bundle.graph("unet")))
-    # That it is not 0 says that something was rounded.
+    # It is not 0, so something was rounded.
     assert 1e-4 < error < TOLERANCE
     model, plain = (onnx.load(path, load_external_data=False) for path in (target, bundle.graph("unet")))
     for side in ("input", "output"):
@@ -89,7 +89,7 @@ def test_each_output_channel_has_its_scale(bundle: Bundle, tmp_path: Path) -> No
     assert np.abs(levels.reshape(4, -1).astype(int)).max(axis=1).tolist() == [127] * 4
     difference = np.abs(levels * scales.reshape(-1, 1, 1, 1) - plain["kernel"])
     assert (difference <= scales.reshape(-1, 1, 1, 1) / 2 * (1 + 1e-5)).all()
-    # What is no product's is bit for bit what it was; the weights in fp32 are gone.
+    # Everything but the products stays bit for bit; their fp32 weights are gone.
     assert "kernel" not in stored
     for name in plain.keys() - {"kernel"}:
         np.testing.assert_array_equal(stored[name], plain[name])
@@ -161,7 +161,7 @@ def test_a_matrix_keeps_its_output_axis(tmp_path: Path) -> None:
     quantise(tmp_path / "plain.onnx", tmp_path / "model.onnx", {"x": (-3.0, 3.0)})
     stored = weights_of(tmp_path / "model.onnx")
     np.testing.assert_array_equal(stored["int8.matrix"], stored["int8.turned"].T)
-    # Of one input and equal weights, rounded alike, the same is computed.
+    # One input and equal weights, rounded alike, give equal outputs.
     (found,) = open_cpu_session(tmp_path / "model.onnx").run(None, {"x": rng.standard_normal((2, 6)).astype("f")})
     np.testing.assert_allclose(found, 0, atol=1e-2)
 
@@ -184,7 +184,7 @@ def test_ranges_are_those_of_whole_pictures(bundle: Bundle) -> None:
     found = calibration.calibrate(bundle, ["normal", "sample"], silent)
     assert len(found.held_out) == calibration.STEPS
     widths = [made.width for made in found.held_out]
-    # The steps go from the largest sigma of SD v1 to none.
+    # The steps go from the largest sigma of SD v1 to 0.
     assert sum(widths) == pytest.approx(14.6146, rel=1e-4)
     (low, high), (first, last) = found.ranges["normal"], found.ranges["sample"]
     # Group normalisation gives about 4 standard deviations; the sample begins as unit noise, and this UNet's output is
@@ -200,11 +200,11 @@ def test_a_fault_is_what_areas_have_in_common() -> None:
     made = calibration.Pass({}, output, width=2.0)
     assert made.fault(output) == 0
     checks = np.indices((16, 24)).sum(axis=0) % 2 * 2 - 1
-    # As large as a shift by 0.1, but nothing in the mean of any area.
+    # As large as a shift by 0.1, but 0 in the mean of every area.
     assert made.fault(output + np.float32(0.1) * checks.astype(np.float32)) == pytest.approx(0, abs=1e-3)
-    # Of both halves alike, guidance leaves it as it is: 2 x 0.1 for each latent.
+    # If both halves have it, guidance leaves it unchanged: 2 x 0.1 for each latent.
     assert made.fault(output + np.float32(0.1)) == pytest.approx(2 * 0.1 * np.sqrt(4 * 16 * 24), rel=1e-4)
-    # Of one area of one channel, of the unconditional half alone: -6.5 times.
+    # In one area of one channel of the unconditional half alone: -6.5 times.
     output = output.copy()
     output[0, 1, 8:16, :8] += np.float32(0.1)
     assert made.fault(output) == pytest.approx(2 * 0.1 * 6.5 * 8, rel=1e-4)
@@ -233,7 +233,7 @@ def test_where_the_test_fails_modules_are_kept_and_then_it_is_refused(
     assert len(asked) == 1 + len(quantised_bundle.TRIES)
     assert all(set(fewer) <= set(more) for fewer, more in pairwise(asked))
     assert len(asked[-1]) > len(asked[1]) > 0
-    # Tried where the faults were largest: what is below 0 is lost in all, which counts most in the widest two.
+    # Tried at the largest errors: values below 0 are lost in all, which matters most in the widest two.
     assert tried == pytest.approx([3.156, 7.937], rel=1e-3)
     assert not (tmp_path / "int8").exists()
 

@@ -19,7 +19,7 @@ from sdrt.progress import silent
 
 Array = npt.NDArray[np.float32]
 CHANNELS, SIZE = 4, 8
-#: What each module's output counts in the sum that is the graph's output.
+#: Weight of each module's output in the graph's output.
 GAINS = {"down_blocks.0.quiet": 0.1, "down_blocks.0.loud": 10.0, "mid_block.middling": 1.0}
 BOUND = 4.0
 
@@ -69,7 +69,7 @@ def test_a_module_s_fault_is_that_of_rounding_its_input_alone(
     total = sum(kernels.values()) + np.ones((CHANNELS, CHANNELS), np.float32)
     made = Pass({"sample": sample}, np.einsum("oc,bchw->bohw", total, sample), width=0.5)
     found = by_sensitivity(graph, {"sample": (-BOUND, BOUND)}, [made, made], silent)
-    # The loudest first; what says no module is not among them.
+    # The loudest first; nodes without a module are not listed.
     assert [one.module for one in found] == ["down_blocks.0.loud", "mid_block.middling", "down_blocks.0.quiet"]
     step = np.float32(BOUND / 127)
     lost = np.rint(sample / step) * step - sample
@@ -85,7 +85,7 @@ def test_a_module_s_fault_is_that_of_rounding_its_input_alone(
 
 def test_of_equal_faults_the_smaller_work_goes_first(graph: Path, sample: Array) -> None:
     model = onnx.load(graph)
-    # The quiet module becomes as loud as the loud one, and says that it is a tenth of the work.
+    # The quiet module becomes as loud as the loud one, with a tenth of the work.
     loud = numpy_helper.to_array(model.graph.initializer[1])
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(loud, "kernel.0"))
     shape = next(value.type.tensor_type.shape for value in model.graph.value_info if value.name == "out.0")

@@ -103,7 +103,7 @@ def run(path: Path, inside: Sequence[str]) -> list[Floats]:
 def test_it_ends_where_the_states_come_in() -> None:
     prefix = split(unet_model(unet_nodes()))
     assert outputs_of(prefix.nodes) == ["entry", "time", "wave", "moved", "first"]
-    # What depends on the timestep alone is the rest's own, but for its source.
+    # Nodes that depend on the timestep alone stay in the rest, except for their source.
     assert outputs_of(prefix.rest) == ["later_wave", "mean", "context", "attended", "second", "out_sample"]
     assert prefix.doubled == ("wave", "first", "entry")
 
@@ -117,7 +117,7 @@ def test_each_picture_is_computed_once_and_nothing_changes(tmp_path: Path) -> No
     assert (len(first), len(second), len(first_twice)) == (PICTURES, 2 * PICTURES, 2 * PICTURES)
     for found, expected in zip(with_prefix, without, strict=True):
         np.testing.assert_array_equal(found, expected)
-    # The plain step's own check holds it too: rounding of a few operations.
+    # The plain step's own check accepts it too: rounding of a few operations.
     assert check_denoise_step(tmp_path / "model.onnx", shared, "epsilon", "fp32") < 1e-6
 
 
@@ -157,9 +157,9 @@ def ask_length(nodes: Nodes) -> None:
     ("change", "known", "shared"),
     [
         (states_first, ("entry", "first"), ["entry"]),
-        # The lengths of what both halves read are those of both.
+        # Inputs of both halves have the length of both.
         (ask_length, ("entry", "first"), ["entry"]),
-        # Where the batch lies is not said: "first" is computed for both, from what is known.
+        # The batch axis is unknown, so "first" is computed for both halves.
         (None, ("entry", "wave"), ["entry"]),
         (None, (), []),
     ],

@@ -20,7 +20,7 @@ from sdrt.prepare.bundles import open_bundle
 from sdrt.prepare.source import Source
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 
-#: Runs in a process of its own: TensorRT keeps the first logger that a process gives it.
+#: Runs in a separate process: TensorRT keeps a process's first logger.
 PARSE = """
 import json, sys
 import tensorrt_rtx as trt

@@ -38,8 +38,8 @@ def merged_attention(tokens: Floats, values: Floats, chosen: npt.NDArray[np.int6
     """Compute one picture's self-attention on merged tokens, token by token as in section 3 of the paper.
 
     Args:
-        tokens: [tokens,channels], by which they are matched.
-        values: [tokens,channels], what is merged and attended to.
+        tokens: [tokens,channels], used for matching.
+        values: [tokens,channels], merged and attended to.
         chosen: The destinations.
         ratio: Share of all tokens to merge.
     """
@@ -80,7 +80,7 @@ def test_it_is_the_papers_algorithm(ratio: float, side: int) -> None:
     sources = side * side - (side // 2) ** 2
     assert merged.shape[1] == side * side - min(int(side * side * ratio), sources)
     found = matching.unmerge(attend(merged), order, nearest).numpy()
-    # Each row of the batch by its own.
+    # Each row of the batch by itself.
     rows = zip(tokens.numpy(), values.numpy(), strict=True)
     expected = np.stack([merged_attention(*row, destinations(side, 3), ratio) for row in rows])
     assert relative_l2(found, expected) < ROUNDING
@@ -227,7 +227,7 @@ def test_the_graph_is_the_merging_module(backend: str, batch: int, merged_bundle
         expected, other = (each.module(**example).numpy() for each in (source, plain))
     found = run(backend, merged_bundle.graph("unet"), {name: value.numpy() for name, value in example.items()})
     assert relative_l2(found, expected) < TOLERANCES["fp32"]
-    # It is not the plain module: the comparison would find a graph that merges nothing.
+    # It differs from the plain module, so the comparison would find a graph without merging.
     assert relative_l2(found, other) > 5 * TOLERANCES["fp32"]
 
 

@@ -90,9 +90,9 @@ def at_once(count: int, words: list[str], *, locks: bool = True) -> None:
     """Run the command line in ``count`` simultaneous processes, with their output in one file; fail if one does.
 
     Args:
-        count: So many.
-        words: Of each.
-        locks: Whether locks lock, or always succeed, as on some network file systems.
+        count: Number of processes.
+        words: Arguments of each.
+        locks: Whether locks lock; otherwise they always succeed, as on some network file systems.
     """
     if not locks:
         fcntl.flock = lambda *_: None
@@ -187,10 +187,10 @@ def hung(words: list[str]) -> None:
 def each_unprivileged(commands: list[tuple[str, list[str]]]) -> None:
     """Run command lines one after the other without root's right to read and write everywhere.
 
-    Writes how each ended, its exit code and what it said on stderr, to answers.json in the current folder.
+    Writes the exit code and stderr of each to answers.json in the current folder.
 
     Args:
-        commands: Each with the path of a file or folder that nobody may use meanwhile.
+        commands: Each with the path of a file or folder without permissions for its run.
     """
     drop_privileges()
     answers = []

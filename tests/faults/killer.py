@@ -1,6 +1,6 @@
 """Runs calls in forked processes and kills them at a set point: a file operation, a stage, or a time.
 
-A server process imports what is slow to import once; each call is a fork of it, so that fifty kills cost fifty calls.
+A server process does the slow imports once; each call is a fork of it, so that fifty kills cost fifty calls.
 The kill is SIGKILL: nothing of the process runs afterwards.
 """
 
@@ -24,8 +24,8 @@ from types import TracebackType
 from typing import IO, Any, Self, cast
 
 ROOT = Path(__file__).parents[2]
-#: Audit events (PEP 578) of what changes files, takes locks or starts processes; each is raised just before it happens.
-#: "open" counts where it opens to write.
+#: Audit events (PEP 578) that change files, take locks or start processes; each is raised just before it happens.
+#: "open" counts if it opens for writing.
 OPERATIONS = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.utime", "os.truncate")
 OTHERS = ("fcntl.flock", "subprocess.Popen")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -35,7 +35,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 class Ended:
     """The end of a call: ``code`` is negative if it was killed.
 
-    ``operations`` and ``notes`` are what it did and said, where it came to its end; ``seconds`` how long it took.
+    ``operations`` and ``notes`` list its file operations and progress notes if it was not killed.
     """
 
     code: int
@@ -53,7 +53,7 @@ class Killer:
     """A server of forks. Leaving its block ends it.
 
     Args:
-        modules: What the server imports first.
+        modules: Modules that the server imports first.
     """
 
     def __init__(self, modules: Sequence[str]) -> None:
@@ -89,13 +89,13 @@ class Killer:
         """Call "module:function" in a fork, in a folder that is its current and, below "tmp", its temporary one.
 
         Args:
-            call: What.
+            call: The function.
             arguments: Its arguments, as JSON.
-            folder: Where.
+            folder: The folder.
             operation: Kill it before this file operation, counted from 0.
-            note: Kill it as it says this line of its progress, counted from 0, or a line that begins so.
+            note: Kill it at this progress note, counted from 0, or at a note with this beginning.
             seconds: Kill it after this time.
-            number: The signal that it gets there, at an operation or a note, in place of SIGKILL.
+            number: The signal to send at an operation or a note instead of SIGKILL.
         """
         (folder / "tmp").mkdir(exist_ok=True)
         limits = {"operation": operation, "note": note, "seconds": seconds, "number": number}
@@ -187,7 +187,7 @@ def _reap(child: int, seconds: float | None) -> int:
 def _call(request: dict[str, Any], writing: int, log: int) -> None:
     """Execute the request in the child, report it, and exit."""
     os.chdir(request["folder"])
-    # Python tries a temporary folder by a file of four bytes, which a kill may leave; so it is told that it will do.
+    # Python probes a temporary folder with a file of four bytes, which a kill may leave; so it is set directly.
     tempfile.tempdir = os.environ["TMPDIR"] = f"{request['folder']}/tmp"
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -195,7 +195,7 @@ def _call(request: dict[str, Any], writing: int, log: int) -> None:
     os.dup2(null, 0)
     module, _, name = request["call"].partition(":")
     function = getattr(importlib.import_module(module), name)
-    # Jobs that a shell without job control runs in the background ignore it, and so would the call.
+    # Background jobs of a shell without job control ignore it, and so would the call.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     operations = _killed_at_operation(request["operation"], request["number"])
     notes = _killed_at_note(request["note"], request["number"])

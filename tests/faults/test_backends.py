@@ -35,7 +35,7 @@ from tests.faults.killer import Killer, no_children, tree
 from tests.models.tiny_bundle import LATENTS, feeds
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
 
-#: What an installation of the bare package has not.
+#: Packages that an installation without extras lacks.
 LIBRARIES = (
     "onnxruntime",
     "openvino",
@@ -130,7 +130,7 @@ def test_row_66_a_driver_that_is_absent_or_too_old(
     ended = draw("--backend", backend)
     assert (ended.code, f"{backend} needs an NVIDIA" in ended.complaint) == (4, True)
     assert not (tmp_path / "store").exists()
-    # Only auto goes on without it, and says so.
+    # Only auto continues without it, with a note.
     chosen, reason = registry.choose_backend()
     assert chosen in ("openvino", "onnxruntime")
     assert f"{backend} needs an NVIDIA" in reason
@@ -157,7 +157,7 @@ def test_row_66_another_provider_than_asked_for_is_found(ready: Path, monkeypatc
 
 
 SPARE_MIB = (0, 16, 64, 96, 160, 256, 320)
-#: OpenVINO takes more, so that it wants memory in the UNet only with these.
+#: OpenVINO allocates more, so that memory runs out in the UNet only with these.
 MORE_MIB: dict[str, tuple[int, ...]] = {"onnxruntime": (), "openvino": (400, 480)}
 
 
@@ -247,7 +247,7 @@ def test_row_71_a_signal_at_any_file_operation_of_a_denoise(
         assert ended.code == 130, (whole.operations[operation], ended.err)
         assert ended.err.splitlines()[-1] == "sdrt: interrupted"
         assert "Traceback" not in ended.err
-        # Whole or not there: nothing else, neither now nor after a sweep.
+        # Complete or absent, both now and after leftovers are removed.
         left = set(tree(folder)) - {"tmp"}
         assert left <= made.keys(), whole.operations[operation]
         assert all((folder / name).read_bytes() == made[name] for name in left)

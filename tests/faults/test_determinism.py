@@ -1,8 +1,8 @@
 """Row 62 of the fault matrix: the same request gives the same bytes.
 
-Again, after other requests, in a session opened anew, in any batch, at any place of a batch; and on ONNX Runtime with
-any number of threads. OpenVINO divides its sums among its threads, so that another number of them rounds otherwise:
-by how much is stated here and in docs/decisions/0075.
+Repeated, after other requests, in a new session, in any batch, at any place of a batch; and on ONNX Runtime with any
+number of threads. OpenVINO divides its sums among its threads, so that another number of threads rounds differently;
+the bounds are here and in docs/decisions/0075.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from tests.helpers.latents import difference
 Latents = npt.NDArray[np.float32]
 
 STEPS = 2
-#: bf16 is computed in where the processor has it, and refused where it has not.
+#: bf16 runs only on processors that support it, and is refused elsewhere.
 BUILDS: tuple[tuple[str, Precision], ...] = (
     ("onnxruntime", "fp32"),
     ("openvino", "fp32"),
     *((("openvino", "bf16"),) if supports_bf16() else ()),
 )
 #: Largest difference, relative to the largest latent, of one thread and two. Measured on random weights, three guided
-#: steps: 0, 1.0e-5 and 5.1e-2 (bf16 keeps 8 bits: each rounding is 2e-3, and guidance multiplies it by 7.5); the room
-#: above is for other processors, whose sums are divided otherwise. Two seeds differ by more than 1.
+#: steps: 0, 1.0e-5 and 5.1e-2 (bf16 keeps 8 bits: each rounding is 2e-3, and guidance multiplies it by 7.5); the margin
+#: is for other processors, which divide sums differently. Two seeds differ by more than 1.
 THREADS_TOLERANCE = {("onnxruntime", "fp32"): 0.0, ("openvino", "fp32"): 1e-4, ("openvino", "bf16"): 0.2}
 
 

@@ -1,7 +1,7 @@
 """SIGKILL of whole commands: at file operations, at stage boundaries, at random times; the next run is right and clean.
 
-A few of the kills are quick; fifty random points of each command, and every stage boundary from a checkpoint to a
-picture, are run by ``make test-long``.
+A few kills run by default; ``make test-long`` runs fifty random points of each command, and every stage boundary from
+a checkpoint to a picture.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.faults.killer import Ended, Killer, no_children, tree
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
 
 POINTS = 50
-#: Of these, so many at file operations; the rest after random times.
+#: The number of these at file operations; the rest are after random times.
 AT_OPERATIONS = 25
 
 
@@ -30,7 +30,7 @@ AT_OPERATIONS = 25
 class Scene:
     """A command, the state before it, and what must hold at any moment and at the end.
 
-    ``start`` fills a folder; ``words`` are relative to it; ``visible`` is held after a kill, ``right`` after the next
+    ``start`` fills a folder; ``words`` are relative to it; ``visible`` checks it after a kill, ``right`` after the next
     run.
     """
 
@@ -67,13 +67,13 @@ def kill_at(
         killer: The server.
         scene: The command.
         place: A folder.
-        operations: At so many file operations.
-        times: After so many times.
-        notes: At so many notes; None is at all.
-        seed: Of what is random.
+        operations: Number of kills at file operations.
+        times: Number of kills after random times.
+        notes: Number of kills at notes; None is at all of them.
+        seed: Seed of the random choices.
 
     Returns:
-        How many kills came before the end, and how the command ends undisturbed.
+        The number of kills before the end, and the command's undisturbed end.
     """
     undisturbed = place / "undisturbed"
     undisturbed.mkdir()
@@ -149,7 +149,7 @@ def denoising(bundle: Bundle, ready: Path, killer: Killer, tmp_path_factory: pyt
 def test_row_32_a_killed_build(killer: Killer, building: Scene, tmp_path: Path) -> None:
     early, whole = kill_at(killer, building, tmp_path, operations=1, times=1, notes=1)
     assert early >= 2
-    # Compiled elsewhere: a kill between these lines ends another process than the one that writes.
+    # Compiled in another process: a kill between these lines does not end the process that writes.
     assert "onnxruntime vae_decoder fp32 ..." in whole.notes
 
 

@@ -1,7 +1,7 @@
 """SIGKILL at every file operation of each of sdrt's ways to write to disk: whole before and whole after.
 
-After each kill what is visible is the old or the new, never a part, and the next call does what it should and leaves
-what an undisturbed call leaves: not a file more.
+After each kill either the old or the new content is visible, never a part, and the next call succeeds and leaves
+exactly the files of an undisturbed call.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def kill_everywhere(
     Args:
         killer: The server.
         place: A folder, in copies of which the calls run.
-        call: Of tests.faults.actions.
-        arguments: Relative to the folder.
-        start: Makes what is there before.
-        visible: Holds what everybody may see of the folder after a kill.
-        least: So many operations there are at least.
+        call: A function of tests.faults.actions.
+        arguments: Its arguments, relative to the folder.
+        start: Creates the state before the call.
+        visible: Checks the visible state of the folder after a kill.
+        least: Least number of operations.
     """
 
     def fresh(name: str) -> Path:
@@ -78,7 +78,7 @@ def test_row_33_a_folder_is_the_old_or_the_new(killer: Killer, tmp_path: Path, c
         if call == "publish" or (folder / "out").exists():
             assert tree(folder / "out") in (["old"], ["below", "below/file", "file"])
         else:
-            # Between the two renames that do for an exchange; the next call puts it back before anything else.
+            # Between the two renames that replace an exchange; the next call first restores the folder.
             (aside,) = folder.glob(".old-*/out/old")
             assert aside.read_text() == "old"
 
@@ -129,7 +129,7 @@ def test_row_32_a_build_in_place_of_what_is_broken(killer: Killer, tmp_path: Pat
         target = store.engines_path(actions.BACKEND, KEY)
         broken = (target / "manifest.json").exists() and (target / "manifest.json").read_text() == "{}"
         quarantined = list((store.root / "quarantine").glob(f"*/{KEY}"))
-        # Never deleted: it is where it was, or in quarantine, once.
+        # Never deleted: it is in its place or in quarantine, once.
         assert broken + len(quarantined) == 1
         assert broken or store.verify() in ({}, {target: None})
 

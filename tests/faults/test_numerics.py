@@ -209,7 +209,7 @@ def test_row_63_what_a_scheduler_config_asks_for_is_done_or_refused(tmp_path: Pa
     plain = Schedule.from_config(config, 10)
     v_prediction = Schedule.from_config({**config, "prediction_type": "v_prediction"}, 10)
     assert (plain.prediction_type, v_prediction.prediction_type) == ("epsilon", "v_prediction")
-    # steps_offset is of PNDM's timesteps; LMS with linspace has none.
+    # steps_offset belongs to PNDM's timesteps; LMS with linspace does not use it.
     offset = Schedule.from_config({**config, "steps_offset": 1, "_class_name": "PNDMScheduler"}, 10)
     assert (offset.timesteps == plain.timesteps).all()
     for option, value in (("use_karras_sigmas", True), ("rescale_betas_zero_snr", True), ("beta_schedule", "cosine")):

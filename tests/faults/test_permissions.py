@@ -40,7 +40,7 @@ RECORD = {
     "seed": 0,
     "checkpoint": {"name": "demo"},
 }
-#: What the metavar or the name of what takes a path holds.
+#: Metavars or names of parameters that take a path.
 WORDS = {"DIR", "FILE", "FILE.png", "C", "checkpoint", "bundle", "engines", "folder", "picture", "store"}
 
 
@@ -48,7 +48,7 @@ def answers(killer: Killer, asked: Sequence[tuple[Path, Sequence[object]]], fold
     """Run command lines without root's rights, each with one path closed to everybody.
 
     Returns:
-        Exit codes and the one line of each error; an empty line where there was none.
+        Exit codes and the one line of each error; empty without an error.
     """
     lines = [(str(closed), [str(word) for word in words]) for closed, words in asked]
     assert killer("tests.faults.actions:each_unprivileged", lines, folder=folder).code == 0
@@ -109,7 +109,7 @@ def test_everything_in_an_engine_set(killer: Killer, ready: Path, tmp_path: Path
     shutil.copytree(ready, tmp_path / "store")
     (engines,) = (tmp_path / "store" / "engines").glob("*/*")
     words = ("denoise", "--engines", engines, "--store", "store", "--prompt", "a", "--steps", 1)
-    # An engine is read when it is opened, and the encoder is not.
+    # An engine is read when opened, and the encoder is not opened.
     opened = (path for path in engines.rglob("*") if path.parent.name != "vae_encoder")
     refused(killer, [(path, words) for path in (engines, *opened)], tmp_path)
 

@@ -18,7 +18,7 @@ from sdrt.artefacts.store import Store
 from tests.makefile import ROOT, make
 
 README = (ROOT / "README.md").read_text()
-#: An sdrt for the Makefile that builds for one backend, and for another has neither library nor device.
+#: An sdrt for the Makefile that builds for one backend; another lacks its library or device.
 STUB = """#!/bin/sh
 echo "$@" >> "$(dirname "$0")/asked"
 case "$*" in

@@ -120,7 +120,7 @@ def test_row_34_a_full_disk_while_building(killer: Killer, bundle: Bundle, tmp_p
         for part in ("staging", "quarantine"):
             assert list((folder / "store" / part).iterdir()) == []
         assert list((folder / "tmp").iterdir()) == []
-    # The last folder serves once there is room.
+    # The same folder works once there is space.
     assert killer.sdrt(*words, folder=folder).code == 0
 
 
@@ -193,7 +193,7 @@ def test_row_35_a_place_where_no_store_can_be_made(killer: Killer, bundle: Bundl
     ended = killer("tests.faults.actions:unprivileged", words, folder=tmp_path)
     assert ended.code == 6, ended.err
     assert "cannot write sealed/store: no permission" in complaint(ended)
-    # The control: with the permission it is made there.
+    # Control: with the permission it is created there.
     (tmp_path / "sealed").chmod(0o700)
     assert killer("tests.faults.actions:unprivileged", words, folder=tmp_path).code == 0
 
@@ -268,7 +268,7 @@ def test_row_37_a_lock_that_never_frees_names_its_holder(
     assert ended.code == 7
     assert f"process {holder.pid} has had {target} for 0.05 s" in ended.complaint
     assert f"waiting for process {holder.pid}" in ended.err
-    # The lock goes with its holder, however that ends.
+    # The lock is released when its holder ends, however it ends.
     holder.kill()
     holder.wait()
     assert sdrt(*words).code == 0
@@ -287,7 +287,7 @@ def test_row_39_clocks_that_jump_change_no_key(
         for now in (0.0, 1e10):
             monkeypatch.setattr(time, "time", lambda now=now: now)
             assert build_key(bundle, request).digest == key
-            # It is found: nothing is compiled, which would take a lock and leave its file.
+            # It is found, so nothing is compiled, which would leave a lock file.
             found = build(bundle, request, store, silent)
             assert found.path == store.engines_path("onnxruntime", key)
     assert tree(store.root) == tree(ready)
@@ -308,6 +308,6 @@ def test_row_41_gc_keeps_what_a_process_uses(
         assert len(pipe("a", num_inference_steps=1, seed=0).images) == 1
         path = pipe.engines.path
         pipe.engines.lease.release()
-    # The control: once it is used no more, it goes.
+    # Control: once unused, it is removed.
     assert sdrt("store", "gc", "--unused-days", 0, "--store", "store").out == f"{path.relative_to(tmp_path)}\n"
     assert store.entries() == ()

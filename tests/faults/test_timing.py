@@ -11,14 +11,14 @@ import tensorrt_rtx as trt
 from sdrt.engines.trt.timing_cache import TimingCache
 from sdrt.libraries.tensorrt_log import Messages, listen
 
-# TensorRT-RTX has the calls and says that they do nothing; TensorRT, which keeps the caches, needs a GPU.
+# In TensorRT-RTX these calls are documented to do nothing; TensorRT, which keeps the caches, needs a GPU.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
 def test_row_40_a_timing_cache_that_is_none_is_made_anew(tmp_path: Path, damage: str) -> None:
     notes: list[str] = []
-    # A configuration outlives neither its builder nor that its logger.
+    # A configuration must not outlive its builder, nor the builder its logger.
     logger = listen(trt, Messages())
     builder = trt.Builder(logger)
     config: Any = builder.create_builder_config()
@@ -27,7 +27,7 @@ def test_row_40_a_timing_cache_that_is_none_is_made_anew(tmp_path: Path, damage:
     cache.keep(config)
     whole = cache.path.read_bytes()
     if damage == "foreign":
-        # Sealed by us, and refused by TensorRT, as what another version measured is.
+        # Sealed by sdrt, and refused by TensorRT, like another version's cache.
         refusing: Any = Refusing(config)
         cache.give(refusing)
         assert refusing.given == [whole[64:], b""]

@@ -20,13 +20,13 @@ from tests.models.sd_v1_random import sd_v1_random
 pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).parents[2]
-#: Promised for the three comparisons together, the engines' builds included.
+#: Promised for the three comparisons together, including builds of engines.
 LIMIT_S, MEMORY_GIB = 15 * 60, 16
-#: With bf16 where the processor computes in it.
+#: bf16 only if the processor supports it.
 ENGINES = sorted({("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", OpenVinoBuilder().default_precision())})
 
-#: Two guided steps, and batches 1 and 2: every pass of the reference is some 14 s, and what a larger batch does is the
-#: same for every UNet, so the small ones are run at it.
+#: Two guided steps, and batches 1 and 2: every pass of the reference takes 14 s, and larger batches behave the
+#: same for every UNet, so only small ones run them.
 COMPARE = """
 import json, sys
 from pathlib import Path

@@ -23,13 +23,13 @@ PROMPT = "a red circle on a white background"
 STEPS, GUIDANCE_SCALE = 2, 7.5
 #: Promised for the export of the full-size model; the UNet's weights take 3.2 GiB, three copies of them 9.6.
 EXPORT_MEMORY_GIB = 12
-#: Promised for a picture by OpenVINO in bf16: the UNet's weights take 1.6 GiB, and 1 GiB for all else.
+#: Promised for a picture by OpenVINO in bf16: the UNet's weights take 1.6 GiB, everything else 1 GiB.
 BF16_MEMORY_GIB = 2.6
 #: Promised against diffusers in fp32.
 FP32_PSNR_DB = 45.0
 #: A floor that catches a broken bf16 engine; two steps leave little room for differences to grow.
 BF16_PSNR_DB = 20.0
-#: With openvino's own choice on this machine: bf16 where the processor computes in it.
+#: openvino's default on this machine: bf16 if the processor supports it.
 ENGINES = sorted({("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", OpenVinoBuilder().default_precision())})
 
 REFERENCE = """

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
-#: Starts a command and says its exit code and its peak memory, in KiB: Popen.wait would drop what os.wait4 gives.
+#: Starts a command and prints its exit code and peak memory in KiB: Popen.wait would drop os.wait4's result.
 MEASURE = """
 import os, subprocess, sys
 process = subprocess.Popen(sys.argv[2:])
@@ -35,8 +35,8 @@ class Measured:
 def measured(command: Sequence[str], *, stdout: IO[bytes], stderr: IO[bytes] | None = None) -> Measured:
     """Run a command in the project's folder to its end.
 
-    A small process starts it: of what a process held before it became another program the kernel counts the most as
-    the other's, so that a child of pytest has held whatever pytest has.
+    A small process starts it: the kernel counts memory from before exec() into a process's peak, so that a child of
+    pytest would start with pytest's.
     """
     start = time.monotonic()
     with tempfile.NamedTemporaryFile("r") as said:

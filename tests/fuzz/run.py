@@ -1,7 +1,6 @@
 """Fuzz the targets by coverage, with Atheris, each in its own process and for a limited time: `make fuzz`.
 
-What is found is written below the corpus as NAME/found-..., and repeats by giving the file in place of the time:
-``python -m tests.fuzz.run NAME --repeat FILE``.
+Findings are written below the corpus as NAME/found-...; ``python -m tests.fuzz.run NAME --repeat FILE`` repeats one.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 MEMORY_MB = 2048
-#: One input may take so long; a reader that needs more hangs.
+#: Limit for one input; a slower reader counts as hanging.
 INPUT_S = 20
 MAX_BYTES = 1 << 16
 

@@ -1,7 +1,7 @@
 """Fuzz targets: every reader of files and texts from elsewhere, each with sound input to start from.
 
-A target may take what it is given or refuse it by an error of ours, in one line with a hint. Anything else that is
-raised is a finding.
+A target may accept its input or refuse it by one of sdrt's errors, in one line with a hint. Any other exception is a
+finding.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Target:
     """One reader.
 
     Attributes:
-        prepare: Makes what the reader needs in an empty folder; gives sound inputs, the first of them small.
-        read: Gives the reader an input, in that folder.
+        prepare: Writes the reader's files to an empty folder; returns sound inputs, the first of them small.
+        read: Passes an input to the reader, in that folder.
     """
 
     prepare: Callable[[Path], list[bytes]]
@@ -69,7 +69,7 @@ class Target:
         """Read the input; return whether it was accepted.
 
         Raises:
-            Finding: It was refused otherwise than in one line with a hint.
+            Finding: It was not refused in one line with a hint.
         """
         try:
             self.read(folder, data)
@@ -99,7 +99,7 @@ def _engines(folder: Path) -> list[bytes]:
 
 def _read_engines(folder: Path, data: bytes) -> None:
     (folder / "engines" / MANIFEST).write_bytes(data)
-    # By the digest, as if the user vouched for whatever lies there.
+    # By the digest, as if the user trusted the content.
     EngineSet.open(folder / "engines", trust=sha256_bytes(data)).lease.release()
 
 
@@ -145,7 +145,7 @@ def _parameters(_: Path) -> list[bytes]:
 def _read_parameters(_: Path, data: bytes) -> None:
     text = data.decode(errors="replace")
     parse_parameters(text)
-    # Whatever is asked for comes back from what is written.
+    # Every request survives a round trip through the file.
     record = picture_record(prompt=text.replace("\r", " "), negative_prompt=text[::-1].replace("\r", " "))
     read = parse_parameters(parameters_text(record, (64, 64)))
     if (read["Prompt"], read["Negative prompt"]) != (record["prompt"], record["negative_prompt"]):

@@ -1,6 +1,6 @@
 """Quick fuzzing of every target: sound input damaged in a few bytes, or in a value of its JSON.
 
-The same damage in every run; `make fuzz` looks for more.
+The damage is the same in every run; `make fuzz` looks for more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.graphs import models
 Prepared = tuple[Target, Path, list[bytes]]
 
 EXAMPLES = 120
-#: Names and values that stand where others should.
+#: Names and values to put in place of others.
 ODD_NAMES = ["", ".", "../x", "a\nb", "\x1b[2J", "x" * 3000, "\ud800", "schema_version"]
 ODD: list[Any] = [
     *(None, True, -1, 0, 1e308, -0.5, 2**63, 10**400),
@@ -102,7 +102,7 @@ def test_damage_is_refused_in_one_line_or_taken(prepared: Prepared, data: st.Dat
 @pytest.mark.parametrize(("message", "hint"), [("two\nlines", "x"), ("x" * 5000, "x"), ("no hint", "")])
 def test_refusals_that_are_none_are_found(message: str, hint: str, tmp_path: Path) -> None:
     error = UsageError("", hint=hint)
-    error.message = message  # made so by force: an error of ours is one line by itself
+    error.message = message  # set directly: sdrt's errors are one line by construction
 
     def read(_: Path, __: bytes) -> None:
         raise error

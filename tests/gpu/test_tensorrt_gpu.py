@@ -1,7 +1,7 @@
 """Plans on a real GPU: built for it, compared with the CPU, with CUDA graphs and without.
 
-They need a machine with NVIDIA's driver, and tensorrt or tensorrt-rtx and cuda-bindings installed; nothing else. What
-the doubles cannot show is shown here only: that the real libraries take our calls in this order, that USER_MANAGED
+They need a machine with NVIDIA's driver, and tensorrt or tensorrt-rtx and cuda-bindings installed; nothing else. Only
+they show what the doubles cannot: that the real libraries accept sdrt's calls in this order, that USER_MANAGED
 memory goes together with capture and with TensorRT-RTX's own graphs, that a graph's numbers are those of its kernels
 launched one by one, that kernels which TensorRT-RTX read from its cache give the numbers of those it compiled, fp16's
 accuracy, times, the driver's own memory, and that CUDA gives back memory after a failed allocation.
@@ -48,12 +48,12 @@ from tests.helpers.latents import difference
 pytestmark = pytest.mark.gpu
 
 MODULES: dict[BackendName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-#: What is installed; where nothing is, the tests say so by failing.
+#: The installed backends; without one the tests fail and say so.
 BACKENDS = [name for name, module in MODULES.items() if find_spec(module)] or ["tensorrt-rtx"]
 STEPS = 10
-#: Relative to the largest latent: fp16 keeps 11 bits of each layer's output, and ten guided steps amplify what is lost.
+#: Relative to the largest latent: fp16 keeps 11 bits of each layer's output, and ten guided steps amplify the loss.
 FP16_TOLERANCE = 5e-2
-#: Free memory as the driver tells it moves by its own allocations: pools, modules, the context's heap.
+#: The driver's free memory changes by its own allocations: pools, modules, the context's heap.
 DRIVER_BYTES = 512 << 20
 SETTINGS: dict[str, Any] = {"num_inference_steps": STEPS, "seed": 3}
 PROMPT = "a red circle on a white background"
@@ -67,7 +67,7 @@ def build_plans(backend: BackendName, recipe_name: str, checkpoint: Path, store:
     if backend == "tensorrt-rtx" and gpu.architecture not in nvidia.RTX_ARCHITECTURES:
         pytest.skip(f"TensorRT-RTX does not run on {gpu.name} ({gpu.architecture})")
     available(backend)
-    # Only TensorRT-RTX has targets: TensorRT compiles for the GPU that is here.
+    # Only TensorRT-RTX has targets: TensorRT compiles for this GPU.
     settings = [f"targets={gpu.architecture}"] if backend == "tensorrt-rtx" else []
     recipe = load_recipe(recipe_name, settings)
     bundle = open_bundle(Source(checkpoint=str(checkpoint)), store, precision="fp16")
@@ -164,7 +164,7 @@ def test_results_are_the_same_with_graphs_and_without(opened: Opened, loop: str)
     with_graphs, without = opened(loop=loop, cuda_graphs=True), opened(loop=loop, cuda_graphs=False)
     for count in (1, 3, 1):
         one, two = with_graphs([PROMPT] * count, **SETTINGS), without([PROMPT] * count, **SETTINGS)
-        # The same kernels on the same numbers, launched in another way.
+        # The same kernels on the same numbers, launched differently.
         assert np.array_equal(one.latents, two.latents)
         assert two.records[0]["cuda_graphs"] is False
     assert one.records[0]["cuda_graphs"] is (loop == "auto" or with_graphs.engines.manifest.backend == "tensorrt-rtx")

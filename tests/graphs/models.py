@@ -13,7 +13,7 @@ from sdrt.graphs.structure import Expected
 
 Change = Callable[[onnx.ModelProto], object]
 
-#: What `sound` says of itself, in the terms of a manifest.
+#: The manifest's description of `sound`.
 EXPECTED = Expected(
     inputs=(("sample", "float32", ("batch", 4)),),
     outputs=(("out_sample", "float32", ("batch", 4)),),

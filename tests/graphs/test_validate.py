@@ -20,7 +20,7 @@ from sdrt.graphs.validate import Limits, validate_bundle, validate_graph, valida
 from tests.graphs.models import external, write
 from tests.models.tiny_bundle import tiny_bundle
 
-#: Stand-ins for the process: each does one thing that a parser may do to it.
+#: Stand-ins for the process: each shows one way in which a parser may end it.
 ENDS = {
     "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)": "died of signal 11",
     "import os; os._exit(7)": "ended with code 7; its last words: nothing",
@@ -120,7 +120,7 @@ def test_so_many_validated_bundles_are_remembered(tmp_path: Path, monkeypatch: p
 
 
 def test_every_graph_of_a_bundle_is_held_against_its_manifest(bundle: Bundle) -> None:
-    # The bundle was opened before: what stands behind is what the child sees.
+    # The bundle was opened before, so the child sees the changed file.
     graphs = [bundle.path / component.graph for component in bundle.manifest.components.values()]
     data = graphs[-1].read_bytes()
     graphs[-1].write_bytes(graphs[0].read_bytes())

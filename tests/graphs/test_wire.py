@@ -52,7 +52,7 @@ def plain(message: Any) -> Any:
 def summed(value: Any) -> Any:
     """Return counts of floats as one number, whether packed or not; views as bytes.
 
-    Enumerations are left out: a number that stands for nothing is an absent field to onnx, and refused by our checks.
+    Enumerations are left out: onnx reads an unknown number as an absent field, and sdrt's checks refuse it.
     """
     if isinstance(value, dict):
         value = {name: one for name, one in value.items() if name not in ENUMERATIONS or isinstance(one, dict)}

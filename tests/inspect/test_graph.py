@@ -41,7 +41,7 @@ def assert_equal(bundle: Bundle, folder: Path) -> None:
     expected = trees_of(folder)
     for name in COMPONENTS:
         found = graph_tree(name, load_graph(bundle.graph(name)))
-        # Whole trees: names, kinds, order, shapes, what was joined, weights and work of every block.
+        # Whole trees: names, kinds, order, shapes, joins, weights and work of every block.
         assert found == (without_positions(expected[name]) if name == "text_encoder" else expected[name]), name
         described = bundle.manifest.components[name]
         # The manifest's figures were counted by torch, on the module before it was exported.
@@ -98,7 +98,7 @@ def test_a_graph_that_says_nothing_is_one_block() -> None:
     ]
     graph = a_graph(nodes, {"w": (FLOAT, (6, 4, 1, 1)), "b": (FLOAT, (6,)), "one": (FLOAT, ())})
     tree = graph_tree("unet", graph)
-    # A number that is added is no weight; a bias is.
+    # An added scalar is no weight; a bias is.
     assert tree == Block("", "UNet2DConditionModel", 30, 2 * 24 * 64, (4, 8, 8), (6, 8, 8))
 
 

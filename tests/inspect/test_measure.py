@@ -40,7 +40,7 @@ def test_operators_belong_where_their_names_and_results_say() -> None:
         helper.make_node("ReorderInput", ["x"], ["reorder"], name="ReorderInput"),
         helper.make_node("Conv", ["reorder", "w"], ["token"], name="a_nchwc"),
         helper.make_node("ReorderOutput", ["token"], ["a"], name="ReorderOutput_token"),
-        # What a normalisation is taken apart into has no name, and its last result alone one of the original.
+        # The parts of a decomposed normalisation have no name; only its last result keeps the original's.
         helper.make_node("ReduceMean", ["a"], ["mean"]),
         helper.make_node("Sub", ["a", "mean"], ["centred"]),
         helper.make_node("Mul", ["centred", "s"], ["n"]),
@@ -91,7 +91,7 @@ def test_a_graph_that_does_not_run_is_an_error_of_ours(tmp_path: Path) -> None:
     wrong = tuple(each.model_copy(update={"shape": ("batch", 4, 3)}) for each in decoder.inputs)
     parts = {**made.manifest.components, "vae_decoder": decoder.model_copy(update={"inputs": wrong})}
     changed = replace(made, manifest=made.manifest.model_copy(update={"components": parts}))
-    made.graph("vae_decoder")  # validated as it was, before what is said of it changes
+    made.graph("vae_decoder")  # validated before its manifest changes
     with pytest.raises(EngineError, match="onnxruntime cannot run"):
         measure(changed, "vae_decoder", 1, silent)
 

@@ -27,7 +27,7 @@ from tests.models.tiny import TEXT_ENCODER, UNET, VAE, v1_config
 #: kind, parameters, FLOPs, shape in, shape out.
 Facts = tuple[str, int, int, tuple[int, ...], tuple[int, ...]]
 Configs = dict[str, dict[str, Any]]
-#: The module that a component's wrapper holds, whose name the tree leaves out.
+#: The wrapper's module of each component, whose name the tree omits.
 HELD = ("unet.", "text_encoder.", "encoder.", "decoder.")
 
 
@@ -85,7 +85,7 @@ def built(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str,
         def seen(_: object, args: tuple[Any, ...], kwargs: dict[str, Any], given: Any) -> None:
             taken = tuple(first_tensor(args or kwargs).shape[1:])
             if name.startswith("encoder.down") and name.endswith("downsamplers.0.conv"):
-                # The VAE's downsampler pads by a row and a column before its convolution; the tree tells of no padding.
+                # The VAE's downsampler pads by a row and a column before its convolution; the tree has no padding.
                 taken = (taken[0], taken[1] - 1, taken[2] - 1)
             shapes[name] = (taken, tuple(first_tensor(given).shape[1:]))
 
@@ -108,7 +108,7 @@ def built(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str,
 
 def strip(name: str) -> str:
     held = next((start for start in HELD if name.startswith(start)), "")
-    # CLIP's own encoder lies in the text encoder: only the outermost name goes.
+    # CLIP's own encoder is in the text encoder: only the outermost name is removed.
     return name[len(held) :]
 
 
@@ -135,7 +135,7 @@ def test_a_wrong_tree_is_found() -> None:
     found = configs("heads-by-level")
     module, inputs = wrappers(found)["unet"]
     right = built(module, inputs)
-    # One more layer; narrower text; another channel count: each changes what flows or what is counted.
+    # One more layer; narrower text; another channel count: each changes shapes or counts.
     for field, value in (
         ("layers_per_block", 2),
         ("cross_attention_dim", 47),

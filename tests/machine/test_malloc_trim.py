@@ -38,6 +38,6 @@ def test_it_is_told_when_an_engine_is_let_go_of(hand_sets: Callable[..., Any], m
     opened.engine("unet")
     opened.engine("vae_decoder")
     opened.release("unet")
-    # Once it is closed, and only where there was one.
+    # Once it is closed, and only if there was one.
     opened.release("text_encoder")
     assert told == [{"vae_decoder"}]

@@ -78,7 +78,7 @@ def test_random_checkpoint_is_written_once_whole_and_loadable(tmp_path: Path) ->
     stamp = weights.stat().st_mtime_ns
     sd_v1_random(out, configs=SMALL)
     assert weights.stat().st_mtime_ns == stamp
-    first = {name: tensor.clone() for name, tensor in load_file(weights).items()}  # what it returns is mapped
+    first = {name: tensor.clone() for name, tensor in load_file(weights).items()}  # the result is memory-mapped
     weights.write_bytes(weights.read_bytes()[:-1])
     assert not is_whole(out)
     again = load_file(find_weights(sd_v1_random(out, configs=SMALL), "unet"))

@@ -67,7 +67,7 @@ def tiny_checkpoint(
     pictures of 512x512) and the names that the v1.4 files have.
 
     Args:
-        folder: Where it is written; made when absent.
+        folder: Folder to write; created if missing.
         seed: Equal seeds and changes give equal weights.
         unet: Values of unet/config.json.
         vae: Values of vae/config.json.

@@ -58,15 +58,15 @@ def tiny_bundle(
     """Write and open a bundle whose convolutions and attention are real but tiny.
 
     Args:
-        folder: Where; made when absent.
-        seed: Of the weights.
-        components: Which to write; the four of a checkpoint when empty. denoise_step and DeepCache's
-            passes, for which the UNet has a depth, come after unet.
-        precision: fp32 or fp16, of the graphs.
-        deep: Whether the UNet has a depth, as it has for DeepCache's passes in any case.
+        folder: Folder to write; created if missing.
+        seed: Seed of the weights.
+        components: Components to write; by default the four of a checkpoint. denoise_step and DeepCache's passes,
+            for which the UNet has a depth, come after unet.
+        precision: fp32 or fp16.
+        deep: Whether the UNet has a depth; with DeepCache's passes it always has.
         tokenizer: Text of tokenizer.json.
         scheduler: Text of scheduler_config.json.
-        guidance_scale: What it recommends.
+        guidance_scale: Recommended guidance scale.
     """
     rng = np.random.default_rng(seed)
     unet = _deep_unet if deep or not set(DEEPCACHE).isdisjoint(components) else _unet

@@ -95,7 +95,7 @@ def test_the_weights_are_those_of_diffusers(unet: MarkedUnet, seen: dict[int, li
         (found,) = seen[index]
         assert found.shape == wanted.shape[1:]
         assert np.abs(found - wanted[-1]).max() < ROUNDING
-        # The other half of the batch has other words, and so other weights.
+        # The other half of the batch has another prompt, and so other weights.
         assert np.abs(found - wanted[0]).max() > 10 * ROUNDING
 
 
@@ -103,7 +103,7 @@ def test_marking_changes_nothing(unet: MarkedUnet, model: Model) -> None:
     given = feeds(1)
     marked, plain = unet.run(**given), model.unet.run(**given)
     assert marked.keys() == plain.keys()
-    # One graph, optimised with and without what is marked: fp32 sums in another order.
+    # One graph, optimised with and without the marked tensors: fp32 sums in another order.
     assert np.abs(marked["out_sample"] - plain["out_sample"]).max() < 1e-3
     assert np.abs(plain["out_sample"]).max() > 0.1
 
@@ -163,7 +163,7 @@ def test_sums_average_heads_and_runs() -> None:
 
 def test_a_words_map_is_the_mean_of_its_layers() -> None:
     fine, coarse = np.zeros((16, 6), np.float32), np.zeros((4, 6), np.float32)
-    # In both layers the left half listens to tokens 1 and 2, the right half to 4.
+    # In both layers the left half attends to tokens 1 and 2, the right half to 4.
     for layer, side in ((fine, 4), (coarse, 2)):
         square = layer.reshape(side, side, 6)
         square[:, : side // 2, 1] = 0.25

@@ -32,9 +32,9 @@ from sdrt.plots.figure import (
     write_figure,
 )
 
-#: WCAG 2.2: contrast of text (1.4.3) and of what is drawn (1.4.11).
+#: WCAG 2.2: contrast of text (1.4.3) and of graphics (1.4.11).
 TEXT_CONTRAST, LINE_CONTRAST = 4.5, 3.0
-#: Lines that a plot has at most.
+#: Largest number of lines in a plot.
 LINES = 5
 SVG = "{http://www.w3.org/2000/svg}"
 LONG = "a very long name of a file, which goes on and on, " * 6

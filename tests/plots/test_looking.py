@@ -27,7 +27,7 @@ from sdrt.sampling.latents import unit_noise
 from sdrt.sampling.lms import Schedule
 
 SEED = 7
-# What goes through the same engines in the same way differs by the rounding of a few float32 operations.
+# Results of the same engines differ by the rounding of a few float32 operations.
 ROUNDING = 1e-5
 
 
@@ -50,7 +50,7 @@ def test_noising_adds_the_seeds_noise_at_each_steps_sigma(model: Model, picture:
         noisy = latents + np.float32(each.sigma) * unit_noise([SEED])
         assert each.latents_std == pytest.approx(float(noisy.std()), rel=ROUNDING)
         assert np.array_equal(pixels(each.picture), pixels(model.decode(noisy)))
-    # Less noise, more of what the VAE makes of the picture.
+    # The less noise, the closer to the VAE's reconstruction.
     clean = pixels(model.decode(latents))
     distances = [np.abs(pixels(each.picture) - clean).mean() for each in found]
     assert distances[0] > distances[1] > distances[2]

@@ -31,7 +31,7 @@ def test_the_lines_are_the_schedule(schedule: Schedule) -> None:
     for back, line in enumerate(lines):
         assert np.array_equal(line.get_xdata(), np.arange(back, 51))
         assert np.array_equal(line.get_ydata(), schedule.coefficients[back:, back])
-    # What the coefficients of a step add up to is its width: a constant derivative is integrated exactly.
+    # The coefficients of a step sum to its width: a constant derivative is integrated exactly.
     assert np.allclose(np.asarray(total.get_ydata()), np.diff(schedule.sigmas), atol=1e-9)
 
 

@@ -55,7 +55,7 @@ def test_it_is_the_runtimes_loop_and_shows_every_step(guidance_scale: float, pre
     assert [step.timestep for step in steps] == plan.timesteps.tolist()
     for step, before in zip(steps, [start, *kept], strict=False):
         assert np.array_equal(step.latents, before)
-    # The first step of LMS is Euler's: it goes along the noise that was shown.
+    # The first step of LMS is Euler's: it follows the shown noise.
     moved = steps[0].latents + np.float32(plan.sigmas[1] - plan.sigmas[0]) * steps[0].noise
     assert np.abs(moved - kept[0]).max() < ROUNDING
 

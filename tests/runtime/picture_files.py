@@ -62,10 +62,10 @@ def tiff(
 
     Args:
         samples: uint8 or uint16.
-        tags: More entries of its directory, or others: type, count, and the four bytes of the value or its offset.
+        tags: Entries to add or replace: type, count, and the four bytes of the value or its offset.
         photometric: 0 white is zero, 1 black is zero, 2 RGB, 5 CMYK, 6 YCbCr, 8 CIE L*a*b*.
-        extra: What the last channel is: 1 alpha that colours are multiplied by, 2 alpha that they are not.
-        compressed: By Deflate; else not at all.
+        extra: Meaning of the last channel: 1 premultiplied alpha, 2 straight alpha.
+        compressed: Whether to compress by Deflate.
     """
     array = np.asarray(samples)
     height, width = array.shape[:2]

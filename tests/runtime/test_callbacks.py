@@ -13,7 +13,7 @@ from sdrt.artefacts.manifest import COMPONENTS
 from tests.helpers.fixtures import Sets
 
 STEPS = 6
-#: Steps that are done before the run is stopped.
+#: Steps before the run is stopped.
 DONE = 3
 
 

@@ -31,8 +31,8 @@ Array = npt.NDArray[Any]
 
 STEPS = 8
 HELD: tuple[ComponentName, ...] = ("text_encoder", "vae_encoder", "vae_decoder", *DEEPCACHE)
-#: Relative to the largest latent: libraries fuse otherwise around the cut, and eight guided steps amplify the rounding
-#: of that. Features of the step before move the latents by more than 0.01.
+#: Relative to the largest latent: libraries fuse differently around the cut, and eight guided steps amplify that
+#: rounding. Features of the step before change the latents by more than 0.01.
 ROUNDING = 1e-4
 
 
@@ -82,7 +82,7 @@ def test_every_nth_step_is_whole(interval: int, whole: list[int]) -> None:
 def test_where_guidance_begins_the_step_is_whole() -> None:
     sigmas = sd_v1_schedule(STEPS).sigmas
     unet = cached(3)
-    # Guided are steps 2 to 4: at 2 the negative half has no features yet, at 5 the prompts' half goes on alone.
+    # Guided are steps 2 to 4: at 2 the negative half has no features yet, at 5 the prompts' half continues alone.
     run(unet, interval=(float(sigmas[5]), float(sigmas[2])))
     assert unet.whole_steps == [0, 2, 3, 6]
 
@@ -122,11 +122,11 @@ def test_over_engines(hand_sets: Sets, backend: str, monkeypatch: pytest.MonkeyP
         expected = draw(plain).latents
         # Without DeepCache the whole pass is the UNet.
         np.testing.assert_array_equal(draw(pipe).latents, expected)
-        # Every step whole, which no request asks for.
+        # Every step whole, which requests cannot choose.
         monkeypatch.setattr("sdrt.pipeline.CachedUnet", lambda whole, shallow, _: CachedUnet(whole, shallow, 1))
         np.testing.assert_array_equal(draw(pipe, deepcache=2).latents, expected)
         monkeypatch.undo()
-        # A set that holds all can do both.
+        # A complete set can do both.
         np.testing.assert_array_equal(draw(plain, deepcache=2).latents, draw(pipe, deepcache=2).latents)
         assert difference(draw(pipe, deepcache=2).latents, expected) > 100 * ROUNDING
 

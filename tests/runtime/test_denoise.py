@@ -174,7 +174,7 @@ def test_outside_the_guidance_interval_the_prompts_half_runs_alone() -> None:
     for feeds in (unet.fed[0], unet.fed[4]):
         np.testing.assert_array_equal(feeds["encoder_hidden_states"], asked.prompt_embeds)
     assert difference(actual, reference(plan, latents, asked, mix)) < TOLERANCE
-    # Guidance in every step, or in none, is something else.
+    # Guidance in every step, or in none, gives other latents.
     for other in (everywhere, replace(asked, negative_prompt_embeds=None)):
         assert difference(actual, denoise(FormulaUnet(mix), plan, latents, other)) > 0.01
 

@@ -32,13 +32,13 @@ from tests.models.tiny_bundle import LATENTS
 Array = npt.NDArray[Any]
 
 STEPS = 25
-#: The issue's figure: relative to the largest latent, after 25 steps. The loops differ by the rounding of a few fp32
+#: Required: relative to the largest latent, after 25 steps. The loops differ by the rounding of a few fp32
 #: operations a step.
 TOLERANCE = 1e-5
-#: fp16 weights and states, fp32 arithmetic in ONNX Runtime: what reaches the UNet is rounded to 11 bits in both loops,
-#: and where their last fp32 bit differs it may be rounded the other way; guidance 7.5 amplifies that.
+#: fp16 weights and states, fp32 arithmetic in ONNX Runtime: the UNet's inputs are rounded to 11 bits in both loops,
+#: and inputs whose last fp32 bit differs may round the other way; guidance 7.5 amplifies that.
 FP16_TOLERANCE = 2e-2
-#: What a wrong loop differs by at least: a hundred tolerances.
+#: Least difference of a wrong loop: a hundred tolerances.
 WRONG = 1e-3
 ALL: tuple[ComponentName, ...] = (*COMPONENTS, "denoise_step")
 
@@ -81,7 +81,7 @@ def test_it_equals_the_plain_loop_in_fp16(sets: Sets) -> None:
     dtypes = {spec.name: spec.dtype for spec in engines.component("denoise_step").inputs}
     assert dtypes.pop("uncond_states") == dtypes.pop("cond_states") == "float16"
     assert set(dtypes.values()) == {"float32"}
-    # And fp16 weights do make a difference: the comparison above is not of one thing with itself.
+    # fp16 weights make a difference, so the comparison above is not of identical engines.
     assert difference(fused, both(sets("onnxruntime", "fp32"), 2)[0]) > TOLERANCE
 
 
@@ -111,7 +111,7 @@ def test_wrong_rows_are_seen(
         return rows
 
     monkeypatch.setattr(loops, "step_rows", spoiled)
-    # The hand-made UNet normalises its sample, so only v_prediction feels the sigma.
+    # The hand-made UNet normalises its sample, so only v_prediction depends on the sigma.
     assert difference(*both(sets("onnxruntime", "fp32", "v_prediction"), 1)) > WRONG
 
 

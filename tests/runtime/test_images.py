@@ -23,7 +23,7 @@ def sample(seed: int = 0) -> np.ndarray:
 
 
 def test_pictures_equal_diffusers() -> None:
-    # Every level's exact middle too: there the rounding mode shows.
+    # Every level's exact middle, too, where the rounding mode matters.
     middles = ((np.arange(255) + 0.5) / 255 * 2 - 1).astype(np.float32)
     decoded = sample()
     decoded[0, 0].flat[:255] = middles

@@ -60,7 +60,7 @@ def test_the_last_steps_run_counted_from_0_as_in_diffusers(pipe: Pipeline) -> No
     assert [step for step, _ in whole] == list(range(STEPS))
     for arguments in ({"start_step": 7}, {"strength": 0.3}):
         assert seen(pipe, **arguments) == [(index, timestep) for index, (_, timestep) in enumerate(whole[7:])]
-    # Where nothing is said, diffusers' default strength of 0.8.
+    # By default, diffusers' strength of 0.8.
     assert len(seen(pipe)) == 8
 
 
@@ -116,7 +116,7 @@ def test_the_picture_the_start_and_the_way_decide(pipe: Pipeline) -> None:
 
 
 def test_latents_given_are_the_noise(pipe: Pipeline) -> None:
-    # The seed still draws what the encoder's distribution leaves open.
+    # The seed still samples the encoder's distribution.
     assert (draw(pipe, latents=unit_noise([3], LATENTS)).latents == draw(pipe).latents).all()
     assert (draw(pipe, latents=unit_noise([4], LATENTS)).latents != draw(pipe).latents).any()
 

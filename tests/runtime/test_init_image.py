@@ -201,7 +201,7 @@ def test_damaged_files_are_pictures_or_refused(name: str, tmp_path: Path) -> Non
             assert open_picture(path).mode == "RGB"
         except ArtefactError:
             refused += 1
-    # The control: some of the damage shows.
+    # Control: some of the damage is visible.
     assert refused or name == "a.bmp"
 
 

@@ -28,7 +28,7 @@ from tests.helpers.fixtures import Sets
 from tests.models.tiny_bundle import tiny_bundle as write_bundle
 
 ROUNDS = 8
-#: One thing kept a round would be as many as there are rounds.
+#: One object kept in each round would grow by the number of rounds.
 MOST_GROWTH = ROUNDS - 1
 
 
@@ -187,7 +187,7 @@ def test_what_a_callback_opens_is_load_and_no_step(hand_sets: Sets, slow_opening
         timings = ask(pipe, callback_on_step_end=decode)
         assert 3000 <= timings.load < timings.total < 3100
         assert timings.unet < 100
-        # What is opened between requests is no request's.
+        # Engines opened between requests count for no request.
         pipe.decode(pipe("a", seed=0, num_inference_steps=1).latents)
         assert 2000 <= ask(pipe).load < 2100
 

@@ -222,7 +222,7 @@ def test_numbers_of_any_library_are_numbers(five: Any) -> None:
         guidance_scale=5.0, guidance_interval=(0.0, 5.0), deepcache=5,
     )  # fmt: skip
     assert request == expected
-    # As JSON has them, and by which requests are told apart.
+    # The types of JSON, by which requests are distinguished.
     assert repr(request) == repr(expected)
     assert hash(request) == hash(expected)
 

@@ -208,7 +208,7 @@ def gif(transparent: int | None, width: int = 3, frame_width: int = 2) -> bytes:
 def test_gifs_over_white() -> None:
     assert rows(to_rgb(Image.open(BytesIO(gif(1, 2))))) == [(255, 0, 0), WHITE]
     assert rows(to_rgb(Image.open(BytesIO(gif(None, 2))))) == [(255, 0, 0), (0, 255, 0)]
-    # What the frame leaves of the screen is clear.
+    # The screen outside the frame is transparent.
     assert rows(to_rgb(Image.open(BytesIO(gif(1))))) == [(255, 0, 0), WHITE, WHITE]
 
 

@@ -85,7 +85,7 @@ def test_ids_of_a_thousand_strings_equal_transformers(tokenizer: Tokenizer, refe
     tokens = tokenizer.encode(prompts)
     assert tokens.input_ids.dtype == np.int64
     np.testing.assert_array_equal(tokens.input_ids, reference_ids(reference, prompts))
-    # The corpus is worth the comparison: but for the upper-case twins most ids differ, and many strings are too long.
+    # The corpus is varied: except for upper-case twins most ids differ, and many strings are too long.
     assert len(np.unique(tokens.input_ids, axis=0)) > 850
     assert 100 < sum(lost != "" for lost in tokens.truncated) < 900
 
@@ -196,7 +196,7 @@ def test_a_token_of_several_vectors_stands_for_all_of_them(learned: Path) -> Non
     tokenizer = Tokenizer.open(learned, 77)
     tokens = tokenizer.encode(["a <tok>, x", "<tok>_2", "<tok>_1 <tok>", "<TOK>"]).input_ids
     assert tokens[0, :8].tolist() == [START, 320, 49408, 49409, 49410, 267, 343, END]
-    # As in diffusers: another vector alone, and the token in other letters, are what they are.
+    # As in diffusers: another vector alone, and the token in other letters, stay unchanged.
     assert tokens[1, :3].tolist() == [START, 49410, END]
     assert tokens[3, :3].tolist() == [START, 49408, END]
     # And the token within the name of another vector is replaced where the token itself is in the prompt.

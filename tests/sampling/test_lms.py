@@ -22,7 +22,7 @@ from sdrt.sampling import lms
 from sdrt.sampling.lms import Schedule
 from sdrt.sampling.noise_config import WITHOUT_BETAS
 
-# diffusers hands torch tensors to np.array, which numpy 2 warns of.
+# diffusers passes torch tensors to np.array, which numpy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SD_V1 = {
@@ -143,7 +143,7 @@ def test_a_fresh_start_integrates_a_constant_from_its_first_step(start_step: int
     fresh = schedule.starting_at(start_step, fresh=True)
     assert fresh.coefficients[0, 1:].tolist() == [0, 0, 0]
     np.testing.assert_allclose(fresh.coefficients.sum(axis=1), widths, rtol=1e-12)
-    # diffusers takes the missing derivatives for zero, and so goes too far at its first step.
+    # diffusers treats the missing derivatives as zero, and so overshoots at its first step.
     theirs = schedule.starting_at(start_step).coefficients[0, 0] / widths[0]
     assert theirs == 1 if start_step == 0 else theirs > 1.1
     with pytest.raises(ValueError, match="read-only"):
@@ -178,7 +178,7 @@ def test_trajectory_equals_diffusers_for_any_steps_and_betas(steps: int, **optio
     schedule, scheduler = Schedule.from_config(options, steps), reference(options, steps)
     sigmas = scheduler.sigmas.numpy().astype(np.float64)
     assert np.all(np.abs(schedule.sigmas - sigmas) <= sigmas * table_tolerance(schedule))
-    # The tables are compared above; here the integration is, on one table.
+    # The tables are compared above; this compares the integration, on one table.
     schedule = dataclasses.replace(schedule, sigmas=sigmas, coefficients=lms.lms_coefficients(sigmas, 4))
     ours, theirs = our_trajectory(schedule, unit_noise()), diffusers_trajectory(scheduler, unit_noise())
     tolerance = TRAJECTORY_TOLERANCE * max(1, schedule.init_noise_sigma / ROUNDING_MATTERS_FROM_SIGMA)
@@ -238,7 +238,7 @@ def test_every_step_integrates_cubics_exactly(steps: int) -> None:
     width = np.diff(schedule.sigmas)[3:]
     for power in range(4):
         terms = schedule.coefficients[3:] * nodes**power
-        # Terms of either sign cancel here: the error is relative to their size, not to the sum's.
+        # Terms of both signs cancel here: the error is relative to their size, not to the sum's.
         error = np.abs(terms.sum(axis=1) - width ** (power + 1) / (power + 1))
         assert np.all(error <= 1e-13 * np.abs(terms).sum(axis=1))
 

@@ -1,7 +1,7 @@
 """Write typings/tensorrt_rtx: stubs from the installed bindings, for mypy (``python -m tests.stubs.generate``).
 
-pybind11 puts each signature into the docstring. What a signature does not say is added here: tuples convert to Dims and
-arrays to Weights, and a function whose documentation speaks of returning None may do so.
+pybind11 puts each signature into the docstring. This adds what signatures omit: tuples convert to Dims and arrays to
+Weights, and a function whose documentation mentions returning None may do so.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ import typing_extensions
 
 __version__: str
 """
-#: What Python converts on the way in.
+#: Argument types that Python converts.
 CONVERTED = {"Dims": "Dims | typing.Sequence[int]", "Weights": "Weights | Any"}
-#: What else may stand in a type.
+#: Other names that a type may contain.
 PLAIN = {
     *("bool", "bytes", "collections", "dict", "float", "int", "list"),
     *("object", "set", "str", "tuple", "typing", "typing_extensions"),
 }
-#: What gives None where it fails without its documentation saying so.
+#: Functions that return None on failure without documentation of it.
 FAILING = {("Builder", "build_serialized_network"), ("IBuilderConfig", "create_timing_cache")}
-#: What C++ gives a buffer of, which Python 3.11 cannot ask a class.
+#: Classes with C++ buffers, which Python 3.11 cannot detect.
 BUFFERS = ("IHostMemory",)
 #: Special methods worth having; the rest are object's.
 SPECIAL = re.compile(r"__(init|getitem|setitem|delitem|len|iter|contains|call|int|index|bool|or|and|lt|le|gt|ge)__")
-#: What Python added to the bindings, without docstrings.
+#: Python's additions to the bindings, without docstrings.
 CONTEXT = {
     "__enter__": "def __enter__(self) -> Self: ...",
     "__exit__": "def __exit__(self, *exception: object) -> None: ...",
@@ -158,7 +158,7 @@ def _split(text: str) -> list[str]:
 def _parameters(parameters: list[str], *, static: bool) -> Iterator[str]:
     names = [part.partition(":")[0] for part in parameters]
     unnamed = [bool(re.fullmatch(r"arg\d+", name)) or keyword.iskeyword(name) for name in names]
-    # pybind11 lets what has no default follow what has one; such a default is never used.
+    # pybind11 allows parameters without defaults after ones with defaults; such a default is never used.
     needed = [index for index, part in enumerate(parameters) if "=" not in part and not part.startswith(("*", "/"))]
     for index, part in enumerate(parameters):
         if index == 0 and not static:

@@ -27,7 +27,7 @@ def build(trt: Library, graph: str) -> None:
     if plan is not None:
         memoryview(plan)
 """
-#: What is put in whose place, and what mypy says of it.
+#: Text, its replacement, and mypy's error.
 WRONG = {
     "keyword": ("(network, config)", "(network, configuration=config)", 'Unexpected keyword argument "configuration"'),
     "type": ("(network, config)", "(config, network)", "incompatible type"),

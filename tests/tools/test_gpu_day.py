@@ -32,7 +32,7 @@ from tools.gpu_day.workbench import Workbench
 
 GPU = nvidia.Gpu("NVIDIA GeForce RTX 3090", "sm86", 24 << 30)
 
-#: Of the device; to fill more takes time.
+#: Memory of the device; more takes time to fill.
 MEMORY_BYTES = 32 << 20
 SMALL_UNET = {"sample_size": 8, "in_channels": 4, "cross_attention_dim": 8}
 
@@ -104,7 +104,7 @@ def halved(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Write the UNet and its step in fp16."""
     folder = tmp_path_factory.mktemp("day") / "bundle"
     made = write_bundle(folder, precision="fp16", components=("text_encoder", "unet", "denoise_step"))
-    # Work that no time of nothing could do.
+    # Enough work that it cannot take no time.
     components = {name: part.model_copy(update={"flops": 1000}) for name, part in made.manifest.components.items()}
     return replace(made, manifest=made.manifest.model_copy(update={"components": components}))
 

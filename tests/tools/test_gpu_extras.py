@@ -41,7 +41,7 @@ def fake_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
         ("8.9\n", "trt,rtx"),
         ("12.0\n", "trt,rtx"),
         ("12.1\n", "trt,rtx"),
-        # The first GPU is the one that is used.
+        # The first GPU is used.
         ("9.0\n8.6\n", "trt"),
         ("10.0\n", "trt"),
         ("10.3\n", "trt"),

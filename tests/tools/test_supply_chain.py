@@ -20,7 +20,7 @@ PERMISSIVE = {
     *("0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "ISC", "MIT"),
     *("MIT-CMU", "PSF-2.0", "Zlib", "LLVM-exception"),
 }
-#: What changes to the package's own files must be published; using it asks for nothing.
+#: Licences by which changes to the package's own files must be published; use has no conditions.
 BY_FILE = {"MPL-2.0"}
 
 
@@ -55,7 +55,7 @@ def test_pins_are_what_pyproject_asks_for() -> None:
 
 
 def test_the_walk_finds_what_is_needed_in_turn() -> None:
-    # markdown-it-py is asked for by rich alone, mdurl by markdown-it-py alone.
+    # markdown-it-py is required by rich alone, mdurl by markdown-it-py alone.
     assert {"rich", "markdown-it-py", "mdurl"} <= closure([Requirement("rich")]).keys()
     assert closure([Requirement("no-such-package-here")]) == {}
 
@@ -174,7 +174,7 @@ def test_an_audit_is_asked_for_once_a_day_and_set_of_pins(folder: Path, monkeypa
     asked = folder / "client.py.asked"
     for _ in range(2):
         assert audit.ask(asking) == [CLEAN]
-    # One pin to see whether anything is known, then all of them; nothing the second time.
+    # One pin to test whether the index knows anything, then all of them; nothing the second time.
     assert len(asked.read_text().splitlines()) == 2
     kept = json.loads(audit.ANSWER.read_text())
     audit.ANSWER.write_text(json.dumps({**kept, "at": kept["at"] - audit.FRESH_S}))

@@ -17,7 +17,7 @@ from tests.engines.graphs import every_operator
 from tools.gpu_day import torch_graph
 from tools.gpu_day.torch_graph import OPERATORS, TorchGraph
 
-#: Relative L2. fp16 keeps 11 bits, and the two round between other operators: 2e-4 to 8e-4 on the demo's graphs. fp32
+#: Relative L2. fp16 keeps 11 bits, and the two round at different operators: 2e-4 to 8e-4 on the demo's graphs. fp32
 #: adds in another order: 6e-6 over the VAE's layers.
 TOLERANCES = {"float16": 2e-3, "float32": 5e-5}
 

@@ -23,7 +23,7 @@ def diffusers_pipeline(checkpoint: Path) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with warnings.catch_warnings():
-        # What diffusers and transformers deprecate in each other is not ours to mend.
+        # Deprecations between diffusers and transformers are not sdrt's.
         warnings.simplefilter("ignore")
         pipeline = StableDiffusionPipeline.from_pretrained(
             checkpoint,

@@ -29,12 +29,12 @@ PROMPT, NEGATIVE_PROMPT = "a red circle on a white background", "dark"
 STEPS, GUIDANCE_SCALE, SEED = 25, 7.5, 5
 
 #: What sdrt promises of fp32 is 45 dB. Measured on the tiny checkpoint: 83.5 dB (onnxruntime) and 85.8 dB (openvino);
-#: but LMS of order 3 in place of 4 still gives 54.8 dB. So the floor stands between, where that fails.
+#: but LMS of order 3 in place of 4 still gives 54.8 dB. The floor is between them, so that this fault fails.
 FP32_PSNR_DB = 65.0
 #: Measured 41.6 dB with openvino on AVX512-BF16. A floor that catches a broken bf16 engine.
 BF16_PSNR_DB = 30.0
 #: The demo's trained autoencoder normalises a whole picture as one group and amplifies rounding: measured 62.9 dB by
-#: onnxruntime, 72.1 by openvino. 45 dB is promised; planted faults are held against FP32_PSNR_DB, on the tiny one.
+#: onnxruntime, 72.1 by openvino. 45 dB is promised; planted faults are tested against FP32_PSNR_DB, on the tiny one.
 DEMO_PSNR_DB = 50.0
 
 

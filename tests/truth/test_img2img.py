@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "strength": STRENGTH,
     "guidance_scale": GUIDANCE_SCALE,
 }
-#: 45 dB is promised of fp32. What is left is rounding, as in test_against_diffusers.py, but for the picture's own way
+#: 45 dB is promised of fp32. The difference is rounding, as in test_against_diffusers.py, and the picture's pass
 #: through the encoder; measured 76.5 dB by onnxruntime, 75.8 by openvino.
 PSNR_DB = 65.0
 
@@ -99,7 +99,7 @@ def test_callbacks_do_what_they_do_in_diffusers(
 
     def stop(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if step == 7:
-            # diffusers' documented way; ours is stop().
+            # diffusers' documented way to stop; sdrt's is stop().
             pipe.stop() if isinstance(pipe, Pipeline) else setattr(pipe, "_interrupt", True)
         return dim(pipe, step, timestep, values)
 

@@ -50,7 +50,7 @@ def checkpoint(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         pipeline.tokenizer.add_special_tokens({"pad_token": "<pad>"})
         pipeline.text_encoder.resize_token_embeddings(len(pipeline.tokenizer))
         pipeline.tokenizer.model_max_length = MAX_TOKENS
-        # As a copy that was kept beside: vocab.json and merges.txt stay where tokenizer.json is written.
+        # As after saving twice: vocab.json and merges.txt stay beside the new tokenizer.json.
         pipeline.tokenizer.save_pretrained(folder / "tokenizer")
         pipeline.text_encoder.save_pretrained(folder / "text_encoder")
     assert json.loads((folder / "text_encoder" / "config.json").read_bytes())["vocab_size"] == 49408 + 6

@@ -28,7 +28,7 @@ def test_one_timestep_serves_the_whole_batch(hand_bundle: Bundle) -> None:
     assert timestep.get_element_type() == library.Type.i64
     assert timestep.get_partial_shape().rank.get_length() == 1
     actual = outputs(model, inputs | {"timestep": np.array([7])})
-    # The same arithmetic on the same numbers, which 7 is in either type.
+    # The same arithmetic on the same numbers: 7 is exact in both types.
     np.testing.assert_array_equal(actual, expected)
-    # The control: another timestep gives another answer.
+    # Control: another timestep gives another output.
     assert np.abs(outputs(model, inputs | {"timestep": np.array([500])}) - expected).max() > 0.1

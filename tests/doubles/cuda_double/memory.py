@@ -7,12 +7,12 @@ import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 
-# Far from any address of this process, so that a mix-up of host and device is a fault, not luck.
+# Far from any address of this process, so that confusing host and device always fails.
 FIRST_ADDRESS = 0x7F_0000_0000_0000
 ALIGNMENT = 256
-# Between allocations, so that running over an end is found.
+# Gap between allocations, so that an overrun is detected.
 GUARD = 4096
-# What fresh and freed memory holds: a NaN as float32 and as float16, so that reading it shows in the numbers.
+# Content of fresh and freed memory: a NaN as float32 and as float16, so that reading it is detected.
 POISON = 0xFF
 
 
@@ -24,7 +24,7 @@ class Arena:
     """The device's memory.
 
     Args:
-        size_bytes: How much there is.
+        size_bytes: Its size.
     """
 
     def __init__(self, size_bytes: int) -> None:

@@ -28,7 +28,7 @@ from tests.doubles.engines import engine_component
 
 MAGIC = "sdrt plan of the double\n"
 COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "denoise_step", "unet", "vae_decoder")
-#: The tiny bundle's own schedule reaches sigmas at which float32 tells nothing apart.
+#: The tiny bundle's own schedule reaches sigmas at which float32 cannot resolve a difference.
 SD_V1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 #: Pictures at once, as min, opt, max: one triple a profile.
 Profiles = Sequence[tuple[int, int, int]]
@@ -47,12 +47,12 @@ def write_plan(
     """Write a plan.
 
     Args:
-        path: Its file.
-        graph: What it computes.
+        path: The plan's file.
+        graph: The graph that it computes.
         profiles: Lengths of the batch axis.
-        activation_bytes: What its context needs.
-        host_code: Whether it holds a runtime, as version-compatible plans do.
-        warnings: What TensorRT says as it opens it.
+        activation_bytes: Memory of its context.
+        host_code: Whether it contains a runtime, as version-compatible plans do.
+        warnings: Warnings that TensorRT logs when it opens the plan.
         capturable: Whether TensorRT-RTX can capture its runs.
     """
     content = {
@@ -98,7 +98,7 @@ def double_set(
 ) -> EngineSet:
     """Write a set whose plans the double opens.
 
-    What else is given is `write_plan`'s.
+    ``profiles`` count pictures; UNet and text encoder take two rows each. Further arguments are `write_plan`'s.
     """
     path = folder / "engines"
     step, described = step_graph(bundle, folder / "step", prediction_type)

@@ -46,7 +46,7 @@ class Rig:
         """Return what is still held after everything was closed."""
         held = {**self.cuda.leaks(), **self.trt.leaks()}
         if held:
-            # What only the garbage collector can reach is not held; to ask it is slow.
+            # Objects that only the garbage collector reaches are not held; collecting is slow.
             gc.collect()
             held = {**self.cuda.leaks(), **self.trt.leaks()}
         return held

@@ -1,7 +1,7 @@
 """A double of cuda.bindings.runtime: its functions by their names, with its tuples of status and values.
 
-Work on a stream is not done when it is asked for but when the stream is waited for, as late as a GPU may do it: who
-reads a result too early reads old bytes, and who changes an input too early changes the result.
+Work on a stream is executed when the stream is waited for, not when it is submitted, as late as a GPU may do it: code
+that reads a result too early reads old bytes, and code that changes an input too early changes the result.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class CudaDouble:
     """Stands in for the module cuda.bindings.runtime.
 
     Args:
-        memory_bytes: Of the device.
-        compute_capability: Of the device.
-        name: Of the device.
+        memory_bytes: Memory of the device.
+        compute_capability: Major and minor version.
+        name: Name of the device.
         fails: Status by function and number of the call, counted from 1.
 
     Attributes:
@@ -99,7 +99,7 @@ class CudaDouble:
         self._graphs: dict[int, list[Work]] = {}
         self._execs: dict[int, list[Work]] = {}
 
-    # What the double of TensorRT needs.
+    # Calls for the double of TensorRT.
 
     @property
     def lost(self) -> str | None:
@@ -324,7 +324,7 @@ class CudaDouble:
         on = self.stream_of(stream)
         return self._done("cudaGraphLaunch", lambda: on.queue.extend(self._execs[graphExec]), value=False)
 
-    # How they answer.
+    # Return values.
 
     def _done(self, name: str, action: Callable[[], Any], *, value: bool = True) -> Status:
         """Record the call and execute it, unless it is set to fail or the device is lost."""

@@ -1,7 +1,7 @@
-"""A double of what runs plans in tensorrt and tensorrt_rtx; computes by ONNX Runtime on the CUDA double's memory.
+"""A double of the runtimes of tensorrt and tensorrt_rtx; computes by ONNX Runtime on the CUDA double's memory.
 
-Its names are the real modules' alone: a test holds them against the recorded APIs. What TensorRT answers with False and
-a line in its log, the double answers so too; what TensorRT leaves undefined, it raises as `Misuse`.
+It has only the real modules' names: a test checks them against the recorded APIs. Where TensorRT returns False and logs
+a line, so does the double; undefined behaviour of TensorRT raises `Misuse`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAP
 DynamicShapesKernelSpecializationStrategy = enum.Enum(
     "DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"]
 )
-#: What TensorRT-RTX alone has.
+#: Names that only TensorRT-RTX has.
 RTX_ENUMS = (CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy)
 _TYPES = {
     "tensor(float)": ("FLOAT", "float32"),
@@ -58,7 +58,7 @@ class TensorRtDouble:
 
     Args:
         cuda: The double of the CUDA runtime on whose memory it computes.
-        rtx: Whether to offer what TensorRT-RTX alone has: graphs of its own, and kernels compiled at run time.
+        rtx: Whether to offer TensorRT-RTX's own features: its graphs, and kernels compiled at run time.
 
     Attributes:
         compiled: The batches and plans for which kernels were compiled, in order.
@@ -195,7 +195,7 @@ class ICudaEngine:
 
     def create_runtime_config(self) -> IRuntimeConfig:
         if not self._trt._rtx:
-            # What it gives there, and whether it heeds the strategy, is written down for "TensorRT JIT" alone.
+            # Its return value, and whether it follows the strategy, is documented for "TensorRT JIT" alone.
             raise Misuse(
                 "a runtime config is made by TensorRT, which documents it for what is compiled at run time alone"
             )
@@ -298,7 +298,7 @@ class IExecutionContext:
         if profile_index >= self._engine.num_optimization_profiles:
             return self._refuse(f"profile {profile_index} does not exist")
         self._changed()
-        # Shapes are forgotten, says the manual; of the rest it says nothing, so that nothing may be counted on.
+        # The manual says that shapes are reset and nothing of the rest, so callers may rely on none of it.
         self._profile, self._shapes, self._addresses, self._memory = profile_index, {}, {}, None
         return True
 
@@ -328,7 +328,7 @@ class IExecutionContext:
         if self._strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
             raise Misuse("device memory is given to a context that has its own")
         if memory % ALIGNMENT or size < self._engine.device_memory_size_v2:
-            # It gives no answer but a line in the log.
+            # It returns nothing and writes a line to the log.
             self._refuse(f"IExecutionContext::setDeviceMemoryV2: {size} bytes are too few, or not aligned")
             return
         self._changed()
@@ -394,9 +394,9 @@ class IExecutionContext:
             if alive is None:
                 raise Misuse("a context runs that was destroyed")
             if alive._version != version:
-                raise Misuse("a context was changed after its work was captured or asked for")
+                raise Misuse("a context was changed after its work was captured or submitted")
             if memory is not None:
-                # Whatever another engine left in the shared block is gone.
+                # Another engine's data in the shared block are lost.
                 arena.view(*memory)[:] = 0xAB
             feeds = {}
             for name, node in engine._inputs.items():

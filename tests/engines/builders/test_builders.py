@@ -94,7 +94,7 @@ def test_bf16_is_bf16_or_refused(hand_made: Bundle, opened: Open) -> None:
     assert maker.precision("bf16") == "bf16"
     [output] = opened(hand_made, "vae_encoder", "openvino", "bf16").run(**feeds("vae_encoder", 2)).values()
     error = relative_l2(output, reference(hand_made, "vae_encoder", 2))
-    # As exact as fp32 would mean that it computed in fp32.
+    # An error as small as fp32's would mean that it computed in fp32.
     assert 10 * TOLERANCE["fp32"] < error < TOLERANCE["bf16"]
 
 
@@ -161,7 +161,7 @@ def test_what_is_not_a_graph_is_not_compiled(hand_made: Bundle, tmp_path: Path, 
 
 @pytest.mark.parametrize("backend", RUNNERS)
 def test_a_full_disk_is_named(hand_made: Bundle, tmp_path: Path, backend: str) -> None:
-    # Once outside the limit, so that nothing but the engine is written within it.
+    # Once without the limit, so that only the engine is written within it.
     builder(backend).build(job(hand_made, "unet", tmp_path, backend=backend))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))

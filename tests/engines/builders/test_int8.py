@@ -135,7 +135,7 @@ def test_a_bundle_is_quantised_once(
     assert first.digest == again.digest == quantised.digest
     assert len(made) == 1
     assert open_bundle(source, store, precision="int8", build=False).digest == quantised.digest
-    # What is quantised already is taken as it is.
+    # A quantised bundle is used unchanged.
     assert open_bundle(Source(bundle=quantised.path), store, precision="int8").path == quantised.path
     assert bundle_precision("openvino", "int8") == "int8"
     assert bundle_precision("onnxruntime", "int8") == "fp32"

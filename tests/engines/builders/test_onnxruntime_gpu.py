@@ -23,7 +23,7 @@ from sdrt.errors import BackendUnavailableError, EngineError, UsageError
 from tests.engines.graphs import FLOAT, INT64, write
 from tests.helpers.jobs import job
 
-#: What the CUDA provider of onnxruntime-gpu 1.26.0 and of 1.31.1 has kernels for in fp32 at opset 18. Measured with the
+#: Operators with fp32 kernels at opset 18 in the CUDA provider of onnxruntime-gpu 1.26.0 and 1.31.1. Measured with the
 #: providers themselves over stand-ins for CUDA's libraries (docs/decisions/0034): they place all of this on the GPU.
 CUDA_KERNELS = {
     *("Add", "ArgMax", "Cast", "Clip", "Concat", "Conv", "Cos", "Div", "Equal", "Gather", "GatherElements", "GatherND"),
@@ -215,7 +215,7 @@ def test_attention_by_onnxruntimes_own_operator(tmp_path: Path, given: dict[str,
     (node,) = (node for node in gpu_graph(path).graph.node if node.domain == OWN_DOMAIN)
     causal = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}["unidirectional"]
     assert causal == ("mask" in given or "is_causal" in given)
-    # Which way the mask is told matters here.
+    # Here the form of the mask matters.
     assert compared(attention(tmp_path / "model.onnx", is_causal=1)) < 1e-6
     masked, free = (session(attention(tmp_path / "model.onnx", is_causal=flag)) for flag in (1, 0))
     assert relative_l2(masked.run(None, feeds(free, 1))[0], free.run(None, feeds(free, 1))[0]) > 0.01

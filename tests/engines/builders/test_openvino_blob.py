@@ -89,7 +89,7 @@ def test_a_blob_is_in_memory_while_it_is_read(tmp_path: Path) -> None:
     blob = MappedBlob(tmp_path / "blob")
     before = resident("RssFile")
     assert int(blob.array[:: 2**12].sum(dtype=np.int64)) == 64 * MIB / 2**12
-    # the one that must be found: nothing gives the pages back
+    # the planted fault: no pages are released
     assert resident("RssFile") - before > 48 * MIB
     with blob.given_back():
         assert int(blob.array[:: 2**12].sum(dtype=np.int64)) == 64 * MIB / 2**12
@@ -116,7 +116,7 @@ def test_pages_are_given_back_for_new_shapes_alone(
             engine.run(**feeds("unet", batch))
             counts.append(len(times))
         assert counts == [2, 2, 3, 3, 3]
-        # Remembering is bounded.
+        # The memory is bounded.
         monkeypatch.setattr("sdrt.runtime.backends.openvino.REMEMBERED_SHAPES", 2)
         for batch in (3, 3, 4, 5):
             engine.run(**feeds("unet", batch))

@@ -18,7 +18,7 @@ from sdrt.libraries.openvino import core, cpu_config
 from sdrt.machine.cpu import supports_bf16
 
 FREQUENCIES = np.exp(-np.log(10000) * np.arange(16) / 16).astype(np.float32)[None]
-#: None is a number that bf16 holds; it holds every fourth at this size.
+#: None of them is exact in bf16, which holds every fourth number at this size.
 TIMESTEPS = np.array([958.375, 999.0, 501.7], np.float32)
 #: A sine rounded to bf16 before the product that stands for the embedding's first layer, and its sums: 2^-9 each.
 TOLERANCE = 8e-3
@@ -64,7 +64,7 @@ def test_the_sines_are_of_the_timestep_itself(graph: Path) -> None:
     angles = TIMESTEPS[:, None].astype(np.float64) * FREQUENCIES
     expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
     assert np.abs(embedding(graph, kept=True) - expected).max() < TOLERANCE
-    # As OpenVINO does it by itself, they are of another timestep: the largest is wrong by more than half of its range.
+    # By OpenVINO's default they are of another timestep: the largest error is more than half of the range.
     assert np.abs(embedding(graph, kept=False) - expected).max() > 0.5
 
 
@@ -80,7 +80,7 @@ def test_in_fp32_nothing_changes(graph: Path) -> None:
 
 def test_what_knows_no_timestep_is_left_alone(graph: Path) -> None:
     model = onnx.load(graph)
-    # The angles are no product of a timestep any more.
+    # The angles are no longer a product of a timestep.
     next(node for node in model.graph.node if node.op_type == "Mul").op_type = "Add"
     assert keep_timestep(core().read_model(model.SerializeToString(), b"")) == 0
 

@@ -13,13 +13,13 @@ from sdrt.artefacts.sealed import DIGEST_BYTES
 from sdrt.engines.trt.timing_cache import TimingCache
 from sdrt.libraries.tensorrt_log import Messages, listen
 
-# TensorRT-RTX has the calls and says that they do nothing; TensorRT, which keeps the caches, needs a GPU.
+# In TensorRT-RTX these calls are documented to do nothing; TensorRT, which keeps the caches, needs a GPU.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
 
 
 @pytest.fixture
 def config() -> Iterator[Any]:
-    # A configuration outlives neither its builder nor that its logger.
+    # A configuration must not outlive its builder, nor the builder its logger.
     logger = listen(trt, Messages())
     builder = trt.Builder(logger)
     yield builder.create_builder_config()

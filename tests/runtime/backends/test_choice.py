@@ -179,7 +179,7 @@ def test_tensorrt_of_any_cuda_is_one(
     engines = open_set(tmp_path / "set", backend=library, versions={library: "11.2.0"})
     with pytest.raises(EngineError, match=f"built by {library} 11.2.0; here is 11.2.1") as refused:
         opening.check_host(engines.manifest)
-    # Of the distribution that is here: another would overwrite its files.
+    # The extra of the installed distribution: another would overwrite its files.
     assert refused.value.hint.startswith(f"{package_line(f'{distribution}==11.2.0')}; ")
 
 

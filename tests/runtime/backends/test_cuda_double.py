@@ -394,7 +394,7 @@ def test_what_is_not_given_back_is_counted(bench: Bench) -> None:
     assert bench.trt.leaks() == {"ICudaEngine": 1}
 
 
-# That the doubles' names are the real ones.
+# The doubles' names are the real ones.
 
 
 def test_functions_take_what_cuda_python_takes() -> None:

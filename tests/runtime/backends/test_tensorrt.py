@@ -111,7 +111,7 @@ def test_buffers_are_taken_and_addresses_set_once_for_a_batch(plans: EngineSet) 
 
 @pytest.mark.parametrize(("batch", "profile"), [(1, 0), (2, 1), (3, 2), (4, 2)])
 def test_the_profile_is_chosen_by_batch(make_plans: MakePlans, batch: int, profile: int) -> None:
-    # Best of those that take the batch: one made for it, else the narrowest.
+    # The best profile for a batch: one optimised for it, else the narrowest.
     engines = make_plans(profiles=((1, 1, 4), (1, 2, 4), (3, 3, 4)))
     with Rig(engines) as rig:
         engine = engine_of(rig, "vae_decoder")
@@ -179,7 +179,7 @@ def test_out_of_memory_in_tensorrt_is_told_from_its_log(
         with pytest.raises(ResourceError, match="out of GPU memory"):
             engine.run(**feeds("unet", 1))
         lines.clear()
-        # What it said of another failure is not told again.
+        # Its log of another failure is not repeated.
         with pytest.raises(EngineError, match="unet failed: its log says nothing"):
             engine.run(**feeds("unet", 1))
 
@@ -264,7 +264,7 @@ def test_there_is_one_logger_however_many_sessions(plans: EngineSet) -> None:
     first, second = (TensorRtSession(plans, trt, Cuda(cuda), progress=Notes(notes)) for _ in range(2))
     first.engine("unet").run(**feeds("unet", 1))
     first.close()
-    # A thread of TensorRT's own writes to the logger that it was given first.
+    # TensorRT's own thread writes to its first logger.
     trt.say("WARNING", "from a thread")
     second.engine("unet").run(**feeds("unet", 1))
     second.close()
@@ -472,7 +472,7 @@ def test_after_out_of_memory_a_smaller_batch_runs(plans: EngineSet, hand_bundle:
 
 
 def test_an_engine_that_was_built_for_less_than_its_spec_says(plans: EngineSet) -> None:
-    # The spec's range is checked first; what the plan itself takes counts all the same.
+    # The spec's range is checked first; the plan's own range applies, too.
     with Rig(plans) as rig:
         engine = engine_of(rig, "vae_decoder")
         engine.spec = engine.spec.model_copy(update={"batch": BatchRange(min=1, opt=1, max=9)})

@@ -62,7 +62,7 @@ def test_kernels_are_compiled_once_and_then_read(stored: EngineSet) -> None:
     assert [*first.notes, *again.notes, *more.notes] == []
     (path,) = kept(stored)
     assert path.name == "vae_decoder-tensorrt-rtx-1.7.1-sm86-NVIDIA_GeForce_RTX_3090.cache"
-    # What the set holds is as it was sealed.
+    # The set's content is unchanged since it was sealed.
     assert set(Store(stored.path.parents[2]).verify().values()) == {None}
 
 
@@ -132,7 +132,7 @@ def test_another_gpu_has_a_file_of_its_own(stored: EngineSet) -> None:
 
 def test_what_tensorrt_rtx_refuses_is_compiled_anew(stored: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
     run_once(stored)
-    # As after an update of the driver, which is not in the file's name.
+    # Simulates an update of the driver, which is not in the file's name.
     read = SealedFile.read
     monkeypatch.setattr(SealedFile, "read", lambda file: read(file).replace(b"RTX 3090", b"RTX 3080"))
     rig = run_once(stored)
@@ -176,7 +176,7 @@ def test_a_folder_opened_to_others_meanwhile_keeps_nothing(stored: EngineSet) ->
 
 
 def test_a_store_that_cannot_be_written_runs_all_the_same(stored: EngineSet) -> None:
-    # A file where the folder should be: permissions do not hold back who runs tests as root.
+    # A file in place of the folder: permissions do not stop tests that run as root.
     (stored.path / FOLDER).write_text("")
     rig = run_once(stored)
     assert [note.split(":")[0] for note in rig.notes] == ["kernels are compiled anew", "kernels are not kept"]

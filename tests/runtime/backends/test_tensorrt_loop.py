@@ -27,7 +27,7 @@ from tests.doubles.cuda_double.runtime import CudaDouble
 from tests.helpers.latents import conditioning, noise, sd_v1_schedule
 
 MakePlans = Callable[..., EngineSet]
-#: The three ways a step is run: from a graph that we capture, from one that TensorRT-RTX does, and without.
+#: The three ways to run a step: a graph captured by sdrt, one captured by TensorRT-RTX, and no graph.
 WAYS = [
     pytest.param(False, True, id="graph"),
     pytest.param(True, True, id="rtx-graph"),
@@ -189,7 +189,7 @@ def test_latents_changed_in_place_count(plans: EngineSet) -> None:
         assert not np.array_equal(run(rig, on_step=halve), run(rig))
 
 
-# Numbers that are none.
+# NaN and Inf.
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
