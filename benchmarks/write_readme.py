@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sdrt.bench.against import read_bench
+from sdrt.bench.changes import read_bench
 from sdrt.bench.report import markdown
 
 HERE = Path(__file__).parent

@@ -1,1 +1,1 @@
-"""How fast engines are here: cold and warm, beside peers in the same minutes, against the machine's limit; tuning."""
+"""Benchmarks of engines: cold and warm, interleaved with peers, relative to the machine's ceiling; and tuning."""

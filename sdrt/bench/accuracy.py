@@ -1,4 +1,4 @@
-"""Whether an engine set still draws what the checkpoint draws: `sdrt.compare` without its report."""
+"""Accuracy check of an engine set against its checkpoint: `sdrt.compare` without the report."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from sdrt.compare.prompts import PromptSeed
 
 GUIDANCE_SCALE = 7.5
-#: Of the set that suits a checkpoint, so many of its first are drawn.
+#: Number of prompts to draw, from the start of the checkpoint's set.
 PICTURES = 2
-#: The tolerances were measured at so many steps.
+#: Number of steps at which the tolerances were measured.
 STEPS = 25
 
 
 class Judge:
-    """Draws by PyTorch once; then holds one engine set after another against it.
+    """Compares engine sets with a PyTorch reference that is drawn once.
 
     Args:
-        checkpoint: What is drawn from.
-        progress: Told of the reference's steps.
-        token_merging: Share of tokens that the reference's UNet merges, as what is judged does.
+        checkpoint: Checkpoint of the reference and of the engine sets.
+        progress: Progress callback for the reference's steps.
+        token_merging: Share of tokens that the reference's UNet merges; the same as in the engine sets.
 
     Raises:
-        BackendUnavailableError: What a comparison needs is not installed.
+        BackendUnavailableError: A package that the comparison needs is not installed.
     """
 
     def __init__(self, checkpoint: Checkpoint, progress: Progress, token_merging: float | None = None) -> None:
@@ -38,7 +38,7 @@ class Judge:
             from sdrt.compare.reference import Reference
         except ModuleNotFoundError as error:
             hint = extra_line("cpu", "export", "compare")
-            message = f"{error.name} is needed to check what is tuned and is not installed"
+            message = f"{error.name} is needed to check the accuracy of tuned engines and is not installed"
             raise BackendUnavailableError(message, hint=hint) from error
         from sdrt.compare.prompts import default_prompts
         from sdrt.compare.tolerances import load
@@ -54,9 +54,17 @@ class Judge:
         reference.release()
 
     def judge(self, engines: EngineSet, *, threads: int, loop: str, progress: Progress) -> tuple[bool, str]:
-        """Draw with the engines; whether every latent and picture is within its tolerance, and why not.
+        """Draw with the engines and compare every latent and picture with the reference.
 
-        What has no tolerance cannot be verified, and is not accurate.
+        Args:
+            engines: Engine set to check.
+            threads: Number of CPU threads.
+            loop: Loop of the guided step: auto or plain.
+            progress: Progress callback for the steps.
+
+        Returns:
+            Whether everything is within its tolerance, and the reason in words. Without a tolerance nothing can be
+            verified, and the engine set counts as inaccurate.
         """
         from sdrt.compare.pictures import Pair, compare_pictures
         from sdrt.compare.trajectories import compare_trajectories, draw
@@ -64,8 +72,8 @@ class Judge:
         drawn = draw(engines, self._trajectory.request, progress, threads=threads, loop=loop)
         trajectories = compare_trajectories(self._trajectory, drawn, engines, self._tolerances)
         pairs = [
-            Pair(asked, expected, each.picture, each.error)
-            for asked, expected, each in zip(self._prompts, self._pictures, drawn, strict=True)
+            Pair(prompt, expected, each.picture, each.error)
+            for prompt, expected, each in zip(self._prompts, self._pictures, drawn, strict=True)
         ]
         manifest = engines.manifest
         tolerance = self._tolerances.of("", manifest.backend, manifest.precision, "picture")

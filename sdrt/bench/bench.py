@@ -1,4 +1,4 @@
-"""One benchmark from what a user names to every figure: plan, rounds, ratios, ceiling, roofline."""
+"""A whole benchmark, from the request to every figure: plan, rounds, ratios, ceilings, roofline."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from sdrt.bench.contender import Ran
 from sdrt.bench.machine import machine, versions
-from sdrt.bench.plan import Asked, Entry, Plan, make_plan
+from sdrt.bench.plan import BenchRequest, Entry, Plan, make_plan
 from sdrt.bench.roofline import points
 from sdrt.bench.rounds import ColdValues, Measured, measure
-from sdrt.bench.schema import Bench, Build, Ceiling, Cold, ContenderResult, Figure, Ratio, Sample, Settings, Warm
+from sdrt.bench.schema import Bench, BenchSettings, Build, Ceiling, Cold, ContenderResult, Figure, Ratio, Sample, Warm
 from sdrt.bench.statistics import paired, sample
 from sdrt.errors import EngineError
 from sdrt.files import temporary_folder
@@ -25,35 +25,36 @@ from sdrt.version import __version__
 if TYPE_CHECKING:
     from sdrt.artefacts.manifest import Precision
 
-#: A quiet machine's load average stays below. Under a load of 12 on two cores, a UNet step of torch took 94 times as
-#: long as sdrt's at two threads and 2.6 times at one: its OpenMP threads wait for each other, and one does not run.
+#: Load average from which a warning is given; an idle machine stays below. Under a load of 12 on two cores, a UNet step
+#: of torch took 94 times as long as sdrt's at two threads and 2.6 times at one: its OpenMP threads busy-wait for a
+#: thread that is not scheduled.
 BUSY_LOAD = 0.5
 
 
 def bench(
-    asked: Asked,
-    settings: Settings,
+    request: BenchRequest,
+    settings: BenchSettings,
     progress: Progress = silent,
     *,
     build_times: bool = False,
 ) -> Bench:
-    """Measure.
+    """Run a benchmark.
 
     Args:
-        asked: What takes part.
-        settings: How often, and what is drawn.
-        progress: Told how far it is.
-        build_times: Whether to export and build once more from nothing, and time that.
+        request: Engine sets and peers to measure.
+        settings: Numbers of rounds and steps, batches, and the prompt.
+        progress: Progress callback.
+        build_times: Whether to export and build again from scratch, and time that.
 
     Raises:
-        SdrtError: sdrt's own engines cannot be had, or do not run. What keeps a peer from running is reported.
+        SdrtError: sdrt's own engines cannot be built or do not run. A peer that does not run is reported in the result.
     """
     with temporary_folder() as folder:
-        plan = make_plan(asked, settings.threads, folder, progress)
+        plan = make_plan(request, settings.threads, folder, progress)
         facts = machine()
         _warn_of_load(facts, progress)
         if build_times:
-            plan = _with_build_times(plan, asked, folder, progress)
+            plan = _with_build_times(plan, request, folder, progress)
         jobs = {entry.result.name: entry.job for entry in plan.entries if entry.job is not None}
         precisions = _precisions(plan)
         measured = measure(jobs, settings, precisions, plan.device, folder, progress)
@@ -83,16 +84,16 @@ def bench(
 
 
 def _warn_of_load(facts: Mapping[str, str], progress: Progress) -> None:
-    """Say that other work is under way: threads that wait for each other in turn then measure that work."""
+    """Warn if the machine is busy: spinning threads make even ratios of interleaved runs wrong."""
     load = float(facts.get("load", "0"))
     if load > BUSY_LOAD:
         progress.note(
-            f"warning: the load is {load:.1f} before anything runs; ratios suffer too, most where threads spin"
+            f"warning: the load average is {load:.1f} before the benchmark starts; times and ratios will be inaccurate"
         )
 
 
-def _result(result: ContenderResult, measured: Measured, settings: Settings, first: str) -> ContenderResult:
-    """What is reported of a contender, with its figures."""
+def _result(result: ContenderResult, measured: Measured, settings: BenchSettings, first: str) -> ContenderResult:
+    """Return a contender's result with its figures added."""
     name = result.name
     changes: dict[str, object] = {}
     problem = measured.problems.get(name)
@@ -109,7 +110,7 @@ def _result(result: ContenderResult, measured: Measured, settings: Settings, fir
 
 
 def _reference(result: ContenderResult, results: Sequence[ContenderResult]) -> str:
-    """Whose picture a contender's is held against: sdrt's in the same precision, or else the first of sdrt's."""
+    """Return the name of the contender to compare pictures with: sdrt's in the same precision, else sdrt's first."""
     ours = [each for each in results if each.ours and not each.problem]
     equal = [each.name for each in ours if each.precision == result.precision and each.name != result.name]
     return equal[0] if equal and not result.ours else results[0].name
@@ -150,7 +151,7 @@ def _warm(batch: int, runs: Sequence[Ran], steps: int) -> Warm:
 
 
 def _unet(run: Ran) -> float:
-    """Seconds of all steps; of the whole run where a contender does not tell its stages apart."""
+    """Return the seconds of all steps, or of the whole run if the contender does not report stages."""
     return run.total if run.unet is None else run.unet
 
 
@@ -160,7 +161,7 @@ def _stage(values: Sequence[float | None]) -> Sample | None:
 
 
 def _ratios(contenders: Sequence[ContenderResult]) -> tuple[Ratio, ...]:
-    """Every peer over each of ours, and each of ours over the first."""
+    """Return the ratios of every peer to each of sdrt's engine sets, and of sdrt's further sets to its first."""
     ours = [each for each in contenders if each.ours]
     pairs = [(mine, peer) for mine in ours for peer in contenders if not peer.ours]
     pairs += [(ours[0], other) for other in ours[1:]]
@@ -188,7 +189,7 @@ def _ratios(contenders: Sequence[ContenderResult]) -> tuple[Ratio, ...]:
 
 
 def _figures(result: ContenderResult) -> dict[tuple[Figure, int], Sample]:
-    """What can be compared of a contender, by figure and batch."""
+    """Return a contender's comparable samples by figure and batch."""
     figures: dict[tuple[Figure, int], Sample] = {}
     for warm in result.warm:
         figures["total", warm.batch] = warm.total
@@ -201,7 +202,7 @@ def _figures(result: ContenderResult) -> dict[tuple[Figure, int], Sample]:
 
 
 def _precisions(plan: Plan) -> tuple[Precision, ...]:
-    """Everything that any component computes in."""
+    """Return the precisions of all contenders and of their components, each once."""
     found: dict[Precision, None] = {}
     for result in (entry.result for entry in plan.entries if entry.job is not None):
         parts = result.build.components if result.build is not None else ()
@@ -225,15 +226,16 @@ def _ceilings(measured: Measured, precisions: Sequence[Precision]) -> tuple[Ceil
     return tuple(found)
 
 
-def _with_build_times(plan: Plan, asked: Asked, folder: Path, progress: Progress) -> Plan:
-    """The plan with what exporting and building from nothing take, each as the command of its own that it is."""
-    checkpoint = asked.source.checkpoint or ("demo" if asked.source.bundle is None else None)
+def _with_build_times(plan: Plan, request: BenchRequest, folder: Path, progress: Progress) -> Plan:
+    """Return the plan with the times of ``sdrt export`` and ``sdrt build`` from scratch added."""
+    source = request.source
+    checkpoint = source.checkpoint or ("demo" if source.bundle is None else None)
     export_s = None
     if checkpoint is not None:
-        revision = ["--revision", asked.source.revision] if asked.source.revision else []
-        variant = ["--variant", asked.source.variant] if asked.source.variant else []
+        revision = ["--revision", source.revision] if source.revision else []
+        variant = ["--variant", source.variant] if source.variant else []
         words = ["export", "--checkpoint", checkpoint, *revision, *variant, "--out", str(folder / "exported")]
-        with progress.stage("export anew"):
+        with progress.stage("export again"):
             export_s = _command_s(words)
     entries: list[Entry] = []
     for entry in plan.entries:
@@ -241,7 +243,7 @@ def _with_build_times(plan: Plan, asked: Asked, folder: Path, progress: Progress
             manifest = entry.engines.manifest
             how = ["--backend", manifest.backend, "--precision", manifest.precision, "--threads", str(plan.threads)]
             out = folder / f"built-{len(entries)}"
-            with progress.stage(f"build anew: {entry.result.name}"):
+            with progress.stage(f"build again: {entry.result.name}"):
                 build_s = _command_s(["build", str(plan.bundle.path), *how, "--out", str(out)])
             build = (entry.result.build or Build()).model_copy(update={"export_s": export_s, "build_s": build_s})
             entries.append(Entry(entry.result.model_copy(update={"build": build}), entry.job, entry.engines))
@@ -251,14 +253,14 @@ def _with_build_times(plan: Plan, asked: Asked, folder: Path, progress: Progress
 
 
 def _command_s(words: Sequence[str]) -> float:
-    """Seconds of a command of sdrt, from its start to its end.
+    """Run an sdrt command in a new process and return its wall time in seconds.
 
     Raises:
-        EngineError: It failed.
+        EngineError: The command failed.
     """
     start = time.perf_counter()
     ended = subprocess.run([sys.executable, "-m", "sdrt", *words], capture_output=True, text=True, check=False)
     if ended.returncode != 0:
-        said = (ended.stderr.strip().splitlines() or ["nothing was said"])[-1]
-        raise EngineError(f"sdrt {words[0]} failed: {said}", hint=f"run sdrt {words[0]} alone")
+        said = (ended.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise EngineError(f"sdrt {words[0]} failed: {said}", hint=f"run sdrt {words[0]} by itself")
     return time.perf_counter() - start

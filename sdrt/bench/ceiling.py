@@ -1,4 +1,4 @@
-"""The machine's own limit: a large matrix product in each precision, and a large copy, by whatever is fastest here."""
+"""The machine's ceiling: a large matrix product in each precision, and a large copy, by the fastest library here."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 import numpy as np
 
-#: Of the matrices; large enough that a product is limited by arithmetic, small enough for a tenth of a second.
+#: Rows of the square matrices: large enough to be limited by arithmetic, small enough to take a tenth of a second.
 SIDE, GPU_SIDE = 1536, 8192
-#: Of the copied array: beyond any cache.
+#: Size of the copied array, larger than any cache.
 COPY_BYTES = 256 << 20
-#: The best of so many counts, since what disturbs a measurement only ever slows it.
+#: Number of calls, of which the fastest counts: disturbances only ever slow a call.
 TRIES = 3
 
 Product = Callable[[], object]
 Maker = Callable[[str, int, str], Product | None]
 
 
-class Limits:
-    """Products and a copy, made ready once and measured as often as wanted.
+class MachineCeiling:
+    """Matrix products and a copy, prepared once and measured any number of times.
 
     Args:
-        threads: With so many.
+        threads: Number of CPU threads.
         device: cpu or cuda.
     """
 
@@ -37,11 +37,14 @@ class Limits:
         self._copy = self._make_copy()
 
     def measure(self, precisions: tuple[str, ...]) -> dict[str, Any]:
-        """Measure now.
+        """Measure the ceiling.
+
+        Args:
+            precisions: Precisions of the products; those that no library here supports are left out.
 
         Returns:
-            gflops and library by precision, of those that anything here computes in; copied bytes a second, read and
-            written.
+            ``products``: GFLOP/s and library by precision; ``bytes_a_second``: bytes read and written by the copy per
+            second.
         """
         found = {}
         for precision in precisions:
@@ -83,7 +86,7 @@ class Limits:
 
 
 def _best(function: Product) -> float:
-    """The least seconds of a few calls."""
+    """Return the seconds of the fastest of `TRIES` calls."""
     seconds = []
     for _ in range(TRIES):
         start = time.perf_counter()
@@ -93,7 +96,7 @@ def _best(function: Product) -> float:
 
 
 def _finished(torch: Any, device: str, function: Product) -> Product:
-    """The function, and on a GPU a wait for its end."""
+    """Wrap a function so that on a GPU it returns only after the work has finished."""
     if device != "cuda":
         return function
 
@@ -120,7 +123,7 @@ def _torch(precision: str, threads: int, device: str) -> Product | None:
 
 
 def _openvino(precision: str, threads: int, device: str) -> Product | None:
-    """A product of a matrix with a constant, as a fully connected layer is: OpenVINO packs the constant beforehand."""
+    """Return a product with a constant matrix, as in a fully connected layer: OpenVINO packs it in advance."""
     from sdrt.libraries.openvino import INFERENCE_PRECISION, core, cpu_config, load_library
 
     if precision not in ("fp32", "bf16") or precision not in INFERENCE_PRECISION:

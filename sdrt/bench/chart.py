@@ -1,4 +1,4 @@
-"""A chart as SVG: lines and dots on linear or logarithmic axes, legible on white and on black."""
+"""Charts as SVG: lines and dots on linear or logarithmic axes, legible on white and on black."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 from typing import Literal
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEGEND = 960, 480, 76, 44, 56, 290
-#: Colours that stay apart for colour-blind readers (Okabe and Ito 2008), as far as they are legible on white and black.
+#: Colours that colour-blind readers can tell apart (Okabe and Ito 2008), adapted to be legible on white and on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8a63d2", "#7f7f7f")
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1a1a1a; }
@@ -26,10 +26,10 @@ text { font: 13px system-ui, sans-serif; fill: #1a1a1a; }
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one name. ``dots`` are not joined; a ``limit`` is a dashed line.
+    """A named series of points. ``dots`` are not joined; a ``limit`` is a dashed line.
 
-    ``colour`` and ``mark`` are numbers that series which belong together share; each series has its own colour unless
-    told otherwise, and marks of another shape where colours come round again.
+    ``colour`` and ``mark`` are numbers that related series share. By default each series has its own colour, and the
+    shape of the marks changes when the colours repeat.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn; axes are named with their units."""
+    """A chart; the labels of the axes include units."""
 
     title: str
     x_label: str
@@ -52,14 +52,14 @@ class Chart:
 
 
 def draw(chart: Chart) -> str:
-    """The chart as an SVG file's text; every dot says its values when the mouse rests on it.
+    """Return the chart as the text of an SVG file, in which each dot has a tooltip with its values.
 
     Raises:
-        ValueError: There is no point to draw.
+        ValueError: The chart has no points.
     """
     points = [point for series in chart.series for point in series.points]
     if not points:
-        raise ValueError("a chart needs a point")
+        raise ValueError("the chart has no points")
     across = _Axis([x for x, _ in points], chart.log_x, LEFT, WIDTH - LEGEND)
     upwards = _Axis([y for _, y in points], chart.log_y, HEIGHT - BOTTOM, TOP)
     parts = [
@@ -78,7 +78,7 @@ def draw(chart: Chart) -> str:
 
 
 class _Axis:
-    """Values to places on the page, from ``start`` to ``end``."""
+    """Map from values to positions on the page, from ``start`` to ``end``."""
 
     def __init__(self, values: Sequence[float], logarithmic: bool, start: float, end: float) -> None:
         self._log, self._start, self._end = logarithmic, start, end
@@ -90,12 +90,12 @@ class _Axis:
             self._low, self._high = 0.0, max(values) * 1.06 or 1.0
 
     def place(self, value: float) -> float:
-        """Where a value stands."""
+        """Return the position of a value."""
         share = ((math.log10(value) if self._log else value) - self._low) / (self._high - self._low)
         return self._start + (self._end - self._start) * share
 
     def marks(self) -> list[float]:
-        """Round values within the axis: 1, 2 and 5 times powers of ten."""
+        """Return the values to label: 1, 2 and 5 times powers of ten within the axis."""
         if self._log:
             powers = range(math.floor(self._low), math.ceil(self._high) + 1)
             wide = self._high - self._low > 2.5
@@ -128,20 +128,20 @@ def _grid(across: _Axis, upwards: _Axis, chart: Chart) -> list[str]:
 
 @dataclass(frozen=True)
 class _Pen:
-    """What a series is drawn with."""
+    """The colour and the shape of the marks of a series."""
 
     colour: str
     mark: int
 
     @classmethod
     def of(cls, number: int, series: Series) -> _Pen:
-        """The pen of a series, by its place among the others where it does not say."""
+        """Return the pen of a series; what the series leaves open follows from its number."""
         colour = number if series.colour is None else series.colour
         mark = colour // len(COLOURS) if series.mark is None else series.mark
         return cls(COLOURS[colour % len(COLOURS)], mark % 3)
 
     def dot(self, x: float, y: float, title: str = "") -> str:
-        """A circle, a square or a triangle."""
+        """Return the SVG of a circle, a square or a triangle."""
         fill = f'fill="{self.colour}"'
         if self.mark == 0:
             return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" {fill}>{title}</circle>'
@@ -151,7 +151,7 @@ class _Pen:
         return f'<path d="{corners}" {fill}>{title}</path>'
 
     def line(self, path: str, kind: str) -> str:
-        """A line; a limit's is dashed."""
+        """Return the SVG of a line, dashed if the series is a limit."""
         dash = ' stroke-dasharray="7 5"' if kind == "limit" else ""
         return f'<path d="{path}" fill="none" stroke="{self.colour}" stroke-width="2"{dash}/>'
 

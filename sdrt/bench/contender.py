@@ -1,6 +1,7 @@
-"""What runs inside a benchmark's process: one contender, loaded once and asked for pictures again and again.
+"""Contenders of a benchmark: each runs in a process of its own, is loaded once and draws many times.
 
-Plain dataclasses: they travel as JSON, and what this module imports is charged to every contender's cold start.
+The records are plain dataclasses that are sent as JSON. Imports of this module count towards every contender's cold
+start.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is to be.
+    """The contender that a process runs.
 
     Attributes:
-        kind: Which contender, by its name in `sdrt.bench.worker.KINDS`.
-        precision: How it computes.
-        threads: With so many.
+        kind: Name of the contender in `sdrt.bench.worker.KINDS`.
+        precision: Precision that it computes in.
+        threads: Number of CPU threads.
         checkpoint: Folder of the checkpoint in diffusers' layout.
-        bundle: Folder of its bundle.
-        engines: Folder of the engine set, for sdrt's own.
-        store: The store that the set lies in.
-        loop: How sdrt runs a guided step.
-        prepared: Folder with what was converted for the contender.
+        bundle: Folder of the checkpoint's bundle.
+        engines: Folder of the engine set; sdrt only.
+        store: Store of the engine set; sdrt only.
+        loop: Loop of the guided step, auto or plain; sdrt only.
+        prepared: Folder of the files converted for the contender.
         device: cpu or cuda.
-        keep_loaded: Whether sdrt keeps its engines from request to request.
+        keep_loaded: Whether engines stay loaded between requests; sdrt only.
     """
 
     kind: str
@@ -53,7 +54,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Work:
-    """Pictures to make: prompt and seed of each, all of one batch, and where to write the first as PNG."""
+    """One batch to draw: prompt and seed of each picture, and the path of the first picture's PNG.
+
+    ``watch`` notes when the first step ended.
+    """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -65,15 +69,17 @@ class Work:
 
 @dataclass
 class Ran:
-    """What a run took. Stages are seconds; what a contender does not tell apart is None.
+    """Times and memory of one run. Stages that the contender does not report are None.
 
     Attributes:
-        total: From prompts to pictures in memory.
-        unet: All steps.
-        first_step_at: When the first step had ended, by the system's monotonic clock; only where it was watched.
-        picture_at: When the first picture was written.
-        peak_memory_bytes: The most that the process held during the run.
-        device_bytes: What it held on a GPU at its end.
+        total: Seconds from prompts to pictures in memory.
+        text_encoder: Seconds of text encoding.
+        unet: Seconds of all steps.
+        vae_decoder: Seconds of decoding.
+        first_step_at: When the first step ended, on the system's monotonic clock; None unless `Work.watch` was set.
+        picture_at: When the first picture was written, on the same clock.
+        peak_memory_bytes: Peak memory of the process during the run.
+        device_bytes: GPU memory held at the end of the run.
     """
 
     total: float = 0.0
@@ -88,45 +94,45 @@ class Ran:
 
 @dataclass
 class Stopwatch:
-    """Seconds by stage. Calls of a stage add up."""
+    """Seconds by stage, summed over calls, and the end of the first step on the system's monotonic clock."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     first_step_at: float | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the block's seconds to a stage."""
+        """Add the duration of the block to a stage."""
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def step_ended(self) -> None:
-        """Note the time, the first time."""
+        """Note the time of the first call; later calls do nothing."""
         if self.first_step_at is None:
             self.first_step_at = time.monotonic()
 
 
 class Contender(ABC):
-    """Something that makes pictures. Its module imports its libraries, so that importing can be timed."""
+    """A way to draw pictures. Its module imports its libraries at the top, so that importing can be timed."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
 
     @abstractmethod
     def load(self) -> None:
-        """Open everything, as its documentation says."""
+        """Load the model as the library's documentation advises."""
 
     @abstractmethod
     def run(self, work: Work, watch: Stopwatch) -> Sequence[Image.Image]:
-        """Make the pictures, telling the stages text_encoder, unet and vae_decoder apart where that can be done."""
+        """Draw the batch, and time the stages text_encoder, unet and vae_decoder if the library allows it."""
 
     def device_bytes(self) -> int | None:
-        """Bytes held on a GPU; None for a contender that computes on the CPU."""
+        """Return the bytes held on a GPU; None for a contender that computes on the CPU."""
         return None
 
 
 def noise(work: Work, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """The unit noise that sdrt would draw from the same seeds, [n, *shape], so that all draw the same pictures."""
+    """Return the unit noise [n, *shape] float32 that sdrt draws from the same seeds, for comparable pictures."""
     from sdrt.sampling.latents import unit_noise
 
     return unit_noise(work.seeds, shape)

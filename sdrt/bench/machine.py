@@ -1,4 +1,4 @@
-"""What a benchmark ran on: processor, memory, GPU, load, and the versions of everything that computes."""
+"""Description of the machine that a benchmark runs on: processor, memory, GPU, load, and versions of libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 def machine() -> dict[str, str]:
-    """The machine in words; what can change while a benchmark runs is as it stands now."""
+    """Return the facts of the machine by name; available memory and load are those of the moment."""
     found, device, memory = processor(), gpu(), available_memory_bytes()
     facts = {
         "processor": processor_name(),
@@ -43,5 +43,5 @@ def machine() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of `PACKAGES`."""
+    """Return the installed versions of `PACKAGES` by name."""
     return package_versions(PACKAGES)

@@ -1,4 +1,4 @@
-"""Who takes part in a benchmark: sdrt's engine sets, and the peers that can be had here."""
+"""Contenders of a benchmark: sdrt's engine sets, and the peers that can run here."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a benchmark is asked to run, every backend in every precision by every loop.
+class BenchRequest:
+    """Request of a benchmark: every backend in every precision with every loop, and the peers.
 
-    Empty ``precisions`` are the backend's own choice. The loop "fused" is denoise_step, "plain" is the UNet, "auto"
-    what the backend's own engines hold. ``threads`` are those that the user asked for, which a tuned way follows too.
+    Empty ``precisions`` stand for the backend's default. The loop "fused" is denoise_step, "plain" is the UNet, and
+    "auto" is what the backend's default engines hold. ``threads`` overrides the threads of a tuned configuration; None
+    keeps them.
     """
 
     source: Source
@@ -50,12 +51,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody else's way. ``how`` is its documented fast path, ``packages`` what has to be installed for it.
+    """Another library's way to run the checkpoint.
 
-    ``brought_by`` names the extras that bring them, or the package, in which "{openvino}" stands for the release of
-    OpenVINO that is installed.
-
-    ``precisions`` are those that it computes in, the first that this machine has natively being taken.
+    Attributes:
+        kind: Name of the contender in `sdrt.bench.worker.KINDS`.
+        packages: Packages that have to be installed.
+        brought_by: Extras that install them, or a package specifier, in which "{openvino}" stands for the installed
+            release of OpenVINO.
+        precisions: Precisions to choose from; the first that this machine supports natively is taken.
+        how: Its documented fast path, in a line.
+        scheduler: Scheduler that it draws with.
+        gpu: Whether it can run on a GPU.
     """
 
     kind: str
@@ -116,7 +122,7 @@ PEERS: dict[str, Peer] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One contender: what is reported of it, and the process that it is; None where it cannot take part."""
+    """One contender: its result, and the job of its process; None if it cannot run, which the result explains."""
 
     result: ContenderResult
     job: Job | None
@@ -125,7 +131,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """Who takes part, and the fp32 bundle whose FLOPs count. sdrt's own come first."""
+    """All contenders, sdrt's own first, and the fp32 bundle that FLOPs are counted on."""
 
     bundle: Bundle
     entries: tuple[Entry, ...]
@@ -133,76 +139,76 @@ class Plan:
     threads: int
 
 
-def make_plan(asked: Asked, threads: int, folder: Path, progress: Progress) -> Plan:
-    """Export and build what is missing of sdrt's own, and see which peers can be had.
+def make_plan(request: BenchRequest, threads: int, folder: Path, progress: Progress) -> Plan:
+    """Build sdrt's engine sets as far as they are missing, and prepare the peers that can run here.
 
     Args:
-        asked: What to run.
-        threads: With so many, each.
-        folder: For what is converted for peers; it has to last as long as they run.
-        progress: Told of exports and builds.
+        request: Engine sets and peers to measure.
+        threads: Number of CPU threads of each contender.
+        folder: Folder for files converted for peers; it has to exist as long as they run.
+        progress: Progress callback for exports and builds.
 
     Raises:
-        SdrtError: None of sdrt's own engines can be had.
-        UsageError: There is no such peer.
+        SdrtError: None of sdrt's engine sets can be built.
+        UsageError: A peer's name is unknown.
     """
-    unknown = [name for name in asked.peers if name not in PEERS]
+    unknown = [name for name in request.peers if name not in PEERS]
     if unknown:
         raise UsageError(f"there is no peer {unknown[0][:40]!r}", hint=f"choose from {', '.join(PEERS)}")
-    store = Store.at(asked.store)
-    bundle = open_bundle(asked.source, store, progress=progress)
-    choices = _choices(asked, threads, progress)
-    ours = [_ours(asked, choice, store, progress) for choice in choices]
+    store = Store.at(request.store)
+    bundle = open_bundle(request.source, store, progress=progress)
+    choices = _choices(request, threads, progress)
+    ours = [_ours(request, choice, store, progress) for choice in choices]
     if all(entry.job is None for entry in ours):
         raise BackendUnavailableError(ours[0].result.problem, hint=ours[0].result.remedy)
     device = "cuda" if {choice.backend for choice in choices} & set(GPU_BACKENDS) else "cpu"
-    if asked.peers:
+    if request.peers:
         validate_once(bundle)  # peers open its graphs by themselves
-    checkpoint = _checkpoint_folder(asked.source, bundle) if asked.peers else None
+    checkpoint = _checkpoint_folder(request.source, bundle) if request.peers else None
     base = Job("", "fp32", threads, checkpoint=str(checkpoint or ""), bundle=str(bundle.path), device=device)
-    peers = [_peer(name, base, folder, progress) for name in asked.peers]
+    peers = [_peer(name, base, folder, progress) for name in request.peers]
     return Plan(bundle, tuple(ours + peers), device, threads)
 
 
-def _choices(asked: Asked, threads: int, progress: Progress) -> tuple[Choice, ...]:
-    """Every way to run sdrt's own engines that is asked for, once; "auto" is what denoise would run.
+def _choices(request: BenchRequest, threads: int, progress: Progress) -> tuple[Choice, ...]:
+    """Return the requested configurations of sdrt, each once; the backend "auto" is what ``sdrt denoise`` would run.
 
-    A way that was tuned keeps its threads unless the user asks for some, and its loop unless the loop is asked for.
+    A tuned configuration keeps its threads and its loop unless the request sets them.
     """
     found: dict[Choice, None] = {}
-    for backend in asked.backends:
-        for precision in asked.precisions or (None,):
+    for backend in request.backends:
+        for precision in request.precisions or (None,):
             chosen = choose(
-                asked.source,
+                request.source,
                 backend=backend,
                 precision=precision,
-                threads=asked.threads,
-                store=asked.store,
+                threads=request.threads,
+                store=request.store,
                 progress=progress,
             )
             chosen = replace(_for_any_batch(chosen, progress), threads=chosen.threads or threads)
-            for loop in asked.loops:
+            for loop in request.loops:
                 found[chosen if loop == "auto" else replace(chosen, loop=loop, fused=loop == "fused")] = None
     return tuple(found)
 
 
 def _for_any_batch(choice: Choice, progress: Progress) -> Choice:
-    """The choice without engines for exactly several pictures, which cannot draw the one of a cold start."""
+    """Return the choice without a fixed batch above 1: engines for one could not draw the cold start's one picture."""
     if choice.batch is None or choice.batch.min == 1:
         return choice
-    progress.note(f"a cold start draws one picture: engines for any number are measured, not for {choice.batch.min}")
+    progress.note(f"a cold start draws one picture: measuring engines for any batch, not for {choice.batch.min}")
     return replace(choice, batch=None)
 
 
-def _ours(asked: Asked, choice: Choice, store: Store, progress: Progress) -> Entry:
-    """One of sdrt's own engine sets.
+def _ours(request: BenchRequest, choice: Choice, store: Store, progress: Progress) -> Entry:
+    """Build one of sdrt's engine sets; if its backend cannot run here, the entry has no job and gives the reason.
 
     Raises:
-        SdrtError: It cannot be had; but one whose backend cannot run here is an entry with its reason.
+        SdrtError: The engine set cannot be built for another reason.
     """
     threads = choice.threads or 1
     try:
-        engines = prepare(asked.source, choice, store=asked.store, progress=progress)
+        engines = prepare(request.source, choice, store=request.store, progress=progress)
     except BackendUnavailableError as error:
         return Entry(_described(choice, choice.precision or "fp32", threads, error), None)
     manifest = engines.manifest
@@ -240,7 +246,7 @@ def _described(choice: Choice, precision: Precision, threads: int, error: SdrtEr
 
 
 def _checkpoint_folder(source: Source, bundle: Bundle) -> Path | None:
-    """The folder of the checkpoint in diffusers' layout; None where it is not here."""
+    """Return the folder of the checkpoint in diffusers' layout; None if it is not on this machine."""
     try:
         return find_checkpoint(source, bundle).path
     except CheckpointError:
@@ -248,23 +254,23 @@ def _checkpoint_folder(source: Source, bundle: Bundle) -> Path | None:
 
 
 def find_checkpoint(source: Source, bundle: Bundle) -> Checkpoint:
-    """The checkpoint that was named, or the one that the bundle was made from.
+    """Open the checkpoint of the source, or else the one that the bundle was exported from.
 
     Raises:
-        CheckpointError: It is not here.
+        CheckpointError: The checkpoint is not on this machine.
     """
     if source.checkpoint:
         return open_checkpoint(source.checkpoint, revision=source.revision, variant=source.variant)
     found = find_recorded(bundle.checkpoint)
     if found is None:
-        hint = "name its place with --checkpoint, in place of the bundle"
+        hint = "give its path with --checkpoint, in place of the bundle"
         name = bundle.checkpoint.name
-        raise CheckpointError(f"the checkpoint {name!r}, of which the bundle was made, is not here", hint=hint)
+        raise CheckpointError(f"the checkpoint {name!r} that the bundle was exported from is not here", hint=hint)
     return open_checkpoint(found[0], revision=found[1], variant=bundle.checkpoint.variant)
 
 
 def _peer(name: str, base: Job, folder: Path, progress: Progress) -> Entry:
-    """A peer, or why it does not take part."""
+    """Prepare a peer; if it cannot run here, the entry has no job and gives the reason."""
     from sdrt.bench.peers.preparation import prepare_peer
 
     peer = PEERS[name]
@@ -283,11 +289,11 @@ def _peer(name: str, base: Job, folder: Path, progress: Progress) -> Entry:
     if missing:
         return _absent(result, f"{', '.join(missing)} is not installed", _install_line(peer))
     if not native:
-        return _absent(result, "this processor has no bf16 of its own", "measure on one that has")
+        return _absent(result, "this processor has no native bf16", "measure on one that has")
     if base.device == "cuda" and not peer.gpu:
-        return _absent(result, "it computes on the CPU; the engines beside it on a GPU", "--backend openvino")
+        return _absent(result, "it runs on the CPU, but sdrt's engines run on a GPU", "--backend openvino")
     if not base.checkpoint and peer.kind != "onnxruntime":
-        return _absent(result, "the checkpoint is not here", "name its place with --checkpoint")
+        return _absent(result, "the checkpoint is not here", "give its path with --checkpoint")
     job = replace(base, kind=peer.kind, precision=result.precision)
     try:
         prepared, seconds = prepare_peer(job, folder, progress)
@@ -301,12 +307,12 @@ def _absent(result: ContenderResult, problem: str, remedy: str) -> Entry:
 
 
 def _install_line(peer: Peer) -> str:
-    """The command that brings a peer and leaves the OpenVINO that is here as it is: engines go by its version."""
+    """Return the command that installs a peer without changing OpenVINO's version, which engines depend on."""
     if not isinstance(peer.brought_by, str):
         return extra_line(*peer.brought_by)
     if "{openvino}" not in peer.brought_by:
         return package_line(peer.brought_by)
-    # The release has to match OpenVINO's.
+    # Its release has to match OpenVINO's.
     openvino = package_version("openvino")
     return extra_line("cpu") if openvino is None else package_line(peer.brought_by.format(openvino=openvino))
 
@@ -315,6 +321,6 @@ def _installed(package: str) -> bool:
     return package_version(package) is not None
 
 
-def names_of(peers: Sequence[str]) -> tuple[str, ...]:
-    """The peers that names stand for: "all" is every one."""
+def expand_peers(peers: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the peers, each once; "all" stands for every peer."""
     return tuple(PEERS) if "all" in peers else tuple(dict.fromkeys(peers))

@@ -1,4 +1,4 @@
-"""A contender's process, as the benchmark that started it sees it."""
+"""The process of a contender, seen from the benchmark that starts it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from sdrt.errors import EngineError
 from sdrt.files import temporary_file
 
 CLOSE_TIMEOUT_S = 20
-#: What keeps a library from looking on the network, or from taking threads of its own beside those it was given.
+#: Variables that keep libraries off the network and from starting threads beyond the given number.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
 
 
 class Process:
-    """Starts a contender and speaks to it. Close it, or use it in a ``with``.
+    """Starts a contender and sends it work. Close it, or use it as a context manager.
 
     Args:
-        job: What it is to be.
-        cache: Folder for what compilers keep between processes.
+        job: Contender to run.
+        cache: Folder of the compilers' caches, shared between processes.
 
     Attributes:
-        started_at: By the system's monotonic clock, which the process's answers are of too.
+        started_at: Start of the process on the system's monotonic clock, which its answers use too.
+        loaded: Times at which libraries were imported and the model was loaded, on the same clock.
 
     Raises:
-        EngineError: It does not load; the message is the last line that it said.
-        ResourceError: There is no room for what it says.
+        EngineError: The contender does not load; the message is the last line of its stderr.
+        ResourceError: There is no space for its stderr.
     """
 
     def __init__(self, job: Job, cache: str) -> None:
@@ -55,31 +56,31 @@ class Process:
             env=environment,
         )
         try:
-            self._say(asdict(job))
-            self.loaded: Mapping[str, float] = {} if job.kind == "ceiling" else self._hear()
+            self._send(asdict(job))
+            self.loaded: Mapping[str, float] = {} if job.kind == "ceiling" else self._receive()
         except BaseException:
             self.close()
             raise
 
     def run(self, work: Work) -> Ran:
-        """Make pictures.
+        """Draw one batch.
 
         Raises:
-            EngineError: The process ended; the message is the last line that it said.
+            EngineError: The process ended; the message is the last line of its stderr.
         """
         return Ran(**self.ask(asdict(work)))
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask one thing.
+        """Send one question and return the answer.
 
         Raises:
-            EngineError: As `run`.
+            EngineError: The process ended; the message is the last line of its stderr.
         """
-        self._say(question)
-        return self._hear()
+        self._send(question)
+        return self._receive()
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, by force after `CLOSE_TIMEOUT_S`."""
         with contextlib.suppress(BrokenPipeError):
             self._pipe_in.close()
         try:
@@ -95,7 +96,7 @@ class Process:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            # Nobody waits for what it still does.
+            # Its current work is no longer needed.
             self._process.kill()
         self.close()
 
@@ -107,14 +108,14 @@ class Process:
     def _pipe_out(self) -> Any:
         return self._process.stdout
 
-    def _say(self, value: Mapping[str, Any]) -> None:
+    def _send(self, value: Mapping[str, Any]) -> None:
         try:
             self._pipe_in.write(json.dumps(value) + "\n")
             self._pipe_in.flush()
         except BrokenPipeError as error:
             raise self._ended() from error
 
-    def _hear(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         line = self._pipe_out.readline()
         if not line:
             raise self._ended()
@@ -127,4 +128,4 @@ class Process:
         lines = [line.strip() for line in self._stderr.read().decode(errors="replace").splitlines() if line.strip()]
         reason = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         said = f": {lines[-1][:300]}" if lines else ""
-        return EngineError(f"{self.job.kind} {self.job.precision} {reason}{said}", hint="run it alone to see more")
+        return EngineError(f"{self.job.kind} {self.job.precision} {reason}{said}", hint="run it by itself to see more")

@@ -1,4 +1,4 @@
-"""A benchmark in a folder: the numbers as JSON, tables as Markdown, the roofline as SVG; and a terminal's lines."""
+"""Reports of a benchmark: numbers as JSON, tables as Markdown, the roofline as SVG, and lines for a terminal."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sdrt.bench import chart
-from sdrt.bench.schema import AgainstResult, Bench, ContenderResult, Point, Ratio, Sample
+from sdrt.bench.schema import Bench, BenchChanges, ContenderResult, Point, Ratio, Sample
 from sdrt.files import canonical_json, disk_errors, write_atomically
 
 JSON, MARKDOWN, ROOFLINE = "bench.json", "bench.md", "roofline.svg"
-#: Components on the roofline: the name, and the shape of the dot.
+#: Label and shape of the dots of each component on the roofline.
 SHORT = {"unet": ("UNet", 0), "vae_decoder": ("VAE", 1), "text_encoder": ("text", 2)}
 FIGURES = {
     "total": "whole request, warm",
@@ -21,13 +21,13 @@ FIGURES = {
 
 
 def write_report(folder: Path, bench: Bench) -> tuple[Path, ...]:
-    """Write everything into a folder, which is made if it is not there.
+    """Write all reports into a folder, creating it if necessary.
 
     Returns:
-        The files.
+        Paths of the written files.
 
     Raises:
-        ResourceError: It cannot be written.
+        ResourceError: A file cannot be written.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def write_report(folder: Path, bench: Bench) -> tuple[Path, ...]:
 
 
 def markdown(bench: Bench) -> str:
-    """Everything as tables."""
+    """Return the benchmark as Markdown tables."""
     settings = bench.settings
     parts = [
         f"# Benchmark of {Path(bench.checkpoint).name}",
@@ -68,12 +68,12 @@ def markdown(bench: Bench) -> str:
     if absent:
         parts += ["## Not measured", "\n".join(absent)]
     if bench.against is not None:
-        parts += ["## Since the earlier benchmark", *_against_said(bench.against), _table(move_rows(bench.against))]
+        parts += ["## Since the earlier benchmark", *_earlier_lines(bench.against), _table(change_rows(bench.against))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def lines(bench: Bench) -> Iterable[str]:
-    """What a terminal shows: the same tables, aligned."""
+    """Yield the lines that a terminal shows: the main tables, aligned."""
     yield from _aligned(warm_rows(bench.contenders))
     yield from _other_threads(bench)
     tables = {
@@ -90,12 +90,12 @@ def lines(bench: Bench) -> Iterable[str]:
         if each.problem:
             yield f"{each.name} was not measured: {each.problem} ({each.remedy})"
     if bench.against is not None:
-        yield from _against_said(bench.against)
-        yield from _aligned(move_rows(bench.against))
+        yield from _earlier_lines(bench.against)
+        yield from _aligned(change_rows(bench.against))
 
 
 def _other_threads(bench: Bench) -> list[str]:
-    """A line for each contender that does not have the threads of the others."""
+    """Return a line for each contender that runs with another number of threads than the benchmark's."""
     return [
         f"{each.name} has {each.threads} thread{'s' if each.threads > 1 else ''}, as it was tuned."
         for each in bench.contenders
@@ -104,7 +104,7 @@ def _other_threads(bench: Bench) -> list[str]:
 
 
 def warm_rows(contenders: Sequence[ContenderResult]) -> list[list[str]]:
-    """Latency, throughput and memory."""
+    """Return the table of latency, throughput and memory of warm runs."""
     rows = [
         ["", "batch", "request s", "text s", "UNet step s", "VAE s", "pictures/min", "peak memory", "same picture"],
     ]
@@ -137,7 +137,7 @@ def _same(each: ContenderResult) -> str:
 
 
 def ratio_rows(ratios: Sequence[Ratio]) -> list[list[str]]:
-    """How much slower others are."""
+    """Return the table of ratios between contenders."""
     rows = [["", "against", "batch", "figure", "times as long", "least to most", "same precision"]]
     for each in ratios:
         span = f"{each.sample.min:.2f} to {each.max:.2f}"
@@ -148,7 +148,7 @@ def ratio_rows(ratios: Sequence[Ratio]) -> list[list[str]]:
 
 
 def cold_rows(contenders: Sequence[ContenderResult]) -> list[list[str]]:
-    """Seconds from a process's start."""
+    """Return the table of cold starts, in seconds from the start of the process."""
     rows = [["", "imported s", "loaded s", "first step s", "picture s", "peak memory"]]
     for each in contenders:
         if each.cold is not None:
@@ -160,7 +160,7 @@ def cold_rows(contenders: Sequence[ContenderResult]) -> list[list[str]]:
 
 
 def build_rows(contenders: Sequence[ContenderResult]) -> list[list[str]]:
-    """What stands before the first run."""
+    """Return the table of export, build and conversion, in seconds."""
     rows = [["", "export s", "build s", "converted s", "components (s, size, peak memory)"]]
     for each in contenders:
         if each.build is None and each.prepare_s is None:
@@ -178,7 +178,7 @@ def build_rows(contenders: Sequence[ContenderResult]) -> list[list[str]]:
 
 
 def point_rows(points: Sequence[Point]) -> list[list[str]]:
-    """Where components stand on the roofline."""
+    """Return the table of components on the roofline."""
     rows = [["", "component", "batch", "GFLOP", "GFLOP/s", "share of the limit", "FLOP a byte at most"]]
     for each in points:
         share = f"{each.share.p50:.0%}" if each.share is not None else "unknown"
@@ -189,7 +189,7 @@ def point_rows(points: Sequence[Point]) -> list[list[str]]:
 
 
 def limits_text(bench: Bench) -> str:
-    """The machine's limit, in a line."""
+    """Return a line with the machine's ceilings; "" if none was measured."""
     parts = [
         f"{each.precision} {each.gflops.p50:.0f} GFLOP/s ({each.gflops.min:.0f} to {max(each.gflops.values):.0f}, "
         f"{each.library})"
@@ -201,24 +201,24 @@ def limits_text(bench: Bench) -> str:
     return "Limit of the machine in the same rounds: " + "; ".join(parts) if parts else ""
 
 
-def move_rows(against: AgainstResult) -> list[list[str]]:
-    """What moved since the earlier benchmark."""
+def change_rows(changes: BenchChanges) -> list[list[str]]:
+    """Return the table of changes since the earlier benchmark."""
     rows = [["", "batch", "figure", "before s", "after s", "factor", "less the machine's", "spread", ""]]
-    for move in against.moves:
-        verdict = {"slower": "SLOWER", "faster": "faster", "same": ""}[move.verdict]
-        numbers = [f"{value:.3f}" for value in (move.before, move.after)] + [
-            f"{value:.2f}" for value in (move.factor, move.adjusted)
+    for each in changes.moves:
+        verdict = {"slower": "SLOWER", "faster": "faster", "same": ""}[each.verdict]
+        numbers = [f"{value:.3f}" for value in (each.before, each.after)] + [
+            f"{value:.2f}" for value in (each.factor, each.adjusted)
         ]
-        rows.append([move.contender, str(move.batch), FIGURES[move.figure], *numbers, f"{move.spread:.0%}", verdict])
+        rows.append([each.contender, str(each.batch), FIGURES[each.figure], *numbers, f"{each.spread:.0%}", verdict])
     return rows
 
 
-def _against_said(against: AgainstResult) -> list[str]:
-    return [f"Earlier: {against.created}.", *(f"Remark: {remark}." for remark in against.remarks)]
+def _earlier_lines(changes: BenchChanges) -> list[str]:
+    return [f"Earlier: {changes.created}.", *(f"Remark: {remark}." for remark in changes.remarks)]
 
 
 def roofline(bench: Bench) -> str:
-    """The plot: FLOP a byte along, GFLOP/s up, the limits as dashed lines."""
+    """Return the roofline as SVG: FLOP a byte on the x axis, GFLOP/s on the y axis, the ceilings as dashed lines."""
     bandwidth = bench.copy_bytes_a_second
     intensities = [point.flops / point.least_bytes for point in bench.points]
     series = []
@@ -246,7 +246,7 @@ def roofline(bench: Bench) -> str:
 
 
 def seconds(values: Sample) -> str:
-    """A sample as people read it."""
+    """Return the median, the minimum and the 90th percentile of a sample as text."""
     return f"{values.p50:.3f} ({values.min:.3f} to {values.p90:.3f})"
 
 
@@ -265,7 +265,7 @@ def _machine(bench: Bench) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; "" where there is no row below the head."""
+    """Return a Markdown table of rows, the first of which is the head; "" if there are no others."""
     if len(rows) < 2:
         return ""
     head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]

@@ -1,4 +1,4 @@
-"""How near components come to the machine's limit (Williams, Waterman and Patterson 2009, "Roofline")."""
+"""Components relative to the machine's ceiling, after Williams, Waterman and Patterson 2009, "Roofline"."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from sdrt.artefacts.manifest import Component, ComponentName, Precision
 
 WEIGHT_BYTES: Mapping[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
-#: Bytes of an input's or output's value: engines take and give fp32 whatever they compute in.
+#: Bytes of a value of an input or output: engines take and return fp32 in every precision.
 VALUE_BYTES = 4
-#: Guidance encodes the prompt and the empty negative prompt, and doubles the UNet's rows.
+#: Rows a picture: guidance encodes the prompt and the empty negative prompt, and doubles the UNet's rows.
 GUIDED_ROWS = 2
 
-Limits = Mapping[int, Sequence[Mapping[str, Any]]]
+CeilingRounds = Mapping[int, Sequence[Mapping[str, Any]]]
 
 
-def points(contenders: Sequence[ContenderResult], bundle: Bundle, limits: Limits) -> tuple[Point, ...]:
-    """Every component that was timed by itself.
+def points(contenders: Sequence[ContenderResult], bundle: Bundle, limits: CeilingRounds) -> tuple[Point, ...]:
+    """Return a point for every component with times of its own.
 
     Args:
-        contenders: With their figures.
-        bundle: Says how much work a component is.
-        limits: By batch, the machine's limit in each round.
+        contenders: Contenders with their figures.
+        bundle: Bundle with the FLOPs, parameters and shapes of each component.
+        limits: Ceilings of the machine in each round, by batch.
     """
     found = []
     for contender in contenders:
@@ -40,13 +40,13 @@ def points(contenders: Sequence[ContenderResult], bundle: Bundle, limits: Limits
 
 
 def _timed(warm: Warm) -> list[tuple[ComponentName, Sample, int]]:
-    """Component, seconds, and how many samples it worked on in them."""
+    """Return the components with times of their own: name, seconds, and number of rows computed in them."""
     timed: list[tuple[ComponentName, Sample, int]] = []
     if warm.unet is not None:
         timed.append(("unet", warm.unet_step, GUIDED_ROWS * warm.batch))
     if warm.vae_decoder is not None:
         timed.append(("vae_decoder", warm.vae_decoder, warm.batch))
-    # Of a batch that repeats one prompt, some encode every copy and some do not.
+    # Some contenders encode every copy of a batch's repeated prompt and some do not, so only a batch of 1 compares.
     if warm.text_encoder is not None and warm.batch == 1:
         timed.append(("text_encoder", warm.text_encoder, GUIDED_ROWS))
     return timed
@@ -79,13 +79,13 @@ def _point(
 
 
 def component_precision(contender: ContenderResult, component: ComponentName) -> Precision:
-    """How a component computes: as its engine was built, or as the contender does as a whole."""
+    """Return the precision of a component's engine, or else that of the contender as a whole."""
     parts = contender.build.components if contender.build is not None else ()
     return next((part.precision for part in parts if part.component == component), contender.precision)
 
 
 def least_bytes(part: Component, precision: Precision, rows: int) -> int:
-    """What has to move at least: the weights once, and every input and output of so many samples."""
+    """Return the least bytes to move for this many rows: the weights once, and every input and output."""
     values = 0
     for spec in (*part.inputs, *part.outputs):
         count = 1

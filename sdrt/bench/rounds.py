@@ -1,4 +1,4 @@
-"""The measuring: every contender once a round, in turn, so that what slows the machine slows all of them."""
+"""Rounds of a benchmark: every contender runs once a round, so that a slower machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 from sdrt.bench.contender import Job, Ran, Work
 from sdrt.bench.process import Process
-from sdrt.bench.schema import Settings
+from sdrt.bench.schema import BenchSettings
 from sdrt.errors import EngineError
 from sdrt.progress import Progress
 
-#: Seed of the first picture; the others follow it.
+#: Seed of the first picture; the others have the next ones.
 SEED = 0
 
 
 @dataclass
 class ColdValues:
-    """Seconds from a process's start, a value a round."""
+    """Seconds from the start of a process to each event, one value a round."""
 
     imported: list[float] = field(default_factory=list)
     loaded: list[float] = field(default_factory=list)
@@ -32,14 +32,14 @@ class ColdValues:
 
 @dataclass
 class Measured:
-    """Everything that was measured, by contender; each list has a value a round.
+    """All measured values; lists have one value a round.
 
     Attributes:
-        cold: Of single pictures.
+        cold: Contender -> cold starts, of one picture each.
         warm: Batch -> contender -> runs.
-        limits: Batch -> what `sdrt.bench.ceiling.Limits.measure` gave in each round.
-        problems: Why a contender was not measured to the end.
-        pictures: Where each contender's first picture lies.
+        limits: Batch -> results of `sdrt.bench.ceiling.MachineCeiling.measure`.
+        problems: Contender -> error that ended its measurement early.
+        pictures: Contender -> path of its first picture.
     """
 
     cold: dict[str, ColdValues] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Measured:
 
 def measure(
     jobs: Mapping[str, Job],
-    settings: Settings,
+    settings: BenchSettings,
     precisions: Sequence[str],
     device: str,
     folder: Path,
@@ -61,11 +61,11 @@ def measure(
 
     Args:
         jobs: Contenders by name.
-        settings: Rounds, batches, and what is drawn.
-        precisions: What the ceiling is measured in.
-        device: Where.
-        folder: For pictures, and for what compilers keep between processes.
-        progress: Told how far it is.
+        settings: Numbers of rounds and steps, batches, and the prompt.
+        precisions: Precisions of the machine's ceiling.
+        device: Device of the machine's ceiling, cpu or cuda.
+        folder: Folder for pictures and for the compilers' caches.
+        progress: Progress callback.
     """
     measured = Measured()
     with tempfile.TemporaryDirectory(dir=folder) as cache:
@@ -75,13 +75,12 @@ def measure(
                     _measure_cold(name, jobs[name], settings, cache, folder, measured)
                     advance(1)
         with contextlib.ExitStack() as open_processes:
-            live = {
-                name: process
-                for name in jobs
-                if name not in measured.problems
-                for process in [_start(name, jobs[name], cache, measured, open_processes)]
-                if process is not None
-            }
+            live: dict[str, Process] = {}
+            for name in jobs:
+                if name not in measured.problems:
+                    process = _start(name, jobs[name], cache, measured, open_processes)
+                    if process is not None:
+                        live[name] = process
             if not live:
                 return measured
             limits = open_processes.enter_context(Process(Job("ceiling", "fp32", settings.threads), cache))
@@ -95,7 +94,7 @@ def measure(
 
 
 def _order(names: Mapping[str, object], turn: int) -> list[str]:
-    """The contenders in an order that turns round every other time: A B, B A, A B."""
+    """Return the names in an order that is reversed every other turn: A B, B A, A B."""
     return list(names) if turn % 2 == 0 else list(reversed(list(names)))
 
 
@@ -103,13 +102,13 @@ def _png(folder: Path, name: str) -> Path:
     return folder / f"{name.replace(' ', '-')}.png"
 
 
-def _work(settings: Settings, batch: int, png: Path, *, watch: bool = False) -> Work:
+def _work(settings: BenchSettings, batch: int, png: Path, *, watch: bool = False) -> Work:
     seeds = tuple(range(SEED, SEED + batch))
     return Work((settings.prompt,) * batch, seeds, settings.steps, settings.guidance_scale, str(png), watch)
 
 
-def _measure_cold(name: str, job: Job, settings: Settings, cache: str, folder: Path, measured: Measured) -> None:
-    """One process from its start to its first picture."""
+def _measure_cold(name: str, job: Job, settings: BenchSettings, cache: str, folder: Path, measured: Measured) -> None:
+    """Measure one process from its start to its first picture."""
     if name in measured.problems:
         return
     try:
@@ -139,13 +138,16 @@ def _start(name: str, job: Job, cache: str, measured: Measured, stack: contextli
 def _warm(
     live: dict[str, Process],
     batch: int,
-    settings: Settings,
+    settings: BenchSettings,
     folder: Path,
     measured: Measured,
     limits: Process,
     question: Mapping[str, object],
 ) -> Iterator[str]:
-    """Rounds of one batch after a run that warms up; gives the name after each run. Who fails is left out."""
+    """Run the rounds of one batch after a warm-up run, and yield the name after each run.
+
+    A contender that fails is dropped.
+    """
     runs: dict[str, list[Ran]] = {name: [] for name in live}
     measured.warm[batch] = runs
     measured.limits[batch] = []

@@ -1,4 +1,4 @@
-"""What a benchmark found, as it is written to JSON: every measured value, and what it was measured on."""
+"""Schema of bench.json: every measured value of a benchmark, and the machine that it was measured on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Figure = Literal["total", "unet_step", "cold_first_step", "cold_picture"]
 
 
 class Sample(Record):
-    """One figure measured again and again. ``values`` stand in the order of the rounds."""
+    """Repeated measurements of one figure. ``values`` are in the order of the rounds."""
 
     values: tuple[float, ...] = Field(min_length=1)
     min: float
@@ -22,7 +22,7 @@ class Sample(Record):
 
 
 class ComponentBuild(Record):
-    """How one component was built."""
+    """Build report of one component."""
 
     component: ComponentName
     precision: Precision
@@ -32,10 +32,10 @@ class ComponentBuild(Record):
 
 
 class Build(Record):
-    """What stands before the first run.
+    """Cost of export and build.
 
-    ``export_s`` and ``build_s`` were measured now, where asked for: the commands that make the bundle from the
-    checkpoint, and the engines from the bundle. ``components`` are what the engines' manifest remembers.
+    ``export_s`` and ``build_s`` are the times of ``sdrt export`` and ``sdrt build``, measured in the benchmark if build
+    times are requested. ``components`` are read from the engines' manifest.
     """
 
     export_s: float | None = None
@@ -44,11 +44,11 @@ class Build(Record):
 
 
 class Cold(Record):
-    """A process of its own for each value, in seconds from its start.
+    """Cold starts: seconds from the start of a process, with a new process for each value.
 
-    Until libraries are imported, everything is loaded, the first step has ended, and the picture is written. Files come
-    from the system's cache, not from the disk. sdrt opens each engine when its turn comes and lets go of it when its
-    work is done, as ``sdrt denoise`` does. ``peak_memory_bytes`` is the most that the process held over a request.
+    The events are: libraries imported, model loaded, first step ended, picture written. Files come from the system's
+    cache, not from the disk. sdrt opens each engine when it is needed and closes it afterwards, as ``sdrt denoise``
+    does. ``peak_memory_bytes`` is the peak memory of the process during the request.
     """
 
     imported: Sample
@@ -59,9 +59,9 @@ class Cold(Record):
 
 
 class Warm(Record):
-    """One batch in a process that is warm: seconds in all, by stage, and of one step of the whole batch.
+    """Warm runs of one batch: seconds in total, by stage, and of one step of the whole batch.
 
-    ``peak_memory_bytes`` is the most that the process held during a run, all it has loaded included.
+    ``peak_memory_bytes`` is the peak memory of the process during a run, the loaded model included.
     """
 
     batch: int = Field(ge=1)
@@ -76,10 +76,11 @@ class Warm(Record):
 
 
 class ContenderResult(Record):
-    """One way to make the pictures. ``problem`` says why it was not, or not to the end, measured; "" where it was.
+    """Figures of one contender.
 
-    ``how`` is its documented fast path in a line; ``psnr_db`` how near its first picture is to sdrt's, in the same
-    precision if there is one: None where it is equal or cannot be compared, ``equal_picture`` tells the two apart.
+    ``problem`` is the reason for which its measurement is missing or incomplete; "" if it is complete. ``how`` is its
+    documented fast path in a line. ``psnr_db`` compares its first picture with sdrt's, in the same precision if
+    possible; it is None if the pictures are equal or cannot be compared, which ``equal_picture`` tells apart.
     """
 
     name: str
@@ -100,7 +101,7 @@ class ContenderResult(Record):
 
 
 class Ratio(Record):
-    """How many times as long as ``of`` a peer took, round by round: above 1, ``of`` is faster."""
+    """Time of ``peer`` over time of ``of``, round by round: above 1, ``of`` is faster."""
 
     of: str
     peer: str
@@ -112,7 +113,7 @@ class Ratio(Record):
 
 
 class Ceiling(Record):
-    """The machine's limit in one precision, measured in each round: a matrix product, by the fastest library here."""
+    """The machine's ceiling in one precision, measured in each round: a matrix product by the fastest library here."""
 
     precision: Precision
     gflops: Sample
@@ -122,8 +123,8 @@ class Ceiling(Record):
 class Point(Record):
     """One component of one contender on the roofline.
 
-    ``flops`` are those of the plain model, guidance included: work that is saved counts as speed. ``least_bytes`` is
-    what has to move at least: weights once a run, inputs and outputs. ``share`` is of the ceiling in the same round.
+    ``flops`` are those of the plain model with guidance, so that saved work counts as speed. ``least_bytes`` are the
+    weights, inputs and outputs of a run. ``share`` is relative to the ceiling in the same round.
     """
 
     contender: str
@@ -136,11 +137,12 @@ class Point(Record):
     share: Sample | None
 
 
-class Move(Record):
-    """A figure that an earlier benchmark has too.
+class FigureChange(Record):
+    """Change of one figure since an earlier benchmark.
 
-    ``factor`` is after over before as measured, ``adjusted`` with the change of the machine's own ceiling taken out.
-    ``spread`` is the larger relative spread (90% over minimum) of the two; slower, or faster, is what goes beyond.
+    ``factor`` is after over before as measured; ``adjusted`` is corrected for the change of the machine's ceiling.
+    ``spread`` is the larger of the two relative spreads (90th percentile minus minimum, over median); a figure is
+    slower or faster if it changed by more.
     """
 
     contender: str
@@ -154,16 +156,16 @@ class Move(Record):
     verdict: Literal["slower", "faster", "same"]
 
 
-class AgainstResult(Record):
-    """What moved since an earlier benchmark. ``remarks`` say what makes the two hard to compare."""
+class BenchChanges(Record):
+    """Changes since an earlier benchmark. ``remarks`` name other differences, which make the two hard to compare."""
 
     created: str
     remarks: tuple[str, ...]
-    moves: tuple[Move, ...]
+    moves: tuple[FigureChange, ...]
 
 
-class Settings(Record):
-    """How it was measured; equal for every contender."""
+class BenchSettings(Record):
+    """Settings of a benchmark; equal for every contender."""
 
     steps: int = Field(ge=1)
     guidance_scale: float
@@ -175,7 +177,7 @@ class Settings(Record):
 
 
 class Bench(Record):
-    """A whole benchmark. ``command`` repeats it; "" where it was not run by one."""
+    """A whole benchmark. ``command`` is the command line that repeats it; "" if it was run from Python."""
 
     schema_version: Literal[1]
     sdrt: str
@@ -184,7 +186,7 @@ class Bench(Record):
     checkpoint: str
     checkpoint_digest: Digest
     bundle_digest: Digest
-    settings: Settings
+    settings: BenchSettings
     machine: dict[str, str]
     versions: dict[str, str]
     contenders: tuple[ContenderResult, ...]
@@ -192,4 +194,4 @@ class Bench(Record):
     ceilings: tuple[Ceiling, ...]
     copy_bytes_a_second: Sample | None
     points: tuple[Point, ...]
-    against: AgainstResult | None = None
+    against: BenchChanges | None = None

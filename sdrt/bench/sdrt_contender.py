@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-class Ours(Contender):
-    """An engine set through the pipeline, as ``sdrt denoise --engines`` runs it."""
+class SdrtContender(Contender):
+    """An engine set run by the pipeline, as by ``sdrt denoise --engines``."""
 
     def load(self) -> None:
-        """Open the engines, without building anything."""
+        """Open the engines; nothing is built."""
         job = self.job
         self._pipeline = Pipeline.load(
             engines=Path(job.engines),
@@ -30,7 +30,7 @@ class Ours(Contender):
         )
 
     def run(self, work: Work, watch: Stopwatch) -> Sequence[Image.Image]:
-        """One request; its stages are those that the pipeline times."""
+        """Run one request; the times of the stages are the pipeline's."""
         rows = zip(work.prompts, work.seeds, strict=True)
         request = Request(tuple(Picture(prompt, "", seed) for prompt, seed in rows), work.steps, work.guidance_scale)
 
@@ -43,6 +43,6 @@ class Ours(Contender):
         return result.images
 
     def device_bytes(self) -> int | None:
-        """What the backend holds on the GPU."""
+        """Return the bytes that the backend holds on the GPU; None on a CPU."""
         held = self._pipeline.device_bytes
         return held["total"] if held else None

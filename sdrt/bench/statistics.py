@@ -1,4 +1,4 @@
-"""Samples of what was measured again and again, and ratios of two that were measured in turn."""
+"""Statistics of repeated measurements, and ratios of interleaved ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sdrt.bench.schema import Sample
 
 
 def sample(values: Sequence[float]) -> Sample:
-    """Least value, median and 90th percentile of at least one value."""
+    """Return the values with their minimum, median and 90th percentile; there must be at least one."""
     return Sample(values=tuple(values), min=min(values), p50=percentile(values, 50), p90=percentile(values, 90))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """A percentile, linear between the two nearest values (Hyndman and Fan 1996, definition 7; NumPy's default)."""
+    """Return a percentile, linear between the two nearest values (Hyndman and Fan 1996, definition 7; NumPy's)."""
     ordered = sorted(values)
     place = (len(ordered) - 1) * percent / 100
     low = math.floor(place)
@@ -23,10 +23,10 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def paired(numerators: Sequence[float], denominators: Sequence[float]) -> Sample:
-    """Quotients pair by pair: what disturbed both in a round falls out."""
+    """Return the quotients round by round, in which a disturbance of both cancels."""
     return sample([above / below for above, below in zip(numerators, denominators, strict=True)])
 
 
 def spread(values: Sample) -> float:
-    """How far the 90th percentile stands above the least value, as a share of the median."""
+    """Return the 90th percentile minus the minimum, relative to the median."""
     return (values.p90 - values.min) / values.p50

@@ -1,7 +1,8 @@
-"""The fastest accurate way to run a bundle on this machine, found one question at a time.
+"""Search for the fastest accurate configuration of a bundle on this machine, one parameter at a time.
 
-First backends and precisions against each other; then, of the best, the loop, the batch that engines are built for, and
-the threads. A way becomes the best only where it is accurate and faster, pair by pair (docs/decisions/0052).
+Backends and precisions are compared first; then, for the best, the loop, the batch that engines are built for, and the
+number of threads. A configuration replaces the best only if it is accurate and faster, pair by pair
+(docs/decisions/0052).
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ if TYPE_CHECKING:
     from sdrt.artefacts.engine_set import BackendName, EngineSet
     from sdrt.artefacts.manifest import Precision
 
-#: A way has to save this share of the time to be kept: less may be chance, and the simpler way is kept.
+#: Share of the time that a configuration has to save to replace a simpler one: less may be chance.
 LEAST_SAVING = 0.02
-#: Precisions that are tried unless asked otherwise: int8 costs accuracy that shows, so it is asked for by name.
+#: Precisions that are tried by default. int8 is not among them: its loss of accuracy is visible.
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 PROMPT = "a photograph of an astronaut riding a horse"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to tune for: requests of so many pictures at so many steps, each way measured so often."""
+class TuneSettings:
+    """Request to tune for (pictures and steps), number of measurements, and configurations to try."""
 
     pictures: int = 1
     steps: int = 10
@@ -58,24 +59,30 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class _Way:
-    """A way that was built and is accurate."""
+class _Candidate:
+    """A configuration that was built and is accurate."""
 
     choice: Choice
     trial: Trial
     engines: EngineSet
 
 
-def tune(source: Source, settings: Settings, store: Path | None = None, progress: Progress = silent) -> TuneRecord:
-    """Find the fastest accurate way and keep the record in the store.
+def tune(source: Source, settings: TuneSettings, store: Path | None = None, progress: Progress = silent) -> TuneRecord:
+    """Find the fastest accurate configuration and write the record to the store.
+
+    Args:
+        source: Checkpoint or bundle.
+        settings: Request to tune for, and configurations to try.
+        store: Store of bundles, engines and the record; None is the user's.
+        progress: Progress callback.
 
     Raises:
-        UsageError: Engines are given, which are built already.
-        BackendUnavailableError: No backend can run here, or torch, which accuracy is checked with, is missing.
+        UsageError: The source is an engine set, which cannot be tuned.
+        BackendUnavailableError: No backend can run here, or torch, which the accuracy check needs, is missing.
         SdrtError: The bundle or its checkpoint cannot be opened.
     """
     if source.engines:
-        raise UsageError("engines are given, and they are built already", hint="give the bundle or the checkpoint")
+        raise UsageError("engines cannot be tuned: they are built already", hint="give the bundle or the checkpoint")
     user_store = Store.at(store)
     bundle = open_bundle(source, user_store, progress=progress)
     tuner = _Tuner(source, bundle, user_store, settings, progress)
@@ -97,9 +104,11 @@ def tune(source: Source, settings: Settings, store: Path | None = None, progress
 
 
 class _Tuner:
-    """The search, and everything it has found so far."""
+    """The search and its trials so far."""
 
-    def __init__(self, source: Source, bundle: Bundle, store: Store, settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self, source: Source, bundle: Bundle, store: Store, settings: TuneSettings, progress: Progress
+    ) -> None:
         self._source, self._bundle, self._store = source, bundle, store
         self._settings, self._progress = settings, progress
         self._threads = settings.threads or usable_cpus()
@@ -107,21 +116,33 @@ class _Tuner:
         self._trials: list[Trial] = []
 
     def run(self) -> tuple[Trial, ...]:
-        """Every trial, in the order in which they were made."""
-        ways = [way for choice in self._backends_and_precisions() for way in [self._try(choice)] if way is not None]
-        if not ways:
+        """Run the search and return every trial, in the order in which they were made."""
+        candidates: list[_Candidate] = []
+        for choice in self._backends_and_precisions():
+            candidate = self._try(choice)
+            if candidate is not None:
+                candidates.append(candidate)
+        if not candidates:
             return tuple(self._trials)
-        best = self._compete(ways[0], ways[1:], first=True)
-        questions: Sequence[Callable[[_Way], Choice | None]] = (self._other_loop, self._fixed_batch, self._half_threads)
-        for question in questions:
-            choice = question(best)
-            way = self._try(choice) if choice is not None else None
-            if way is not None:
-                best = self._compete(best, [way])
+        best = self._compete(candidates[0], candidates[1:], first=True)
+        variations: Sequence[Callable[[_Candidate], Choice | None]] = (
+            self._other_loop,
+            self._fixed_batch,
+            self._half_threads,
+        )
+        for variation in variations:
+            varied = variation(best)
+            candidate = self._try(varied) if varied is not None else None
+            if candidate is not None:
+                best = self._compete(best, [candidate])
         return tuple(self._trials)
 
     def _backends_and_precisions(self) -> Iterator[Choice]:
-        """What can be built and run here."""
+        """Yield the requested configurations that can be built and run here.
+
+        Raises:
+            BackendUnavailableError: There is none.
+        """
         found = False
         for backend in self._settings.backends:
             try:
@@ -141,8 +162,8 @@ class _Tuner:
         if not found:
             raise BackendUnavailableError("no backend can run here", hint="sdrt doctor says what is missing")
 
-    def _try(self, choice: Choice) -> _Way | None:
-        """Build a way and check it; None where it drops out, whose trial says why."""
+    def _try(self, choice: Choice) -> _Candidate | None:
+        """Build a configuration and check its accuracy; None if it drops out, for the reason noted in its trial."""
         try:
             engines = self._build(choice)
             accurate, why = self._judge.judge(
@@ -155,7 +176,7 @@ class _Tuner:
         if not accurate:
             self._note(trial)
             return None
-        return _Way(choice, trial, engines)
+        return _Candidate(choice, trial, engines)
 
     def _build(self, choice: Choice) -> EngineSet:
         exported = bundle_precision(choice.backend, choice.precision)
@@ -177,31 +198,31 @@ class _Tuner:
             why=why,
         )
 
-    def _compete(self, holder: _Way, others: Sequence[_Way], *, first: bool = False) -> _Way:
-        """Measure ways in turn; the best is the holder unless another saves enough, pair by pair.
+    def _compete(self, holder: _Candidate, others: Sequence[_Candidate], *, first: bool = False) -> _Candidate:
+        """Measure candidates in turn and return the best: the holder unless another saves `LEAST_SAVING`.
 
         Args:
-            holder: The best way known.
-            others: What it is measured against; each becomes a trial.
+            holder: The best candidate so far.
+            others: Candidates to compare with it; each becomes a trial.
             first: Whether the holder has no trial yet.
         """
         seconds = self._measure([holder, *others])
-        ratios = {way: paired(seconds[way], seconds[holder]).p50 for way in others}
-        best = min(ratios, key=lambda way: ratios[way], default=holder)
+        ratios = {each: paired(seconds[each], seconds[holder]).p50 for each in others}
+        best = min(ratios, key=lambda each: ratios[each], default=holder)
         if best is not holder and ratios[best] > 1 - LEAST_SAVING:
             best = holder
-        for way in [holder, *others] if first else others:
-            self._note(_judged(way, seconds[way], ratios.get(way), kept=way is best, holder=holder))
+        for each in [holder, *others] if first else others:
+            self._note(_measured_trial(each, seconds[each], ratios.get(each), kept=each is best, holder=holder))
         return best
 
-    def _measure(self, ways: Sequence[_Way]) -> dict[_Way, list[float]]:
-        """Seconds of a request by each way, in turn, after one that warms up.
+    def _measure(self, candidates: Sequence[_Candidate]) -> dict[_Candidate, list[float]]:
+        """Measure the seconds of a request by each candidate, in turn, after a warm-up run.
 
         Raises:
-            EngineError: A way that drew the reference's pictures does not run now; out of memory, most likely.
+            EngineError: A candidate that ran in the accuracy check fails now, most likely because memory ran out.
         """
         settings = self._settings
-        seconds: dict[_Way, list[float]] = {way: [] for way in ways}
+        seconds: dict[_Candidate, list[float]] = {each: [] for each in candidates}
         with temporary_folder() as folder, ExitStack() as stack:
             work = Work(
                 (PROMPT,) * settings.pictures,
@@ -210,53 +231,55 @@ class _Tuner:
                 GUIDANCE_SCALE,
                 str(folder / "picture.png"),
             )
-            live = {way: stack.enter_context(Process(self._job(way), str(folder))) for way in ways}
-            with self._progress.stage("measure", settings.rounds * len(ways)) as advance:
+            live = {each: stack.enter_context(Process(self._job(each), str(folder))) for each in candidates}
+            with self._progress.stage("measure", settings.rounds * len(candidates)) as advance:
                 for turn in range(-1, settings.rounds):
-                    for way in ways if turn % 2 else reversed(ways):
-                        total = live[way].run(work).total
+                    for each in candidates if turn % 2 else reversed(candidates):
+                        total = live[each].run(work).total
                         if turn >= 0:
-                            seconds[way].append(total)
+                            seconds[each].append(total)
                             advance(1)
         return seconds
 
-    def _job(self, way: _Way) -> Job:
+    def _job(self, candidate: _Candidate) -> Job:
         return Job(
             "sdrt",
-            way.trial.precision,
-            way.trial.threads,
-            engines=str(way.engines.path),
+            candidate.trial.precision,
+            candidate.trial.threads,
+            engines=str(candidate.engines.path),
             store=str(self._store.root),
-            loop=way.choice.loop,
+            loop=candidate.choice.loop,
         )
 
     def _note(self, trial: Trial) -> None:
         self._trials.append(trial)
         self._progress.note(f"{'kept' if trial.kept else 'not kept'}: {trial.name}: {trial.why}")
 
-    def _other_loop(self, best: _Way) -> Choice | None:
-        """The other way to run a guided step; None where the bundle has one only."""
+    def _other_loop(self, best: _Candidate) -> Choice | None:
+        """Return the choice with the other loop of the guided step; None if the bundle has only one."""
         if STEP not in self._bundle.manifest.components:
             return None
         if best.trial.loop == "plain":
             return replace(best.choice, fused=True)
         return replace(best.choice, loop="plain", fused=False)
 
-    def _fixed_batch(self, best: _Way) -> Choice:
-        """Engines for exactly so many pictures."""
+    def _fixed_batch(self, best: _Candidate) -> Choice:
+        """Return the choice with engines for exactly the batch to tune for."""
         pictures = self._settings.pictures
         return replace(best.choice, batch=BatchRange(min=pictures, opt=pictures, max=pictures))
 
-    def _half_threads(self, best: _Way) -> Choice | None:
-        """Half of the threads: where two share a core, one may do more."""
+    def _half_threads(self, best: _Candidate) -> Choice | None:
+        """Return the choice with half of the threads: if two share a core, one may be faster; None if that is 0."""
         half = best.trial.threads // 2
         return replace(best.choice, threads=half) if half else None
 
 
-def _judged(way: _Way, seconds: Sequence[float], ratio: float | None, *, kept: bool, holder: _Way) -> Trial:
-    """A way's trial with how it did."""
+def _measured_trial(
+    candidate: _Candidate, seconds: Sequence[float], ratio: float | None, *, kept: bool, holder: _Candidate
+) -> Trial:
+    """Return a candidate's trial with its times and the verdict."""
     did = f"{min(seconds):.3f} s a request at best"
     if ratio is not None:
         did = f"{ratio:.2f} times as long as {holder.trial.name}"
-    changes = {"seconds": tuple(seconds), "times_as_long": ratio, "kept": kept, "why": f"{did}; {way.trial.why}"}
-    return way.trial.model_copy(update=changes)
+    changes = {"seconds": tuple(seconds), "times_as_long": ratio, "kept": kept, "why": f"{did}; {candidate.trial.why}"}
+    return candidate.trial.model_copy(update=changes)

@@ -1,6 +1,6 @@
-"""A benchmark's process: reads what it is to be and what to do from stdin, answers on stdout, one JSON a line.
+"""Program of a contender's process: reads a job and then work from stdin and answers on stdout, one JSON a line.
 
-Run: ``python -m sdrt.bench.worker``. An error ends it with a traceback on stderr; whoever started it reports that.
+Run: ``python -m sdrt.bench.worker``. An error ends it with a traceback on stderr, which the benchmark reports.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sdrt.machine.memory import peak_memory_bytes, reset_peak_memory
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Kind -> its module and class.
+#: Kind of contender -> its module and class.
 KINDS: Mapping[str, tuple[str, str]] = {
-    "sdrt": ("sdrt.bench.sdrt_contender", "Ours"),
+    "sdrt": ("sdrt.bench.sdrt_contender", "SdrtContender"),
     "diffusers": ("sdrt.bench.peers.torch_diffusers", "Diffusers"),
     "torch-compile": ("sdrt.bench.peers.torch_diffusers", "CompiledDiffusers"),
     "onnxruntime": ("sdrt.bench.peers.plain_onnxruntime", "PlainOnnxRuntime"),
@@ -31,7 +31,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
 
 
 def main() -> None:
-    """Serve until stdin ends."""
+    """Load the contender of the job and draw until stdin ends."""
     answers = _take_stdout()
     job = Job(**json.loads(sys.stdin.readline()))
     if job.kind == "ceiling":
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _take_stdout() -> TextIO:
-    """The stdout that answers go to; what libraries print goes to stderr from now on."""
+    """Return stdout for the answers, and redirect later prints of libraries to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
@@ -69,7 +69,7 @@ def _run(contender: Contender, work: Work) -> Ran:
     start = time.perf_counter()
     pictures = contender.run(work, watch)
     total = time.perf_counter() - start
-    # Taken before the PNG is packed: that is no contender's work.
+    # Read before the PNG is encoded, which is not the contender's work.
     peak = peak_memory_bytes()
     pictures[0].save(work.png, "PNG")
     stages = {name: watch.seconds.get(name) for name in ("text_encoder", "unet", "vae_decoder")}
@@ -84,14 +84,14 @@ def _run(contender: Contender, work: Work) -> Ran:
 
 
 def _serve_ceiling(answers: TextIO) -> None:
-    """Measure the machine's limit as often as asked."""
-    from sdrt.bench.ceiling import Limits
+    """Measure the machine's ceiling once for each line of stdin."""
+    from sdrt.bench.ceiling import MachineCeiling
 
-    limits: Limits | None = None
+    ceiling: MachineCeiling | None = None
     for line in sys.stdin:
-        asked = json.loads(line)
-        limits = limits or Limits(asked["threads"], asked["device"])
-        _answer(answers, limits.measure(tuple(asked["precisions"])))
+        question = json.loads(line)
+        ceiling = ceiling or MachineCeiling(question["threads"], question["device"])
+        _answer(answers, ceiling.measure(tuple(question["precisions"])))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ from sdrt.files import utf8_text
 from sdrt.limits import MAX_GUIDANCE_SCALE, MAX_STEPS
 
 if TYPE_CHECKING:
-    from sdrt.bench.plan import Asked
-    from sdrt.bench.schema import Settings
+    from sdrt.bench.plan import BenchRequest
+    from sdrt.bench.schema import BenchSettings
 
 MAX_BATCH, MAX_ROUNDS = 64, 1000
 
@@ -137,8 +137,8 @@ def command(**values: Any) -> None:
 
 def run(options: BenchOptions) -> None:
     """Run the benchmark, print it and write its report."""
-    from sdrt.bench.against import against, read_bench
     from sdrt.bench.bench import bench
+    from sdrt.bench.changes import compare_benchmarks, read_bench
     from sdrt.bench.report import lines, write_report
     from sdrt.progress import for_terminal
 
@@ -147,7 +147,7 @@ def run(options: BenchOptions) -> None:
     found = bench(asked, settings, for_terminal(), build_times=options.build_times)
     found = found.model_copy(update={"command": command_line(options)})
     if earlier is not None:
-        found = found.model_copy(update={"against": against(earlier, found)})
+        found = found.model_copy(update={"against": compare_benchmarks(earlier, found)})
     written = write_report(options.report, found) if options.report is not None else ()
     if options.as_json:
         print_json(found.model_dump(mode="json"))
@@ -171,23 +171,23 @@ def command_line(options: BenchOptions) -> str:
     return utf8_text(shlex.join(words))
 
 
-def _asked(options: BenchOptions) -> Asked:
-    from sdrt.bench.plan import PEERS, Asked, names_of
+def _asked(options: BenchOptions) -> BenchRequest:
+    from sdrt.bench.plan import PEERS, BenchRequest, expand_peers
     from sdrt.prepare.source import Source
 
-    return Asked(
+    return BenchRequest(
         Source(options.checkpoint, options.revision, options.bundle, variant=options.variant),
         names("--backend", options.backend, ("auto", *BACKENDS)),
         names("--precision", options.precision, PRECISIONS) if options.precision else (),  # type: ignore[arg-type]
-        names_of(names("--peers", options.peers, ("all", *PEERS))) if options.peers else (),
+        expand_peers(names("--peers", options.peers, ("all", *PEERS))) if options.peers else (),
         options.store,
         names("--loop", options.loop, ("auto", "plain", "fused")),
         options.threads,
     )
 
 
-def _settings(options: BenchOptions) -> Settings:
-    from sdrt.bench.schema import Settings
+def _settings(options: BenchOptions) -> BenchSettings:
+    from sdrt.bench.schema import BenchSettings
     from sdrt.compare.prompts import default_prompts
     from sdrt.machine.cpu import usable_cpus
 
@@ -195,7 +195,7 @@ def _settings(options: BenchOptions) -> Settings:
     if prompt is None:
         name = options.checkpoint or ("demo" if options.bundle is None else str(options.bundle))
         prompt = default_prompts(name)[0].prompt
-    return Settings(
+    return BenchSettings(
         steps=options.steps,
         guidance_scale=options.guidance_scale,
         threads=options.threads or usable_cpus(),

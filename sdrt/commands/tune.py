@@ -92,11 +92,11 @@ def command(
     for this machine and bundle, and --backend auto follows it.
     """
     from sdrt.bench.tune import PRECISIONS as TRIED
-    from sdrt.bench.tune import Settings, tune
+    from sdrt.bench.tune import TuneSettings, tune
     from sdrt.prepare.source import Source
     from sdrt.progress import for_terminal
 
-    settings = Settings(
+    settings = TuneSettings(
         pictures,
         steps,
         rounds,

@@ -39,7 +39,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class DenoisingHistory:
     """How a picture came out.
 
     ``steps`` holds for each step its number, timestep and sigma, and the L2 norms of the latents before it, of the
@@ -66,7 +66,7 @@ def follow(
     every: int,
     seed: int,
     progress: Progress,
-) -> Trajectory:
+) -> DenoisingHistory:
     """Denoise a prompt by the plain UNet, and keep what the steps say.
 
     Raises:
@@ -95,7 +95,7 @@ def follow(
             shown.append(Shown(found.index, found.sigma, model.decode(found.denoised)))
             advance(1)
         picture = model.decode(final)
-    return Trajectory(steps, shown, picture, noise.size)
+    return DenoisingHistory(steps, shown, picture, noise.size)
 
 
 def _numbers(found: Step) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _numbers(found: Step) -> dict[str, Any]:
 
 
 @styled
-def draw_trajectory(found: Trajectory, prompt: str, caption: str) -> Figure:
+def draw_trajectory(found: DenoisingHistory, prompt: str, caption: str) -> Figure:
     """The estimates and the finished picture as a grid, the norms by step below it."""
     panels = [Panel(each.picture, f"step {each.step}, sigma {each.sigma:.3g}") for each in found.shown]
     if found.final is not None:
@@ -123,7 +123,7 @@ def draw_trajectory(found: Trajectory, prompt: str, caption: str) -> Figure:
     return grid.figure
 
 
-def _norms(axes: Axes, found: Trajectory) -> None:
+def _norms(axes: Axes, found: DenoisingHistory) -> None:
     """A line for each norm, over the steps."""
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 

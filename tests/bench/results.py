@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sdrt.bench.schema import Bench, Ceiling, Cold, ContenderResult, Point, Ratio, Settings, Warm
+from sdrt.bench.schema import Bench, BenchSettings, Ceiling, Cold, ContenderResult, Point, Ratio, Warm
 from sdrt.bench.statistics import paired, sample
 
 STEPS = 10
@@ -49,7 +49,7 @@ def bench(*contenders: ContenderResult, gflops: float = 500.0, **changes: Any) -
         "checkpoint": "demo",
         "checkpoint_digest": "ab" * 32,
         "bundle_digest": "cd" * 32,
-        "settings": Settings(
+        "settings": BenchSettings(
             steps=STEPS, guidance_scale=7.5, threads=2, batches=(1,), rounds=3, cold_rounds=1, prompt="a | b"
         ),
         "machine": {"processor": "a processor", "cpus": "2", "gpu": "none"},

@@ -10,14 +10,14 @@ import pytest
 from sdrt.artefacts.bundle import Bundle
 from sdrt.artefacts.store import Store
 from sdrt.bench.bench import bench
-from sdrt.bench.plan import PEERS, Asked, Peer
-from sdrt.bench.schema import Bench, Settings
+from sdrt.bench.plan import PEERS, BenchRequest, Peer
+from sdrt.bench.schema import Bench, BenchSettings
 from sdrt.commands.bench import BenchOptions, command_line
 from sdrt.errors import EngineError, UsageError
 from sdrt.prepare.source import Source
 from tests.command_line import CommandLine
 
-SETTINGS = Settings(
+SETTINGS = BenchSettings(
     steps=2, guidance_scale=7.5, threads=1, batches=(1, 2), rounds=2, cold_rounds=1, prompt="a red circle"
 )
 
@@ -25,7 +25,7 @@ SETTINGS = Settings(
 @pytest.fixture(scope="module")
 def measured(hand_bundle: Bundle, hand_store: Path, built_here: None) -> Bench:
     """Benchmark sdrt's engines and plain ONNX Runtime, with a peer that cannot run the bundle."""
-    asked = Asked(
+    asked = BenchRequest(
         Source(bundle=hand_bundle.path),
         ("onnxruntime",),
         peers=("onnxruntime", "stable-diffusion-cpp"),
@@ -95,7 +95,7 @@ def test_engines_that_do_not_run_are_an_error(
 ) -> None:
     monkeypatch.setattr("sdrt.bench.process.ENVIRONMENT", {"PYTHONHOME": "/nowhere"})
     with pytest.raises(EngineError, match="sdrt fp32 ended with code 1"):
-        bench(Asked(Source(bundle=hand_bundle.path), ("onnxruntime",), store=hand_store), SETTINGS)
+        bench(BenchRequest(Source(bundle=hand_bundle.path), ("onnxruntime",), store=hand_store), SETTINGS)
 
 
 def test_a_peer_that_fails_is_reported_and_the_others_are_measured(
@@ -104,7 +104,7 @@ def test_a_peer_that_fails_is_reported_and_the_others_are_measured(
     monkeypatch.setitem(PEERS, "nobody", Peer("nobody", (), "", ("fp32",), "by nobody"))
     monkeypatch.setattr("sdrt.bench.plan._checkpoint_folder", lambda *_: hand_bundle.path)
     settings = SETTINGS.model_copy(update={"batches": (1,), "rounds": 1, "cold_rounds": 0})
-    asked = Asked(Source(bundle=hand_bundle.path), ("onnxruntime",), peers=("nobody",), store=hand_store)
+    asked = BenchRequest(Source(bundle=hand_bundle.path), ("onnxruntime",), peers=("nobody",), store=hand_store)
     ours, peer = bench(asked, settings).contenders
     assert peer.problem == "nobody fp32 ended with code 1: KeyError: 'nobody'"
     assert peer.warm == ()
@@ -113,7 +113,7 @@ def test_a_peer_that_fails_is_reported_and_the_others_are_measured(
 
 def test_an_unknown_peer_lists_the_known(hand_bundle: Bundle, hand_store: Path, built_here: None) -> None:
     with pytest.raises(UsageError, match="there is no peer 'nobody'") as refused:
-        bench(Asked(Source(bundle=hand_bundle.path), peers=("nobody",), store=hand_store), SETTINGS)
+        bench(BenchRequest(Source(bundle=hand_bundle.path), peers=("nobody",), store=hand_store), SETTINGS)
     assert all(name in refused.value.hint for name in PEERS)
 
 
@@ -156,7 +156,7 @@ def test_an_earlier_benchmark_is_read_before_anything_is_measured(sdrt: CommandL
 def test_diffusers_draws_the_same_picture(tiny_path: Path, tiny_engines: Callable[..., object], store: Store) -> None:
     tiny_engines("onnxruntime")
     settings = SETTINGS.model_copy(update={"batches": (2,), "rounds": 1, "cold_rounds": 1})
-    asked = Asked(Source(str(tiny_path)), ("onnxruntime",), peers=("diffusers-fp32",), store=store.root)
+    asked = BenchRequest(Source(str(tiny_path)), ("onnxruntime",), peers=("diffusers-fp32",), store=store.root)
     ours, peer = bench(asked, settings).contenders
     assert (peer.problem, peer.precision, peer.scheduler) == ("", ours.precision, "LMS")
     # Two implementations in fp32 from the same noise: rounding shows in single levels.

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sdrt.bench import ceiling
-from sdrt.bench.ceiling import Limits
+from sdrt.bench.ceiling import MachineCeiling
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_precision_that_anything_computes_in_has_a_limit(small: None) -> None:
-    found = Limits(1, "cpu").measure(("fp32", "bf16", "int8", "fp16"))
+    found = MachineCeiling(1, "cpu").measure(("fp32", "bf16", "int8", "fp16"))
     # On a CPU every library here converts fp16 before it multiplies.
     assert set(found["products"]) == {"fp32", "bf16", "int8"}
     assert found["products"]["fp32"]["library"] in ("torch", "openvino", "numpy")
@@ -33,7 +33,7 @@ def test_the_fastest_library_counts(small: None, monkeypatch: pytest.MonkeyPatch
     for name in seconds:
         monkeypatch.setattr(ceiling, f"_{name}", maker(name))
     monkeypatch.setattr(ceiling, "_best", lambda function: seconds.get(function(), 1.0))
-    found = Limits(1, "cpu").measure(("fp32",))["products"]["fp32"]
+    found = MachineCeiling(1, "cpu").measure(("fp32",))["products"]["fp32"]
     assert found == {"gflops": 2 * 64**3 / 1e9, "library": "openvino"}
 
 
@@ -43,6 +43,6 @@ def test_a_library_that_is_not_installed_is_left_out(small: None, monkeypatch: p
 
     for name in ("_torch", "_openvino"):
         monkeypatch.setattr(ceiling, name, missing)
-    found = Limits(1, "cpu").measure(("fp32", "bf16"))
+    found = MachineCeiling(1, "cpu").measure(("fp32", "bf16"))
     assert found["products"]["fp32"]["library"] == "numpy"
     assert "bf16" not in found["products"]

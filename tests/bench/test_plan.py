@@ -14,7 +14,7 @@ from sdrt.artefacts.tuned import Trial, TuneRecord, machine_key, write_record
 from sdrt.bench import plan
 from sdrt.bench.contender import Job
 from sdrt.bench.peers.preparation import prepare_peer
-from sdrt.bench.plan import PEERS, Asked, find_checkpoint, make_plan, names_of
+from sdrt.bench.plan import PEERS, BenchRequest, expand_peers, find_checkpoint, make_plan
 from sdrt.bench.worker import KINDS
 from sdrt.errors import BackendUnavailableError, CheckpointError
 from sdrt.install_lines import extra_line, package_line
@@ -24,9 +24,9 @@ from tests.command_line import CommandLine
 from tests.doubles.progress import Notes
 
 
-def asked(bundle: Bundle, store: Path, **changes: Any) -> Asked:
+def asked(bundle: Bundle, store: Path, **changes: Any) -> BenchRequest:
     fields: dict[str, Any] = {"backends": ("onnxruntime",), "store": store}
-    return Asked(Source(bundle=bundle.path), **(fields | changes))
+    return BenchRequest(Source(bundle=bundle.path), **(fields | changes))
 
 
 def tune_to(store: Path, bundle: Bundle, **changes: Any) -> None:
@@ -61,8 +61,8 @@ def test_peers_have_processes_that_serve_them() -> None:
 
 
 def test_all_is_every_peer_and_names_stand_once() -> None:
-    assert names_of(("all",)) == tuple(PEERS)
-    assert names_of(("onnxruntime", "onnxruntime")) == ("onnxruntime",)
+    assert expand_peers(("all",)) == tuple(PEERS)
+    assert expand_peers(("onnxruntime", "onnxruntime")) == ("onnxruntime",)
 
 
 def test_every_peer_gets_what_it_needs(
@@ -96,7 +96,7 @@ def test_without_bf16_of_its_own_a_processor_is_not_asked_for_it(
     monkeypatch.setattr(plan, "supports_bf16", lambda: False)
     found = make_plan(asked(hand_bundle, hand_store, peers=tuple(PEERS)), 1, tmp_path, silent)
     results = {entry.result.name: entry.result for entry in found.entries}
-    assert results["diffusers-bf16"].problem == "this processor has no bf16 of its own"
+    assert results["diffusers-bf16"].problem == "this processor has no native bf16"
     assert results["torch-compile"].precision == "fp32"
 
 
@@ -125,7 +125,7 @@ def test_a_precision_that_a_backend_lacks_is_an_entry_beside_others_and_an_error
 
 
 def test_a_bundle_whose_checkpoint_is_gone_says_so(hand_bundle: Bundle) -> None:
-    with pytest.raises(CheckpointError, match="'tiny', of which the bundle was made, is not here"):
+    with pytest.raises(CheckpointError, match="'tiny' that the bundle was exported from is not here"):
         find_checkpoint(Source(bundle=hand_bundle.path), hand_bundle)
 
 
@@ -185,7 +185,7 @@ def test_engines_for_exactly_several_pictures_are_not_measured(
     store, notes = tmp_path / "store", Notes()
     tune_to(store, hand_bundle, batch=2)
     (entry,) = make_plan(asked(hand_bundle, store, backends=("auto",)), 1, tmp_path, notes).entries
-    assert "a cold start draws one picture: engines for any number are measured, not for 2" in notes.notes
+    assert "a cold start draws one picture: measuring engines for any batch, not for 2" in notes.notes
     assert entry.engines is not None
     assert entry.engines.manifest.components["vae_decoder"].batch is None
 

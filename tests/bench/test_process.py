@@ -62,4 +62,4 @@ def test_what_is_not_json_ends_it_with_a_reason(tmp_path: Path) -> None:
     with start(tmp_path) as confused:
         print("not JSON", file=confused._process.stdin, flush=True)
         with pytest.raises(EngineError, match="JSONDecodeError"):
-            confused._hear()
+            confused._receive()

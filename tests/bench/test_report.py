@@ -4,7 +4,7 @@ import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from sdrt.bench.against import against
+from sdrt.bench.changes import compare_benchmarks
 from sdrt.bench.report import lines, markdown, roofline, write_report
 from sdrt.bench.schema import Bench, Build, ComponentBuild
 from tests.bench.results import bench, contender, point, ratio
@@ -57,7 +57,7 @@ def test_a_table_has_as_many_cells_in_every_row() -> None:
 
 def test_the_terminal_says_who_was_not_measured_and_what_got_slower() -> None:
     slow = whole().model_copy(update={"contenders": (contender(OURS.name, [2.0, 2.2, 2.4]),)})
-    said = list(lines(slow.model_copy(update={"against": against(whole(), slow)})))
+    said = list(lines(slow.model_copy(update={"against": compare_benchmarks(whole(), slow)})))
     assert any(line.startswith("ratios (above 1, sdrt is faster)") for line in said)
     assert sum("SLOWER" in line for line in said) == 4
     assert not any("SLOWER" in line for line in lines(whole()))

@@ -14,7 +14,7 @@ from sdrt.artefacts.store import Store
 from sdrt.artefacts.tuned import Trial, find_record, record_path
 from sdrt.bench import tune as module
 from sdrt.bench.contender import Job, Ran, Work
-from sdrt.bench.tune import LEAST_SAVING, Settings, tune
+from sdrt.bench.tune import LEAST_SAVING, TuneSettings, tune
 from sdrt.errors import BackendUnavailableError, UsageError
 from sdrt.prepare.choice import build_request, choose
 from sdrt.prepare.engines import prepare
@@ -22,7 +22,7 @@ from sdrt.prepare.source import Source
 from tests.command_line import CommandLine
 from tests.doubles.progress import Notes
 
-SETTINGS = Settings(rounds=2, backends=("openvino", "onnxruntime"), precisions=("fp32", "bf16"), threads=4)
+SETTINGS = TuneSettings(rounds=2, backends=("openvino", "onnxruntime"), precisions=("fp32", "bf16"), threads=4)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def test_where_nothing_is_accurate_nothing_is_kept(world: World, hand_bundle: Bu
 def test_one_thread_has_no_half_and_a_bundle_without_the_step_one_loop(
     world: World, hand_bundle: Bundle, tmp_path: Path
 ) -> None:
-    settings = Settings(rounds=1, backends=("onnxruntime",), precisions=("fp32",), threads=1)
+    settings = TuneSettings(rounds=1, backends=("onnxruntime",), precisions=("fp32",), threads=1)
     record = tune(Source(bundle=hand_bundle.path), settings, tmp_path / "store")
     assert names(record.trials) == [
         "onnxruntime fp32, plain loop, any batch, 1 threads",
@@ -158,7 +158,7 @@ def test_auto_follows_the_record_and_says_so(world: World, step_bundle: Bundle, 
     world.seconds = lambda path, job: (
         (0.5 if path.startswith("onnxruntime-fp32-step") else 1.0) * (1 if job.threads == 4 else 0.5)
     )
-    settings = Settings(rounds=1, backends=("onnxruntime",), precisions=("fp32",), threads=4)
+    settings = TuneSettings(rounds=1, backends=("onnxruntime",), precisions=("fp32",), threads=4)
     tune(source, settings, store)
     notes = Notes()
     choice = choose(source, store=store, progress=notes)
@@ -180,7 +180,7 @@ def test_prepare_builds_what_was_tuned(
 ) -> None:
     source, store = Source(bundle=step_bundle.path), tmp_path / "store"
     world.seconds = lambda path, job: 0.5 if "-step" in path else 1.0
-    settings = Settings(rounds=1, backends=("onnxruntime",), precisions=("fp32",), threads=1)
+    settings = TuneSettings(rounds=1, backends=("onnxruntime",), precisions=("fp32",), threads=1)
     tune(source, settings, store)
     monkeypatch.undo()
     engines = prepare(source, choose(source, store=store), store=store)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sdrt.artefacts.engine_set import EngineManifest
-from sdrt.bench.schema import Bench, ContenderResult, Sample, Settings, Warm
+from sdrt.bench.schema import Bench, ContenderResult, Sample, BenchSettings, Warm
 from sdrt.checkpoint import open_checkpoint
 from tests.command_line import CommandLine
 from tests.doubles.engine_sets import make_set
@@ -39,7 +39,7 @@ def a_run(name: str, batch: int, **changes: Any) -> ContenderResult:
 
 def a_benchmark(path: Path, digest: str, *runs: ContenderResult) -> Path:
     """Build a benchmark's JSON of the given runs."""
-    settings = Settings(
+    settings = BenchSettings(
         steps=10, guidance_scale=7.5, threads=1, batches=(1,), rounds=1, cold_rounds=0, prompt="a red circle"
     )
     bench = Bench(

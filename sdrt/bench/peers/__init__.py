@@ -1,1 +1,1 @@
-"""Other people's ways to run the same checkpoint, each by its documented fast path."""
+"""Other libraries that run the same checkpoint, each by its documented fast path."""

@@ -1,4 +1,4 @@
-"""A folder that openvino-genai opens, converted from a bundle: what optimum-intel would export from the checkpoint."""
+"""Conversion of a bundle to the folder that openvino-genai opens, as optimum-intel exports it from a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdrt.libraries.openvino import core, load_library
 if TYPE_CHECKING:
     import openvino
 
-#: Components by the folders that model_index.json names, and whose config each has.
+#: Component -> folder of its config in the checkpoint.
 FOLDERS = {"text_encoder": "text_encoder", "unet": "unet", "vae_decoder": "vae"}
 #: openvino-genai has no LMS; at equal steps its UNet does the same work under any of its schedulers.
 SCHEDULER = "EulerDiscreteScheduler"
@@ -23,9 +23,9 @@ def convert(checkpoint: Path, bundle: Path, folder: Path) -> None:
     """Write the folder: OpenVINO models of the bundle's graphs in fp32, and the tokenizer as a model.
 
     Args:
-        checkpoint: In diffusers' layout, for configs and tokenizer.
-        bundle: Its bundle, in fp32.
-        folder: Empty.
+        checkpoint: Folder of the checkpoint in diffusers' layout, with configs and tokenizer.
+        bundle: Folder of its fp32 bundle.
+        folder: Empty folder to write to.
     """
     library = load_library()
     for component, configured in FOLDERS.items():
@@ -48,7 +48,7 @@ def convert(checkpoint: Path, bundle: Path, folder: Path) -> None:
 
 
 def _take_one_timestep(library: Any, model: openvino.Model) -> None:
-    """Give the UNet one timestep for the whole batch, int64 [1], in place of one a row."""
+    """Replace the UNet's timestep, float32 with one value a row, by int64 [1] for the whole batch."""
     operators = import_module("openvino.opset13")
     former = model.input("timestep").get_node()
     sample = model.input("sample").get_node()

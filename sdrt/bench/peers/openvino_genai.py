@@ -13,16 +13,16 @@ from sdrt.libraries.openvino import INFERENCE_PRECISION, load_library
 
 
 class OpenVinoGenAi(Contender):
-    """The pipeline on the CPU, one stream, in the precision asked for."""
+    """The pipeline on the CPU, with one stream, in the job's precision."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        # OpenVINO first: openvino_genai would import it with its telemetry.
+        # OpenVINO first: openvino_genai would import it with telemetry on.
         load_library()
         self._library = import_module("openvino_genai")
 
     def load(self) -> None:
-        """Open and compile what was converted; shapes stay as they come."""
+        """Open and compile the converted models; shapes stay dynamic."""
         properties = {
             "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[self.job.precision],
             "INFERENCE_NUM_THREADS": self.job.threads,
@@ -32,7 +32,7 @@ class OpenVinoGenAi(Contender):
         self._pipeline = self._library.Text2ImagePipeline(self.job.prepared, "CPU", **properties)
 
     def run(self, work: Work, watch: Stopwatch) -> Sequence[Image.Image]:
-        """One call; stages by the library's own counters. A batch is one prompt drawn several times."""
+        """Draw in one call, and read the stages from the library's counters. A batch repeats one prompt."""
 
         def step_ended(_step: int, _steps: int, _latents: Any) -> bool:
             watch.step_ended()

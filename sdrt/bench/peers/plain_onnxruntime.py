@@ -1,4 +1,4 @@
-"""ONNX Runtime with its default options on the exported graphs, and NumPy between: what one writes by hand."""
+"""ONNX Runtime with default options on the exported graphs, and NumPy between them: the straightforward script."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PlainOnnxRuntime(Contender):
-    """One session a graph; prompts, halves and pictures each go through as one batch."""
+    """One session a graph; all prompts, both halves of guidance and all pictures run as one batch each."""
 
     def load(self) -> None:
         """Open the sessions, which optimises the graphs."""

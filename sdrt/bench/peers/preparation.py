@@ -1,4 +1,4 @@
-"""What has to stand before a peer's process starts: files in its own format, and a model that it can hold."""
+"""Preparation of a peer before its process starts: conversion of files, and a check that it can run the model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sdrt.progress import Progress
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: The one UNet that stable-diffusion.cpp has for v1.
+#: Channels of v1's UNet, the only one that stable-diffusion.cpp supports.
 V1_CHANNELS = [320, 640, 1280, 1280]
 
 
 def prepare_peer(job: Job, folder: Path, progress: Progress) -> tuple[Job, float | None]:
-    """The job with what the peer needs.
+    """Convert the files that the peer needs, if any.
 
     Returns:
-        The job, and the seconds that converting took; None where nothing was converted.
+        The job with the folder of the converted files, and the seconds of the conversion; None if there was none.
 
     Raises:
         BackendUnavailableError: The peer cannot run this checkpoint.
@@ -50,5 +50,5 @@ def _convert_for_genai(job: Job, target: Path) -> None:
 def _check_v1(checkpoint: Path) -> None:
     channels = json.loads((checkpoint / "unet/config.json").read_bytes()).get("block_out_channels")
     if channels != V1_CHANNELS:
-        message = f"it has v1's own UNet only, of {V1_CHANNELS} channels; this one has {channels}"
+        message = f"it supports only v1's UNet, of {V1_CHANNELS} channels; this one has {channels}"
         raise BackendUnavailableError(message, hint="measure it on a full-size checkpoint")

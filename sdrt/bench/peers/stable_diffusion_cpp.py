@@ -1,4 +1,4 @@
-"""stable-diffusion.cpp by its Python package. It has no LMS: at equal steps UNets are compared, not pictures."""
+"""stable-diffusion.cpp by its Python package. It has no LMS: at equal steps its UNet is compared, not its pictures."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from sdrt.bench.contender import Contender, Job, Stopwatch, Work
 if TYPE_CHECKING:
     from PIL import Image
 
-#: As GGML names precisions.
+#: Precision -> its name in GGML.
 TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
 class StableDiffusionCpp(Contender):
-    """Weights in half precision, flash attention, Euler steps. Pictures of a batch are made one after the other."""
+    """Weights in the job's precision, flash attention, Euler steps. Pictures of a batch are drawn one after another."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self._library = import_module("stable_diffusion_cpp")
 
     def load(self) -> None:
-        """Read the checkpoint's folder."""
+        """Load the checkpoint's folder."""
         self._model = self._library.StableDiffusion(
             model_path=self.job.checkpoint,
             n_threads=self.job.threads,
@@ -34,7 +34,7 @@ class StableDiffusionCpp(Contender):
         )
 
     def run(self, work: Work, watch: Stopwatch) -> Sequence[Image.Image]:
-        """One call; it tells how long each step took."""
+        """Draw in one call; the library reports the time of each step."""
 
         def progress(step: int, steps: int, seconds: float) -> None:
             if steps == work.steps and step > 0:

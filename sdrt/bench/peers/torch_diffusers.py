@@ -21,17 +21,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Diffusers(Contender):
-    """The pipeline with LMS and scaled-dot-product attention, which is its default.
+    """The pipeline with LMS and its default attention, scaled-dot-product.
 
-    Below fp32 its weights lie channels-last, as https://huggingface.co/docs/diffusers/optimization/fp16 advises.
+    In half precision weights are channels-last, as https://huggingface.co/docs/diffusers/optimization/fp16 advises.
     """
 
     def load(self) -> None:
-        """Open the checkpoint's folder."""
+        """Load the checkpoint's folder."""
         torch.set_num_threads(self.job.threads)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        # What diffusers and transformers deprecate in each other is not ours to mend.
+        # Deprecations between diffusers and transformers cannot be fixed here.
         warnings.simplefilter("ignore")
         path, dtype = Path(self.job.checkpoint), DTYPES[self.job.precision]
         pipeline = StableDiffusionPipeline.from_pretrained(
@@ -54,7 +54,10 @@ class Diffusers(Contender):
         self._encode: Callable[..., Any] = pipeline.encode_prompt
 
     def _timed(self, watch: Stopwatch, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function whose calls add to a stage; on a GPU, where calls only queue work, its own work and no other."""
+        """Wrap a function so that its calls are timed as a stage.
+
+        On a GPU, where calls only queue work, it waits before and after the call, so that the time is the call's own.
+        """
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self._finish()
@@ -66,12 +69,12 @@ class Diffusers(Contender):
         return call
 
     def _finish(self) -> None:
-        """Wait for what is queued on the GPU."""
+        """Wait for the work queued on the GPU."""
         if self.job.device == "cuda":
             torch.cuda.synchronize()
 
     def run(self, work: Work, watch: Stopwatch) -> Sequence[Image.Image]:
-        """One call of the pipeline; what is neither text encoding nor decoding is the steps'."""
+        """Draw in one call; the time that is neither text encoding nor decoding counts for the UNet."""
         pipeline = self._pipeline
         config = pipeline.unet.config
         latents = torch.from_numpy(noise(work, (config.in_channels, config.sample_size, config.sample_size)))
@@ -97,15 +100,15 @@ class Diffusers(Contender):
         return pictures
 
     def device_bytes(self) -> int | None:
-        """The most that torch has allocated on the GPU."""
+        """Return the peak memory that torch allocated on the GPU; None on a CPU."""
         return torch.cuda.max_memory_allocated() if self.job.device == "cuda" else None
 
 
 class CompiledDiffusers(Diffusers):
-    """The same with the UNet and the VAE decoder compiled by TorchInductor; shapes are compiled as they come."""
+    """The same with the UNet and the VAE decoder compiled by TorchInductor, for the shapes of each call."""
 
     def load(self) -> None:
-        """Open and mark for compilation, which the first run does."""
+        """Load the pipeline and mark it for compilation, which happens in the first run."""
         super().load()
         self._pipeline.unet = torch.compile(self._pipeline.unet)
         self._decode = torch.compile(self._decode)

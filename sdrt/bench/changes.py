@@ -1,11 +1,11 @@
-"""What moved since an earlier benchmark, with the change of the machine itself taken out."""
+"""Changes since an earlier benchmark, corrected for the change of the machine's own speed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sdrt.artefacts.manifest import read_document
-from sdrt.bench.schema import SCHEMA_VERSION, AgainstResult, Bench, ContenderResult, Figure, Move, Sample
+from sdrt.bench.schema import SCHEMA_VERSION, Bench, BenchChanges, ContenderResult, Figure, FigureChange, Sample
 from sdrt.bench.statistics import spread
 
 LIMIT_BYTES = 16 << 20
@@ -14,30 +14,30 @@ Figures = dict[tuple[str, Figure, int], Sample]
 
 
 def read_bench(path: Path) -> Bench:
-    """Read a ``bench.json``, whatever it is named.
+    """Read a ``bench.json`` file of any name.
 
     Raises:
-        ArtefactError: It is missing or malformed, or from a newer sdrt.
+        ArtefactError: The file is missing, malformed, or from a newer sdrt.
     """
     hint = "give a bench.json that sdrt bench wrote"
     return read_document(path, Bench, limit_bytes=LIMIT_BYTES, newest=SCHEMA_VERSION, hint=hint)
 
 
-def against(before: Bench, after: Bench) -> AgainstResult:
-    """Every figure that both have, the slower first."""
+def compare_benchmarks(before: Bench, after: Bench) -> BenchChanges:
+    """Return the changes of all figures that both benchmarks have: slower ones first, then faster, then the same."""
     earlier, later = figures(before), figures(after)
-    moves = [
-        _move(name, earlier[name], later[name], _machine_factor(before, after, name[0]))
+    changes = [
+        _change(name, earlier[name], later[name], _machine_factor(before, after, name[0]))
         for name in later
         if name in earlier
     ]
     order = ("slower", "faster", "same")
-    moves.sort(key=lambda move: (order.index(move.verdict), -move.adjusted))
-    return AgainstResult(created=before.created, remarks=_remarks(before, after), moves=tuple(moves))
+    changes.sort(key=lambda change: (order.index(change.verdict), -change.adjusted))
+    return BenchChanges(created=before.created, remarks=_remarks(before, after), moves=tuple(changes))
 
 
 def figures(bench: Bench) -> Figures:
-    """Every figure of a benchmark that can move."""
+    """Return all comparable figures of a benchmark by contender, figure and batch."""
     found: Figures = {}
     for each in bench.contenders:
         for warm in each.warm:
@@ -50,13 +50,13 @@ def figures(bench: Bench) -> Figures:
     return found
 
 
-def _move(name: tuple[str, Figure, int], before: Sample, after: Sample, machine: float) -> Move:
+def _change(name: tuple[str, Figure, int], before: Sample, after: Sample, machine: float) -> FigureChange:
     contender, figure, batch = name
     factor = after.p50 / before.p50
     adjusted = factor * machine
     wide = max(spread(before), spread(after))
     verdict = "slower" if adjusted > 1 + wide else "faster" if adjusted * (1 + wide) < 1 else "same"
-    return Move.model_validate(
+    return FigureChange.model_validate(
         {
             "contender": contender,
             "figure": figure,
@@ -72,7 +72,7 @@ def _move(name: tuple[str, Figure, int], before: Sample, after: Sample, machine:
 
 
 def _machine_factor(before: Bench, after: Bench, contender: str) -> float:
-    """The ceiling of a contender's precision now over what it was; 1 where either was not measured."""
+    """Return the ratio of the ceilings of a contender's precision, after over before; 1 if either is unknown."""
     precision = _contender(after, contender).precision
     rates = [
         next((each.gflops.p50 for each in bench.ceilings if each.precision == precision), None)
@@ -86,7 +86,7 @@ def _contender(bench: Bench, name: str) -> ContenderResult:
 
 
 def _remarks(before: Bench, after: Bench) -> tuple[str, ...]:
-    """What differs besides the code."""
+    """Return a sentence for each difference of machine, checkpoint, settings and library versions."""
     remarks = []
     for name in ("processor", "cpus", "gpu"):
         former, now = before.machine.get(name), after.machine.get(name)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sdrt.bench.against import against, read_bench
+from sdrt.bench.changes import compare_benchmarks, read_bench
 from sdrt.bench.schema import Bench
 from sdrt.errors import ArtefactError
 from sdrt.files import canonical_json
@@ -14,13 +14,13 @@ BEFORE = [1.0, 1.02, 1.04]
 
 
 def verdicts(before: Bench, after: Bench) -> dict[str, str]:
-    return {move.figure: move.verdict for move in against(before, after).moves}
+    return {move.figure: move.verdict for move in compare_benchmarks(before, after).moves}
 
 
 def test_the_same_is_the_same() -> None:
     same = bench(contender("sdrt openvino bf16", BEFORE))
     assert set(verdicts(same, same).values()) == {"same"}
-    assert against(same, same).remarks == ()
+    assert compare_benchmarks(same, same).remarks == ()
 
 
 def test_what_got_slower_by_more_than_its_spread_is_marked() -> None:
@@ -40,7 +40,7 @@ def test_a_slower_machine_is_taken_out() -> None:
     before = bench(contender("sdrt openvino bf16", BEFORE), gflops=500)
     slow = [2 * value for value in BEFORE]
     after = bench(contender("sdrt openvino bf16", slow), gflops=250)
-    (move, *_) = against(before, after).moves
+    (move, *_) = compare_benchmarks(before, after).moves
     assert (move.factor, move.adjusted) == pytest.approx((2, 1))
     assert move.verdict == "same"
     # The control: on a machine that is as fast as it was, it is the code that got slower.
@@ -52,7 +52,7 @@ def test_the_slower_come_first() -> None:
     after = bench(
         contender("sdrt openvino bf16", BEFORE), contender("sdrt onnxruntime fp32", [2 * value for value in BEFORE])
     )
-    moves = against(before, after).moves
+    moves = compare_benchmarks(before, after).moves
     assert {move.contender for move in moves[:4]} == {"sdrt onnxruntime fp32"}
     assert [move.verdict for move in moves] == ["slower"] * 4 + ["same"] * 4
 
@@ -60,7 +60,7 @@ def test_the_slower_come_first() -> None:
 def test_what_only_one_has_is_left_out() -> None:
     before = bench(contender("sdrt openvino bf16", BEFORE))
     after = bench(contender("sdrt openvino bf16", BEFORE), contender("diffusers-bf16", BEFORE))
-    assert {move.contender for move in against(before, after).moves} == {"sdrt openvino bf16"}
+    assert {move.contender for move in compare_benchmarks(before, after).moves} == {"sdrt openvino bf16"}
 
 
 def test_what_makes_two_hard_to_compare_is_said() -> None:
@@ -69,7 +69,7 @@ def test_what_makes_two_hard_to_compare_is_said() -> None:
     after = bench(
         one, machine={"processor": "another", "cpus": "2", "gpu": "none"}, versions={}, checkpoint_digest="ef" * 32
     )
-    assert against(before, after).remarks == (
+    assert compare_benchmarks(before, after).remarks == (
         "processor is another; it was a processor",
         "the checkpoint has other weights",
         "numpy is missing; it was 2",
