@@ -1,1 +1,1 @@
-"""Pictures that show what each part of the model does, made by real engines."""
+"""Figures of what each part of the model does, computed by the real engines."""

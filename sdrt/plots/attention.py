@@ -1,6 +1,6 @@
-"""Which parts of a picture listen to which word: cross-attention, averaged over heads, layers and steps.
+"""Maps of cross-attention: how much each part of a picture attends to each word, averaged over heads, layers and steps.
 
-After DAAM (Tang et al. 2022, arXiv:2210.04885, section 3): the maps of all layers are brought to one size and averaged.
+After DAAM (Tang et al. 2022, arXiv:2210.04885, section 3): the maps of all layers are resized to one size and averaged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 COLUMNS = 4
 WORD_CHARACTERS = 14
 BAR_WIDTH = 0.9
-#: How much of a map's colour covers the picture where attention is highest.
+#: Opacity of a map's colours over the picture.
 OPACITY = 0.75
 COLOUR_MAP = "magma"
 
@@ -39,7 +39,7 @@ Map = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class WordMap:
-    """One word's share of attention: over the picture, [size,size], and by layer, averaged over the picture."""
+    """One word's share of attention: over the picture, [size,size] float32, and by layer, averaged over the picture."""
 
     word: str
     attention: Map
@@ -47,13 +47,13 @@ class WordMap:
 
     @property
     def share(self) -> float:
-        """Of all attention."""
+        """Share of all attention."""
         return float(self.attention.mean())
 
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """A picture, and what its parts listened to. ``rest`` is the share of the start, the end and the padding."""
+    """A picture and its maps of attention. ``rest`` is the share of the start, the end and the padding tokens."""
 
     picture: Image.Image
     words: tuple[WordMap, ...]
@@ -61,7 +61,7 @@ class Attention:
     layers: tuple[str, ...]
 
     def numbers(self) -> dict[str, Any]:
-        """What --json says."""
+        """Return the numbers of the figure, as --json prints them."""
         return {
             "layers": list(self.layers),
             "rest_share": round(self.rest, 6),
@@ -78,20 +78,20 @@ class Attention:
 
 
 class Sums:
-    """Attention by cross-attention, summed over runs and averaged over heads: [queries, tokens] each."""
+    """Weights [queries, tokens] float32 of each cross-attention, averaged over heads and summed over runs."""
 
     def __init__(self) -> None:
         self._sums: dict[int, Weights] = {}
         self._runs: dict[int, int] = {}
 
     def add(self, layer: int, weights: Weights) -> None:
-        """Take one run's weights [heads,queries,tokens]."""
+        """Add the weights [heads, queries, tokens] of one run of a layer."""
         mean = weights.mean(axis=0)
         self._sums[layer] = self._sums[layer] + mean if layer in self._sums else mean
         self._runs[layer] = self._runs.get(layer, 0) + 1
 
     def means(self) -> list[Weights]:
-        """[queries, tokens] of each cross-attention, averaged over the runs."""
+        """Return the weights [queries, tokens] of each cross-attention, averaged over the runs."""
         return [self._sums[layer] / np.float32(self._runs[layer]) for layer in sorted(self._sums)]
 
 
@@ -106,26 +106,29 @@ def attend(
     threads: int,
     progress: Progress,
 ) -> Attention:
-    """Draw a prompt by the bundle's own UNet graph, and see what it attends to at every step.
+    """Draw a prompt with the bundle's UNet graph, and collect its attention at every step.
 
     Args:
-        model: Encodes the prompt and decodes the picture.
-        bundle: Whose UNet is run by ONNX Runtime; its weights are verified first.
-        prompt: What to draw.
-        num_inference_steps: Of the schedule.
-        guidance_scale: As for a picture; what is shown is the prompt's half.
-        seed: Of the noise.
-        threads: Threads of the UNet.
-        progress: Told of each step.
+        model: Model that encodes the prompt and decodes the picture.
+        bundle: Bundle whose UNet ONNX Runtime runs; its weights are verified first.
+        prompt: Prompt of the picture.
+        num_inference_steps: Number of steps.
+        guidance_scale: Guidance scale; attention is that of the prompt's half.
+        seed: Seed of the noise.
+        threads: Number of threads of the UNet.
+        progress: Progress callback for the steps.
+
+    Returns:
+        The picture, and each word's attention.
 
     Raises:
         UsageError: The prompt has no words.
-        BundleError: Its UNet's graph has no attention as one operator.
-        NumericError: A component gave NaN or Inf.
+        BundleError: The UNet's graph has no Attention operator.
+        NumericError: A component returned NaN or Inf.
     """
     words = model.tokenizer.words(prompt)
     if not words:
-        raise UsageError("--prompt has no words to attend to", hint='say what to draw: --prompt "a red circle"')
+        raise UsageError("--prompt has no words to attend to", hint='for example --prompt "a red circle"')
     schedule = model.schedule(num_inference_steps)
     conditioning = model.conditioning(prompt, guidance_scale)
     with progress.stage("checking the bundle"):
@@ -148,11 +151,12 @@ def attend(
 
 
 def word_maps(words: tuple[Word, ...], layers: list[Weights]) -> tuple[WordMap, ...]:
-    """Each word's map: its tokens' attention added up, every layer's brought to the finest one's size, averaged.
+    """Return each word's map: its tokens' attention, summed, resized to the finest layer's size, and averaged.
 
     Args:
-        words: With the positions of their tokens.
-        layers: [queries, tokens] of each cross-attention, whose queries are the places of a square, row by row.
+        words: Words with the positions of their tokens.
+        layers: Weights [queries, tokens] float32 of each cross-attention; queries are the positions of a square, row by
+            row.
     """
     size = max(math.isqrt(len(layer)) for layer in layers)
     found = []
@@ -165,7 +169,7 @@ def word_maps(words: tuple[Word, ...], layers: list[Weights]) -> tuple[WordMap, 
 
 
 def _resized(values: Map, size: int) -> Map:
-    """A square map, given row by row, brought to ``size`` by linear interpolation."""
+    """Return a square map, given row by row as [queries], as [size,size] by linear interpolation."""
     side = math.isqrt(len(values))
     square = Image.fromarray(np.ascontiguousarray(values.reshape(side, side), np.float32))
     return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR), np.float32)
@@ -173,7 +177,7 @@ def _resized(values: Map, size: int) -> Map:
 
 @styled
 def draw_attention(found: Attention, prompt: str, caption: str) -> Figure:
-    """The picture, then each word's map over it; every map has its own scale, which its title gives."""
+    """Return a figure of the picture and of each word's map over it; each map's title gives its own scale."""
     import matplotlib
     from matplotlib.cm import ScalarMappable
 
@@ -192,7 +196,7 @@ def draw_attention(found: Attention, prompt: str, caption: str) -> Figure:
 
 
 def overlaid(picture: Image.Image, attention: Map) -> Image.Image:
-    """A picture in grey under a map's colours, the stronger the higher the attention."""
+    """Return the picture in grey under the colours of a map [size,size], scaled from its minimum to its maximum."""
     import matplotlib
 
     low, high = float(attention.min()), float(attention.max())

@@ -1,4 +1,4 @@
-"""Figures as files: PNG or SVG by the name's ending, legible on light pages and on dark ones (docs/decisions/0064)."""
+"""Figures as files: PNG or SVG by the name's suffix, legible on light pages and on dark ones (docs/decisions/0064)."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ Drawn = TypeVar("Drawn")
 
 SUFFIXES = (".png", ".svg")
 DPI = 160
-#: Text, quiet text, lines of a grid and background; and what they are where an SVG's reader prefers dark, and the one
-#: colour of lines that would be hard to see there.
+#: Colours of text, secondary text, grid lines and background; and their replacements in an SVG whose reader prefers a
+#: dark page, with that of the one line colour that would be hard to see there.
 INK, QUIET, GRID, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
 DARK = {INK: "#e6edf3", QUIET: "#9da7b3", GRID: "#3d444d", PAPER: "#0d1117", COLOURS[0]: "#4ea8de"}
-#: Inches: one picture of a grid, the space around it, and what a title above one takes.
+#: Inches: side of a picture of a grid, space between pictures, and height of a picture's title.
 CELL, GAP, CELL_TITLE = 2.6, 0.12, 0.28
-#: Inches that a line of the title and of the caption takes, and what axes need at their left and below for their words.
+#: Inches: heights of a line of the title and of the caption, and space for labels at the left of axes and below them.
 TITLE_LINE, CAPTION_LINE, AXES_LEFT, AXES_BELOW = 0.24, 0.17, 0.75, 0.55
-#: Inches: the narrowest figure of pictures, and a bar of colours.
+#: Inches: least width of a grid of pictures, and width of a colour bar.
 MIN_WIDTH, BAR = 5.4, 0.14
 TITLE_SIZE, CAPTION_SIZE = 12, 8
-#: Of a letter's width to its height, on the safe side.
+#: Upper estimate of the ratio of a letter's width to the font size.
 LETTER = 0.62
 STYLE = {
     "axes.edgecolor": QUIET,
@@ -62,11 +62,11 @@ STYLE = {
     "legend.frameon": False,
     "legend.labelcolor": INK,
     "savefig.facecolor": PAPER,
-    # Text stays text: it can be searched and read aloud, and has the letters that DejaVu lacks.
+    # Keep text as text: it can be searched and read aloud, and other fonts have the letters that DejaVu lacks.
     "svg.fonttype": "none",
     "svg.hashsalt": "sdrt",
     "text.color": INK,
-    # A prompt may hold dollar signs.
+    # A prompt may contain dollar signs.
     "text.parse_math": False,
     "xtick.color": QUIET,
     "xtick.labelcolor": INK,
@@ -80,39 +80,39 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]+")
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a grid, and what stands above it."""
+    """One picture of a grid, and its title."""
 
     picture: Image.Image
     title: str
 
 
 def check_drawable(path: Path) -> None:
-    """Hold that a figure can be drawn into a file of this name, before anything is built for it.
+    """Raise an error unless a figure can be written to this path; called before anything is built for it.
 
     Raises:
-        UsageError: The name ends in neither .png nor .svg.
+        UsageError: The path ends in neither .png nor .svg.
         BackendUnavailableError: Matplotlib is not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
-        hint = "its ending says what is written: name it .png or .svg"
+        hint = "the suffix sets the format: use .png or .svg"
         raise UsageError(f"--out: {str(path)!r} ends in neither .png nor .svg", hint=hint)
     if find_spec("matplotlib") is None:
         raise BackendUnavailableError("matplotlib is needed to plot and is not installed", hint=extra_line("plot"))
 
 
 def shown(text: str, limit: int = SHOWN_CHARACTERS) -> str:
-    """Text of a user's as one line of a figure, cut where it is longer than ``limit`` characters."""
+    """Return a user's text as one line, without control characters and cut to ``limit`` characters."""
     line = " ".join(_UNPRINTABLE.sub(" ", text).split())
     return line if len(line) <= limit else line[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def quoted(prompt: str) -> str:
-    """A prompt as a figure names it."""
+    """Return a prompt in quotation marks for a figure's title."""
     return f"\u201c{shown(prompt)}\u201d" if prompt.strip() else "the empty prompt"
 
 
 def styled(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
-    """A function that draws in the style of all our figures."""
+    """Wrap a function so that it draws in the common style of the figures."""
 
     @wraps(draw)
     def drawn(*arguments: Arguments.args, **named: Arguments.kwargs) -> Drawn:
@@ -125,7 +125,14 @@ def styled(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
 
 
 def new_figure(title: str, caption: str, width: float, height: float) -> Figure:
-    """An empty figure of so many inches, with a title and, quietly at its foot, how it was made."""
+    """Return an empty figure with a title and, at its foot, a caption that says how it was made.
+
+    Args:
+        title: Title of the figure.
+        caption: Text at the foot.
+        width: Width in inches.
+        height: Height in inches.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -135,13 +142,13 @@ def new_figure(title: str, caption: str, width: float, height: float) -> Figure:
 
 
 def _wrapped(text: str, width: float, size: float) -> str:
-    """Text in as many lines as it needs at a font size, in points, within so many inches."""
+    """Return a text broken into lines that fit a width in inches at a font size in points."""
     return textwrap.fill(text, max(1, int(width * 72 / (size * LETTER))))
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A figure of pictures, and the axes below and beside them, where there are any."""
+    """A figure of pictures, and the axes below and beside them, if any."""
 
     figure: Figure
     below: Axes | None = None
@@ -151,15 +158,15 @@ class Grid:
 def picture_grid(
     title: str, caption: str, panels: Sequence[Panel], columns: int, *, below: float = 0.0, beside: float = 0.0
 ) -> Grid:
-    """A figure of titled pictures, each as large as the others.
+    """Return a figure of titled pictures of equal size.
 
     Args:
-        title: Of the figure.
-        caption: How it was made.
-        panels: Row by row.
-        columns: Pictures in a row.
-        below: Inches for axes below the pictures, their words included; 0 is none.
-        beside: Inches for axes at their right; 0 is none.
+        title: Title of the figure.
+        caption: Text at the foot.
+        panels: Pictures, row by row.
+        columns: Number of pictures in a row.
+        below: Height in inches of axes below the pictures, labels included; 0 for none.
+        beside: Width in inches of axes at the right of the pictures; 0 for none.
     """
     from matplotlib.figure import Figure
 
@@ -172,7 +179,7 @@ def picture_grid(
     figure = Figure(figsize=(width, height))
 
     def place(left: float, bottom: float, wide: float, high: float) -> Axes:
-        """Axes at so many inches."""
+        """Add axes at a position in inches."""
         return figure.add_axes((left / width, bottom / height, wide / width, high / height))
 
     figure.suptitle(heading, y=1 - GAP / height, fontsize=TITLE_SIZE, fontweight="bold")
@@ -195,7 +202,7 @@ def picture_grid(
 
 
 def _lines(text: str) -> int:
-    """How many lines a text has."""
+    """Return the number of lines of a text."""
     return text.count("\n") + 1
 
 
@@ -203,14 +210,14 @@ def write_figure(figure: Figure, path: Path) -> None:
     """Write a figure, whole or not at all; equal figures give equal bytes.
 
     Raises:
-        ResourceError: The place cannot be written.
+        ResourceError: The file cannot be written.
     """
     import matplotlib
 
     kind = path.suffix.lower().removeprefix(".")
     stream = BytesIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
-        # A prompt may hold letters that the font lacks; a box in a title is no reason to disturb anybody.
+        # A prompt may contain letters that the font lacks; they appear as boxes, which is harmless.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(stream, format=kind, dpi=DPI, metadata=metadata)
@@ -219,9 +226,9 @@ def write_figure(figure: Figure, path: Path) -> None:
 
 
 def _for_readers(svg: bytes, title: str) -> bytes:
-    """An SVG with a name for those who hear it, and dark colours for those whose pages are dark.
+    """Add a title for screen readers and colours for dark pages to an SVG.
 
-    The colours stay where they are, so that a viewer without style sheets shows the light figure.
+    The light colours stay in place, so that a viewer without style sheets shows the light figure.
     """
     rules = "".join(
         f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'

@@ -1,6 +1,6 @@
 """The bundle's UNet with the queries and keys of its cross-attentions among its outputs, run by ONNX Runtime.
 
-The fused operator gives no attention weights; they are computed again from what goes into it (docs/decisions/0066).
+The fused operator does not return attention weights; they are recomputed from its inputs (docs/decisions/0066).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import onnx
 
 TEXT_INPUT = "encoder_hidden_states"
-#: What lies between the text encoder's states and the keys that are made of them.
+#: Operators between the text encoder's states and the keys that are computed from them.
 ON_THE_WAY = {"Add", "Cast", "Gemm", "Identity", "MatMul", "Mul", "Reshape", "Transpose", "Unsqueeze"}
 
 Weights = npt.NDArray[np.float32]
@@ -35,7 +35,7 @@ Weights = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class CrossAttention:
-    """One cross-attention: where it stands in the UNet, and the tensors [batch,heads,tokens,head_size] it compares."""
+    """One cross-attention: its module in the UNet, its tensors [batch,heads,tokens,head_size], and its scale."""
 
     name: str
     queries: str
@@ -44,28 +44,24 @@ class CrossAttention:
 
 
 def check_markable() -> None:
-    """Hold that what marks and runs a graph is installed.
-
-    Raises:
-        BackendUnavailableError: onnx or ONNX Runtime is not.
-    """
+    """Raise BackendUnavailableError unless onnx and ONNX Runtime, which mark and run a graph, are installed."""
     for name in ("onnx", "onnxruntime"):
         if find_spec(name) is None:
             hint = extra_line("cpu", "plot")
-            raise BackendUnavailableError(f"{name} is needed to see attention and is not installed", hint=hint)
+            raise BackendUnavailableError(f"{name} is needed to plot attention and is not installed", hint=hint)
 
 
 def mark(model: onnx.ModelProto) -> list[CrossAttention]:
-    """Put the queries and keys of every cross-attention among a graph's outputs.
+    """Add the queries and keys of every cross-attention to a graph's outputs.
 
     Args:
-        model: The UNet's graph, at opset 23 or later; changed.
+        model: The UNet's graph, at opset 23 or later; modified in place.
 
     Returns:
         The cross-attentions, in the order in which they run.
 
     Raises:
-        BundleError: The graph has none: it was exported with attention taken apart.
+        BundleError: The graph has none, since it was exported without the Attention operator.
     """
     import onnx
 
@@ -77,7 +73,7 @@ def mark(model: onnx.ModelProto) -> list[CrossAttention]:
         scales = [attribute.f for attribute in node.attribute if attribute.name == "scale"]
         found.append(CrossAttention(_place(node), node.input[0], node.input[1], scales[0] if scales else None))
     if not found:
-        hint = "export it again with --opset 23 or 24, which keep attention whole"
+        hint = "export it again with --opset 23 or 24, which have the Attention operator"
         raise BundleError(f"the unet's graph has no cross-attention as one operator (opset {_opset(model)})", hint=hint)
     outputs = dict.fromkeys(tensor for each in found for tensor in (each.queries, each.keys))
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
@@ -85,14 +81,14 @@ def mark(model: onnx.ModelProto) -> list[CrossAttention]:
 
 
 def _comes_from_text(tensor: str, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Whether a tensor is made of the text encoder's states by products alone; a self-attention's meets a norm."""
+    """Return whether a tensor is a linear map of the text encoder's states; the keys of self-attention are not."""
     while tensor in producers and producers[tensor].op_type in ON_THE_WAY:
         tensor = producers[tensor].input[0]
     return tensor == TEXT_INPUT
 
 
 def _place(node: onnx.NodeProto) -> str:
-    """The module that a node comes from, as ``mid_block.attentions.0.transformer_blocks.0``; else its own name."""
+    """Return the module of a node, such as ``mid_block.attentions.0.transformer_blocks.0``, or else its own name."""
     names = [name for name in scopes(node) if ".transformer_blocks." in name]
     return names[-1].removeprefix("unet.").removesuffix(".attn2") if names else str(node.name)
 
@@ -102,15 +98,15 @@ def _opset(model: onnx.ModelProto) -> int:
 
 
 def attention_weights(queries: Array, keys: Array, scale: float | None) -> Weights:
-    """softmax(queries keys^T * scale) (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
+    """Compute softmax(queries keys^T * scale) (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
 
     Args:
-        queries: [heads, q, head_size].
-        keys: [heads, k, head_size].
-        scale: None is 1 / sqrt(head_size).
+        queries: Queries [heads, q, head_size].
+        keys: Keys [heads, k, head_size].
+        scale: Scale of the products; None is 1 / sqrt(head_size).
 
     Returns:
-        [heads, q, k]; each row sums to 1.
+        Weights [heads, q, k] float32; each row sums to 1.
     """
     factor = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
     scaled = queries.astype(np.float32) * np.float32(factor)
@@ -122,16 +118,16 @@ def attention_weights(queries: Array, keys: Array, scale: float | None) -> Weigh
 
 
 class MarkedUnet(Engine):
-    """The bundle's UNet as an engine of the denoising loop, which tells what each cross-attention attends to.
+    """The bundle's UNet as an engine of the denoising loop, which reports the weights of each cross-attention.
 
     Args:
-        bundle: Its weights are taken as they are: verify them first.
-        threads: Threads to compute with.
-        see: Called at each run with the cross-attention's number and its weights [heads,q,k] for the last row of the
-            batch, which is the prompt's.
+        bundle: The bundle, whose weights are not verified here.
+        threads: Number of threads.
+        see: Called at each run with the index of the cross-attention and its weights [heads,q,k] for the last row of
+            the batch, which is the prompt's.
 
     Raises:
-        BundleError: The bundle has no UNet, or its graph no attention as one operator.
+        BundleError: The bundle has no UNet, or the UNet's graph has no Attention operator.
         BackendUnavailableError: onnx or ONNX Runtime is not installed.
         EngineError: The graph does not open.
     """
@@ -174,7 +170,7 @@ class MarkedUnet(Engine):
         self._marks = list(dict.fromkeys(name for each in self.attentions for name in (each.queries, each.keys)))
 
     def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Run the graph; show every cross-attention; give what the UNet gives."""
+        """Run the graph, report every cross-attention, and return the UNet's own outputs."""
         wanted = [output.name for output in self.spec.outputs]
         try:
             values = self._session.run([*wanted, *self._marks], feeds)
@@ -186,5 +182,5 @@ class MarkedUnet(Engine):
         return {name: outputs[name] for name in wanted}
 
     def release(self) -> None:
-        """Let go of the session."""
+        """Close the session."""
         del self._session

@@ -1,4 +1,4 @@
-"""A checkpoint's engines, opened to be looked at one call at a time."""
+"""A checkpoint's engines, run one call at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """The engines of one checkpoint, each opened when it is first needed. Not to be shared between threads."""
+    """The engines of one checkpoint, each opened when it is first needed. Not safe to share between threads."""
 
     def __init__(self, engines: EngineSet, progress: Progress = silent, *, threads: int | None = None) -> None:
         self.engines = engines
@@ -39,13 +39,19 @@ class Model:
 
     @classmethod
     def load(cls, source: Source, *, backend: str, store: Path | None, progress: Progress = silent) -> Model:
-        """Open a source's engines; what is missing is exported and built first.
+        """Open a source's engines, exporting and building them first if they are missing.
 
-        A record of ``sdrt tune`` decides backend, precision and threads; its batch is that of many pictures, and its
-        loop may be the fused one, which shows nothing of a step.
+        A record of ``sdrt tune`` sets backend, precision and threads. Its batch and its loop are not used: figures need
+        one picture, and the steps of the plain loop.
+
+        Args:
+            source: Checkpoint, bundle or engine set.
+            backend: Name of a backend, or auto.
+            store: Store of bundles and engines; None is the user's.
+            progress: Progress callback.
 
         Raises:
-            SdrtError: Of the kind that fits: see sdrt.errors.
+            SdrtError: The engines cannot be exported, built or opened.
         """
         from sdrt.prepare.choice import choose
         from sdrt.prepare.engines import prepare
@@ -68,12 +74,12 @@ class Model:
 
     @property
     def described(self) -> str:
-        """What figures say of it: checkpoint, backend and precision."""
+        """Checkpoint, backend and precision, for the caption of a figure."""
         manifest = self.engines.manifest
         return f"checkpoint {self.engines.checkpoint.name}, {manifest.backend} {manifest.precision}"
 
     def facts(self) -> dict[str, Any]:
-        """What --json says of it."""
+        """Return checkpoint, backend and precision, as --json prints them."""
         manifest = self.engines.manifest
         return {
             "checkpoint": self.engines.checkpoint.model_dump(mode="json"),
@@ -81,28 +87,28 @@ class Model:
             "precision": manifest.precision,
         }
 
-    def guidance_scale(self, asked: float | None) -> float:
-        """What was asked, or what the checkpoint recommends."""
-        return self.record.guidance_scale if asked is None else asked
+    def guidance_scale(self, requested: float | None) -> float:
+        """Return the requested guidance scale, or the checkpoint's if it is None."""
+        return self.record.guidance_scale if requested is None else requested
 
     def schedule(self, num_inference_steps: int) -> Schedule:
-        """The checkpoint's schedule.
+        """Return the checkpoint's schedule.
 
         Raises:
-            UsageError: It was trained on fewer timesteps.
-            ArtefactError: Its config asks for what LMS does not do.
+            UsageError: The checkpoint was trained on fewer timesteps.
+            ArtefactError: The config of the scheduler has settings that LMS does not support.
         """
         return Schedule.from_config(self._scheduler, num_inference_steps)
 
     def noise(self, seed: int) -> Latents:
-        """Unit noise [1,4,64,64] of a seed, as `sdrt denoise` draws it."""
+        """Return the unit noise [1,4,64,64] float32 of a seed, as `sdrt denoise` draws it."""
         return unit_noise([seed], (self.record.latent_channels, self.record.latent_size, self.record.latent_size))
 
     def conditioning(self, prompt: str, guidance_scale: float) -> Conditioning:
-        """Hidden states of a prompt, and of the empty one where guidance is on: above 1.
+        """Encode a prompt, and the empty prompt too if guidance is on (above 1).
 
         Raises:
-            UsageError: The prompt is too long to be read, or no text.
+            UsageError: The prompt is too long or not valid text.
         """
         states = self._states(prompt)
         return Conditioning(states, self._states("") if guidance_scale > 1 else None, guidance_scale)
@@ -112,27 +118,27 @@ class Model:
         return self._run("text_encoder", "last_hidden_state", input_ids=ids)
 
     def encode(self, sample: Latents) -> Latents:
-        """Scaled latents [1,4,64,64] of a picture [1,3,512,512] in -1..1: the mean of what the encoder gives.
+        """Return the scaled latents [1,4,64,64] of a picture [1,3,512,512] in -1..1: the mean of their distribution.
 
         Raises:
-            NumericError: The encoder gave NaN or Inf.
+            NumericError: The encoder returned NaN or Inf.
         """
         moments = self._run("vae_encoder", "latent_parameters", sample=sample)
         mean, _ = np.split(moments, 2, axis=1)
         return mean * np.float32(self.record.scaling_factor)
 
     def decode(self, latents: Latents) -> Image.Image:
-        """The picture of scaled latents [1,4,64,64].
+        """Decode scaled latents [1,4,64,64] to a picture.
 
         Raises:
-            NumericError: The decoder gave NaN or Inf.
+            NumericError: The decoder returned NaN or Inf.
         """
         unscaled = latents / np.float32(self.record.scaling_factor)
         (picture,) = images.to_pictures(self._run("vae_decoder", "sample", latent_sample=unscaled))
         return picture
 
     def _run(self, component: ComponentName, output: str, **feeds: Any) -> Latents:
-        """One run of a component, float32 in and out whatever the engine's precision."""
+        """Run a component, with float32 inputs and output whatever the engine's precision."""
         engine = self._session.engine(component)
         dtypes = {spec.name: spec.dtype for spec in engine.spec.inputs}
         given = {name: array.astype(dtypes[name], copy=False) for name, array in feeds.items()}

@@ -1,4 +1,4 @@
-"""A picture drowning in noise: its latents with the scheduler's noise at some steps, each decoded."""
+"""A picture under growing noise: its latents with the scheduler's noise at some steps, each decoded."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from sdrt.runtime.denoise import Latents
 
 COLUMNS = 3
-#: Pictures that a figure holds at most.
+#: Maximum number of pictures in a figure.
 MAX_PANELS = 60
 
 
 @dataclass(frozen=True)
 class Noised:
-    """A picture at one step's noise level. ``latents_std`` is over all values of its latents."""
+    """A picture at one step's noise level. ``latents_std`` is the standard deviation of its latents."""
 
     step: int
     timestep: float
@@ -35,7 +35,7 @@ class Noised:
     picture: Image.Image
 
     def numbers(self) -> dict[str, Any]:
-        """What --json says of it."""
+        """Return the numbers of the step, as --json prints them."""
         return {
             "step": self.step,
             "timestep": self.timestep,
@@ -45,10 +45,10 @@ class Noised:
 
 
 def shown_steps(num_inference_steps: int, every: int) -> list[int]:
-    """Steps 0, every, 2 * every, ... of a schedule.
+    """Return the steps 0, every, 2 * every, ... of a schedule.
 
     Raises:
-        UsageError: They are more than a figure holds.
+        UsageError: There are more than `MAX_PANELS`.
     """
     steps = list(range(0, num_inference_steps, every))
     if len(steps) > MAX_PANELS:
@@ -61,19 +61,19 @@ def shown_steps(num_inference_steps: int, every: int) -> list[int]:
 def noise_picture(
     model: Model, sample: Latents, *, seed: int, num_inference_steps: int, every: int, progress: Progress
 ) -> list[Noised]:
-    """Encode a picture once, add the seed's noise at every so many steps, decode each.
+    """Encode a picture once, add noise at the level of every ``every``-th step, and decode each.
 
     Args:
-        model: Whose VAE and schedule.
-        sample: [1,3,512,512] in -1..1.
-        seed: Of the noise, the same at each step.
-        num_inference_steps: Of the schedule.
-        every: Steps between two pictures.
-        progress: Told of each picture.
+        model: Model with the VAE and the schedule.
+        sample: Picture [1,3,512,512] float32 in -1..1.
+        seed: Seed of the noise, which is the same at each step.
+        num_inference_steps: Number of steps of the schedule.
+        every: Steps from one picture to the next.
+        progress: Progress callback for the pictures.
 
     Raises:
-        UsageError: There would be too many pictures.
-        NumericError: The VAE gave NaN or Inf.
+        UsageError: There would be more pictures than `MAX_PANELS`.
+        NumericError: The VAE returned NaN or Inf.
     """
     schedule = model.schedule(num_inference_steps)
     steps = shown_steps(num_inference_steps, every)
@@ -91,7 +91,7 @@ def noise_picture(
 
 @styled
 def draw_noising(found: list[Noised], caption: str) -> Figure:
-    """The pictures as a grid, the noisiest first."""
+    """Return a figure of the pictures as a grid, the noisiest first."""
     panels = [Panel(each.picture, f"step {each.step}, sigma {each.sigma:.3g}") for each in found]
     columns = min(COLUMNS, len(panels))
     return picture_grid("A picture under the scheduler\u2019s noise", caption, panels, columns).figure

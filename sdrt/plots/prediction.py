@@ -1,4 +1,4 @@
-"""One call of the UNet: noisy latents, the noise that it predicts, and what is left without it, each decoded."""
+"""One call of the UNet: noisy latents, the noise that it predicts, and the latents without it, each decoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sdrt.runtime.denoise import Conditioning, Latents
     from sdrt.sampling.lms import Schedule
 
-#: The four latents, in the order of the figure; what they are called there, and in --json.
+#: Name in --json -> title in the figure, of the four latents in their order.
 TITLES = {
     "noisy": "noisy latents",
     "noise": "predicted noise",
@@ -32,13 +32,13 @@ TITLES = {
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What one call of the UNet says.
+    """Result of one call of the UNet.
 
     Attributes:
-        step: Counted from 0.
-        found: The call.
-        pictures: Of the four latents of `TITLES`, decoded.
-        added: The noise [1,4,64,64] that had been added, where the latents are a picture's.
+        step: Index of the step, from 0.
+        found: Latents and predicted noise of the call.
+        pictures: The four latents of `TITLES`, decoded.
+        added: The noise [1,4,64,64] that was added to a picture's latents; None if the latents were denoised instead.
     """
 
     step: int
@@ -47,7 +47,11 @@ class Prediction:
     added: Latents | None
 
     def numbers(self) -> dict[str, Any]:
-        """What --json says: where the step stands, spread of the four latents, and how right the prediction is."""
+        """Return the numbers of the figure, as --json prints them.
+
+        These are the step's index, timestep and sigma, the standard deviations of the four latents, and the error of
+        the prediction.
+        """
         spread = {name: round(float(np.std(values)), 6) for name, values in four(self.found).items()}
         numbers = {
             "step": self.step,
@@ -65,7 +69,7 @@ class Prediction:
 
 
 def four(found: Step) -> dict[str, Latents]:
-    """The four latents of a figure. The third takes off the noise as if sigma were 1, which shows what sigma is for."""
+    """Return the four latents of a figure; the third subtracts the noise without sigma, to show what sigma does."""
     return {
         "noisy": found.latents,
         "noise": found.noise,
@@ -75,14 +79,10 @@ def four(found: Step) -> dict[str, Latents]:
 
 
 def check_step(step: int, num_inference_steps: int) -> None:
-    """Hold that a schedule of so many steps has the step.
-
-    Raises:
-        UsageError: It has not.
-    """
+    """Raise UsageError unless a schedule with this many steps has the step."""
     if not 0 <= step < num_inference_steps:
         hint = f"--step counts from 0: give 0 to {num_inference_steps - 1}, or more --steps"
-        raise UsageError(f"--step {step} is none of the {num_inference_steps} steps", hint=hint)
+        raise UsageError(f"--step {step} is not one of the {num_inference_steps} steps", hint=hint)
 
 
 def predict(
@@ -96,21 +96,21 @@ def predict(
     seed: int,
     progress: Progress,
 ) -> Prediction:
-    """Bring latents to a step, call the UNet once, and decode what comes of it.
+    """Compute latents at a step, call the UNet once, and decode the four latents of `TITLES`.
 
     Args:
-        model: Whose engines.
-        prompt: What the UNet is told; may be empty.
-        sample: A picture [1,3,512,512] in -1..1 to be noised up to the step; None denoises from noise down to it.
-        step: Counted from 0.
-        num_inference_steps: Of the schedule.
-        guidance_scale: Of every call; 1 and below turn guidance off.
-        seed: Of the noise.
-        progress: Told of each step.
+        model: Model with the engines.
+        prompt: Prompt; may be empty.
+        sample: Picture [1,3,512,512] float32 in -1..1 to add noise to; None denoises from noise up to the step.
+        step: Index of the step, from 0.
+        num_inference_steps: Number of steps of the schedule.
+        guidance_scale: Guidance scale of every call; 1 and below turn guidance off.
+        seed: Seed of the noise.
+        progress: Progress callback for the steps.
 
     Raises:
         UsageError: The schedule has no such step.
-        NumericError: A component gave NaN or Inf.
+        NumericError: A component returned NaN or Inf.
     """
     check_step(step, num_inference_steps)
     schedule = model.schedule(num_inference_steps)
@@ -131,7 +131,7 @@ def predict(
 def _denoised_to(
     model: Model, schedule: Schedule, step: int, noise: Latents, conditioning: Conditioning, progress: Progress
 ) -> Latents:
-    """Latents that were denoised from noise up to the beginning of a step."""
+    """Denoise from noise up to the beginning of a step."""
     latents = noise * np.float32(schedule.init_noise_sigma)
     if step == 0:
         return latents
@@ -146,7 +146,7 @@ def _denoised_to(
 
 @styled
 def draw_prediction(found: Prediction, caption: str) -> Figure:
-    """The four pictures side by side."""
+    """Return a figure of the four pictures side by side."""
     panels = [Panel(found.pictures[name], title) for name, title in TITLES.items()]
     title = f"What the UNet sees at step {found.step}, sigma {found.found.sigma:.3g}"
     return picture_grid(title, caption, panels, len(panels)).figure

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sdrt.sampling.lms import Schedule
 
-#: What can be shown.
+#: Quantities that can be plotted.
 QUANTITIES = ("sigmas", "timesteps", "coefficients")
 WIDTH, HEIGHT = 7.6, 3.4
 LABELS = {"sigmas": "sigma", "timesteps": "timestep", "coefficients": "LMS coefficient"}
@@ -24,7 +24,7 @@ DERIVATIVES = ("newest derivative", "one step back", "two steps back", "three st
 
 
 def schedule_numbers(schedule: Schedule) -> dict[str, Any]:
-    """The numbers behind the plot: all that there are, whatever is drawn."""
+    """Return all numbers of a schedule, as --json prints them."""
     return {
         "num_inference_steps": schedule.num_inference_steps,
         "prediction_type": schedule.prediction_type,
@@ -37,12 +37,12 @@ def schedule_numbers(schedule: Schedule) -> dict[str, Any]:
 
 @styled
 def draw_schedule(schedule: Schedule, quantities: Sequence[str], checkpoint: str) -> Figure:
-    """A row of axes for each quantity, over the sampling step.
+    """Return a figure of quantities over the sampling step, in a row of axes each.
 
     Args:
-        schedule: What to draw.
-        quantities: Of `QUANTITIES`.
-        checkpoint: Whose schedule it is.
+        schedule: Schedule to plot.
+        quantities: Names from `QUANTITIES`.
+        checkpoint: Name of the schedule's checkpoint, for the caption.
     """
     names = " and ".join(quantities) if len(quantities) < 3 else "sigmas, timesteps and coefficients"
     steps = schedule.num_inference_steps
@@ -58,7 +58,7 @@ def draw_schedule(schedule: Schedule, quantities: Sequence[str], checkpoint: str
 
 
 def _sigmas(axes: Axes, schedule: Schedule) -> None:
-    """Each step's level, and 0, where the last one leads to."""
+    """Plot the sigma of each step, and the final 0."""
     steps = schedule.num_inference_steps
     axes.plot(np.arange(steps + 1), schedule.sigmas, marker="o", markersize=3)
     axes.annotate(f"{schedule.sigmas[0]:.4g}", (0, schedule.sigmas[0]), (8, -3), textcoords="offset points")
@@ -72,7 +72,7 @@ def _timesteps(axes: Axes, schedule: Schedule) -> None:
 
 
 def _coefficients(axes: Axes, schedule: Schedule) -> None:
-    """A line for each derivative that is looked back on, and their sum, which is the step's width in sigma."""
+    """Plot the coefficient of each derivative of the history, and their sum, which is the step's width in sigma."""
     steps = np.arange(schedule.num_inference_steps)
     for back, name in enumerate(DERIVATIVES):
         # There is no history before step 0.

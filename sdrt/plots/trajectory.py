@@ -1,4 +1,4 @@
-"""A picture coming out of noise: what the UNet takes the latents for at some steps, decoded, and norms by step."""
+"""A picture emerging from noise: the denoised estimates at some steps, decoded, and norms by step."""
 
 from __future__ import annotations
 
@@ -40,10 +40,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class DenoisingHistory:
-    """How a picture came out.
+    """The steps of one picture.
 
-    ``steps`` holds for each step its number, timestep and sigma, and the L2 norms of the latents before it, of the
-    predicted noise and of the denoised estimate. ``final`` is the finished picture.
+    Attributes:
+        steps: For each step its index, timestep and sigma, and the L2 norms of the latents before it, of the predicted
+            noise and of the denoised estimate.
+        shown: Denoised estimates at some of the steps, decoded.
+        final: The finished picture.
+        values: Number of values of the latents.
     """
 
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -53,7 +57,7 @@ class DenoisingHistory:
 
     @property
     def frames(self) -> list[Image.Image]:
-        """The pictures of an animation, the finished one last."""
+        """The frames of an animation; the finished picture is the last."""
         return [each.picture for each in self.shown] + ([self.final] if self.final else [])
 
 
@@ -67,14 +71,23 @@ def follow(
     seed: int,
     progress: Progress,
 ) -> DenoisingHistory:
-    """Denoise a prompt by the plain UNet, and keep what the steps say.
+    """Denoise a prompt with the plain UNet, and record the norms of every step and some estimates.
+
+    Args:
+        model: Model with the engines.
+        prompt: Prompt; may be empty.
+        num_inference_steps: Number of steps.
+        guidance_scale: Guidance scale; 1 and below turn guidance off.
+        every: Steps from one decoded estimate to the next.
+        seed: Seed of the noise.
+        progress: Progress callback.
 
     Raises:
         UsageError: There would be too many pictures.
-        NumericError: A component gave NaN or Inf.
+        NumericError: A component returned NaN or Inf.
     """
     schedule = model.schedule(num_inference_steps)
-    wanted = set(shown_steps(num_inference_steps, every))
+    decoded = set(shown_steps(num_inference_steps, every))
     noise = model.noise(seed)
     steps: list[dict[str, Any]] = []
     estimates: list[Step] = []
@@ -82,7 +95,7 @@ def follow(
 
         def see(found: Step) -> bool:
             steps.append(_numbers(found))
-            if found.index in wanted:
+            if found.index in decoded:
                 estimates.append(found)
             advance(1)
             return True
@@ -99,7 +112,7 @@ def follow(
 
 
 def _numbers(found: Step) -> dict[str, Any]:
-    """A step's place and norms."""
+    """Return a step's index, timestep, sigma and norms."""
     norms = {"latents": found.latents, "noise": found.noise, "denoised": found.denoised}
     return {
         "step": found.index,
@@ -111,7 +124,7 @@ def _numbers(found: Step) -> dict[str, Any]:
 
 @styled
 def draw_trajectory(found: DenoisingHistory, prompt: str, caption: str) -> Figure:
-    """The estimates and the finished picture as a grid, the norms by step below it."""
+    """Return a figure of the estimates and the finished picture as a grid, with the norms by step below it."""
     panels = [Panel(each.picture, f"step {each.step}, sigma {each.sigma:.3g}") for each in found.shown]
     if found.final is not None:
         panels.append(Panel(found.final, "finished"))
@@ -124,7 +137,7 @@ def draw_trajectory(found: DenoisingHistory, prompt: str, caption: str) -> Figur
 
 
 def _norms(axes: Axes, found: DenoisingHistory) -> None:
-    """A line for each norm, over the steps."""
+    """Plot each norm over the steps."""
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     steps = [each["step"] for each in found.steps]
@@ -141,21 +154,21 @@ def _norms(axes: Axes, found: DenoisingHistory) -> None:
 
 
 def check_animation(path: Path) -> None:
-    """Hold that an animation can be written under this name.
-
-    Raises:
-        UsageError: It ends in neither .gif nor .png.
-    """
+    """Raise UsageError unless the path of an animation ends in .gif or .png."""
     if path.suffix.lower() not in ANIMATIONS:
         message = f"--animation: {str(path)!r} ends in neither .gif nor .png"
-        raise UsageError(message, hint="its ending says what is written: name it .gif or .png")
+        raise UsageError(message, hint="the suffix sets the format: use .gif or .png")
 
 
 def write_animation(frames: list[Image.Image], path: Path) -> None:
-    """Write an animated GIF or PNG that goes round, resting on its last picture; whole or not at all.
+    """Write a looping GIF or PNG that pauses on the last frame; whole or not at all.
+
+    Args:
+        frames: Pictures of equal size.
+        path: File to write, .gif or .png.
 
     Raises:
-        ResourceError: The place cannot be written.
+        ResourceError: The file cannot be written.
     """
     stream = BytesIO()
     first, *others = frames

@@ -1,4 +1,4 @@
-"""The denoising loop with each step shown: the latents before it, and the noise that the UNet sees in them."""
+"""The denoising loop, observed step by step: the latents before each step, and the noise that the UNet predicts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Step:
     """One step of the loop.
 
     Attributes:
-        index: Counted from 0, from the first step that was run.
-        timestep: What the UNet was told.
-        sigma: The noise level before the step.
-        latents: [n,4,64,64] before the step.
-        noise: [n,4,64,64] the noise of unit variance that the UNet sees in them, with guidance.
+        index: Index from 0, counted from the first step that was run.
+        timestep: Timestep that the UNet was given.
+        sigma: Noise level before the step.
+        latents: Latents [n,4,64,64] before the step.
+        noise: Noise [n,4,64,64] of unit variance that the UNet predicts for them, with guidance.
     """
 
     index: int
@@ -34,12 +34,12 @@ class Step:
 
     @property
     def denoised(self) -> Latents:
-        """What the latents would be without the noise: latents - sigma * noise (Karras et al. 2022, equation 1)."""
+        """The denoised estimate: latents - sigma * noise (Karras et al. 2022, equation 1)."""
         return self.latents - np.float32(self.sigma) * self.noise
 
 
 class _Kept(Engine):
-    """An engine whose last output stays to be looked at."""
+    """An engine that keeps its last output."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine.name, engine.spec)
@@ -53,20 +53,20 @@ class _Kept(Engine):
         return outputs
 
     def release(self) -> None:
-        """Do nothing: the engine is somebody else's."""
+        """Do nothing: the caller owns the engine."""
 
 
 def watch(
     unet: Engine, schedule: Schedule, latents: Latents, conditioning: Conditioning, see: Callable[[Step], bool]
 ) -> Latents:
-    """Run the runtime's own loop and show its steps.
+    """Run the runtime's denoising loop and report its steps.
 
     Args:
         unet: An engine of the UNet.
-        schedule: What is run.
-        latents: [n,4,64,64] at the first sigma.
-        conditioning: What to draw, and how strongly.
-        see: Sees each step once it has been run; says whether to go on.
+        schedule: Schedule to run.
+        latents: Latents [n,4,64,64] at the first sigma.
+        conditioning: Hidden states of the prompts, and the guidance scale.
+        see: Called after each step; returns whether to continue.
 
     Returns:
         The latents [n,4,64,64] after the last step that was run.
@@ -81,7 +81,7 @@ def watch(
         nonlocal before
         sigma = float(schedule.sigmas[index])
         output = conditioning.combine(kept.output)
-        # In the form that LMS integrates, the derivative is the noise, whatever the UNet predicts.
+        # The derivative that LMS integrates is the noise, whatever the UNet's prediction type.
         noise = lms.derivative(before, output, sigma, schedule.prediction_type)
         go_on = see(Step(index, timestep, sigma, before, noise))
         before = following
@@ -91,14 +91,14 @@ def watch(
 
 
 def one_step(unet: Engine, schedule: Schedule, step: int, latents: Latents, conditioning: Conditioning) -> Step:
-    """One call of the UNet: what it sees in latents that stand at a step of the schedule.
+    """Call the UNet once, for latents at a step of the schedule.
 
     Args:
         unet: An engine of the UNet.
-        schedule: The whole of it.
-        step: Counted from 0.
-        latents: [n,4,64,64] at the step's sigma.
-        conditioning: What to draw, and how strongly.
+        schedule: The whole schedule.
+        step: Index of the step, from 0.
+        latents: Latents [n,4,64,64] at the step's sigma.
+        conditioning: Hidden states of the prompts, and the guidance scale.
 
     Raises:
         NumericError: The UNet's output holds NaN or Inf.
