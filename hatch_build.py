@@ -10,7 +10,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class DemoBundleHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Exports the demo checkpoint when a wheel is built; an editable install exports it when it is first used."""
+    """Hook that exports the demo checkpoint for a wheel; an editable install exports it on first use."""
 
     PLUGIN_NAME = "custom"
 

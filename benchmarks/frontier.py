@@ -1,8 +1,8 @@
-"""Speed against fidelity: what each opt-in that trades one for the other brings, picture by picture.
+"""Speed and fidelity of each opt-in that trades one for the other, picture by picture.
 
-Each prompt is drawn by every setting in turn, in the same minutes, and held against the picture of fp32. Speed is the
-processor time of a picture's steps, which others who use the machine change little; ratios to bf16, pair by pair. All
-is drawn at guidance 7.5, whatever the checkpoint recommends, as in `sdrt bench`.
+Each prompt is drawn with every setting in turn, and compared with the picture in fp32. Speed is the processor time of a
+picture's steps, which other users of the machine affect little, relative to bf16, pair by pair. Guidance is 7.5,
+whatever the checkpoint recommends, as in `sdrt bench`.
 
 Run: python benchmarks/frontier.py [--checkpoint C] [--bundle DIR] [--steps N] [--threads N] [--out FOLDER]
 """
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 class Setting(NamedTuple):
-    """A way to run: the UNet's precision, the sigmas between which guidance is on, the share of tokens it merges.
+    """A setting: the UNet's precision, the sigmas between which guidance is on, and the share of tokens to merge.
 
-    ``deepcache`` is every how many steps the whole of it is computed.
+    ``deepcache`` is the number of steps from one full computation of the UNet to the next.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Setting(NamedTuple):
 
     @property
     def engines(self) -> tuple[Precision, float | None, bool]:
-        """What it needs engines of its own for."""
+        """The part of the setting that needs engines of its own."""
         return self.precision, self.token_merging, self.deepcache is not None
 
 
@@ -72,12 +72,12 @@ SETTINGS = (
     Setting("bf16, DeepCache 3", "bf16", deepcache=3),
     Setting("bf16, DeepCache 5", "bf16", deepcache=5),
 )
-#: PSNR of equal pictures, to draw it.
+#: PSNR to plot for equal pictures, where it is infinite.
 EQUAL_DB = 80.0
 
 
 def main() -> None:
-    """Measure, print a table, and write frontier.json and frontier.svg."""
+    """Measure all settings, print a table, and write frontier.json and frontier.svg."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="demo")
     parser.add_argument("--bundle", type=Path, help="in place of the checkpoint; prompts are those of --checkpoint")
@@ -85,20 +85,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--store", type=Path, default=Path("build/store"))
     parser.add_argument("--out", type=Path, default=Path("build/frontier"))
-    asked = parser.parse_args()
-    prompts = default_prompts(asked.checkpoint)
-    # A bundle merges what it was exported with.
-    settings = [setting for setting in SETTINGS if not (asked.bundle and setting.token_merging)]
+    args = parser.parse_args()
+    prompts = default_prompts(args.checkpoint)
+    # Token merging is set when a bundle is exported.
+    settings = [setting for setting in SETTINGS if not (args.bundle and setting.token_merging)]
     with contextlib.ExitStack() as stack:
         pipes = {
             (precision, token_merging, deepcache): stack.enter_context(
                 Pipeline.load(
-                    None if asked.bundle else asked.checkpoint,
-                    bundle=asked.bundle,
+                    None if args.bundle else args.checkpoint,
+                    bundle=args.bundle,
                     backend="openvino",
                     precision=precision,
-                    store=asked.store,
-                    threads=asked.threads,
+                    store=args.store,
+                    threads=args.threads,
                     keep_loaded=True,
                     token_merging=token_merging,
                     deepcache=deepcache,
@@ -108,8 +108,7 @@ def main() -> None:
             for precision, token_merging, deepcache in dict.fromkeys(each.engines for each in settings)
         }
         rounds = [
-            {each.name: _draw(pipes[each.engines], each, prompt, asked.steps) for each in settings}
-            for prompt in prompts
+            {each.name: _draw(pipes[each.engines], each, prompt, args.steps) for each in settings} for prompt in prompts
         ]
     rows = [_row(setting, prompts, rounds) for setting in settings]
     for row in rows:
@@ -118,19 +117,19 @@ def main() -> None:
             f"{row['psnr_db']:8.1f} dB, worst {row['worst_psnr_db']:.1f}; SSIM {row['ssim']:.4f}; "
             f"{row['right']} of {len(prompts)} right"
         )
-    asked.out.mkdir(parents=True, exist_ok=True)
-    result = {"steps": asked.steps, "threads": asked.threads, "machine": machine(), "versions": versions()}
-    (asked.out / "frontier.json").write_text(json.dumps({**result, "settings": rows}, indent=1) + "\n")
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = {"steps": args.steps, "threads": args.threads, "machine": machine(), "versions": versions()}
+    (args.out / "frontier.json").write_text(json.dumps({**result, "settings": rows}, indent=1) + "\n")
     dots = tuple(Series(row["name"], ((row["speed"], row["psnr_db"]),), "dots") for row in rows)
-    title = f"Speed against fidelity: {asked.checkpoint}, {asked.steps} steps"
+    title = f"Speed against fidelity: {args.checkpoint}, {args.steps} steps"
     chart = Chart(title, "speed of the steps, bf16 = 1", "PSNR to fp32, dB (80: equal)", dots)
-    (asked.out / "frontier.svg").write_text(draw(chart))
+    (args.out / "frontier.svg").write_text(draw(chart))
 
 
-def _draw(pipe: Pipeline, setting: Setting, asked: PromptSeed, steps: int) -> Drawn:
-    """One picture; its steps are timed by what the process computes, each from the end of the one before.
+def _draw(pipe: Pipeline, setting: Setting, prompt: PromptSeed, steps: int) -> Drawn:
+    """Draw one picture and measure the processor time of its steps, each from the end of the one before.
 
-    The first, which has none before it, counts as long as the next of its kind.
+    The first step has none before it and counts as much as the next of its kind.
     """
     ends: list[float] = []
 
@@ -138,8 +137,8 @@ def _draw(pipe: Pipeline, setting: Setting, asked: PromptSeed, steps: int) -> Dr
         ends.append(time.process_time())
 
     result = pipe(
-        asked.prompt,
-        seed=asked.seed,
+        prompt.prompt,
+        seed=prompt.seed,
         num_inference_steps=steps,
         guidance_scale=DEFAULT_GUIDANCE_SCALE,
         guidance_interval=setting.guidance_interval,
@@ -151,7 +150,7 @@ def _draw(pipe: Pipeline, setting: Setting, asked: PromptSeed, steps: int) -> Dr
 
 
 def _row(setting: Setting, prompts: tuple[PromptSeed, ...], rounds: list[dict[str, Drawn]]) -> dict[str, Any]:
-    """What a setting reached over all prompts."""
+    """Return the speed and fidelity of a setting over all prompts."""
     ratios = sorted(drawn[BASE.name].steps_cpu_s / drawn[setting.name].steps_cpu_s for drawn in rounds)
     pairs = [(drawn[REFERENCE.name].picture, drawn[setting.name].picture) for drawn in rounds]
     decibels = [EQUAL_DB if (value := psnr_db(*pair)) is None else value for pair in pairs]

@@ -1,4 +1,4 @@
-"""Host work between UNet calls: the denoising loop on an engine that answers at once.
+"""Host time between UNet calls: the denoising loop with an engine that returns at once.
 
 Run: python benchmarks/host_overhead.py
 """
@@ -23,7 +23,7 @@ V1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 
 
 class Instant(Engine):
-    """A UNet that gives back its sample."""
+    """A UNet that returns its sample unchanged."""
 
     def __init__(self) -> None:
         specs = {"sample": (4, 64, 64), "timestep": (), "encoder_hidden_states": (77, HIDDEN)}
@@ -43,21 +43,21 @@ class Instant(Engine):
         self.total_s = 0.0
 
     def execute(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Answer at once."""
+        """Return the sample."""
         return {"out_sample": feeds["sample"]}
 
     def run(self, **feeds: Array) -> dict[str, Array]:
-        """Run, and add the seconds up."""
+        """Run and add the time to the total."""
         outputs = super().run(**feeds)
         self.total_s += self.last_s
         return outputs
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources."""
 
 
 def main() -> None:
-    """Print milliseconds a step over repeated runs."""
+    """Print the milliseconds a step over repeated runs."""
     schedule = Schedule.from_config(V1, STEPS)
     for pictures in (1, 4):
         embeds = np.zeros((pictures, 77, HIDDEN), np.float32)

@@ -1,11 +1,11 @@
-"""What int8 brings by how much of the UNet's work is in int8, which depends on the checkpoint, beside bf16 by OpenVINO.
+"""Speed of int8 by the share of the UNet's work that is in int8, relative to bf16 by OpenVINO.
 
-With --diffusers the checkpoint's UNet by diffusers, in bf16 with channels last, takes its turn in the same rounds.
+With --diffusers, diffusers' UNet of the checkpoint, in bf16 with channels last, runs in the same rounds.
 
-A checkpoint is quantised with as few modules kept as its test allows; here shares of the products' FLOPs are tried, on
-any weights: ranges are those of two steps of one picture, since speed does not depend on them. What is kept is drawn
-at random over the whole graph, so that as many tensors go from one precision to the other as can be expected at worst.
-One pass of both halves of guidance, each contender in turn.
+How many modules have to stay in bf16 depends on the checkpoint; here several shares of the products' FLOPs are measured
+on any weights. Ranges come from two steps of one picture, since speed does not depend on them. The modules that stay
+are drawn at random over the whole graph, which is the worst case for conversions between the precisions. A contender's
+time is that of one pass of both halves of guidance; contenders run in turn.
 
 Run: python benchmarks/int8_share.py BUNDLE [--diffusers CHECKPOINT] [--shares 1,0.75,0.5] [--threads N] [--rounds N]
      [--out FOLDER]
@@ -38,7 +38,7 @@ from sdrt.progress import for_terminal
 
 
 def main() -> None:
-    """Measure, print a line for each contender, and write int8_share.json."""
+    """Measure all contenders, print a line for each, and write int8_share.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path, help="in fp32")
     parser.add_argument("--diffusers", type=Path, help="the bundle's checkpoint, a folder in diffusers' layout")
@@ -46,29 +46,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("build/int8-share"))
-    asked = parser.parse_args()
-    bundle = Bundle.open(asked.bundle)
-    with tempfile.TemporaryDirectory(dir=asked.bundle.resolve().parent) as folder:
-        graphs = quantised(bundle, [float(share) for share in asked.shares.split(",")], Path(folder))
+    args = parser.parse_args()
+    bundle = Bundle.open(args.bundle)
+    with tempfile.TemporaryDirectory(dir=args.bundle.resolve().parent) as folder:
+        graphs = quantised(bundle, [float(share) for share in args.shares.split(",")], Path(folder))
         inputs = feeds(bundle)
-        contenders = {"bf16": opened(bundle.graph("unet"), "bf16", inputs, asked.threads)}
-        contenders |= {name: opened(graph, "int8", inputs, asked.threads) for name, graph in graphs.items()}
-        if asked.diffusers is not None:
-            contenders["diffusers bf16"] = diffusers_unet(asked.diffusers, inputs, asked.threads)
-        seconds = measure(contenders, asked.rounds)
+        contenders = {"bf16": opened(bundle.graph("unet"), "bf16", inputs, args.threads)}
+        contenders |= {name: opened(graph, "int8", inputs, args.threads) for name, graph in graphs.items()}
+        if args.diffusers is not None:
+            contenders["diffusers bf16"] = diffusers_unet(args.diffusers, inputs, args.threads)
+        seconds = measure(contenders, args.rounds)
     rows = []
     for name, values in seconds.items():
         ratios = [value / base for value, base in zip(values, seconds["bf16"], strict=True)]
         rows.append({"contender": name, "seconds": values, "of_bf16": ratios})
         middle = f"{statistics.median(values):8.3f} s, {statistics.median(ratios):.2f} of bf16"
         print(f"{name:40} {middle} ({min(ratios):.2f} to {max(ratios):.2f})")
-    asked.out.mkdir(parents=True, exist_ok=True)
-    found = {"threads": asked.threads, "machine": machine(), "versions": versions(), "rows": rows}
-    (asked.out / "int8_share.json").write_text(json.dumps(found, indent=1) + "\n")
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = {"threads": args.threads, "machine": machine(), "versions": versions(), "rows": rows}
+    (args.out / "int8_share.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def quantised(bundle: Bundle, shares: list[float], folder: Path) -> dict[str, Path]:
-    """The UNet in int8 with each share of its products' FLOPs, by what is in int8."""
+    """Write the UNet with each share of its products' FLOPs in int8, and return the graphs by their description."""
     source = bundle.graph("unet")
     graph = onnx.load(str(source), load_external_data=False).graph
     tensors = list(dict.fromkeys(node.input[0] for node in products(graph)))
@@ -85,7 +85,7 @@ def quantised(bundle: Bundle, shares: list[float], folder: Path) -> dict[str, Pa
 
 
 def all_but(graph: onnx.GraphProto, share: float) -> tuple[tuple[str, ...], float]:
-    """Modules to keep, drawn in an order that is always the same, and the share of the FLOPs that is then in int8."""
+    """Choose the modules to keep, from a fixed seed, and return them with the share of FLOPs that is then in int8."""
     flops: dict[str, int] = {}
     for node in products(graph):
         module = module_of(node)
@@ -100,7 +100,7 @@ def all_but(graph: onnx.GraphProto, share: float) -> tuple[tuple[str, ...], floa
 
 
 def opened(graph: Path, precision: Precision, inputs: dict[str, Array], threads: int) -> Callable[[], object]:
-    """A pass of a graph of the UNet as sdrt's engines compute it, but not tested: its ranges are few steps'."""
+    """Return a pass of a UNet graph as sdrt's engines compute it, without the test that int8 engines have to pass."""
     model = core().read_model(graph)
     keep_timestep(model)
     keep_last_layers(model)
@@ -109,7 +109,7 @@ def opened(graph: Path, precision: Precision, inputs: dict[str, Array], threads:
 
 
 def diffusers_unet(checkpoint: Path, inputs: dict[str, Array], threads: int) -> Callable[[], object]:
-    """A pass of the checkpoint's UNet by diffusers."""
+    """Return a pass of the checkpoint's UNet by diffusers."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -127,14 +127,14 @@ def diffusers_unet(checkpoint: Path, inputs: dict[str, Array], threads: int) -> 
 
 
 def feeds(bundle: Bundle) -> dict[str, Array]:
-    """Both halves of guidance: random inputs of the UNet."""
+    """Return random inputs of the UNet, with two rows for both halves of guidance."""
     rng = np.random.default_rng(0)
     inputs = bundle.manifest.components["unet"].inputs
     return {one.name: rng.standard_normal((2, *map(int, one.shape[1:]))).astype(one.dtype) for one in inputs}
 
 
 def measure(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a pass of each contender, round by round, after one that warms up."""
+    """Measure the seconds of a pass of each contender, round by round, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, run in contenders.items():

@@ -1,4 +1,4 @@
-"""Cost as work grows: pictures in a request, steps, threads; and a queue of prompts against one command a prompt.
+"""Scaling with the pictures in a request, steps and threads; and a queue of prompts compared with one command a prompt.
 
 Run: python benchmarks/scaling.py --store build/store --out benchmarks/results/scaling
 """
@@ -34,20 +34,20 @@ Key = tuple[int, int, int]
 
 
 def main() -> None:
-    """Measure, and write scaling.json, scaling.md and two plots."""
-    asked = arguments()
+    """Measure the grid and the queue, and write scaling.json, scaling.md and two plots."""
+    args = arguments()
     progress = for_terminal()
-    source = Source(checkpoint=asked.checkpoint)
-    choice = choose(source, backend=asked.backend, store=asked.store, progress=progress)
-    engines = prepare(source, choice, store=asked.store, progress=progress)
+    source = Source(checkpoint=args.checkpoint)
+    choice = choose(source, backend=args.backend, store=args.store, progress=progress)
+    engines = prepare(source, choice, store=args.store, progress=progress)
     manifest = engines.manifest
     prompts = [each.prompt for each in default_prompts(manifest.checkpoint.name)]
-    grid = [(batch, asked.steps[0]) for batch in asked.batches] + [(1, steps) for steps in asked.steps[1:]]
-    job = Job("sdrt", manifest.precision, threads=1, engines=str(engines.path), store=str(asked.store))
-    seconds = measure(job, grid, prompts[0], asked, progress)
+    grid = [(batch, args.steps[0]) for batch in args.batches] + [(1, steps) for steps in args.steps[1:]]
+    job = Job("sdrt", manifest.precision, threads=1, engines=str(engines.path), store=str(args.store))
+    seconds = measure(job, grid, prompts[0], args, progress)
     found = {
         "schema_version": 1,
-        "command": f"python benchmarks/scaling.py --checkpoint {asked.checkpoint} --backend {manifest.backend}",
+        "command": f"python benchmarks/scaling.py --checkpoint {args.checkpoint} --backend {manifest.backend}",
         "checkpoint": manifest.checkpoint.name,
         "backend": manifest.backend,
         "precision": manifest.precision,
@@ -57,20 +57,20 @@ def main() -> None:
             {"threads": threads, "batch": batch, "steps": steps, "seconds": sample(values).model_dump()}
             for (threads, batch, steps), values in seconds.items()
         ],
-        "queue": queue(asked, prompts, manifest.backend, progress),
+        "queue": queue(args, prompts, manifest.backend, progress),
     }
-    asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
-    (asked.out / "scaling.md").write_text(markdown(found))
-    first = asked.steps[0]
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
+    (args.out / "scaling.md").write_text(markdown(found))
+    first = args.steps[0]
     by_batch = f"Pictures a minute, {first} steps", "pictures in a request", "pictures a minute"
-    plot(asked.out / "batch.svg", by_batch, found, lambda row: row["steps"] == first, rate_by_batch)
+    plot(args.out / "batch.svg", by_batch, found, lambda row: row["steps"] == first, rate_by_batch)
     by_steps = "Seconds of one picture", "steps", "seconds"
-    plot(asked.out / "steps.svg", by_steps, found, lambda row: row["batch"] == 1, seconds_by_steps)
+    plot(args.out / "steps.svg", by_steps, found, lambda row: row["batch"] == 1, seconds_by_steps)
 
 
 def arguments() -> argparse.Namespace:
-    """The options."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoint", default="demo")
     parser.add_argument("--backend", default="auto")
@@ -84,19 +84,19 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(
-    job: Job, grid: list[tuple[int, int]], prompt: str, asked: argparse.Namespace, progress: Progress
+    job: Job, grid: list[tuple[int, int]], prompt: str, args: argparse.Namespace, progress: Progress
 ) -> dict[Key, list[float]]:
-    """Seconds by (threads, batch, steps): every point once a round, thread counts in turn at each."""
+    """Measure seconds by (threads, batch, steps): each point once a round, and each thread count in turn at a point."""
     seconds: dict[Key, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         live = {
-            threads: stack.enter_context(Process(replace(job, threads=threads), folder)) for threads in asked.threads
+            threads: stack.enter_context(Process(replace(job, threads=threads), folder)) for threads in args.threads
         }
         png = str(Path(folder) / "picture.png")
         for process in live.values():
             process.run(Work((prompt,), (0,), 1, GUIDANCE_SCALE, png))
-        with progress.stage("scaling", asked.rounds * len(grid)) as advance:
-            for _ in range(asked.rounds):
+        with progress.stage("scaling", args.rounds * len(grid)) as advance:
+            for _ in range(args.rounds):
                 for batch, steps in grid:
                     work = Work((prompt,) * batch, tuple(range(batch)), steps, GUIDANCE_SCALE, png)
                     for threads, process in live.items():
@@ -105,25 +105,25 @@ def measure(
     return seconds
 
 
-def queue(asked: argparse.Namespace, prompts: list[str], backend: str, progress: Progress) -> dict[str, Any]:
-    """Seconds of the same pictures from a file of prompts, and from a command each."""
-    steps = asked.steps[0]
+def queue(args: argparse.Namespace, prompts: list[str], backend: str, progress: Progress) -> dict[str, Any]:
+    """Measure the seconds of the same pictures from one file of prompts, and from one command each."""
+    steps = args.steps[0]
     lines = [{"prompt": prompts[index % len(prompts)], "seed": index} for index in range(PROMPTS)]
     common = [
         "--checkpoint",
-        asked.checkpoint,
+        args.checkpoint,
         "--backend",
         backend,
         "--store",
-        str(asked.store),
+        str(args.store),
         "--steps",
         str(steps),
     ]
     merged, alone = [], []
-    with tempfile.TemporaryDirectory() as name, progress.stage("queue", asked.rounds) as advance:
+    with tempfile.TemporaryDirectory() as name, progress.stage("queue", args.rounds) as advance:
         folder = Path(name)
         (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        for _ in range(asked.rounds):
+        for _ in range(args.rounds):
             words = ["--prompts", str(folder / "prompts.jsonl"), "--out", str(folder / "queue.png")]
             merged.append(command([*common, *words]))
             total = 0.0
@@ -141,25 +141,25 @@ def queue(asked: argparse.Namespace, prompts: list[str], backend: str, progress:
 
 
 def command(words: list[str]) -> float:
-    """Seconds of sdrt denoise from its start to its end."""
+    """Run sdrt denoise in a new process and return its wall time in seconds."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "sdrt", "denoise", *words], check=True, capture_output=True)
     return time.perf_counter() - start
 
 
 def rate_by_batch(row: dict[str, Any]) -> tuple[float, float]:
-    """A point of the plot of throughput."""
+    """Return a point of the plot of throughput: batch and pictures a minute."""
     return row["batch"], 60 * row["batch"] / row["seconds"]["p50"]
 
 
 def seconds_by_steps(row: dict[str, Any]) -> tuple[float, float]:
-    """A point of the plot of steps."""
+    """Return a point of the plot of steps: steps and seconds."""
     return row["steps"], row["seconds"]["p50"]
 
 
-def plot(path: Path, labels: tuple[str, str, str], found: dict[str, Any], wanted: Any, point: Any) -> None:
-    """One line a number of threads."""
-    rows = [row for row in found["rows"] if wanted(row)]
+def plot(path: Path, labels: tuple[str, str, str], found: dict[str, Any], chosen: Any, point: Any) -> None:
+    """Write a chart of the chosen rows with a line for each number of threads."""
+    rows = [row for row in found["rows"] if chosen(row)]
     counts = sorted({row["threads"] for row in rows})
     series = tuple(
         Series(
@@ -172,7 +172,7 @@ def plot(path: Path, labels: tuple[str, str, str], found: dict[str, Any], wanted
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The numbers as a table."""
+    """Return the measurements as Markdown."""
     facts = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
     text = [
         f"{found['checkpoint']} on {found['backend']} {found['precision']}; guidance {GUIDANCE_SCALE}.",

@@ -1,4 +1,4 @@
-"""Write benchmarks/README.md from the results beside it, so that its tables are what was measured.
+"""Write benchmarks/README.md from the measured results beside it.
 
 Run: python benchmarks/write_readme.py
 """
@@ -36,7 +36,7 @@ factor of two it is the ratios that say something
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the text of the page."""
     parts = [HEAD]
     for folder in sorted(path.parent for path in RESULTS.glob("*/bench.json")):
         text = (
@@ -59,7 +59,7 @@ def page() -> str:
 
 
 def tuned(path: Path) -> str:
-    """What `sdrt tune` tried, in its order, and why it kept what it kept."""
+    """Return the trials of `sdrt tune` as Markdown, in their order, with the reasons."""
     record = json.loads(path.read_bytes())
     lines = [
         f"## The fastest way to run {record['checkpoint']}\n",

@@ -1,1 +1,1 @@
-"""How the demo checkpoint is made: its scenes, their captions, the training and the evaluation."""
+"""Source of the demo checkpoint: scenes, captions, training and evaluation."""

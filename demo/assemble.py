@@ -1,4 +1,4 @@
-"""Put the trained parts together: StableDiffusionPipeline for sample sheets, and the fp16 checkpoint that ships."""
+"""Assemble the trained parts: a StableDiffusionPipeline for sample sheets, and the fp16 checkpoint that is released."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from sdrt.sampling.latents import unit_noise
 from sdrt.sampling.lms import Latents, Schedule, scale_model_input, step
 
 MODEL_CARD = "README.md"
-#: What the checkpoint recommends to draw with. At 7.5, which it was trained for, red smears stand beside green objects
-#: on purple; at less than 6 fewer pairs are right (docs/decisions/0084).
+#: Guidance scale that the checkpoint recommends. At 7.5, which it was trained for, there are red smears beside green
+#: objects on purple; below 6 fewer pairs are right (docs/decisions/0084).
 RECOMMENDED_GUIDANCE_SCALE = 6.0
 
 
 def averaged(out: Path, stage: str = "full") -> StableDiffusionPipeline:
-    """The pipeline of a stage's averaged weights, fp32. Those of the inner stages are for ``sample`` alone."""
+    """Return the fp32 pipeline of a stage's averaged weights; that of an inner stage is for ``sample`` only."""
     average = torch.load(state_file(out, stage), weights_only=False)["average"]
     if STAGES[stage].side == INNER:
         unet = new_inner_unet()
     else:
-        # a warm start keeps the layout of what it went on from
+        # a warm start keeps the layout of its checkpoint
         warm = out / "unet"
         unet = UNet2DConditionModel.from_pretrained(warm) if warm.exists() else new_unet()
     text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float32)
@@ -58,7 +58,7 @@ def sample(
     guidance_scale: float = GUIDANCE_SCALE,
     steps: int = 25,
 ) -> list[Image.Image]:
-    """One picture a caption by LMS, at the latents of the UNet's stage: 256 pixels wide for the inner one."""
+    """Draw a picture for each caption with LMS, 256 pixels wide at an inner stage and 512 at the last."""
     unet, side = pipeline.unet, pipeline.unet.config.sample_size
     ids = token_ids(pipeline.tokenizer, [""] * len(captions) + captions)
     states = pipeline.text_encoder(ids).last_hidden_state
@@ -79,7 +79,7 @@ def sample(
 
 
 def sheet(pictures: list[Image.Image], columns: int, pixels: int) -> Image.Image:
-    """The pictures in rows of ``columns``, each ``pixels`` wide."""
+    """Return the pictures in one, in rows of ``columns``, each ``pixels`` wide."""
     rows = -(-len(pictures) // columns)
     page = Image.new("RGB", (columns * pixels, rows * pixels), "white")
     for k, picture in enumerate(pictures):
@@ -105,7 +105,7 @@ def write_checkpoint(pipeline: StableDiffusionPipeline, folder: Path) -> None:
 
 
 def _mend_config(config: Path) -> None:
-    """Take out the folder from which a part was loaded, and have transformers compute in fp32 as diffusers does."""
+    """Remove the path that a part was loaded from, and set transformers' dtype to fp32, as in diffusers."""
     fields = json.loads(config.read_text())
     fields.pop("_name_or_path", None)
     if "dtype" in fields:

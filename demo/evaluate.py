@@ -1,9 +1,9 @@
-"""Measure the demo checkpoint on held-out captions: how many pictures show all that was asked.
+"""Measure the demo checkpoint on held-out captions: how many pictures match the whole caption.
 
     python -m demo.evaluate --out build/demo-evaluation
 
-paints with sdrt's fp32 onnxruntime engines, or others (--backend, --precision): what int8 or bf16 costs in obedience,
-best told beside the evaluation.json of the same captions in fp32 (--against). Writes evaluation.json, evaluation.md and
+draws with sdrt's fp32 onnxruntime engines, or others (--backend, --precision). To measure what int8 or bf16 costs,
+compare with the evaluation.json of the same captions in fp32 (--against). Writes evaluation.json, evaluation.md and
 sheet.png.
 """
 
@@ -27,7 +27,7 @@ from sdrt.artefacts.manifest import Precision
 from sdrt.checkpoint import open_checkpoint
 from sdrt.compare.scorer import Verdict, score
 
-#: Captions to pictures; the k-th picture is drawn from seed + k.
+#: Function from captions and a seed to pictures; the k-th picture is drawn from seed + k.
 Painter = Callable[[Sequence[str], int], list[Image.Image]]
 
 CHECKPOINT = Path(__file__).parents[1] / "sdrt" / "assets" / "demo-checkpoint"
@@ -47,12 +47,12 @@ class Result:
     verdict: Verdict
 
     def has(self, aspect: str) -> bool:
-        """Whether an aspect is right; "right" stands for all of them."""
+        """Return whether an aspect is right; "right" stands for all of them."""
         return bool(getattr(self.verdict, aspect))
 
 
 def held_out_captions(count: int, objects: int, seed: int = CAPTIONS_SEED) -> list[str]:
-    """Captions with one or two objects that name every colour, of scenes that training never sees."""
+    """Return captions of scenes that training never sees, with one or two objects, that name every colour."""
     rng = random.Random(seed + objects)
     captions: list[str] = []
     while len(captions) < count:
@@ -63,7 +63,7 @@ def held_out_captions(count: int, objects: int, seed: int = CAPTIONS_SEED) -> li
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4)."""
+    """Return the 95% interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4)."""
     z = 1.959964
     share, weight = right / count, z * z / count
     centre = (share + weight / 2) / (1 + weight)
@@ -72,38 +72,40 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def paired(lost: int, won: int, count: int) -> tuple[float, float, float]:
-    """The change of a share, pair by pair, and its 95% interval (Agresti and Min 2005, section 2: half a pair each).
+    """Return the change of a share in paired samples, and its 95% interval.
+
+    Source: Agresti and Min 2005, section 2, with half a pair added to each cell.
 
     Args:
-        lost: Pairs that were right and are not.
-        won: Pairs that were not and are.
-        count: All pairs.
+        lost: Number of pairs that were right and are wrong now.
+        won: Number of pairs that were wrong and are right now.
+        count: Number of all pairs.
     """
     z, b, c, n = 1.959964, lost + 0.5, won + 0.5, count + 2
     centre, half = (c - b) / n, z * math.sqrt(b + c - (b - c) ** 2 / n) / n
     return (won - lost) / count, centre - half, centre + half
 
 
-def asked_captions(count: int) -> list[tuple[str, int, int]]:
-    """Each caption with its picture's seed and its number of objects, half of them with two."""
+def numbered_captions(count: int) -> list[tuple[str, int, int]]:
+    """Return ``count`` captions, each with its picture's seed and its number of objects; half of them have two."""
     captions = [(words, objects) for objects in (1, 2) for words in held_out_captions(count // 2, objects)]
     return [(words, SEED + k, objects) for k, (words, objects) in enumerate(captions)]
 
 
 def earlier(path: Path, count: int) -> list[bool]:
-    """Which pictures of an earlier evaluation.json were right.
+    """Read for each picture of an earlier evaluation.json whether it was right.
 
     Raises:
-        ValueError: It is of other captions or seeds.
+        ValueError: The captions or the seeds differ.
     """
     rows = json.loads(path.read_bytes())["results"]
-    if [(row["caption"], row["seed"]) for row in rows] != [(words, seed) for words, seed, _ in asked_captions(count)]:
-        raise ValueError(f"{path} is of other captions or seeds; evaluate both with the same --count")
+    if [(row["caption"], row["seed"]) for row in rows] != [each[:2] for each in numbered_captions(count)]:
+        raise ValueError(f"{path} has other captions or seeds; evaluate both with the same --count")
     return [bool(row["right"]) for row in rows]
 
 
 def changes(results: list[Result], before: Sequence[bool]) -> str:
-    """What became of pictures that were right or wrong before, in Markdown."""
+    """Return a Markdown table of the pictures that changed from right to wrong or back since an earlier evaluation."""
     lines = ["| everything right | before | lost | won | change, points |", "|---|---|---|---|---|"]
     for label, kinds in (("one object", {1}), ("two objects", {2}), ("all", {1, 2})):
         both = zip(before, results, strict=True)
@@ -116,12 +118,12 @@ def changes(results: list[Result], before: Sequence[bool]) -> str:
 
 
 def evaluate(paint: Painter, count: int, batch: int = 4) -> tuple[list[Result], list[Image.Image], float]:
-    """Paint and judge ``count`` captions, half of them with two objects.
+    """Draw and score ``count`` captions, half of them with two objects.
 
     Returns:
-        The results, the pictures, and the seconds a picture took.
+        The results, the pictures, and the seconds a picture.
     """
-    captions = asked_captions(count)
+    captions = numbered_captions(count)
     results: list[Result] = []
     pictures: list[Image.Image] = []
     start = time.perf_counter()
@@ -135,7 +137,7 @@ def evaluate(paint: Painter, count: int, batch: int = 4) -> tuple[list[Result], 
 
 
 def sdrt_painter(checkpoint: str, backend: str, precision: Precision, guidance_scale: float) -> Painter:
-    """The package's own runtime."""
+    """Return a painter that draws with sdrt."""
     from sdrt import Pipeline
 
     pipeline = Pipeline.load(checkpoint, backend=backend, precision=precision)
@@ -144,7 +146,7 @@ def sdrt_painter(checkpoint: str, backend: str, precision: Precision, guidance_s
 
 
 def autoencoder_psnr(checkpoint: Path, count: int = 32, pixels: int = 512) -> list[float]:
-    """PSNR in dB of held-out scenes through the autoencoder, one value a scene."""
+    """Return the PSNR in dB of held-out scenes through the autoencoder, one value a scene."""
     import torch
     from diffusers import AutoencoderKL
 
@@ -165,7 +167,7 @@ def autoencoder_psnr(checkpoint: Path, count: int = 32, pixels: int = 512) -> li
 
 
 def table(results: list[Result]) -> str:
-    """The share of right pictures by aspect in Markdown, with 95% intervals."""
+    """Return a Markdown table of the share of right pictures by aspect, with 95% intervals."""
     lines = ["| aspect | one object | two objects |", "|---|---|---|"]
     for aspect in ASPECTS:
         cells = []
@@ -211,15 +213,15 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=200, help="captions, half of them with two objects")
-    parser.add_argument("--checkpoint", default="demo", metavar="FOLDER", help="a checkpoint of the demo's world")
-    parser.add_argument("--backend", default="onnxruntime", help="what of sdrt paints")
-    parser.add_argument("--precision", default="fp32", help="how it computes")
-    parser.add_argument("--guidance-scale", type=float, help="default: what the checkpoint recommends")
-    parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier evaluation.json: what changed since")
-    asked = parser.parse_args()
-    scale = asked.guidance_scale
+    parser.add_argument("--count", type=int, default=200, help="number of captions, half of them with two objects")
+    parser.add_argument("--checkpoint", default="demo", metavar="FOLDER", help="a checkpoint of the demo's scenes")
+    parser.add_argument("--backend", default="onnxruntime", help="sdrt's backend")
+    parser.add_argument("--precision", default="fp32", help="sdrt's precision")
+    parser.add_argument("--guidance-scale", type=float, help="default: the checkpoint's")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier evaluation.json to compare with")
+    args = parser.parse_args()
+    scale = args.guidance_scale
     if scale is None:
-        scale = open_checkpoint(asked.checkpoint).guidance_scale
-    painter = sdrt_painter(asked.checkpoint, asked.backend, asked.precision, scale)
-    main(asked.out, asked.count, asked.checkpoint, painter, scale, asked.against)
+        scale = open_checkpoint(args.checkpoint).guidance_scale
+    painter = sdrt_painter(args.checkpoint, args.backend, args.precision, scale)
+    main(args.out, args.count, args.checkpoint, painter, scale, args.against)

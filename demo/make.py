@@ -1,7 +1,7 @@
 """Make the demo checkpoint, all stages in order: `make demo-checkpoint`.
 
-Each stage goes on from its saved state in the work folder; a finished one takes no time. With --warm-start and an empty
-work folder, training goes on from a checkpoint's weights instead, with the last stage only.
+Each stage resumes from its saved state in the work folder; a finished one is skipped. With --warm-start and an empty
+work folder, training starts from a checkpoint's weights instead, with the last stage only.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from demo.assemble import averaged, sample, sheet, write_checkpoint
 from demo.evaluate import held_out_captions
 from sdrt.checkpoint.clip_vocabulary import write_clip_tokenizer
 
-#: Share of the time budget each stage gets.
+#: Share of the time budget of each stage.
 SHARES = {"autoencoder": 0.25, "text_encoder": 0.07, "inner": 0.18, "guided": 0.05, "full": 0.45}
-#: Encoded scenes that the UNet learns from.
+#: Number of encoded scenes that the UNet is trained on.
 SCENES = 4000
 
 
 def warm_start(out: Path, checkpoint: Path) -> None:
-    """Put a checkpoint's weights where the stages look for what the one before left."""
+    """Copy a checkpoint's weights to where each stage looks for those of the stage before."""
     for part in ("unet", "vae", "text_encoder", "tokenizer"):
         shutil.copytree(checkpoint / part, out / part)
 
 
 def write_sheet(out: Path, stage: str) -> None:
-    """Pictures of held-out captions by a stage's averaged weights, with guidance 1 in the upper half and 7.5 below."""
+    """Write a sheet of held-out captions drawn with a stage's averaged weights, at guidance 1 above and 7.5 below."""
     captions = held_out_captions(6, 1) + held_out_captions(6, 2)
     pipeline = averaged(out, stage)
     pictures = [p for guidance in (1.0, 7.5) for p in sample(pipeline, captions, 0, guidance)]
@@ -54,7 +54,7 @@ def main() -> None:
     """Parse the command line and make the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="work folder: states, logs, sample sheets, checkpoint/")
-    parser.add_argument("--budget-s", type=float, default=4 * 3600, help="seconds of training in all")
+    parser.add_argument("--budget-s", type=float, default=4 * 3600, help="seconds of training in total")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warm-start", type=Path, metavar="FOLDER", help="start from this checkpoint's weights")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Scenes of the demo checkpoint's world: drawn at random, put into words and into pictures.
+"""Scenes of the demo checkpoint: random ones, their captions and their pictures.
 
-The words and shapes themselves stand in ``sdrt.compare.scene_grammar``, which the scorer reads too. What a caption
-leaves open (a colour, the background) is drawn at random, so that seeds differ there.
+The words and shapes are defined in ``sdrt.compare.scene_grammar``, which the scorer uses too. A colour or background
+that a caption does not name is random, so that seeds differ there.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from sdrt.compare.scene_grammar import (
     draw_mask,
 )
 
-#: How far an object's centre strays from its place, as a share of the picture's width.
+#: Largest distance of an object's centre from its place, as a share of the picture's width.
 JITTER = 0.01
 STRIPE_PERIOD = 1 / 8
-#: One scene in so many is never trained on.
+#: One in this many combinations is never trained on.
 HELD_OUT_SHARE = 16
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether training never sees this combination (one in ``HELD_OUT_SHARE``, by a hash of its words)."""
+    """Return whether training never sees this combination (one in ``HELD_OUT_SHARE``, by a hash of its words)."""
     return hashlib.sha256(repr(scene).encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
 def random_scene(rng: random.Random, pairs: float = 0.55, textures: float = 0.2) -> Scene:
-    """Draw a scene.
+    """Return a random scene.
 
     Args:
-        rng: Draws everything.
-        pairs: The share of scenes with two objects.
-        textures: The share of textured objects, and of textured backgrounds.
+        rng: Random number generator.
+        pairs: Share of scenes with two objects.
+        textures: Share of textured objects, and of textured backgrounds.
     """
     background = rng.choice(list(PALETTE))
     colours = [colour for colour in PALETTE if colour != background]
@@ -71,12 +71,12 @@ def _thing_words(rng: random.Random, thing: Thing, colour: bool) -> str:
 
 
 def caption(rng: random.Random, scene: Scene, complete: bool = False) -> str:
-    """Say what the scene shows, in one of many wordings.
+    """Return a caption of the scene in a random wording.
 
     Args:
-        rng: Chooses the wording.
-        scene: What to say.
-        complete: Name every colour and the background; else some captions leave them open.
+        rng: Random number generator.
+        scene: Scene to describe.
+        complete: Whether to name every colour and the background; otherwise some captions leave them open.
     """
     open_colour = not complete and rng.random() < 0.04
     words = [_thing_words(rng, thing, not open_colour) for thing in scene.things]
@@ -94,7 +94,7 @@ def caption(rng: random.Random, scene: Scene, complete: bool = False) -> str:
 
 
 def _fill(colour: str, texture: str, pixels: int, period: float) -> Image.Image:
-    """A picture full of one colour, or of its two shades in stripes or dots."""
+    """Return a picture filled with one colour, or with its two shades in stripes or dots."""
     base, shade = PALETTE[colour]
     picture = Image.new("RGB", (pixels, pixels), base)
     draw = ImageDraw.Draw(picture)
@@ -113,9 +113,9 @@ def draw(scene: Scene, pixels: int, rng: random.Random) -> Image.Image:
     """Draw the scene.
 
     Args:
-        scene: What to draw.
+        scene: Scene to draw.
         pixels: Side of the square picture.
-        rng: Moves each object by up to ``JITTER`` of the width and varies its radius by 3%.
+        rng: Random number generator, to move each object by up to ``JITTER`` of the width and vary its radius by 3%.
 
     Returns:
         An RGB picture of pixels x pixels, drawn at twice the size and reduced.

@@ -16,9 +16,9 @@ from demo.training import Run, pixels_of
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """The untrained autoencoder.
+    """Return the untrained autoencoder.
 
-    One group in every GroupNorm: more would remove each group's absolute level, and flat colours are nothing else.
+    Each GroupNorm has one group: more would remove each group's absolute level, which is all that a flat colour is.
     """
     return AutoencoderKL(
         block_out_channels=(24, 48, 64, 64),
@@ -31,15 +31,15 @@ def new_autoencoder() -> AutoencoderKL:
     )
 
 
-#: Share of textured objects and backgrounds. With a fifth, as in the other stages, rare second shades were lost:
-#: black's grey stripes came out blue.
+#: Share of textured objects and backgrounds. With a fifth, as in the other stages, rare second shades were not learned:
+#: the grey stripes of black became blue.
 TEXTURE_SHARE = 0.6
-#: Share of the budget after which the decoder learns alone, from latents without noise, as it is used.
+#: Share of the budget after which only the decoder is trained, from latents without noise, as in use.
 DECODER_ALONE = 0.85
 
 
 class Pool:
-    """Scenes of one size, a few of which are replaced at each step."""
+    """Pictures of one size, a few of which are replaced at each step."""
 
     def __init__(self, run: Run, pixels: int, size: int) -> None:
         self.run, self.pixels = run, pixels
@@ -57,7 +57,7 @@ class Pool:
 
 
 def scaling_factor(model: AutoencoderKL) -> float:
-    """What brings the latents of 64 fixed scenes to a standard deviation of 1."""
+    """Return the factor that scales the latents of 64 fixed scenes to a standard deviation of 1."""
     rng = random.Random(0)
     pictures = pixels_of([draw(random_scene(rng), 256, rng) for _ in range(64)])
     with torch.no_grad():

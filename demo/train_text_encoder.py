@@ -1,10 +1,10 @@
-"""Teach the demo's text encoder what captions mean, before it meets the UNet.
+"""Train the demo's text encoder on the meaning of captions, before the UNet.
 
-Linear heads read every attribute of the scene (background, colours, shapes, sizes, textures, layout) off the hidden
-states, and one cross-attention, all that a place of the UNet can do to look at the prompt, reads a small picture of the
-scene off them: so the text encoder learns to lay the picture out over its 77 tokens. Both are thrown away. A UNet that
-has to find out what a star looks like from noisy latents needs hours for what the text encoder learns in minutes here,
-since it is small and its pictures are exact.
+Linear heads predict every attribute of the scene (background, colours, shapes, sizes, textures, layout) from the hidden
+states, and one cross-attention, which is how the UNet reads the prompt, predicts a small picture of the scene: so the
+text encoder learns to arrange the picture over its 77 tokens. Both are discarded. A UNet that has to learn what a star
+looks like from noisy latents needs hours for what the text encoder learns in minutes here, since it is small and its
+pictures are exact.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from demo.training import Run, object_weights, pixels_of
 from sdrt.compare.scene_grammar import PALETTE, SHAPES, SIZES, TEXTURES, Scene, Thing
 
 HIDDEN = 128
-#: Classes of each head: layout, background colour and texture, then shape, colour, size, texture of both places.
+#: Number of classes of each head: layout, background colour and texture, then shape, colour, size and texture of both
+#: places.
 CLASSES = (3, 9, 3) + (7, 9, 3, 3) * 2
-#: The picture that is read off the hidden states: its side, and the side of the patch that one place of 8x8 reads.
+#: Side of the picture that is predicted from the hidden states, and side of the patch of one of the 8x8 places.
 PICTURE, PATCH = 32, 4
-#: What the heads' cross-entropy counts beside the picture's squared error.
+#: Weight of the heads' cross-entropy relative to the picture's squared error.
 HEADS_WEIGHT = 0.02
 BATCH = 64
 
 
 def new_text_encoder() -> CLIPTextModel:
-    """The untrained text encoder: CLIP's vocabulary and 77 tokens, 128 wide, heads of 32, four layers."""
+    """Return the untrained text encoder: CLIP's vocabulary and 77 tokens, width 128, heads of 32, four layers."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=49408,
@@ -56,7 +57,7 @@ def _thing_targets(thing: Thing | None, words: str) -> list[int]:
 
 
 def targets(scene: Scene, words: str) -> list[int]:
-    """Class of each head. Objects count by place (left or top first), so that "below" and "above" agree."""
+    """Return the class of each head; objects are in the order of their places, so that "below" equals "above"."""
     things: list[Thing | None] = [*scene.things, None][:2]
     if scene.relation in ("right of", "below"):
         things.reverse()
@@ -67,23 +68,23 @@ def targets(scene: Scene, words: str) -> list[int]:
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    """Token ids [n,77] int64, padded to the full length as Stable Diffusion does."""
+    """Return token ids [n,77] int64, padded to the full length as in Stable Diffusion."""
     encoded = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
     ids: torch.Tensor = encoded.input_ids
     return ids
 
 
 class Heads(torch.nn.Module):
-    """One linear reading of the hidden states for each attribute."""
+    """One linear classifier of the hidden states for each attribute."""
 
     def __init__(self) -> None:
         super().__init__()
         self.read = torch.nn.ModuleList([torch.nn.Linear(HIDDEN, count) for count in CLASSES])
 
     def loss(self, hidden: torch.Tensor, ids: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy summed over the heads, and each head's share of right answers.
+        """Return the cross-entropy summed over the heads, and each head's share of right answers.
 
-        The hidden states [n,77,128] are averaged from the end token on: those positions have seen the whole caption.
+        The hidden states [n,77,128] are averaged from the end token on: those positions attend to the whole caption.
         """
         after = (ids == 49407).to(hidden.dtype).unsqueeze(-1)
         pooled = (hidden * after).sum(1) / after.sum(1)
@@ -94,7 +95,7 @@ class Heads(torch.nn.Module):
 
 
 class Painter(torch.nn.Module):
-    """One cross-attention from 8x8 places, by learned queries, over the hidden states: a picture in -1..1."""
+    """Predicts a picture in -1..1 from the hidden states by one cross-attention, with 8x8 learned queries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,14 +104,14 @@ class Painter(torch.nn.Module):
         self.out = torch.nn.Linear(HIDDEN, 3 * PATCH**2)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states [n,77,128] to pictures [n,3,32,32]."""
+        """Return pictures [n,3,32,32] for hidden states [n,77,128]."""
         places, _ = self.attention(self.query.expand(len(hidden), -1, -1), hidden, hidden, need_weights=False)
         patches = self.out(places).view(-1, 8, 8, 3, PATCH, PATCH)
         picture: torch.Tensor = patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, PICTURE, PICTURE)
         return picture
 
     def loss(self, hidden: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """Squared error of the pictures read off the hidden states, objects counting more."""
+        """Return the squared error of the pictures predicted from the hidden states, with more weight on objects."""
         error: torch.Tensor = (self(hidden).float() - pictures).square() * object_weights(pictures)
         return error.mean()
 
@@ -118,7 +119,7 @@ class Painter(torch.nn.Module):
 def sample_batch(
     tokenizer: CLIPTokenizer, rng: random.Random, count: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Fresh scenes that are not held out: token ids [count,77], head targets [count,11], pictures [count,3,32,32]."""
+    """Return new scenes that are not held out: token ids [count,77], targets [count,11], pictures [count,3,32,32]."""
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = random_scene(rng)

@@ -1,8 +1,8 @@
 """Train the demo's UNet: its inner levels on 32x32 latents first, then all of it on 64x64.
 
-The text encoder stays as it is: it has learned the pictures already, and the UNet learns to read them off its states.
-So that its inner levels learn that first, and not only through the prediction of the noise, the clean latents are read
-off what they hand on, by convolutions that are thrown away.
+The text encoder is not trained: its states already describe the picture, and the UNet learns to read them. So that its
+inner levels learn that first, and not only through the prediction of the noise, convolutions predict the clean latents
+from the inner levels' outputs; they are discarded.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from sdrt.compare.scene_grammar import Scene
 
 #: Share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598).
 DROPOUT = 0.1
-#: The guidance that the checkpoint is made for. Trained on each half alone, so small and sure a network draws best at
-#: guidance 1 to 3 and overshoots at 7.5. With the last stages' loss on the prediction at guidance 2.5, then 4.5, 7.5 is
-#: like 1.7 was. A loss at 7.5 from the start makes the network's own errors, and bfloat16's, 7.5 times larger.
+#: Guidance scale that the checkpoint is trained for. Trained without guidance, a network this small and certain draws
+#: best at guidance 1 to 3 and overshoots at 7.5. With the last stages' loss on the prediction at guidance 2.5 and then
+#: 4.5, 7.5 behaves as 1.7 did. A loss at 7.5 from the start multiplies the network's errors, and bfloat16's, by 7.5.
 GUIDANCE_SCALE = 7.5
-#: Low-frequency noise, as shares of the noise's standard deviation: equal over the picture, and over a grid of 4x4.
-#: Without it the noisy latents' local means give the colours away in training, so that colour words are not needed and
-#: errors of the first steps of sampling are never put right.
+#: Low-frequency noise, as shares of the noise's standard deviation: constant over the picture, and over a grid of 4x4.
+#: Without it the local means of noisy latents reveal the colours in training, so that the network ignores colour words
+#: and never corrects errors of the first sampling steps.
 OFFSET_NOISE, GRID_NOISE = 0.5, 0.4
-#: Share of samples with two objects, and the difference of scaled latents from the background's that makes an object.
+#: Share of samples with two objects, and the difference of scaled latents from the background that marks an object.
 PAIRS, OBJECT_DIFFERENCE = 0.5, 0.3
-#: What reading the clean latents off the inner levels counts beside the noise's error.
+#: Weight of the inner levels' prediction of the clean latents relative to the noise's error.
 READS_WEIGHT = 0.3
-#: The sides of latents: the inner levels see 64x64 latents averaged over 2x2.
+#: Sides of the latents: the inner levels see 64x64 latents averaged over 2x2.
 INNER, FULL = 32, 64
-#: Channels of the levels. The first two are equal, so that the inner levels fit into the whole as they are.
+#: Channels of the levels. The first two are equal, so that the inner levels fit into the whole UNet unchanged.
 CHANNELS = (32, 32, 64, 128, 128)
 
 
@@ -48,16 +48,16 @@ class Stage:
     """One stage of the training.
 
     Args:
-        side: Of its latents.
-        guidance_scale: What its loss is taken on; 1 is the prediction for the prompt alone.
-        batch: Samples a step. Small batches: steps count for more than samples.
-        learning_rate: AdamW's highest.
-        muon_rate: Muon's highest.
-        before: The stage whose averaged weights it starts from.
+        side: Side of the latents.
+        guidance_scale: Guidance scale of the predictions in the loss; 1 is the prediction for the prompt alone.
+        batch: Samples a step. Small, since the number of steps matters more than that of samples.
+        learning_rate: Highest learning rate of AdamW.
+        muon_rate: Highest learning rate of Muon.
+        before: Stage whose averaged weights it starts from.
         rise: Steps over which guidance rises from that of the stage before.
-        outer_alone: Steps in which only the outer level learns.
-        teacher: Whether it learns what the stage before predicts, not the noise: the same function by another way,
-            without the noise's chance, which guidance would make larger.
+        outer_alone: Steps in which only the outer level is trained.
+        teacher: Whether the target is the prediction of the stage before, not the noise: the same function without the
+            noise's variance, which guidance would amplify.
     """
 
     side: int
@@ -71,12 +71,12 @@ class Stage:
     teacher: bool = False
 
     def guidance_at(self, step: int) -> float:
-        """The loss's guidance at one of its steps."""
+        """Return the guidance scale of the loss at a step."""
         low = STAGES[self.before].guidance_scale if self.before else 1.0
         return low + (self.guidance_scale - low) * (min(1.0, step / self.rise) if self.rise else 1.0)
 
 
-#: Guided from the start, the inner levels learn more slowly, and each sample costs a third more.
+#: With guidance from the start, the inner levels learn more slowly, and each sample costs a third more.
 STAGES = {
     "inner": Stage(INNER, 1.0, 16, 1e-3, 2e-3),
     "guided": Stage(INNER, 2.5, 16, 5e-4, 1e-3, before="inner", rise=200, teacher=True),
@@ -85,12 +85,12 @@ STAGES = {
 
 
 def state_file(out: Path, stage: str) -> Path:
-    """Where a stage keeps its state."""
+    """Return the path of a stage's state."""
     return out / f"unet_{stage}.pt"
 
 
 def _unet(channels: tuple[int, ...], side: int) -> UNet2DConditionModel:
-    """An untrained UNet, attention in its three innermost levels: heads of 32 and 64, 8 channels a group or more."""
+    """Return an untrained UNet: attention in three innermost levels, heads of 32 and 64, 8 or more channels a group."""
     plain = len(channels) - 3
     return UNet2DConditionModel(
         sample_size=side,
@@ -105,14 +105,14 @@ def _unet(channels: tuple[int, ...], side: int) -> UNet2DConditionModel:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """The untrained UNet for latents of 64x64."""
+    """Return the untrained UNet for latents of 64x64."""
     return _unet(CHANNELS, FULL)
 
 
 def new_inner_unet() -> UNet2DConditionModel:
-    """The untrained UNet without its outer level, for 64x64 latents averaged over 2x2.
+    """Return the untrained UNet without its outer level, for 64x64 latents averaged over 2x2.
 
-    Its first convolution sees one place only, so that the outer level can hand it what that convolution does.
+    Only the centre of its first convolution's kernel is not 0, so that the outer level's downsampler can include it.
     """
     unet = _unet(CHANNELS[1:], INNER)
     centre = torch.zeros(1, 1, 3, 3)
@@ -123,10 +123,10 @@ def new_inner_unet() -> UNet2DConditionModel:
 
 
 def grown(inner: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The whole UNet around trained inner levels, which at first get exactly what they were trained on.
+    """Return the whole UNet around trained inner levels, whose inputs are at first exactly those of their training.
 
     The outer level passes the latents on in its first four channels, its resnet adds nothing, and its downsampler is
-    the mean over 2x2 followed by the inner first convolution.
+    the mean over 2x2 followed by the first convolution of the inner UNet.
     """
     unet = new_unet()
     state = unet.state_dict()
@@ -152,7 +152,7 @@ def grown(inner: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def new_scheduler() -> LMSDiscreteScheduler:
-    """Stable Diffusion v1's noise schedule."""
+    """Return a scheduler with Stable Diffusion v1's noise schedule."""
     return LMSDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
     )
@@ -160,19 +160,19 @@ def new_scheduler() -> LMSDiscreteScheduler:
 
 @dataclass
 class Latents:
-    """Encoded scenes: unscaled latents [n,4,side,side] in bfloat16, and what each shows."""
+    """Encoded scenes: unscaled latents [n,4,side,side] in bfloat16, and their scenes."""
 
     values: torch.Tensor
     scenes: list[Scene]
 
 
 def training_scenes(count: int, rng: random.Random) -> list[Scene]:
-    """Draw ``count`` scenes that are not held out."""
+    """Return ``count`` random scenes that are not held out."""
     return [scene for scene in (random_scene(rng) for _ in range(2 * count)) if not held_out(scene)][:count]
 
 
 def encode(vae: AutoencoderKL, scenes: list[Scene], pixels: int, rng: random.Random) -> torch.Tensor:
-    """Draw and encode scenes: [n,4,pixels/8,pixels/8] in bfloat16."""
+    """Draw and encode scenes as latents [n,4,pixels/8,pixels/8] in bfloat16."""
     size = max(1, 32 * 128**2 // pixels**2)
     parts = []
     for k in range(0, len(scenes), size):
@@ -183,7 +183,7 @@ def encode(vae: AutoencoderKL, scenes: list[Scene], pixels: int, rng: random.Ran
 
 
 def cached(path: Path, vae: AutoencoderKL, count: int, pixels: int, seed: int) -> Latents:
-    """The encoded scenes, from the file where it is there."""
+    """Return encoded scenes, read from the file if it exists."""
     rng = random.Random(seed)
     scenes = training_scenes(count, rng)
     if not path.exists():
@@ -192,7 +192,10 @@ def cached(path: Path, vae: AutoencoderKL, count: int, pixels: int, seed: int) -
 
 
 def _noise(like: torch.Tensor) -> torch.Tensor:
-    """White noise with none to all of the low-frequency noise; white noise averaged over 2x2 has half the deviation."""
+    """Return white noise with a random share of the low-frequency noise.
+
+    At the inner stage white noise has half the deviation, as if averaged over 2x2.
+    """
     count, channels, side, _ = like.shape
     offset = OFFSET_NOISE * torch.randn(count, channels, 1, 1)
     grid = GRID_NOISE * torch.randn(count, channels, 4, 4)
@@ -201,7 +204,7 @@ def _noise(like: torch.Tensor) -> torch.Tensor:
 
 
 class Reads(torch.nn.Module):
-    """Readings of clean latents of 32x32 off what the three innermost up blocks hand on, at 8x8, 16x16 and 32x32."""
+    """Predicts clean latents of 32x32 from the outputs of the three innermost up blocks, at 8x8, 16x16 and 32x32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +213,7 @@ class Reads(torch.nn.Module):
         )
 
     def loss(self, handed_on: list[torch.Tensor], clean: torch.Tensor) -> torch.Tensor:
-        """Squared error of the readings, objects counting more, summed over the levels."""
+        """Return the squared error of the predictions, with more weight on objects, summed over the levels."""
         target = torch.nn.functional.adaptive_avg_pool2d(clean, INNER)
         weight = object_weights(target, OBJECT_DIFFERENCE)
         losses = []
@@ -222,7 +225,7 @@ class Reads(torch.nn.Module):
 
 @dataclass
 class Batch:
-    """Scaled latents [n,4,side,side] clean and noisy, timesteps [n], noise, token ids [n,77], weights of the loss."""
+    """Clean and noisy scaled latents [n,4,side,side], timesteps [n], noise, token ids [n,77], and loss weights."""
 
     clean: torch.Tensor
     noisy: torch.Tensor
@@ -241,10 +244,11 @@ class Batches:
         self.of_count = {n: [k for k, s in enumerate(latents.scenes) if len(s.things) == n] for n in (1, 2)}
 
     def draw(self, count: int) -> Batch:
-        """Draw a batch.
+        """Return a random batch.
 
-        Each error counts (1 + sigma^2)^0.75: between equal errors of the noise (0) and of v (1, arXiv 2202.00512 D.1),
-        since a flat colour is decided at the highest noise, where its share in the noise's error is smallest.
+        The loss weight (1 + sigma^2)^0.75 lies between equal weights of the noise (exponent 0) and of v (exponent 1,
+        arXiv 2202.00512 D.1), since a flat colour is decided at the highest noise, where its share in the noise's error
+        is smallest.
         """
         chosen = [self.rng.choice(self.of_count[2 if self.rng.random() < PAIRS else 1]) for _ in range(count)]
         words = [caption(self.rng, self.latents.scenes[k]) if self.rng.random() >= DROPOUT else "" for k in chosen]
@@ -260,7 +264,7 @@ class Batches:
 
 
 def outer_level(unet: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """What the inner stage has not trained: the last upsampler, the outer up block and the output."""
+    """Return the parameters that the inner stage has not trained: last upsampler, outer up block and output."""
     names = ("up_blocks.3.upsamplers", "up_blocks.4", "conv_norm_out", "conv_out")
     return [parameter for name, parameter in unet.named_parameters() if name.startswith(names)]
 
@@ -268,7 +272,7 @@ def outer_level(unet: torch.nn.Module) -> list[torch.nn.Parameter]:
 def train(
     run: Run, text_encoder: CLIPTextModel, batches: Batches, stage: Stage, teacher: torch.nn.Module | None = None
 ) -> None:
-    """Train until the run's budget is spent, on what the teacher predicts if there is one, else on the noise."""
+    """Train until the run's budget is spent, with the teacher's prediction as the target if given, else the noise."""
     unet, reads = run.modules["unet"], cast("Reads", run.modules["reads"])
     handed_on: list[torch.Tensor] = []
     for block in cast("torch.nn.ModuleList", unet.up_blocks)[:3]:
@@ -301,7 +305,7 @@ def train(
 
 
 def start(out: Path, stage: Stage) -> dict[str, torch.nn.Module]:
-    """UNet and readings as the stage before left them: its averages, a warm start, or untrained."""
+    """Return the modules that a stage starts with: averages of the stage before, a warm start, or untrained ones."""
     unet, reads = new_inner_unet(), Reads()
     if stage.before and (before := state_file(out, stage.before)).exists():
         average = torch.load(before, weights_only=False)["average"]
@@ -310,7 +314,7 @@ def start(out: Path, stage: Stage) -> dict[str, torch.nn.Module]:
         unet = grown(unet) if stage.side == FULL else unet
     elif stage.before:
         unet = UNet2DConditionModel.from_pretrained(out / "unet")
-    # torch's fused attention is slow backwards on a CPU
+    # the backward pass of torch's fused attention is slow on a CPU
     unet.set_attn_processor(AttnProcessor())
     return {"unet": unet.to(memory_format=torch.channels_last).train(), "reads": reads}
 
@@ -328,7 +332,7 @@ def main(out: Path, budget_s: float, name: str, count: int, threads: int) -> Non
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     run = Run(state_file(out, name), budget_s, start(out, stage), stage.learning_rate, stage.muon_rate)
     if not (stage.before and state_file(out, stage.before).exists()):
-        # a warm start has nothing untrained to bring up to the rest
+        # after a warm start no part is untrained, so the outer level needs no steps alone
         stage = replace(stage, outer_alone=0)
     teacher = start(out, stage)["unet"].requires_grad_(False) if stage.teacher else None
     train(run, text_encoder, Batches(latents, vae.config.scaling_factor, tokenizer, run.rng), stage, teacher)

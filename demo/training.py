@@ -1,4 +1,4 @@
-"""What the three training scripts share: a time budget, resumable state, moving averages, a log."""
+"""Common parts of the training scripts: a time budget, resumable state, moving averages, a log."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from PIL import Image
 
 
 def pixels_of(pictures: list[Image.Image]) -> torch.Tensor:
-    """Pictures as a float tensor [n,3,height,width] in -1..1."""
+    """Return pictures as a float32 tensor [n,3,height,width] in -1..1."""
     array = np.stack([np.asarray(picture) for picture in pictures])
     return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def object_weights(clean: torch.Tensor, differs: float = 0.2, weight: float = 4.0) -> torch.Tensor:
-    """How much each place counts, [n,1,side,side]: objects, a tenth of most pictures, more than plain backgrounds.
+    """Return loss weights [n,1,side,side], higher on objects, which cover a tenth of most pictures.
 
     Args:
         clean: Pictures or latents [n,channels,side,side].
-        differs: The mean difference from the upper left corner that makes a place one of an object.
-        weight: How much more such a place counts.
+        differs: Mean difference from the upper left corner from which on a place belongs to an object.
+        weight: Additional weight of such a place.
     """
     corner = clean[:, :, 1:3, 1:3].mean((2, 3), keepdim=True)
     return 1 + weight * ((clean - corner).abs().mean(1, keepdim=True) > differs).float()
 
 
 def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
-    """Each matrix [n,rows,columns] with its singular values brought near 1, by five Newton-Schulz iterations.
+    """Return the matrices [n,rows,columns] with singular values near 1, by five Newton-Schulz iterations.
 
     Source: Jordan et al., Muon (2024), https://kellerjordan.github.io/posts/muon/, with its coefficients.
     """
@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update. Parameters of one shape are orthogonalised together."""
+        """Update the parameters once; those of one shape are orthogonalised together."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -80,16 +80,17 @@ class Muon(torch.optim.Optimizer):
 
 @dataclass
 class Run:
-    """One training run that can be stopped at any time and goes on from its last saved state.
+    """One training run that can be stopped at any time and resumes from its last saved state.
 
     Args:
-        path: The state file; a run starts from it where it is there.
-        budget_s: Seconds of training in all, over every restart.
-        modules: What is trained, by name.
-        learning_rate: AdamW's highest; rates rise over 100 steps and fall along a cosine to a fiftieth.
-        muon_rate: Muon's highest, for matrices and convolutions but the first and last; None leaves all to AdamW.
-        decay: Of the moving average of the weights, once it has warmed up.
-        save_every_s: Seconds between two saved states.
+        path: State file; a run resumes from it if it exists.
+        budget_s: Seconds of training in total, over all restarts.
+        modules: Modules to train, by name.
+        learning_rate: Highest learning rate of AdamW; rates rise over 100 steps and fall along a cosine to a fiftieth.
+        muon_rate: Highest learning rate of Muon, for matrices and convolutions except the first and last; None trains
+            all with AdamW.
+        decay: Decay of the moving average of the weights, after its warm-up.
+        save_every_s: Seconds between saved states.
     """
 
     path: Path
@@ -115,7 +116,7 @@ class Run:
             self._resume(torch.load(self.path, weights_only=False))
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """Every trained parameter."""
+        """Return all trained parameters."""
         return [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
 
     def _new_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -146,7 +147,7 @@ class Run:
         torch.set_rng_state(state["torch_rng"])
 
     def save(self) -> None:
-        """Write the state, replacing the one before in one step."""
+        """Write the state, replacing the previous one atomically."""
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "average": {name: module.state_dict() for name, module in self.average.items()},
@@ -162,7 +163,7 @@ class Run:
         self.path.with_suffix(".part").replace(self.path)
 
     def steps(self) -> Iterator[float]:
-        """Yield the share of the budget spent, once a step, until it is spent; saves and logs on the way."""
+        """Yield the share of the budget spent, once a step, until it is spent; save and log at intervals."""
         saved = last = time.monotonic()
         while self.elapsed_s < self.budget_s:
             yield self.elapsed_s / self.budget_s
@@ -177,11 +178,11 @@ class Run:
         self.log()
 
     def finish(self) -> None:
-        """End the run before its budget is spent: it is good enough."""
+        """End the run before its budget is spent."""
         self.elapsed_s = self.budget_s
 
     def log(self) -> None:
-        """Print one JSON line and add it to the log beside the state file."""
+        """Print one JSON line and append it to the log beside the state file."""
         entry = {"step": self.step, "elapsed_s": round(self.elapsed_s), "loss": round(self.loss, 5)}
         line = json.dumps({"stage": self.path.stem, **entry})
         print(line, flush=True)
@@ -189,7 +190,7 @@ class Run:
             log.write(line + "\n")
 
     def descend(self, loss: torch.Tensor, spent: float) -> None:
-        """One optimiser step on the loss; ``spent`` is the share of the budget behind us."""
+        """Take one optimiser step on the loss; ``spent`` is the share of the budget spent so far."""
         share = min(1.0, (self.step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * spent)))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

@@ -1,1 +1,1 @@
-"""What keeps the project's supply chain in order; not installed."""
+"""Maintenance tools: pins, licences, audit, and tests on a GPU. Not part of the package."""

@@ -1,7 +1,7 @@
-"""Ask for known vulnerabilities of the pinned packages, by pip-audit; part of ``make check``.
+"""Look up known vulnerabilities of the pinned packages with pip-audit; part of ``make check``.
 
-What cannot be asked does not fail a check, and is said; what is found does. pip-audit has an environment of its own in
-build/, so that its packages are none of ours, and is asked about each set of pins once a day.
+Vulnerabilities fail the check; a look-up that is impossible is reported and does not. pip-audit is installed into an
+environment of its own in build/, and looks up each set of pins once a day.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tools.requirements import CONSTRAINTS, ROOT, pinned
 
 VERSION = "2.10.1"
 FOLDER = ROOT / "build" / "audit"
-#: pip-audit's answer about the pins, kept as long as it is fresh.
+#: pip-audit's last answer, used again while it is fresh.
 ANSWER = FOLDER / "answer.json"
 FRESH_S = 24 * 3600.0
 INSTALL_TIMEOUT_S = 300
@@ -24,29 +24,29 @@ ANSWER_TIMEOUT_S = 600
 
 
 class UnreachableError(Exception):
-    """Nobody could be asked; the message says why, in one line."""
+    """The look-up is impossible; the message gives the reason in one line."""
 
 
 def answer(pins: str, client: list[str]) -> list[dict[str, Any]]:
-    """What pip-audit says of each pin.
+    """Return pip-audit's entry for each pin.
 
     Args:
         pins: Lines ``name==version``.
-        client: How pip-audit is called.
+        client: Command line of pip-audit.
 
     Raises:
-        UnreachableError: It gave no answer.
+        UnreachableError: pip-audit gave no answer.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
-    asked, told = FOLDER / "asked.txt", FOLDER / "told.json"
-    asked.write_text(pins)
+    listed, told = FOLDER / "pins.txt", FOLDER / "vulnerabilities.json"
+    listed.write_text(pins)
     told.unlink(missing_ok=True)
-    words = [*client, "-r", str(asked), "--no-deps", "--disable-pip", "--format", "json", "--output", str(told)]
+    words = [*client, "-r", str(listed), "--no-deps", "--disable-pip", "--format", "json", "--output", str(told)]
     try:
         ended = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise UnreachableError("pip-audit got no answer in time") from error
-    # It ends with 1 both where it found something and where it could not ask; only then is there no answer.
+    # pip-audit exits with 1 both if it found something and if it failed; only a failure leaves no file.
     if not told.exists():
         raise UnreachableError((ended.stderr.strip().splitlines() or ["pip-audit gave no answer"])[-1][:200])
     found: list[dict[str, Any]] = json.loads(told.read_text())["dependencies"]
@@ -54,7 +54,7 @@ def answer(pins: str, client: list[str]) -> list[dict[str, Any]]:
 
 
 def judge(found: list[dict[str, Any]]) -> tuple[list[str], int, int]:
-    """A line for each vulnerability; how many packages are known where it was asked, and how many are not."""
+    """Return a line for each vulnerability, and the numbers of packages that were looked up and that were not."""
     lines = []
     for package in found:
         for each in package.get("vulns", []):
@@ -65,10 +65,10 @@ def judge(found: list[dict[str, Any]]) -> tuple[list[str], int, int]:
 
 
 def installed_client() -> list[str]:
-    """pip-audit in its own environment, which is made when absent.
+    """Return the command line of pip-audit in its own environment, which is created if missing.
 
     Raises:
-        UnreachableError: It cannot be installed.
+        UnreachableError: pip-audit cannot be installed.
     """
     python, ready = FOLDER / "venv" / "bin" / "python", FOLDER / f"ready-{VERSION}"
     if not ready.exists():
@@ -84,7 +84,7 @@ def installed_client() -> list[str]:
 
 
 def remembered(pins: str) -> list[dict[str, Any]] | None:
-    """The answer about these pins, if it is fresh."""
+    """Return the saved answer for these pins if it is fresh; else None."""
     try:
         kept = json.loads(ANSWER.read_text())
     except (OSError, ValueError):
@@ -94,12 +94,12 @@ def remembered(pins: str) -> list[dict[str, Any]] | None:
 
 
 def ask(client: list[str] | None = None) -> list[dict[str, Any]]:
-    """What is known of all pins.
+    """Look up all pins.
 
-    One is asked for first: where that one is not known, others would not be either.
+    One pin is looked up first: if the index has no entry for it, it will have none for the others.
 
     Raises:
-        UnreachableError: Nothing is known.
+        UnreachableError: The index has no vulnerability data.
     """
     lines = [f"{name}=={version}\n" for name, version in pinned().items()]
     pins = "".join(lines)
@@ -108,14 +108,14 @@ def ask(client: list[str] | None = None) -> list[dict[str, Any]]:
         return found
     client = installed_client() if client is None else client
     if judge(answer(lines[0], client))[1] == 0:
-        raise UnreachableError("the package index that is asked here knows of no vulnerabilities at all")
+        raise UnreachableError("the package index used here has no vulnerability data")
     found = answer(pins, client)
     ANSWER.write_text(json.dumps({"pins": pins, "at": time.time(), "found": found}))
     return found
 
 
 def main() -> int:
-    """Ask and say; 1 where something is known."""
+    """Print the known vulnerabilities; return 1 if there are any."""
     try:
         vulnerable, known, skipped = judge(ask())
     except UnreachableError as error:

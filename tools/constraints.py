@@ -1,6 +1,6 @@
-"""Pin the newest versions that fit pyproject.toml: ``make constraints`` resolves all anew and writes constraints.txt.
+"""Pin the newest versions that fit pyproject.toml: ``make constraints`` resolves them and writes constraints.txt.
 
-Nothing is installed: pip says what it would. Then ``make setup check test`` says whether they can be kept.
+Nothing is installed: pip only reports what it would install. Run ``make setup check test`` afterwards to test the pins.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tools.requirements import APART, BUILD, CONSTRAINTS, ROOT, wanted
+from tools.requirements import APART, BUILD, CONSTRAINTS, ROOT, requirement_groups
 
 HEAD = "# What the Makefile installs, pinned. Refresh: make constraints, then make setup check test.\n"
 
 
 def pins(report: dict[str, Any]) -> str:
-    """constraints.txt, from pip's installation report.
+    """Return the text of constraints.txt from pip's installation report.
 
-    A local version (``+cpu``) says from where a wheel came, which is not for everybody, and is left out.
+    Local versions (``+cpu``) are removed: they depend on the index that a wheel came from.
     """
     packages = [entry["metadata"] for entry in report["install"] if entry["metadata"]["name"] != "sdrt"]
     lines = {f"{package['name']}=={package['version'].partition('+')[0]}" for package in packages}
@@ -29,7 +29,7 @@ def pins(report: dict[str, Any]) -> str:
 
 
 def resolve(extras: Iterable[str]) -> dict[str, Any]:
-    """What pip would install of sdrt with extras, into an empty environment."""
+    """Return pip's report of installing sdrt with extras into an empty environment."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         words = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
@@ -40,6 +40,6 @@ def resolve(extras: Iterable[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    groups = [name for name in wanted() if name not in ("runtime", "build", *APART)]
+    groups = [name for name in requirement_groups() if name not in ("runtime", "build", *APART)]
     CONSTRAINTS.write_text(pins(resolve(groups)))
     print(CONSTRAINTS)

@@ -1,4 +1,4 @@
-"""Write docs/licences.md: every package that sdrt installs, its licence, and what brings it. ``make docs`` runs it."""
+"""Write docs/licences.md: every package that sdrt installs, its licence, and the extras with it; for ``make docs``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import cast
 
 from packaging.utils import canonicalize_name
 
-from tools.requirements import ROOT, closure, pinned, wanted
+from tools.requirements import ROOT, closure, pinned, requirement_groups
 
 PAGE = ROOT / "docs" / "licences.md"
 HEAD = """# Licences
@@ -24,9 +24,9 @@ sdrt redistributes none of the packages below. `runtime` is always installed, th
 """
 PROPRIETARY = "proprietary"
 UNKNOWN = "unknown"
-#: What torch brings for GPUs, where it does: its own licence page names them.
+#: Packages that torch installs for GPUs on some platforms; torch's own licence page lists them.
 GPU_PARTS = ("nvidia-", "triton")
-#: How licences are called by packages that do not use SPDX's names.
+#: Other names of licences -> SPDX's.
 SPDX = {
     "MIT License": "MIT",
     "BSD License": "BSD-3-Clause",
@@ -40,15 +40,15 @@ SPDX = {
     "ISC License (ISCL)": "ISC",
     "Other/Proprietary License": PROPRIETARY,
 }
-#: Words that stand at the head of a licence's text.
+#: Licence -> words at the head of its text.
 TEXTS = {"Apache-2.0": ("Apache License", "Version 2.0"), "MIT": ("MIT License", "Permission is hereby granted")}
 HEAD_LENGTH = 600
-#: A licence's name is shorter than its text.
+#: Longest licence field that is a name; longer ones hold the text.
 NAME_LENGTH = 60
 
 
 def licence(package: Distribution) -> str:
-    """What a package says its licence is: in its metadata, or by the text of its licence file."""
+    """Return a package's licence from its metadata, or else from the text of its licence file."""
     said = stated(cast("Message", package.metadata))
     if said != UNKNOWN:
         return said
@@ -59,7 +59,7 @@ def licence(package: Distribution) -> str:
 
 
 def stated(metadata: Message) -> str:
-    """What metadata say: an SPDX expression, a classifier, or a name in the free field."""
+    """Return the licence that metadata state as an SPDX expression, a classifier, or a name in the free field."""
     expression = metadata.get("License-Expression")
     if expression:
         return str(expression)
@@ -75,11 +75,11 @@ def stated(metadata: Message) -> str:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the text of the page."""
     brought: dict[str, list[str]] = {}
     licences: dict[str, str] = {}
     absent: dict[str, list[str]] = {}
-    for group, requirements in wanted().items():
+    for group, requirements in requirement_groups().items():
         found = closure(requirements)
         for name, installed in found.items():
             if name.startswith(GPU_PARTS):

@@ -1,4 +1,4 @@
-"""What pyproject.toml asks for, and what that needs in turn in this environment."""
+"""Requirements of pyproject.toml, their pins, and the installed packages that they depend on."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
-#: Extras that exclude others: their packages overwrite each other's files, or come from no index that all can reach.
+#: Extras that are resolved apart: their packages overwrite others' files, or come from an index that not all can reach.
 APART = ("gpu", "trt")
-#: What makes an editable install, beside what pyproject.toml names.
+#: Packages that an editable install needs in addition to those in pyproject.toml.
 BUILD = ("hatchling", "editables")
 
 
-def wanted() -> dict[str, list[Requirement]]:
-    """Group -> requirements: "runtime", each extra, and "build"."""
+def requirement_groups() -> dict[str, list[Requirement]]:
+    """Return the requirements by group: "runtime", each extra, and "build"."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = {"runtime": project["dependencies"], **project["optional-dependencies"], "build": BUILD}
     return {name: [Requirement(text) for text in group] for name, group in groups.items()}
 
 
 def pinned() -> dict[str, str]:
-    """Canonical name -> version, of constraints.txt."""
+    """Return the versions in constraints.txt by canonical name."""
     lines = (line.partition("#")[0].strip() for line in CONSTRAINTS.read_text().splitlines())
     pairs = (line.split("==") for line in lines if line)
     return {canonicalize_name(name): version for name, version in pairs}
 
 
 def closure(requirements: Iterable[Requirement]) -> dict[str, Distribution]:
-    """Canonical name -> installed distribution, of requirements and all that they need; what is absent is left out."""
+    """Return the installed distributions of requirements and of all that they depend on, by canonical name.
+
+    Packages that are not installed are left out.
+    """
     found: dict[str, Distribution] = {}
     queue = [(requirement, extra) for requirement in requirements for extra in ("", *sorted(requirement.extras))]
     seen: set[tuple[str, str]] = set()

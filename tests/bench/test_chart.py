@@ -60,5 +60,5 @@ def test_more_series_than_colours_have_other_marks() -> None:
 
 
 def test_nothing_cannot_be_drawn() -> None:
-    with pytest.raises(ValueError, match="needs a point"):
+    with pytest.raises(ValueError, match="no points"):
         draw(chart(Series("one", ())))

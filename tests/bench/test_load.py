@@ -10,7 +10,7 @@ from tests.doubles.progress import Notes
 def test_a_busy_machine_is_warned_of(load: float, warned: bool) -> None:
     notes = Notes()
     _warn_of_load({"load": str(load)}, notes)
-    assert [note.startswith("warning: the load is") for note in notes.notes] == [True] * warned
+    assert [note.startswith("warning: the load average is") for note in notes.notes] == [True] * warned
 
 
 def test_a_system_without_a_load_is_taken_as_it_is() -> None:

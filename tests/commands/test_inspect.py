@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sdrt.artefacts.engine_set import EngineManifest
-from sdrt.bench.schema import Bench, ContenderResult, Sample, BenchSettings, Warm
+from sdrt.bench.schema import Bench, BenchSettings, ContenderResult, Sample, Warm
 from sdrt.checkpoint import open_checkpoint
 from tests.command_line import CommandLine
 from tests.doubles.engine_sets import make_set

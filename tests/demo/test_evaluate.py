@@ -60,5 +60,5 @@ def test_an_earlier_evaluation_is_of_the_same_captions(tmp_path: Path) -> None:
     write(tmp_path, found, pictures * 6, {})
     # No blank picture matches its caption.
     assert earlier(tmp_path / "evaluation.json", 6) == [False] * 6
-    with pytest.raises(ValueError, match="of other captions or seeds"):
+    with pytest.raises(ValueError, match="has other captions or seeds"):
         earlier(tmp_path / "evaluation.json", 8)

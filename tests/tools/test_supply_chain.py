@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from tools import audit, licences
 from tools.constraints import HEAD, pins
-from tools.requirements import APART, CONSTRAINTS, closure, pinned, wanted
+from tools.requirements import APART, CONSTRAINTS, closure, pinned, requirement_groups
 
 #: Licences that let sdrt be installed with a package and used for anything.
 PERMISSIVE = {
@@ -26,7 +26,7 @@ BY_FILE = {"MPL-2.0"}
 
 def ours() -> dict[str, list[Requirement]]:
     """Return the groups that one environment can hold."""
-    return {name: group for name, group in wanted().items() if name not in APART}
+    return {name: group for name, group in requirement_groups().items() if name not in APART}
 
 
 def installed() -> dict[str, dict[str, Distribution]]:
@@ -152,7 +152,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([CLEAN], 0, "0 known vulnerabilities in 1 packages; 0 could not"),
         ([CLEAN, UNKNOWN], 0, "0 known vulnerabilities in 1 packages; 1 could not"),
         ([CLEAN, BAD], 1, "pillow 1.0: CVE-1, fixed in 1.1"),
-        ([UNKNOWN], 0, "not done: the package index that is asked here knows of no vulnerabilities"),
+        ([UNKNOWN], 0, "not done: the package index used here has no vulnerability data"),
         ("a long trace\nConnectionError: no route", 0, "not done: ConnectionError: no route"),
     ],
 )

@@ -1,8 +1,8 @@
-"""What a first session on an NVIDIA GPU should try, in order of what it teaches: `make gpu-day`."""
+"""Checks for a first session on an NVIDIA GPU, the most informative ones first: `make gpu-day`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: Where `make sd-v1-random` puts the full-size checkpoint.
+#: Path of the full-size checkpoint that `make sd-v1-random` creates.
 FULL_SIZE = Path("build/sd-v1-random")

@@ -1,4 +1,4 @@
-"""Runs the parts of a GPU day one after another, each in a process of its own, and shows them as they end."""
+"""Runs the parts of a GPU day one after another, each in a process of its own, and reports them as they end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PAGE = "index.html"
 SUMMARY = "day.json"
-#: Between the signal that asks a part to end and the one that ends it.
+#: Seconds between SIGTERM and SIGKILL for a part that is out of time.
 GRACE_S = 5.0
 
 PartFunction = Callable[[Findings, "Workbench"], None]
@@ -33,10 +33,10 @@ class Part:
     """A part of the day.
 
     Attributes:
-        name: What it is called.
-        place: Module and function.
+        name: Name of the part.
+        place: Module and function that run it.
         limit_s: Seconds after which it is ended.
-        decides: What is known after it.
+        decides: Questions that it answers, in a line.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Part:
     decides: str
 
     def function(self) -> PartFunction:
-        """Return its function; only then is torch imported."""
+        """Import and return the function that runs it; only then is torch imported."""
         module, name = self.place
         function: PartFunction = getattr(import_module(f"tools.gpu_day.{module}"), name)
         return function
 
 
-#: In order of what they teach.
+#: Parts, the most informative ones first.
 PARTS = (
-    Part("inventory", ("part_machine", "inventory"), 60, "what is here; whether doctor and auto tell the truth"),
+    Part("inventory", ("part_machine", "inventory"), 60, "what is here; whether doctor and auto are right"),
     Part("cuda", ("part_cuda", "cuda_calls"), 60, "every CUDA call; capture, replay, refusal, memory that runs out"),
     Part("plans", ("part_plans", "plans"), 400, "the demo by the latency recipe: log kept, attentions fused or not"),
     Part("pictures", ("part_plans", "pictures"), 180, "whether a fault lies in the plans or in their capture"),
@@ -72,7 +72,7 @@ def part_named(name: str) -> Part:
 
 
 def run_here(part: Part, bench: Workbench) -> Report:
-    """Run a part in this process; whatever it raises ends in its report."""
+    """Run a part in this process; an exception ends in its report."""
     found = Findings(bench.out, part.name)
     try:
         part.function()(found, bench)
@@ -88,10 +88,10 @@ def run_apart(part: Part, out: Path, command: Sequence[str], limit_s: float | No
     """Run a part in a process of its own, under its limit.
 
     Args:
-        part: The part.
-        out: The day's folder.
-        command: What runs it; the part's name is appended.
-        limit_s: In place of the part's own.
+        part: Part to run.
+        out: Folder of the findings.
+        command: Command line that runs a part, to which the part's name is appended.
+        limit_s: Limit in seconds; None is the part's own.
     """
     log = out / f"{part.name}.log"
     (out / f"{part.name}.json").unlink(missing_ok=True)
@@ -128,7 +128,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_day(parts: Sequence[Part], out: Path, command: Sequence[str]) -> list[Report]:
-    """Run parts in turn; after each the page and the summary say what is known so far."""
+    """Run parts in turn, and update the page and the summary after each."""
     reports: list[Report] = []
     for part in parts:
         print(f"{part.name}: {part.decides}", flush=True)
@@ -149,7 +149,7 @@ def show(parts: Sequence[Part], reports: Sequence[Report], out: Path) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one part by its name, for `run_apart`: OUT STORE CHECKPOINT FULL_SIZE NAME."""
+    """Run one part for `run_apart`; the arguments are OUT STORE CHECKPOINT FULL_SIZE NAME."""
     from sdrt.artefacts.store import Store
     from tools.gpu_day.workbench import Workbench
 

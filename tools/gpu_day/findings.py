@@ -1,4 +1,4 @@
-"""What a part of a GPU day finds, kept in a JSON file that is written anew after every line."""
+"""Findings of a part of a GPU day, in a JSON file that is rewritten after every finding."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sdrt.files import write_atomically
 
 State = Literal["running", "done", "failed", "skipped", "timed out", "died"]
-#: States of a part that call for a look.
+#: States of a part that need attention.
 BAD: frozenset[State] = frozenset({"failed", "timed out", "died"})
 
 
 class Check(BaseModel):
-    """Something that must hold, and whether it did."""
+    """A condition, and whether it was met."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,7 +27,7 @@ class Check(BaseModel):
 
 
 class Report(BaseModel):
-    """What one part found. ``reason`` says why it was skipped or how it ended."""
+    """Findings of one part. ``reason`` tells why it was skipped or how it ended."""
 
     model_config = ConfigDict(validate_assignment=True)
 
@@ -40,15 +40,15 @@ class Report(BaseModel):
 
 
 class Skipped(Exception):  # noqa: N818  # Not an error: the part does not apply here.
-    """Raised by a part that cannot run on this machine; the message says why."""
+    """Raised by a part that cannot run on this machine; the message gives the reason."""
 
 
 class Findings:
     """Collects facts and checks of a part.
 
     Args:
-        folder: Where PART.json is written.
-        part: The part's name.
+        folder: Folder of PART.json.
+        part: Name of the part.
     """
 
     def __init__(self, folder: Path, part: str) -> None:
@@ -58,19 +58,19 @@ class Findings:
         self._write()
 
     def fact(self, name: str, value: Any) -> None:
-        """Keep a number or text, and print it."""
+        """Record a number or text, and print it."""
         self.report.facts[name] = value
         print(f"  {name:52} {value}", flush=True)
         self._write()
 
     def check(self, name: str, good: bool, detail: object = "") -> None:
-        """Keep whether something holds, and print it."""
+        """Record whether a condition is met, and print it."""
         self.report.checks.append(Check(name=name, good=bool(good), detail=str(detail)))
         print(f"  {name:52} {'ok' if good else 'WRONG'} {detail}", flush=True)
         self._write()
 
     def close(self, state: State | None = None, reason: str = "") -> Report:
-        """End the part: as given, or by its checks."""
+        """Write and return the report; without a given state, the checks decide it."""
         by_checks: State = "done" if all(check.good for check in self.report.checks) else "failed"
         self.report.state, self.report.reason = state or by_checks, reason
         self._write()
@@ -82,13 +82,13 @@ class Findings:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write PART.json; a reader sees the old one or the new one."""
+    """Write PART.json atomically."""
     data = json.dumps(report.model_dump(mode="json"), indent=1, default=str) + "\n"
     write_atomically(folder / f"{report.part}.json", data.encode())
 
 
 def read_report(folder: Path, part: str) -> Report | None:
-    """Return what a part wrote; None where it wrote nothing readable."""
+    """Return a part's report; None if it wrote none, or an unreadable one."""
     try:
         return Report.model_validate_json((folder / f"{part}.json").read_bytes())
     except (OSError, ValidationError):
@@ -96,7 +96,7 @@ def read_report(folder: Path, part: str) -> Report | None:
 
 
 def tail(path: Path, size_bytes: int = 2000) -> str:
-    """Return the end of a log."""
+    """Return the last ``size_bytes`` of a log as text."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - size_bytes))
         return file.read().decode(errors="replace").strip()

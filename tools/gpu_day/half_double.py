@@ -1,7 +1,7 @@
-"""TensorRT's runtime as the tests' double has it, with kernels by torch on whatever memory CUDA gives.
+"""The tests' double of TensorRT's runtime, with torch's kernels on CUDA's memory, real or doubled.
 
-The session and the loop of sdrt run as they are: on the real CUDA runtime their copies, events, capture and replay are
-real, and `execute_async_v3` is a `TorchGraph` on the stream and the addresses that it is given.
+sdrt's session and loop run unchanged: on the real CUDA runtime their copies, events, capture and replay are real, and
+`execute_async_v3` runs a `TorchGraph` on the given stream and addresses.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int
 
 
 class RealDevice:
-    """What the double asks of the CUDA runtime beside its functions, for the real one.
+    """The operations that the double needs in addition to the CUDA runtime's functions, for the real runtime.
 
     Args:
-        name: The GPU's.
+        name: Name of the GPU.
     """
 
     has_context = True
@@ -36,17 +36,17 @@ class RealDevice:
         self._streams: dict[int, Stream] = {}
 
     def stream_of(self, handle: Any) -> Stream:
-        """Return what stands for a stream; the same one each time."""
+        """Return the stream object of a handle; the same one each time."""
         return self._streams.setdefault(int(handle), Stream())
 
     def submit(self, stream: Stream, work: Callable[[], None]) -> None:
-        """Launch work on the stream, or into the graph that is captured from it."""
+        """Launch work on the stream, or record it if the stream is being captured."""
         handle = next(handle for handle, known in self._streams.items() if known is stream)
         with torch.cuda.stream(torch.cuda.ExternalStream(handle)):  # type: ignore[no-untyped-call]
             work()
 
     def tensor(self, address: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-        """Return a tensor over device memory that somebody else owns."""
+        """Return a tensor over device memory that the caller owns."""
         return torch.as_tensor(_Pointer(address, shape, np.dtype(dtype).str), device="cuda")
 
 
@@ -56,7 +56,7 @@ class _Pointer:
 
 
 class DoubleDevice(CudaDouble):
-    """The tests' double of CUDA, whose memory torch reads too."""
+    """The tests' double of CUDA, whose memory torch can read."""
 
     def tensor(self, address: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         """Return a tensor over the double's memory."""
@@ -65,11 +65,11 @@ class DoubleDevice(CudaDouble):
 
 
 class HalfDouble(double.TensorRtDouble):
-    """Stands in for the module tensorrt; graphs that several plans name are loaded once.
+    """Replacement of the module tensorrt; a graph that several plans name is loaded once.
 
     Args:
-        device: A RealDevice, or a DoubleDevice.
-        kernels_on: Where torch computes: "cuda" or "cpu".
+        device: A RealDevice or a DoubleDevice.
+        kernels_on: Device of torch's kernels, "cuda" or "cpu".
     """
 
     def __init__(self, device: Any, kernels_on: str) -> None:
@@ -78,7 +78,7 @@ class HalfDouble(double.TensorRtDouble):
         self.graphs: dict[str, TorchGraph] = {}
 
     def Runtime(self, logger: Any) -> double.Runtime:  # noqa: N802
-        """Return a runtime whose engines compute by torch."""
+        """Return a runtime whose engines run torch's kernels."""
         return _Runtime(self, logger)
 
 

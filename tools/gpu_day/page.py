@@ -1,4 +1,4 @@
-"""The page of a GPU day: what each part found so far."""
+"""The page of a GPU day: the findings of each part so far."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ STYLE = Path(__file__).with_name("page.css")
 
 
 def day_page(decides: Mapping[str, str], reports: Sequence[Report]) -> str:
-    """Return the page.
+    """Return the HTML of the page.
 
     Args:
-        decides: What each part of the day is for, in order.
-        reports: Of the parts that have run.
+        decides: Part -> the questions that it answers, in order.
+        reports: Reports of the parts that have run.
     """
     by_part = {report.part: report for report in reports}
     return web_page("GPU day", STYLE, [_overview(decides, by_part), *map(_section, reports)])

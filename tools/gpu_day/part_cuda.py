@@ -1,4 +1,4 @@
-"""Every call that sdrt makes of the CUDA runtime: copies, capture, replay, refusals, memory that runs out, times."""
+"""All calls of the CUDA runtime that sdrt makes: copies, capture, replay, errors, exhaustion of memory, times."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tools.gpu_day.findings import Findings
 from tools.gpu_day.workbench import Workbench
 
 SIZE_BYTES = 1 << 20
-#: Of the first block that memory is filled with; each that does not fit is tried again at half.
+#: Bytes of the first block to fill memory with; the size is halved when a block does not fit.
 LARGEST_BLOCK_BYTES = 8 << 30
 
 
 def cuda_calls(found: Findings, bench: Workbench) -> None:
-    """Run the calls in the order in which a session makes them."""
+    """Make the calls in the order of a session."""
     cuda = bench.cuda()
     stream = cuda.stream()
     found.fact("device", f"{cuda.device_name()}, {cuda.compute_capability()}, {cuda.free_bytes()} bytes free")
@@ -34,7 +34,7 @@ def cuda_calls(found: Findings, bench: Workbench) -> None:
 
 
 def _copies(found: Findings, cuda: Cuda, stream: object, one: Buffer, two: Buffer) -> object:
-    """Copy to the device, on it and back; capture a copy in two halves, and replay it."""
+    """Copy to the device, on it and back; capture a copy in two halves and replay it."""
     sent = np.arange(SIZE_BYTES // 4, dtype=np.float32)
     got = np.empty_like(sent)
 
@@ -62,7 +62,7 @@ def _copies(found: Findings, cuda: Cuda, stream: object, one: Buffer, two: Buffe
 
 
 def _times(found: Findings, cuda: Cuda, stream: object, graph: object, one: Buffer, two: Buffer, count: int) -> None:
-    """Measure what a call costs the host, and a copy the device."""
+    """Measure the host's time of each call and the device's time of a copy, in microseconds."""
     start, end = cuda.event(), cuda.event()
     calls: dict[str, Callable[[], object]] = {
         "cudaGraphLaunch": lambda: cuda.call("cudaGraphLaunch", graph, stream),
@@ -85,7 +85,7 @@ def _times(found: Findings, cuda: Cuda, stream: object, graph: object, one: Buff
 
 
 def _refusals(found: Findings, cuda: Cuda, stream: object, one: Buffer, two: Buffer) -> None:
-    """Wait in a capture: it must be an error of ours, and the stream must work afterwards."""
+    """Synchronise during a capture: it must raise an sdrt error, and the stream must work afterwards."""
     try:
         cuda.capture(stream, lambda: cuda.wait(stream))
     except EngineError as error:
@@ -98,7 +98,7 @@ def _refusals(found: Findings, cuda: Cuda, stream: object, one: Buffer, two: Buf
 
 
 def _exhaustion(found: Findings, cuda: Cuda) -> None:
-    """Take all memory and give it back."""
+    """Allocate all memory and free it."""
     before, taken, said = cuda.free_bytes(), [], ""
     size_bytes = LARGEST_BLOCK_BYTES
     while size_bytes >= SIZE_BYTES:

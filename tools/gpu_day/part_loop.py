@@ -1,4 +1,4 @@
-"""sdrt's own session and loop on the real CUDA runtime, with torch's kernels in TensorRT's place."""
+"""sdrt's session and loop on the real CUDA runtime, with torch's kernels in place of TensorRT."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tools.gpu_day.half_double import HalfDouble
 from tools.gpu_day.workbench import Workbench
 
 COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "denoise_step")
-#: Relative to the largest latent: the fused step and the plain one sum in another order, and in fp16 that is amplified
-#: by the guided steps.
+#: Tolerance relative to the largest latent: the fused step and the plain one sum in another order, and guided steps
+#: amplify the difference in fp16.
 FUSED_TOLERANCE = 5e-2
 
 Run = Callable[[DeviceLoop], Latents]
 
 
 def loop(found: Findings, bench: Workbench) -> None:
-    """Denoise with graphs and without, again, watched, and by the plain loop, at several batches."""
+    """Denoise with graphs, without, repeated, with a callback, and by the plain loop, at several batches."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         engines = double_set(bench.bundle(), Path(folder), profiles=((1, 1, 4),), components=COMPONENTS)
         cuda = bench.cuda()

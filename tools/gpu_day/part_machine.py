@@ -1,4 +1,4 @@
-"""What is here, and whether doctor and auto tell the truth of it; and what a device that failed looks like."""
+"""Inventory of the machine compared with doctor and auto; and the errors of a device that failed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NVIDIA_SMI = (
 
 
 def inventory(found: Findings, bench: Workbench) -> None:
-    """Compare what doctor says with what CUDA says."""
+    """Compare doctor's report with CUDA's."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        asked = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=20, check=False)
-        found.fact("nvidia-smi", asked.stdout.strip() or asked.stderr.strip())
+        listed = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=20, check=False)
+        found.fact("nvidia-smi", listed.stdout.strip() or listed.stderr.strip())
     told = examine(bench.store)
     for name in ("gpu", "auto", "python", "processor"):
         found.fact(name, told[name])
@@ -44,7 +44,7 @@ def inventory(found: Findings, bench: Workbench) -> None:
 
 
 def lost(found: Findings, bench: Workbench) -> None:
-    """Let a kernel read outside memory; every later call must say that the GPU failed, and freeing must not."""
+    """Make a kernel read outside memory: every later call must report that the GPU failed, except freeing."""
     cuda = bench.cuda()
     stream, block = cuda.stream(), cuda.allocate(256)
     found.fact("the kernel gave", bench.break_device(cuda))

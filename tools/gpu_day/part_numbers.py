@@ -1,4 +1,4 @@
-"""The exported fp16 graphs on this hardware, beside the same graphs in fp32 there."""
+"""Accuracy of the exported fp16 graphs on this hardware, relative to the same graphs in fp32."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tools.gpu_day.findings import Findings
 from tools.gpu_day.torch_graph import TorchGraph
 from tools.gpu_day.workbench import Workbench
 
-#: Relative L2 of one component, by torch on a CPU 1e-3 to 5e-3: fp16 keeps 11 bits of every layer's output.
+#: Tolerance of a component's relative L2; torch on a CPU reaches 1e-3 to 5e-3: fp16 keeps 11 bits of each output.
 TOLERANCE = 5e-2
 SHOWN = 6
-#: What inputs are like, where standard normal numbers are not: their scale, all positive.
+#: Scale of the inputs that are positive, unlike standard normal numbers.
 SCALES = {"timestep": 300.0, "sigma": 3.0}
 
 
 def numbers(found: Findings, bench: Workbench) -> None:
-    """Compare each component at one picture and at three; tell the largest value of each operator."""
+    """Compare each component at batches 1 and 3, and report the largest value of each operator."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     bundle = bench.bundle()
     for name, component in bundle.manifest.components.items():
@@ -40,7 +40,7 @@ def numbers(found: Findings, bench: Workbench) -> None:
 
 
 class _Peaks:
-    """Keeps the largest absolute value that each kind of node gave, and of attention the logits."""
+    """Collects the largest absolute output of each kind of node, and the largest logits of attention."""
 
     def __init__(self) -> None:
         self._peaks: dict[str, float] = {}
@@ -52,7 +52,7 @@ class _Peaks:
             if value.is_floating_point() and value.numel():
                 self._keep(node.op_type, float(value.abs().max()))
         if node.op_type == "Attention":
-            # One head of one row: all of them at once would take gigabytes at full size.
+            # One head of one row: all at once would take gigabytes at full size.
             query, key = (value[:1, :1] for value in given[:2] if value is not None)
             self._keep("logits", float((query @ key.transpose(-1, -2)).abs().max()) * query.shape[-1] ** -0.5)
 
@@ -60,7 +60,7 @@ class _Peaks:
         self._peaks[name] = max(self._peaks.get(name, 0.0), value)
 
     def largest(self) -> dict[str, float]:
-        """Return the largest, largest first."""
+        """Return the largest values by kind of node, in descending order."""
         ordered = sorted(self._peaks.items(), key=lambda entry: -entry[1])
         return {name: round(value, 1) for name, value in ordered[:SHOWN]}
 

@@ -1,4 +1,4 @@
-"""Plans of a real TensorRT: how they build, whether graphs change nothing, the GPU tests, and times at full size."""
+"""Plans of a real TensorRT: their builds, equality with and without CUDA graphs, the GPU tests, and full-size times."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tools.gpu_day.workbench import Workbench
 LATENCY = "sd-v1-latency"
 PROMPT = "a large green star on a purple background"
 SEED = 3
-#: What the log says of kernels that are missing, of memory and of its own failures.
+#: Messages of the log about missing kernels, memory and internal failures.
 TELLING = ("MyelinCheckException", "insufficient memory", "Could not find any implementation", "[E]", "Internal Error")
 VERBOSE_LOG = "build.log"
 _SUMMARY = re.compile(r"(\d+) (passed|failed|error|errors|skipped|deselected)")
 
 
 def plans(found: Findings, bench: Workbench) -> None:
-    """Build the demo by the latency recipe, component by component, and keep all that TensorRT logs."""
+    """Build the demo by the latency recipe, component by component, and keep TensorRT's whole log."""
     backend = bench.backend()
     found.fact("backend", backend)
     bundle, maker = bench.bundle(), builder(backend)
@@ -59,7 +59,7 @@ def plans(found: Findings, bench: Workbench) -> None:
             attentions = built.layers.attentions if built.layers else ()
             unfused = [attention.name for attention in attentions if not attention.fused]
             found.fact(f"{name}: s, MB", (built.seconds, round(built.size_bytes / 1e6, 1)))
-            # Attention of the VAE has one head of all channels, for which there is no kernel.
+            # The VAE's attention has one head with all channels, for which there is no fused kernel.
             fused = not unfused or name.startswith("vae")
             found.check(f"{name}: its attentions are fused", fused, f"{len(attentions)} in all; unfused: {unfused}")
     log = (bench.out / VERBOSE_LOG).read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def plans(found: Findings, bench: Workbench) -> None:
 
 @contextlib.contextmanager
 def log_kept(library: Any, path: Path) -> Iterator[None]:
-    """Write every message of a library's logger to a file, verbose ones too, beside what the logger does with it."""
+    """Write every message of a library's logger, verbose ones too, to a file in addition to the logger's own work."""
     kind: Any = type(listen(library, Messages()))
     log = kind.log
     with path.open("w", encoding="utf-8") as file:
@@ -88,7 +88,7 @@ def log_kept(library: Any, path: Path) -> Iterator[None]:
 
 
 def pictures(found: Findings, bench: Workbench) -> None:
-    """Draw the demo without CUDA graphs, then with: what differs lies in the capture."""
+    """Draw the demo without CUDA graphs, then with them; a difference comes from the capture."""
     backend = bench.backend()
     engines = bench.engines(backend, LATENCY)
     latents = {}
@@ -109,7 +109,7 @@ def pictures(found: Findings, bench: Workbench) -> None:
 
 
 def gpu_tests(found: Findings, bench: Workbench) -> None:
-    """Run the GPU tests up to the fifth that fails."""
+    """Run the GPU tests up to the fifth failure."""
     bench.backend()
     log = bench.out / "tests.log"
     with log.open("wb") as file:
@@ -124,7 +124,7 @@ def gpu_tests(found: Findings, bench: Workbench) -> None:
 
 
 def full_size(found: Findings, bench: Workbench) -> None:
-    """Compare the latency recipe with the default one, at one picture and at four, at full size."""
+    """Compare the latency recipe with the default one at full size, for one picture and for four."""
     backend = bench.backend()
     checkpoint = bench.full_size_checkpoint()
     times: dict[tuple[str, int], float] = {}
@@ -148,7 +148,7 @@ def _recipe_times(
             pipeline(PROMPT, seed=SEED, **settings)
             result = pipeline(PROMPT, seed=SEED, **settings)
             at_once = min(count, pipeline.pictures_at_once(result.request))
-            # A request of more pictures than fit at once takes several passes, whose steps are all in the list.
+            # A request of more pictures than fit in a batch takes several passes, and the list has the steps of all.
             times[recipe, count] = float(np.sum(result.timings.steps)) / bench.steps * 1e3
             found.check(f"{recipe}, {count} pictures: finite", bool(np.isfinite(result.latents).all()))
             found.fact(

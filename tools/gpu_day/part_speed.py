@@ -1,4 +1,4 @@
-"""What this GPU can do at best, and what plans must beat: our graphs and diffusers' UNet by torch, as CUDA graphs."""
+"""Ceilings of this GPU, and times that plans must beat: our graphs and diffusers' UNet by torch, as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tools.gpu_day.workbench import Workbench
 
 STEPS = 50
 PICTURES = (1, 4, 8)
-#: Rows of the graph's batch for one guided picture.
+#: Rows of the UNet's batch for one guided picture.
 ROWS: dict[ComponentName, int] = {"denoise_step": 1, "unet": 2}
-#: Above the ceiling by more than clocks vary, a time cannot be true.
+#: Largest plausible ratio of a rate to the ceiling, allowing for clocks that vary.
 CEILING_SLACK = 1.2
 
 
@@ -42,7 +42,7 @@ def speed(found: Findings, bench: Workbench) -> None:
 
 
 def _ceilings(found: Findings, bench: Workbench) -> float:
-    """Measure a product of matrices and a copy; returns TFLOP/s."""
+    """Measure a product of matrices and a copy, and return the product's TFLOP/s."""
     watch, device = bench.stopwatch(), bench.kernels_on
     square = torch.randn(bench.matrix, bench.matrix, device=device).half()
     rate = 2 * bench.matrix**3 / watch.ms(lambda: square @ square) / 1e9
@@ -62,7 +62,7 @@ def _run(graph: TorchGraph, rows: int, device: str) -> object:
 
 
 def _diffusers(found: Findings, bench: Workbench) -> None:
-    """Measure what a user has today: diffusers' UNet in fp16, by calls and as a graph."""
+    """Measure diffusers' UNet in fp16, by calls and as a CUDA graph."""
     try:
         from diffusers import UNet2DConditionModel
     except ModuleNotFoundError as error:
@@ -70,7 +70,7 @@ def _diffusers(found: Findings, bench: Workbench) -> None:
         return
     config = json.loads(bench.unet_config.read_text())
     unet = UNet2DConditionModel.from_config(config).eval()
-    # Not by its own to(), which advises another way of loading weights.
+    # Not by the model's own to(), which warns about how weights are loaded.
     convert: Any = torch.nn.Module.to
     convert(unet, bench.kernels_on, torch.float16, memory_format=torch.channels_last)
     size, width = config["sample_size"], config["cross_attention_dim"]

@@ -1,4 +1,4 @@
-"""Times of torch's work: on a GPU by events and CUDA graphs, on a CPU by the clock."""
+"""Timing of torch's work: on a GPU by events and CUDA graphs, on a CPU by the clock."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Stopwatch:
 
     Attributes:
         device: "cuda" or "cpu".
-        repeats: How often it is measured; the median counts.
-        warm_up: How often it runs before.
+        repeats: Number of measurements, of which the median counts.
+        warm_up: Number of runs before.
     """
 
     device: str
@@ -26,7 +26,7 @@ class Stopwatch:
     warm_up: int = 3
 
     def captured_ms(self, work: Callable[[], object]) -> float:
-        """Return the time of work replayed as a CUDA graph; on a CPU, which has none, of the work itself."""
+        """Return the median milliseconds of work replayed as a CUDA graph; on a CPU, of the work itself."""
         if self.device == "cpu":
             return self.ms(work)
         runtime: Any = torch.cuda
@@ -40,7 +40,7 @@ class Stopwatch:
         return self.ms(graph.replay)
 
     def ms(self, work: Callable[[], object]) -> float:
-        """Return the median time of work on the device."""
+        """Return the median milliseconds of work on the device."""
         for _ in range(self.warm_up):
             work()
         return float(np.median([self._once(work) for _ in range(self.repeats)]))

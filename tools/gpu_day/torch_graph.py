@@ -1,4 +1,4 @@
-"""Runs an exported graph by torch, operator by operator, on a CPU or a GPU: fp16 as that hardware computes it."""
+"""Runs an exported graph in torch, operator by operator, on a CPU or a GPU, in that hardware's fp16."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from onnx import helper, numpy_helper
 
-#: By TensorProto.DataType.
+#: TensorProto.DataType -> dtype.
 DTYPES = {
     1: torch.float32,
     6: torch.int32,
@@ -22,36 +22,36 @@ DTYPES = {
     11: torch.float64,
     16: torch.bfloat16,
 }
-#: int64 tensors up to this size stay on the host: shapes and axes, for which nothing waits for the device.
+#: int64 tensors up to this size stay on the host: shapes and axes, which must not wait for the device.
 HOST_ELEMENTS = 16
 
 Attributes = Mapping[str, Any]
-#: Sees a node, its outputs and its inputs.
+#: Function that receives a node, its outputs and its inputs.
 Watch = Callable[[onnx.NodeProto, Sequence[torch.Tensor], Sequence[torch.Tensor | None]], None]
 Operator = Callable[["Node", Sequence[Any]], Any]
 
 
 class Node:
-    """A node with its attributes; integers among its inputs are at hand as numbers."""
+    """A node with its attributes; small integer inputs are available as numbers."""
 
     def __init__(self, proto: onnx.NodeProto) -> None:
         self.proto = proto
         self.attributes: Attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return an attribute."""
+        """Return an attribute, or the default if it is missing."""
         return self.attributes.get(name, default)
 
 
 class TorchGraph:
-    """A graph that torch runs. Values that nothing reads any more are freed on the way.
+    """A graph that runs in torch. Values are freed after their last use.
 
     Args:
         path: The .onnx file.
         device: "cpu" or "cuda".
-        half: What float16 is computed in; float32 shows what the graph would give without rounding.
-        random_weights: Whether weights beside the graph are drawn, not read: for times alone.
-        watch: Sees every node as it runs.
+        half: dtype that float16 is computed in; float32 gives the graph's outputs without rounding.
+        random_weights: Whether external weights are random, not read; for timing only.
+        watch: Called with every node as it runs.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class TorchGraph:
         return value if small or tensor.name in self._scales() else value.to(self._device)
 
     def _scales(self) -> set[str]:
-        """Return the names of the factors by which pictures are resized."""
+        """Return the names of the tensors with the factors of Resize nodes."""
         return {node.proto.input[2] for node in self._nodes if node.proto.op_type == "Resize"}
 
     @torch.no_grad()
     def __call__(self, **feeds: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Run the graph; gives its outputs by name."""
+        """Run the graph and return its outputs by name."""
         values: dict[str, torch.Tensor] = {**self._constants, **feeds}
         for node, freed in zip(self._nodes, self._freed, strict=True):
             given = [values[name] if name else None for name in node.proto.input]

@@ -1,4 +1,4 @@
-"""What the parts of a GPU day run on; tests put doubles in its place."""
+"""GPU, libraries and models that the parts of a GPU day run on; tests replace them by doubles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tools.gpu_day.findings import Skipped
 from tools.gpu_day.half_double import RealDevice
 from tools.gpu_day.stopwatch import Stopwatch
 
-#: The libraries that run plans, the one that serves more GPUs first.
+#: Backends that run plans; the one that supports more GPUs comes first.
 MODULES: dict[BackendName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 UNET_CONFIG = Path("sdrt/assets/sd-v1/unet/config.json")
 PYTEST = (sys.executable, "-X", "faulthandler", "-m", "pytest", "-m", "gpu", "tests/gpu", "--maxfail=5")
@@ -37,19 +37,19 @@ class Workbench:
     """The GPU, the libraries and the models of a day.
 
     Attributes:
-        out: Where findings and logs go.
-        store: Where bundles and engines are kept.
-        checkpoint: What is drawn; the demo.
-        full_size: The full-size checkpoint with random weights, which may be missing.
-        kernels_on: Where torch computes, "cuda" or "cpu".
-        open_cuda: Opens the CUDA runtime.
-        tests: How the GPU tests are run.
-        steps: Steps of a picture.
-        calls: How often a CUDA call is made to time it.
-        matrix: Rows of the matrices that are multiplied to find the ceiling.
-        copied_bytes: What is copied to find it.
-        unet_config: Of the UNet that diffusers runs.
-        pictures: Batches in the order in which they are run.
+        out: Folder of findings and logs.
+        store: Store of bundles and engines.
+        checkpoint: Checkpoint to draw with; the demo.
+        full_size: Path of the full-size checkpoint with random weights, which may be missing.
+        kernels_on: Device of torch's kernels, "cuda" or "cpu".
+        open_cuda: Function that opens the CUDA runtime.
+        tests: Command line of the GPU tests.
+        steps: Number of steps of a picture.
+        calls: Number of calls of a CUDA function to time it.
+        matrix: Rows of the square matrices that measure the ceiling.
+        copied_bytes: Bytes of the copy that measures the ceiling.
+        unet_config: Config of the UNet that diffusers runs.
+        pictures: Batches, in the order in which they are run.
     """
 
     out: Path
@@ -70,7 +70,7 @@ class Workbench:
         """Return the CUDA runtime.
 
         Raises:
-            Skipped: cuda-bindings is not installed, or the driver does not serve it.
+            Skipped: cuda-bindings is not installed, or the driver does not support it.
         """
         try:
             return self.open_cuda()
@@ -78,11 +78,11 @@ class Workbench:
             raise Skipped(f"{error.message}; {error.hint}") from error
 
     def device(self, cuda: Cuda) -> Any:
-        """Return what the half double asks of the runtime beside its functions."""
+        """Return the device of the half double for a CUDA runtime."""
         return RealDevice(cuda.device_name())
 
     def break_device(self, cuda: Cuda) -> str:
-        """Have a kernel of another CUDA runtime in this process fail on the GPU; returns what that runtime said."""
+        """Make a kernel of another CUDA runtime in this process fail on the GPU, and return that runtime's error."""
         import torch
 
         try:
@@ -93,10 +93,10 @@ class Workbench:
         return "nothing"
 
     def backend(self) -> BackendName:
-        """Return the library that runs plans here.
+        """Return the backend that runs plans here.
 
         Raises:
-            Skipped: None does; says why of each.
+            Skipped: None does; the message gives the reason for each.
         """
         reasons = []
         for name in MODULES:
@@ -113,23 +113,23 @@ class Workbench:
         return import_module(MODULES[backend])
 
     def bundle(self, checkpoint: str | None = None) -> Bundle:
-        """Return a checkpoint's fp16 bundle, exported where the store has none."""
+        """Return a checkpoint's fp16 bundle, exporting it if the store has none."""
         return open_bundle(Source(checkpoint=checkpoint or self.checkpoint), self.store, precision="fp16")
 
     def engines(self, backend: BackendName, recipe: str = DEFAULT, checkpoint: str | None = None) -> EngineSet:
-        """Return a checkpoint's plans for this GPU, built where the store has none."""
+        """Return a checkpoint's plans for this GPU, building them if the store has none."""
         request = BuildRequest(backend, recipe=load_recipe(recipe, []))
         return build(self.bundle(checkpoint), request, self.store, silent)
 
     def stopwatch(self) -> Stopwatch:
-        """Return what measures times where torch computes."""
+        """Return a stopwatch for the device of torch's kernels."""
         return Stopwatch(self.kernels_on)
 
     def full_size_bundle(self) -> Bundle:
         """Return the full-size checkpoint's fp16 bundle.
 
         Raises:
-            Skipped: The checkpoint was not made.
+            Skipped: The checkpoint does not exist.
         """
         return self.bundle(self.full_size_checkpoint())
 
@@ -137,7 +137,7 @@ class Workbench:
         """Return the full-size checkpoint's path.
 
         Raises:
-            Skipped: It was not made.
+            Skipped: It does not exist.
         """
         if not (self.full_size / "model_index.json").exists():
             raise Skipped(f"{self.full_size} is not there: make sd-v1-random makes it")
