@@ -35,7 +35,7 @@ def test_a_session_leaves_no_trace_at_home(tmp_path: Path) -> None:
 
 
 def test_the_library_still_knows_the_switch() -> None:
-    """A run with telemetry on would send, so the control looks for the switch in the library."""
+    """Look for the switch in the library, since a run with telemetry on would send."""
     (library,) = Path(onnxruntime.__file__).parent.glob("capi/onnxruntime_pybind11_state*")
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         assert data.find(b"ORT_DISABLE_TELEMETRY") >= 0

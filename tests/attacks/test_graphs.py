@@ -83,7 +83,7 @@ def test_negative_control(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_every_reader_of_graphs_is_known() -> None:
-    """New code that opens graphs must take them from `Bundle.graph` and be listed here."""
+    """Check that no new code opens graphs except by `Bundle.graph`; an exception must be listed here."""
     folder = Path(sdrt.__file__).parent
     found = set()
     for path in folder.rglob("*.py"):

@@ -316,7 +316,7 @@ def test_row_53_prompts_that_look_like_settings(prompt: str, tmp_path: Path) -> 
 
 
 def test_row_53_a_record_of_a_stranger_says_nothing_but_text(tmp_path: Path, sdrt: CommandLine) -> None:
-    """A record from elsewhere must neither control the terminal nor open files."""
+    """Check that a record from elsewhere can neither control the terminal nor open files."""
     path = tmp_path / "a.png"
     write_png(Image.new("RGB", (8, 8)), path, {**RECORD, "prompt": "\x1b]0;owned\x07\x1b[2J", "extra": "\x9b31m"})
     ended = sdrt("info", path)

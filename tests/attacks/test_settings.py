@@ -49,7 +49,7 @@ def test_row_85_settings_on_the_command_line(setting: str, sdrt: CommandLine) ->
 
 
 def test_row_85_no_variable_of_the_environment_steers_sdrt() -> None:
-    """Commands take settings from options alone; this finds new code that reads a variable."""
+    """Find code that reads a variable: commands take settings from options alone."""
     folder = Path(sdrt.__file__).parent
     read = set()
     for path in folder.rglob("*.py"):

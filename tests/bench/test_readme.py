@@ -7,7 +7,7 @@ from benchmarks.write_readme import HERE, page
 
 
 def test_the_page_is_what_was_measured() -> None:
-    """To write the page: python benchmarks/write_readme.py."""
+    """Compare the page with the results; python benchmarks/write_readme.py writes it."""
     assert (HERE / "README.md").read_text() == page()
 
 

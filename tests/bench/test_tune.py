@@ -233,7 +233,7 @@ def test_the_command_fails_where_nothing_is_accurate(
 
 @pytest.mark.long
 def test_tuning_a_checkpoint_with_pytorch_as_the_judge(tiny_path: Path, store: Store, sdrt: CommandLine) -> None:
-    """Runs the whole command: two loops, a fixed batch, and the record in use."""
+    """Run the whole command: two loops, a fixed batch, and the record in use."""
     words = ("--checkpoint", tiny_path, "--store", store.root)
     tuned = sdrt("tune", *words, "--backend", "onnxruntime", "--rounds", 2, "--steps", 2, "--threads", 1, "--json")
     assert tuned.code == 0, tuned.err

@@ -148,7 +148,7 @@ def test_bundles_and_engines_keep_their_names(opened: Opened, tiny_bundle: Bundl
 def test_what_is_derived_of_a_bundle_goes_by_its_name(
     way: dict[str, Any], tiny_path: Path, tiny_bundle: Bundle, store: Store, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Quantising and cutting are replaced by doubles."""
+    """Replace quantising and cutting by doubles."""
     shutil.copytree(tiny_path, "second")
     for name in ("_quantised", "_cut"):
         monkeypatch.setattr(f"sdrt.prepare.bundles.{name}", lambda *_: tiny_bundle)

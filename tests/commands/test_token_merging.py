@@ -135,7 +135,7 @@ def test_other_programs_read_it() -> None:
 def test_engines_say_what_their_bundle_says(
     ratio: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without merging the manifest has no field, as in earlier versions."""
+    """Check also that without merging the manifest has no field, as in earlier versions."""
     monkeypatch.setattr(
         build_processes, "build_all", lambda jobs, *_: {j.component: builder(j.backend).build(j) for j in jobs}
     )

@@ -143,7 +143,7 @@ def broken(promised: Fields, found: Fields) -> list[str]:
     new = found.keys() - promised.keys()
     needed = [path for path, now in found.items() if now["required"] and not (promised.get(path) or now)["required"]]
     needed += [path for path in new if found[path]["required"] and _parent(path) in {*promised, ""}]
-    return lines + [f"{path} is asked of files that were written before" for path in sorted(needed)]
+    return lines + [f"{path} is newly required" for path in sorted(needed)]
 
 
 def _wider(was: Any, now: Any) -> bool:
@@ -195,14 +195,14 @@ def test_breaks_are_found() -> None:
     retyped = copy.deepcopy(was) | {"name": {"type": "integer", "required": True}}
     assert broken(was, retyped) == ["name was string and is integer"]
     asked = fields(create_model("Asked", __base__=_Was, more=(int, ...)))
-    assert broken(was, asked) == ["more is asked of files that were written before"]
+    assert broken(was, asked) == ["more is newly required"]
     optional = fields(create_model("Optional", __base__=_Was, more=(int, 0)))
     assert broken(was, optional) == []
     strict = copy.deepcopy(was)
     strict["kind"] |= {"required": True, "nullable": False}
     assert broken(was, strict) == [
         "kind may no longer be null",
-        "kind is asked of files that were written before",
+        "kind is newly required",
     ]
     values = {"a": {"type": ["x", "y"], "required": True}}
     assert broken(values, {"a": {"type": ["x", "y", "z"], "required": True}}) == []

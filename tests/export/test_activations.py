@@ -110,7 +110,7 @@ def test_a_broken_checkpoint_is_named(changed: Callable[[Change], Checkpoint], t
 
 @pytest.mark.long
 def test_each_component_is_measured_on_its_own(tiny_path: Path, tmp_path: Path) -> None:
-    """The decoder's overflow does not affect the others, and is not seen if the decoder is not exported."""
+    """Check that the decoder's overflow does not affect the others, and is not seen if it is not exported."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_path, folder)
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"

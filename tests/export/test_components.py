@@ -115,7 +115,7 @@ def test_what_cannot_be_compared_never_passes(actual: list[float], expected: lis
 
 
 def test_the_full_size_unet_has_its_known_counts() -> None:
-    """859,520,964 parameters; 0.803 TFLOP a pass and sample (401.6 GMAC)."""
+    """Expect 859,520,964 parameters and 0.803 TFLOP a pass and sample (401.6 GMAC)."""
     from diffusers import UNet2DConditionModel
 
     config = json.loads((SD_V1 / "unet" / "config.json").read_bytes())

@@ -134,7 +134,7 @@ def test_the_passes_are_deepcaches(cut: Bundle, unet: Any) -> None:
 
 
 def test_halves_of_guidance_keep_to_themselves(cut: Bundle) -> None:
-    """With each other's features, rows give each other's numbers: none depends on its neighbour."""
+    """Exchange rows' features: each row must give the other's numbers, so none depends on its neighbour."""
     feeds = feeds_of(cut, 0, 961.5)
     features = run(cut, "deepcache_whole", feeds)["deep_features"]
     both = run(cut, "deepcache_shallow", {**feeds, "deep_features": features})["out_sample"]

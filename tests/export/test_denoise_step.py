@@ -131,7 +131,7 @@ def test_the_manifest_describes_it_by_the_unet(bundle: Bundle) -> None:
 
 
 def test_the_unet_gets_both_halves_scaled(bundle: Bundle, unet: Path) -> None:
-    """The hand-made UNet normalises its sample and so cannot show it: this checks its input."""
+    """Check the UNet's input, since the hand-made UNet normalises its sample."""
     step = write_denoise_step(unet, "epsilon")
     model = model_of(step)
     kind = next(v.type.tensor_type.elem_type for v in model.graph.input if v.name == "uncond_states")
@@ -247,7 +247,7 @@ def test_names_that_the_unet_uses_itself_do_no_harm(bundle: Bundle, unet: Path) 
 
 @pytest.mark.parametrize(("value", "axis"), [("shift", "rows"), ("convolved", "batch")])
 def test_the_batch_of_both_halves_is_not_called_batch(unet: Path, value: str, axis: str) -> None:
-    """It is "batch" where both halves still share one row a picture."""
+    """Expect "batch" only where both halves still share one row a picture."""
     model = model_of(unet)
     for name in ("convolved", "shift"):
         model.graph.value_info.append(helper.make_tensor_value_info(name, 1, ("batch", 4, 8, 8)))

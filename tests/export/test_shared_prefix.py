@@ -129,7 +129,7 @@ def exchange(nodes: Nodes) -> None:
 
 
 def test_rows_of_another_picture_would_be_seen(tmp_path: Path) -> None:
-    """The comparison above finds a duplication that mixes pictures up."""
+    """Check that the comparison above finds a duplication that mixes pictures up."""
     path = composed(unet_model(unet_nodes()), tmp_path)
     sound = run(path, [])
     model = onnx.load(path)

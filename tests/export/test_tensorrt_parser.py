@@ -75,7 +75,7 @@ def test_hand_made_graphs(tmp_path: Path, prediction_type: str) -> None:
 
 
 def test_a_graph_of_mixed_types_is_not_taken(tmp_path: Path) -> None:
-    """Negative control: without the cast at the UNet's border the parser complains."""
+    """Remove the cast at the UNet's border as a negative control: the parser must complain."""
     bundle = write_bundle(tmp_path / "bundle", components=("unet", "denoise_step"), precision="fp16")
     step = bundle.graph("denoise_step")
     model = onnx.load(step, load_external_data=False)

@@ -109,7 +109,7 @@ def test_one_of_each_square_is_a_destination() -> None:
 
 
 def test_destinations_are_the_same_for_ever() -> None:
-    """Pictures depend on them, so they must never change."""
+    """Pin them, since pictures depend on them."""
     assert [destinations(4, number).tolist() for number in (0, 1)] == [[3, 5, 8, 11], [5, 6, 9, 14]]
 
 
@@ -129,7 +129,7 @@ def test_a_block_that_merges_nothing_is_the_plain_block() -> None:
 
 
 def test_equal_tokens_lose_nothing() -> None:
-    """Means of equal tokens are those tokens: flat areas cost nothing."""
+    """Check that flat areas cost nothing: means of equal tokens are those tokens."""
     tokens = random(1, (SIDE // 2) ** 2, CHANNELS).reshape(1, SIDE // 2, SIDE // 2, CHANNELS)
     tokens = tokens.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).flatten(1, 2)
     states = random(1, 5, 12, seed=1)
@@ -161,7 +161,7 @@ def test_of_sd_v1_the_outermost_level_merges() -> None:
 
 
 def test_the_work_saved_on_sd_v1() -> None:
-    """Of 0.803 TFLOP a pass: 16.1 GFLOP of attention and 1.7 of projections in five blocks, less 3.4 for merging."""
+    """Expect, of 0.803 TFLOP, 16.1 GFLOP of attention and 1.7 of projections less, and 3.4 more for merging."""
     inputs = {
         "sample": (None, (4, 64, 64)),
         "timestep": (torch.float32, ()),
@@ -232,7 +232,7 @@ def test_the_graph_is_the_merging_module(backend: str, batch: int, merged_bundle
 
 
 def test_both_halves_share_what_comes_before_the_text(merged_bundle: Bundle) -> None:
-    """The first self-attention, merging included, is computed once a picture."""
+    """Check that the first self-attention, merging included, is computed once a picture."""
     graph = onnx.load(merged_bundle.graph("denoise_step"), load_external_data=False).graph
     assert "Shape" not in {node.op_type for node in graph.node}
     once = {

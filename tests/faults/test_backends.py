@@ -148,7 +148,7 @@ def opened_in(store: Path) -> EngineSet:
 
 
 def test_row_66_another_provider_than_asked_for_is_found(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For providers of GPUs see tests/runtime/backends/test_onnxruntime_provider.py, over the same check."""
+    """See tests/runtime/backends/test_onnxruntime_provider.py for GPU providers, over the same check."""
     engines = opened_in(ready)
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda _: ["AzureExecutionProvider"])
     with pytest.raises(BackendUnavailableError, match="unet would run on AzureExecutionProvider, not CPU") as refused:
@@ -166,7 +166,7 @@ MORE_MIB: dict[str, tuple[int, ...]] = {"onnxruntime": (), "openvino": (400, 480
 def test_row_67_want_of_memory_at_any_moment(
     killer: Killer, tiny_engines: Callable[..., EngineSet], store: Store, tmp_path: Path, backend: str
 ) -> None:
-    """In the tokenizer, while a library loads, while engines open, in the UNet and in the decoder of 512x512."""
+    """Run out of memory in the tokenizer, at loading and opening, in the UNet and in the decoder of 512x512."""
     engines = tiny_engines(backend, "fp32")
     words = ["denoise", "--engines", str(engines.path), "--store", str(store.root), "--prompt", "a", "--steps", "1"]
     words += ["--seed", "1", "--out", "p.png", "--threads", "1"]
@@ -193,7 +193,7 @@ def test_row_67_want_of_memory_before_the_work(killer: Killer, bundle: Bundle, r
 
 
 def test_row_68_out_of_gpu_memory_is_an_error_and_a_smaller_batch_runs(tmp_path: Path) -> None:
-    """On the doubles of CUDA and TensorRT."""
+    """Use the doubles of CUDA and TensorRT."""
     engines = double_set(hand_made_bundle(tmp_path / "bundle"), tmp_path / "double")
     with Rig(engines, CudaDouble(memory_bytes=12000)) as rig:
         with pytest.raises(ResourceError, match=r"\d+ bytes are needed, \d+ of \d+ are free") as refused:
@@ -203,7 +203,7 @@ def test_row_68_out_of_gpu_memory_is_an_error_and_a_smaller_batch_runs(tmp_path:
 
 
 def test_row_69_a_compiler_that_hangs_ends_with_its_build(killer: Killer, bundle: Bundle, tmp_path: Path) -> None:
-    """Builds have no deadline; Ctrl-C ends one, whatever its compiler does."""
+    """Interrupt the build: it has no deadline, and Ctrl-C ends it whatever its compiler does."""
     words = ["build", str(bundle.path), "--backend", "onnxruntime", "--components", "vae_decoder", "--store", "store"]
     ended = killer("tests.faults.actions:hung", words, folder=tmp_path, note=2, number=signal.SIGINT)
     assert (ended.code, ended.err.splitlines()[-1]) == (130, "sdrt: interrupted")
@@ -216,7 +216,7 @@ def test_row_69_a_compiler_that_hangs_ends_with_its_build(killer: Killer, bundle
 def test_row_70_a_compiler_that_dies_is_missed_and_the_next_build_is_right(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compilers are sdrt's only worker processes."""
+    """Kill a compiler, sdrt's only kind of worker process."""
     store, request = Store(tmp_path / "store"), BuildRequest("onnxruntime", components=("vae_decoder",))
     (tmp_path / "shadow").mkdir()
     (tmp_path / "shadow" / "onnxruntime.py").write_text("import os; os.kill(os.getpid(), 9)")

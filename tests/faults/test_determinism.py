@@ -65,7 +65,7 @@ def test_row_62_again_and_after_other_requests(tiny_engines: Engines, backend: s
 
 @pytest.mark.parametrize(("backend", "precision"), BUILDS)
 def test_row_62_in_any_batch_and_at_any_place_of_it(tiny_engines: Engines, backend: str, precision: Precision) -> None:
-    """Merged with other prompts, seeds and negative prompts: a picture does not depend on its neighbours."""
+    """Merge it with other prompts, seeds and negative prompts: a picture must not depend on its neighbours."""
     with Pipeline(tiny_engines(backend, precision), threads=1) as pipe:
         alone = bytes_of(draw(pipe, FIRST))
         for pictures in ((FIRST, OTHER), (OTHER, OTHER, FIRST)):
@@ -90,7 +90,7 @@ def test_row_62_with_another_number_of_threads(tiny_engines: Engines, backend: s
 
 
 def test_row_62_a_picture_and_its_file_depend_on_its_own_seed_only(tiny_engines: Engines, tmp_path: Path) -> None:
-    """In files, too: two requests that share a picture write the same pixels of it."""
+    """Compare files, too: two requests that share a picture must write the same pixels of it."""
     with Pipeline(tiny_engines("onnxruntime", "fp32"), threads=1) as pipe:
         three = pipe("a red circle", seed=5, num_images_per_prompt=3, num_inference_steps=STEPS)
         for index, seed in enumerate((5, 6, 7)):

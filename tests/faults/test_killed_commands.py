@@ -203,7 +203,7 @@ def test_row_32_fifty_kills_of_an_export(exporter: Killer, exporting: Scene, tmp
 def test_row_32_kills_at_every_stage_from_checkpoint_to_picture(
     exporter: Killer, tiny_path: Path, tmp_path: Path
 ) -> None:
-    """One after the other over one store, each run one stage further, with the leftovers of all runs before."""
+    """Kill runs over one store, each one stage further, with the leftovers of all runs before."""
     words: tuple[str | Path | int, ...] = (
         "denoise",
         "--checkpoint",
@@ -238,7 +238,7 @@ def test_row_32_kills_at_every_stage_from_checkpoint_to_picture(
 
 
 def test_a_kill_that_leaves_debris_is_found(killer: Killer, denoising: Scene, tmp_path: Path) -> None:
-    """Negative control: a file that is never removed makes the comparison fail."""
+    """Leave a file that is never removed as a negative control: the comparison must fail."""
     folder = tmp_path / "undisturbed"
     folder.mkdir()
     denoising.start(folder)

@@ -86,7 +86,7 @@ def test_row_33_a_folder_is_the_old_or_the_new(killer: Killer, tmp_path: Path, c
 
 
 def test_row_33_what_was_moved_aside_comes_back_by_itself(killer: Killer, tmp_path: Path) -> None:
-    """The one moment without anything at the name: any later write beside it restores the old folder."""
+    """Kill at the one moment without anything at the name: any later write beside it restores the old folder."""
     for number in range(40):
         folder = tmp_path / str(number)
         (folder / "out").mkdir(parents=True)
@@ -170,7 +170,7 @@ def test_row_32_a_collection(killer: Killer, tmp_path: Path) -> None:
 
 
 def test_the_killer_kills_where_it_is_told(killer: Killer, tmp_path: Path) -> None:
-    """Control: a kill just before a rename finds the old file, one just after it the new."""
+    """Find the old file after a kill just before a rename, and the new one after a kill just after it."""
     call = "tests.faults.actions:write"
     operations = killer(call, "file", folder=tmp_path).operations
     (rename,) = [number for number, operation in enumerate(operations) if operation.startswith("os.rename")]

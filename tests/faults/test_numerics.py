@@ -115,7 +115,7 @@ def test_row_57_inf_of_the_decoder_is_not_tried_again(
 
 
 def test_row_58_what_overflows_fp16_stays_fp32(tiny_path: Path, tmp_path: Path) -> None:
-    """A layer's gain of 1e5, which the next reverses: right in fp32, and Inf on the way in fp16."""
+    """Use a layer's gain of 1e5, which the next reverses: right in fp32, and Inf on the way in fp16."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_path, folder)
     path = folder / "text_encoder" / "model.safetensors"
@@ -158,7 +158,7 @@ def tiny_reference(tiny_path: Path) -> Reference:
 
 
 def test_row_60_a_wrong_epsilon_fails_the_comparison(tiny_reference: Reference, tiny_bundle: Bundle) -> None:
-    """In each output of each component; the self-test first checks that a sound one passes."""
+    """Change it in each output of each component; the self-test first checks that a sound one passes."""
     trajectory = tiny_reference.denoise(make_request("a red circle", seed=0, num_inference_steps=4))
     inputs = Inputs(tiny_reference, trajectory, (1,))
     (found,) = run_planted_faults(tiny_reference, tiny_bundle, inputs, load(), names=("groupnorm-epsilon",))
@@ -222,7 +222,7 @@ def test_row_63_what_a_scheduler_config_asks_for_is_done_or_refused(tmp_path: Pa
 def test_row_64_int8_that_is_too_far_off_is_refused(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused where it is written and where it is compiled, instead of a warning at every picture."""
+    """Refuse it where it is written and where it is compiled, instead of warning at every picture."""
     quantised = quantise_bundle(bundle, tmp_path / "int8")
     asked = job(quantised, "unet", tmp_path / "engines", backend="openvino", precision="int8")
     asked.folder.mkdir()

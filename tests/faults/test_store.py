@@ -65,7 +65,7 @@ def test_row_31_eight_at_once_build_once(killer: Killer, bundle: Bundle, tmp_pat
 
 
 def test_row_38_locks_that_always_succeed_do_no_harm(killer: Killer, bundle: Bundle, tmp_path: Path) -> None:
-    """All may compile then; none sees a part, and one set is there in the end."""
+    """Check that no process sees a part, though all may compile, and that one set remains."""
     assert built_at_once(killer, bundle, tmp_path, "at_once_without_locks", 3) >= 1
 
 
@@ -103,7 +103,7 @@ def sizes(folder: Path) -> list[int]:
 
 
 def test_row_34_a_full_disk_while_building(killer: Killer, bundle: Bundle, tmp_path: Path) -> None:
-    """Each file size of a built store in turn is one byte too large, so that each kind of file fails to be written."""
+    """Limit files to a byte less than each file of a built store, so that each kind of file fails to be written."""
     words = ["build", str(bundle.path), *DECODER]
     built = tmp_path / "built"
     built.mkdir()

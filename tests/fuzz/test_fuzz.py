@@ -121,7 +121,7 @@ def test_what_is_not_ours_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_damaged_graphs_that_our_reader_takes_do_no_harm_to_onnxs_checker_or_only_to_it(tmp_path: Path) -> None:
-    """Fault-matrix row 10: the C++ of ONNX reads them in the child process, which may crash."""
+    """Check fault-matrix row 10: the C++ of ONNX reads them in the child process, which may crash."""
     source, path = random.Random(10), models.write(tmp_path)
     sound = path.read_bytes()
     taken = 0

@@ -181,7 +181,7 @@ def test_a_picture_is_repeated_bit_by_bit(opened: Opened) -> None:
 
 
 def test_a_picture_is_repeated_bit_by_bit_by_the_next_process(opened: Opened) -> None:
-    """Kernels read from the cache must be those that were compiled: a new session finds them there."""
+    """Check that a new session reads the compiled kernels from the cache."""
     first = opened()
     expected = first([PROMPT] * 2, **SETTINGS)
     first.close()

@@ -45,7 +45,7 @@ def test_where_it_was_off_it_stays_off() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_two_threads_that_overlap_leave_it_off_until_the_last_ends(fails: bool) -> None:
-    """The first thread to begin is the first to end, and may end by an error."""
+    """End the first thread to begin first, also by an error."""
     entered, leave = threading.Event(), threading.Event()
 
     def first() -> None:

@@ -88,7 +88,7 @@ def test_where_guidance_begins_the_step_is_whole() -> None:
 
 
 def test_rows_have_features_of_their_own() -> None:
-    """The formula checks each row's features against its hidden states; the control passes them on reversed."""
+    """Check each row's features against its hidden states; the control passes them on reversed."""
     unet = cached(2)
     run(unet, count=3, interval=(1.0, 100.0))
     feeds = {"sample": np.zeros((2, *LATENTS), np.float32), "timestep": np.ones(2, np.float32)}
@@ -132,7 +132,7 @@ def test_over_engines(hand_sets: Sets, backend: str, monkeypatch: pytest.MonkeyP
 
 
 def test_features_of_the_same_step_change_nothing(hand_sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step runs both passes and uses the shallow one's output: the whole loop but for rounding."""
+    """Run both passes at each step and use the shallow one's output: it equals the whole loop but for rounding."""
 
     def run_both(unet: CachedUnet, **feeds: Array) -> dict[str, Array]:
         features = unet._whole.run(**feeds)["deep_features"]

@@ -59,7 +59,7 @@ def test_the_loop_is_the_formula(prediction_type: str, guided: bool, count: int)
 
 
 def test_the_comparison_finds_planted_faults() -> None:
-    """Halves swapped, another scale, a lower order, the other prediction type: each is far over the tolerance."""
+    """Plant swapped halves, another scale, a lower order and the other prediction type, each far over the tolerance."""
     asked, plan = conditioning(), schedule()
     assert asked.negative_prompt_embeds is not None
     expected = reference(plan, noise(schedule()), asked, mix)
@@ -157,8 +157,11 @@ def test_a_callback_sees_every_step_and_may_stop() -> None:
 
 
 def test_a_callback_may_change_the_latents() -> None:
+    def clear(_step: int, _timestep: float, latents: Latents) -> Latents:
+        return np.zeros_like(latents)
+
     unet = FormulaUnet(mix)
-    denoise(unet, schedule(), noise(schedule()), conditioning(), lambda *given: np.zeros_like(given[2]))
+    denoise(unet, schedule(), noise(schedule()), conditioning(), clear)
     assert (unet.fed[0]["sample"] != 0).any()
     assert all((fed["sample"] == 0).all() for fed in unet.fed[1:])
 

@@ -152,7 +152,7 @@ def test_a_history_that_is_not_shifted_is_seen(sets: Sets) -> None:
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_pictures_at_different_steps_share_a_batch(sets: Sets, backend: str) -> None:
-    """Picture i joins at tick 4 i and leaves when done; each ends as if alone in the plain loop."""
+    """Let picture i join at tick 4 i and leave when done; each must end as if alone in the plain loop."""
     engines = sets(backend)
     schedule, count = schedule_of(engines), 3
     start, prompts = noise(schedule, count), conditioning(count)

@@ -112,7 +112,7 @@ def test_nothing_grows_with_requests_on_the_doubles_of_a_gpu(
 def test_a_list_of_every_runs_seconds_would_be_seen(
     hand_sets: Sets, monkeypatch: pytest.MonkeyPatch, in_a_module: bool
 ) -> None:
-    """Control: a float kept for each run of an engine, in an instance and in a module's global, is found."""
+    """Keep a float for each run, in an instance and in a module's global: the control must find both."""
     kept: list[float] = []
     if in_a_module:
         gc.freeze()

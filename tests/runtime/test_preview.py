@@ -45,7 +45,7 @@ def test_pictures_have_a_pixel_a_latent_pixel() -> None:
 
 
 def test_the_estimate_is_where_the_step_leads(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a first-order schedule, in which the derivative between two latents is the computed one."""
+    """Use a first-order schedule, in which the derivative between two latents is the computed one."""
     shown: list[int] = []
     seen: list[Any] = []
     original = Projection.pictures

@@ -331,7 +331,7 @@ def test_other_samplers_options_do_not_count() -> None:
 
 
 def test_classes_without_betas_are_refused_by_name() -> None:
-    """These are diffusers' classes without betas, whose pictures LMS over default betas would ruin."""
+    """Check diffusers' classes without betas, whose pictures LMS over default betas would ruin."""
     without = set()
     for path in (Path(diffusers.__file__).parent / "schedulers").rglob("scheduling_*.py"):
         for node in ast.parse(path.read_text()).body:

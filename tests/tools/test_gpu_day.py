@@ -386,7 +386,7 @@ def test_the_command_runs_the_parts_that_are_named(tmp_path: Path, monkeypatch: 
 
 
 def test_a_part_runs_by_its_own_command(tmp_path: Path) -> None:
-    """Without a GPU the part reports why it is skipped; its process ends with success."""
+    """Run it without a GPU: the part reports why it is skipped, and its process ends with success."""
     words = [sys.executable, "-m", "tools.gpu_day.day", str(tmp_path), str(tmp_path / "store"), "demo", "none"]
     report = day.run_apart(day.part_named("cuda"), tmp_path, words)
     assert report.state in ("skipped", "done")

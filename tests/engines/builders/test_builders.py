@@ -192,7 +192,7 @@ def test_another_precision_than_the_sets_is_refused(
 
 
 def test_a_signal_is_heard_after_engines_were_closed(hand_made: Bundle, tmp_path: Path) -> None:
-    """Opened and closed in this order, engines of two cores left the thread a freed stack for its signal handlers."""
+    """Open and close engines of two cores in the order that once left the thread a freed stack for signal handlers."""
     built = builder("openvino").build(job(hand_made, "vae_decoder", tmp_path, backend="openvino"))
     code = """
 import pickle, signal, sys

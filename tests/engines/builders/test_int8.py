@@ -74,7 +74,7 @@ def test_an_engine_computes_what_the_graph_says(
 def test_an_engine_that_computes_wrongly_is_not_built(
     quantised: Bundle, tmp_path: Path, component: ComponentName, factor: float
 ) -> None:
-    """A wrong scale stands for a wrong kernel."""
+    """Use a wrong scale in place of a wrong kernel."""
     model = onnx.load(quantised.graph(component))
     for weight in model.graph.initializer:
         if weight.name == "int8.kernel.scale":

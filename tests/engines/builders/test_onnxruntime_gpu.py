@@ -132,7 +132,7 @@ def test_the_weights_are_the_bundles_and_the_graph_is_valid(tiny_bundle: Bundle,
 
 
 def test_the_cpus_engines_stay_bit_for_bit(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """The CPU's graph and its numbers are those of ONNX Runtime's optimiser on the bundle's graph."""
+    """Compare the CPU's graph and its numbers with those of ONNX Runtime's optimiser on the bundle's graph."""
     maker = builder("onnxruntime")
     assert (maker.version, maker.options("text_encoder")) == (1, {})
     built = maker.build(job(tiny_bundle, "text_encoder", tmp_path))
@@ -247,7 +247,7 @@ def test_gelu(tmp_path: Path, approximate: str, operator: str) -> None:
 
 
 def test_a_graph_that_still_computes_with_shapes_is_refused(tmp_path: Path) -> None:
-    """Opset 20 graphs do so: their group normalisation is written out."""
+    """Use an opset 20 graph, whose group normalisation is written out."""
     nodes = [helper.make_node("Shape", ["x"], ["lengths"]), helper.make_node("Reshape", ["x", "lengths"], ["y"])]
     shape = ("batch", 3)
     path, _ = write(tmp_path / "model.onnx", nodes, {"x": (FLOAT, shape)}, {"y": (FLOAT, shape)}, {})

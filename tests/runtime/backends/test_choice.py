@@ -228,7 +228,7 @@ def imports_openvino(source: str) -> bool:
 
 
 def test_openvino_is_imported_without_its_telemetry_everywhere() -> None:
-    """One import that bypasses load_library sends an event, and starts a process, for the whole test run."""
+    """Find imports that bypass load_library: one sends an event, and starts a process, for the whole test run."""
     root = Path(__file__).parents[3]
     sources = [path for folder in ("sdrt", "tests", "demo", "benchmarks") for path in (root / folder).rglob("*.py")]
     assert len(sources) > 100

@@ -108,7 +108,7 @@ def test_of_the_command(plans: EngineSet, store: Store, sdrt: CommandLine, tmp_p
 
 
 def test_of_components(plans: EngineSet) -> None:
-    """Inputs and outputs of a component opened alone; another seed gives others."""
+    """Compare inputs and outputs of a component opened alone; another seed must give others."""
     for name in plans.manifest.components:
         if name == "denoise_step":
             continue
@@ -122,7 +122,7 @@ def test_of_components(plans: EngineSet) -> None:
 def test_of_building_plans(
     backend: BackendName, architecture: str, store: Store, hand_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plans use a recipe that the backend takes, on every GPU; RTX's are skipped where it is not supported."""
+    """Check the recipe of each backend on every GPU; RTX's plans are skipped where it is not supported."""
     here = nvidia.Driver("580.65.06", "13.0", (nvidia.Gpu("A GPU", architecture, 24 << 30),))
     monkeypatch.setattr(nvidia, "driver", lambda: here)
     monkeypatch.setattr("sdrt.machine.packages.version", lambda name: "11.4.0")

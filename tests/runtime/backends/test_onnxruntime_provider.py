@@ -130,7 +130,7 @@ def test_row_66_a_provider_that_does_not_start_is_not_replaced_by_the_cpu(
 def test_onnxruntime_itself_refuses_to_fall_back(
     build_for: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real library, with CUDA faked as available: its own refusal becomes sdrt's error."""
+    """Check that the real library's refusal, with CUDA faked as available, becomes sdrt's error."""
     engines = build_for("cuda")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: PROVIDERS["cuda"])
     with (

@@ -185,7 +185,7 @@ def test_out_of_memory_in_tensorrt_is_told_from_its_log(
 
 
 def test_memory_that_tensorrt_refuses_is_an_error(plans: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It reports this only in its log, and would compute in memory that it was not given."""
+    """Check the log, since TensorRT returns nothing and would compute in memory that it was not given."""
     with Rig(plans) as rig:
         engine = engine_of(rig, "unet")
         monkeypatch.setattr(ICudaEngine, "device_memory_size_v2", 1 << 20)
@@ -205,7 +205,7 @@ def test_a_failure_of_ours_is_not_left_for_others_to_find(plans: EngineSet) -> N
 
 
 def test_a_device_that_fails_in_a_kernel_of_tensorrts_is_told_as_lost(plans: EngineSet) -> None:
-    """TensorRT has its own CUDA runtime, and its log says only that it failed."""
+    """Fail in TensorRT's own CUDA runtime, whose log says only that it failed."""
     rig = Rig(plans)
     engine = engine_of(rig, "unet")
     engine.run(**feeds("unet", 1))
@@ -342,7 +342,7 @@ def test_a_runtime_that_is_not_made_says_why(plans: EngineSet, monkeypatch: pyte
 def test_nothing_is_collected_while_tensorrt_works(
     plans: EngineSet, monkeypatch: pytest.MonkeyPatch, rtx: bool
 ) -> None:
-    """See sdrt.machine.gc_pause: a collection in a call to the log may wait for ever."""
+    """Check that no collection starts in a call to the log, which may wait for ever (sdrt.machine.gc_pause)."""
     seen: dict[str, bool] = {}
 
     def spy(kind: type, name: str) -> None:
@@ -401,7 +401,7 @@ def test_a_set_for_other_gpus_is_refused_before_anything_opens(
 
 
 def test_a_plan_with_host_code_is_opened_when_it_is_what_was_sealed(make_plans: MakePlans) -> None:
-    """A recipe with version_compatible puts a lean runtime into the plan, which TensorRT opens only if allowed."""
+    """Use a version_compatible plan: it contains a lean runtime, which TensorRT opens only if allowed."""
     with Rig(make_plans(host_code=True)) as rig:
         rig.session.engine("unet").run(**feeds("unet", 1))
 

@@ -75,7 +75,7 @@ def test_the_numbers_are_the_same_with_kernels_read_and_compiled(stored: EngineS
 
 
 def test_kernels_that_are_swapped_in_the_middle_would_show(stored: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lazily compiled kernels replace fallbacks at some later step: the same seed gives another picture."""
+    """Compile lazily: kernels replace fallbacks at some later step, and the same seed gives another picture."""
     schedule = sd_v1_schedule(7)
 
     def latents() -> Any:

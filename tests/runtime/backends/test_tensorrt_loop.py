@@ -112,7 +112,7 @@ def test_who_is_said_to_be_replayed(plans: EngineSet, rtx: bool, cuda_graphs: bo
 
 
 def test_who_tensorrt_rtx_cannot_capture_is_not_said_to_be_replayed(make_plans: MakePlans) -> None:
-    """It then runs without a graph and does not report it."""
+    """Check the record, since TensorRT-RTX then runs without a graph and does not report it."""
     with Rig(make_plans(capturable=False), rtx=True) as rig:
         assert {rig.session.replays(name) for name in rig.engines.manifest.components} == {False}
         run(rig)
@@ -248,7 +248,7 @@ def test_a_capture_that_fails_is_a_named_error_and_can_be_tried_again(plans: Eng
 
 
 def test_a_graph_of_another_batch_is_not_launched(plans: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The double detects what the loop's generations are there to prevent."""
+    """Check that the double detects what the loop's generations are there to prevent."""
     rig = Rig(plans)
     run(rig, 2)
     monkeypatch.setattr(TensorRtLoop, "_make_graph", lambda self, row_bytes: None)
