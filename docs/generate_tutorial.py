@@ -1,4 +1,4 @@
-"""Make the tutorial's pictures by the commands that stand in it: ``python docs/generate_tutorial.py [--store DIR]``."""
+"""Generate the tutorial's pictures with its own commands: ``python docs/generate_tutorial.py [--store DIR]``."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from PIL import Image, ImageSequence
 
 PAGE = Path(__file__).parent / "tutorial.md"
 JPEG_QUALITY = 88
-#: Of the moving picture on the page; the command writes it in full.
+#: Size of the animation on the page; the command writes it in full size.
 MOVING_SIZE = (192, 192)
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of the page's sdrt commands, in order."""
+    """Return the words of the page's sdrt commands, in order."""
     return [shlex.split(line) for line in page.splitlines() if line.startswith("    sdrt ")]
 
 
 def pictures(page: str) -> list[Path]:
-    """The picture files that the page shows, relative to it."""
+    """Return the paths of the pictures on the page, relative to it."""
     return [Path(name) for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)]
 
 
 def source(picture: Path, folder: Path) -> Path:
-    """The file that a command wrote into a folder, of which the page's picture is made."""
+    """Return the file that a command wrote to a folder and that the page's picture is made from."""
     return folder / (picture.with_suffix(".png").name if picture.suffix == ".jpg" else picture.name)
 
 
 def publish(written: Path, picture: Path) -> None:
-    """Put what a command wrote where the page has it: as it is, a PNG as JPEG, an animation made smaller."""
+    """Copy a file that a command wrote to its place on the page; convert PNG to JPEG, and scale animations down."""
     picture.parent.mkdir(parents=True, exist_ok=True)
     if picture.suffix == ".svg":
         shutil.copyfile(written, picture)
@@ -52,15 +52,17 @@ def publish(written: Path, picture: Path) -> None:
 
 
 def main() -> None:
-    """Run every command in a fresh folder and publish the pictures."""
+    """Run every command in a temporary folder and publish the pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", type=Path, help="as sdrt's; default: the user's cache")
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--store", type=Path, help="folder of stored bundles and engines (default: in the user's cache)"
+    )
+    arguments = parser.parse_args()
     page = PAGE.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for words in commands(page):
-            store = ["--store", str(asked.store.absolute())] if asked.store and words[1] != "inspect" else []
+            store = ["--store", str(arguments.store.absolute())] if arguments.store and words[1] != "inspect" else []
             print(shlex.join(words), flush=True)
             subprocess.run([sys.executable, "-m", *words, *store], cwd=folder, check=True)
         for picture in pictures(page):

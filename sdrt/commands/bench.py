@@ -215,7 +215,7 @@ def names(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
     for name in found:
         if name not in known:
-            raise UsageError(f"{option}: there is no {name[:40]!r}", hint=f"choose from {', '.join(known)}")
+            raise UsageError(f"{option}: unknown name {name[:40]!r}", hint=f"choose from {', '.join(known)}")
     return found
 
 

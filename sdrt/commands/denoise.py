@@ -271,10 +271,10 @@ def _warn(result: Result, progress: Progress) -> None:
 
     progress.note("seed " + ", ".join(str(picture.seed) for picture in result.request.pictures))
     for lost in dict.fromkeys(filter(None, result.truncated)):
-        progress.note(f"warning: the prompt is longer than the text encoder reads; cut off: {lost!r}")
+        progress.note(f"warning: the prompt was truncated to the text encoder's maximum; cut off: {lost!r}")
     for index, picture in enumerate(result.images):
         if is_degenerate(picture):
-            progress.note(f"warning: degenerate_image: picture {index + 1} is all of one colour")
+            progress.note(f"warning: degenerate_image: picture {index + 1} has a single colour")
 
 
 def _write(options: DenoiseOptions, result: Result, record: dict[str, Any] | None) -> dict[Path, int]:

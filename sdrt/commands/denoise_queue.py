@@ -98,9 +98,9 @@ def _warn(finished: Finished, progress: Progress) -> None:
     if finished.error is not None:
         progress.note(f"{where}: {finished.error.message}")
     if finished.truncated:
-        progress.note(f"warning: {where}: the prompt is cut off; lost: {finished.truncated!r}")
+        progress.note(f"warning: {where}: the prompt was truncated; cut off: {finished.truncated!r}")
     if finished.image is not None and is_degenerate(finished.image):
-        progress.note(f"warning: degenerate_image: {where}: the picture is all of one colour")
+        progress.note(f"warning: degenerate_image: {where}: the picture has a single colour")
 
 
 def _facts(
@@ -153,4 +153,4 @@ def _check_all_made(done: Sequence[Finished]) -> None:
         named = ", ".join(map(str, failed[:20])) + (", ..." if len(failed) > 20 else "")
         count = sum(finished.error is not None for finished in done)
         hint = "the other pictures were written; run these lines again with --precision fp32"
-        raise NumericError(f"{count} of {len(done)} pictures could not be made, of lines {named}", hint=hint)
+        raise NumericError(f"{count} of {len(done)} pictures failed, in lines {named}", hint=hint)

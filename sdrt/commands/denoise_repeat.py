@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sdrt.pipeline import Pipeline
     from sdrt.progress import Progress
 
-#: DenoiseOptions that --from takes from the record.
+#: Options that --from takes from the record.
 FROM_RECORD = (
     "prompt",
     "negative_prompt",
@@ -46,14 +46,14 @@ def record_of(options: DenoiseOptions) -> dict[str, Any] | None:
     for name in (name for name in FROM_RECORD if getattr(options, name) is not None):
         raise UsageError(f"--{name.replace('_', '-')} and --from exclude each other", hint="--from sets it")
     if not options.repeat.is_file():
-        raise UsageError(f"--from: there is no file {options.repeat}", hint="name a PNG that sdrt wrote")
+        raise UsageError(f"--from: there is no file {options.repeat}", hint="give a PNG that sdrt wrote")
     record = read_record(options.repeat)
     if record["latents_given"] and options.latents is None:
         hint = "give the same file again with --latents"
-        raise UsageError(f"{options.repeat} was made from latents that it does not carry", hint=hint)
+        raise UsageError(f"{options.repeat} was made from latents that it does not contain", hint=hint)
     if record["init_image"] and options.init_image is None:
         hint = "give the same file again with --init-image"
-        raise UsageError(f"{options.repeat} was started from a picture that it does not carry", hint=hint)
+        raise UsageError(f"{options.repeat} was started from a picture that it does not contain", hint=hint)
     if options.init_image and not record["init_image"]:
         hint = "leave --init-image out"
         raise UsageError(f"{options.repeat} was not started from a picture", hint=hint)
@@ -150,10 +150,10 @@ def check_repeats(
             raise ArtefactError("the picture of --from was started from another picture", hint=hint)
     if record["engines"] != pipeline.engines.digest:
         progress.note(
-            f"the picture was made by other {record['backend']} engines; this one may differ in its last bits"
+            f"the picture was made with other {record['backend']} engines; this one may differ in its last bits"
         )
     elif record["threads"] not in (None, pipeline.threads):
         progress.note(
-            f"the picture was made by {record['threads']} threads, this one by {pipeline.threads}; "
+            f"the picture was made with {record['threads']} threads, this one with {pipeline.threads}; "
             "it may differ in its last bits"
         )

@@ -90,7 +90,7 @@ def check_writable(option: str, path: Path) -> None:
         if path.is_dir():
             raise UsageError(f"{option}: {path} is a folder", hint="name a file")
         if path.exists() and not path.is_file():
-            raise UsageError(f"{option}: {path} is no plain file, which would be replaced", hint="name a file")
+            raise UsageError(f"{option}: {path} is not a regular file", hint="name a file")
     except PermissionError as error:
         raise _no_permission(option, path) from error
     except (OSError, ValueError) as error:
@@ -145,7 +145,7 @@ def check_free(out: Path, force: bool) -> None:
         if out.is_dir() and _holds_something("--out", out) and not force:
             raise UsageError(f"--out: {out} is not empty", hint="name another folder, or replace it with --force")
         if not working_folder_is_gone() and Path.cwd().is_relative_to(out.resolve()):
-            raise UsageError(f"--out: {out} holds the current folder", hint="name another folder")
+            raise UsageError(f"--out: {out} contains the current folder", hint="name another folder")
         # It is replaced by a folder that is created beside it.
         check_folder("--out", out.absolute().parent)
     except PermissionError as error:

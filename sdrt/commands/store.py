@@ -58,7 +58,7 @@ def verify(store: Path | None, as_json: bool) -> None:
         raise ResourceError(f"{len(broken)} of {len(problems)} stored artefacts cannot be read", hint=unread[0].hint)
     if broken:
         hint = "the next build moves it to quarantine and builds it again"
-        raise TrustError(f"{len(broken)} of {len(problems)} stored artefacts are not whole", hint=hint)
+        raise TrustError(f"{len(broken)} of {len(problems)} stored artefacts are damaged", hint=hint)
 
 
 @command.command("import")

@@ -122,9 +122,9 @@ def test_an_unknown_peer_lists_the_known(hand_bundle: Bundle, hand_store: Path, 
     [
         (["--batch", "1,x"], "--batch is '1,x'"),
         (["--batch", "0"], "--batch is '0'; it must be numbers from 1 to 64"),
-        (["--backend", "openvino,cuda"], "--backend: there is no 'cuda'"),
-        (["--precision", "fp8"], "--precision: there is no 'fp8'"),
-        (["--peers", "me"], "--peers: there is no 'me'"),
+        (["--backend", "openvino,cuda"], "--backend: unknown name 'cuda'"),
+        (["--precision", "fp8"], "--precision: unknown name 'fp8'"),
+        (["--peers", "me"], "--peers: unknown name 'me'"),
         (["--guidance-scale", "1"], "--guidance-scale"),
     ],
 )

@@ -172,12 +172,12 @@ def test_folders_that_cannot_be_written(command: str, here: Path, tmp_path: Path
         (full, "is not empty"),
         (file, "file"),
         (Path("n" * 300), "not a usable path"),
-        (Path(), "holds the current folder"),
+        (Path(), "contains the current folder"),
     ):
         refused(sdrt(command, "--checkpoint", "absent", "--out", out), 2, here, "--out", named)
     for out in (Path(), here, tmp_path, Path("/")):
         ended = sdrt(command, "--checkpoint", "absent", "--out", out, "--force")
-        refused(ended, 2, here, "holds the current folder")
+        refused(ended, 2, here, "contains the current folder")
     assert (full / "precious").exists()
 
 

@@ -86,7 +86,7 @@ def test_from_repeats_it_with_the_same_picture(denoise: Denoise, start: Path, tm
     assert ended.code == 0, ended.err
     assert Path("again.png").read_bytes() == Path("picture-0002.png").read_bytes()
     Path("again.png").unlink()
-    refused(denoise(*again), 2, "started from a picture that it does not carry", "--init-image")
+    refused(denoise(*again), 2, "started from a picture that it does not contain", "--init-image")
     other = tmp_path / "other.png"
     Image.new("RGB", (16, 16)).save(other)
     refused(denoise(*again, "--init-image", other), 3, "started from another picture")
@@ -190,7 +190,7 @@ def test_a_seed_is_drawn_for_the_file_and_said(denoise: Denoise) -> None:
 def test_what_the_user_may_not_expect_is_said_by_line(denoise: Denoise, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lines({"prompt": "circle " * 20}, {"prompt": "a", "seed": 3})
     assert (
-        "warning: line 1, seed 7: the prompt is cut off; lost: 'circle"
+        "warning: line 1, seed 7: the prompt was truncated; cut off: 'circle"
         in denoise("--prompts", "prompts.jsonl", "--steps", 1, "--seed", 7).err
     )
     run = Engine.run
@@ -200,7 +200,7 @@ def test_what_the_user_may_not_expect_is_said_by_line(denoise: Denoise, monkeypa
 
     monkeypatch.setattr(Engine, "run", grey)
     said = denoise("--prompts", "prompts.jsonl", "--steps", 1).err
-    assert "warning: degenerate_image: line 2, seed 3: the picture is all of one colour" in said
+    assert "warning: degenerate_image: line 2, seed 3: the picture has a single colour" in said
 
 
 def test_a_picture_of_a_file_is_repeated_bit_for_bit(denoise: Denoise) -> None:
@@ -295,7 +295,7 @@ def test_pictures_at_fault_are_named_and_the_others_written(denoise: Denoise, mo
     monkeypatch.setattr(Engine, "run", broken)
     ended = denoise("--prompts", "prompts.jsonl", "--steps", 1, "--seed", 5, "--json")
     assert ended.code == 5
-    assert "1 of 3 pictures could not be made, of lines 2" in ended.complaint
+    assert "1 of 3 pictures failed, in lines 2" in ended.complaint
     assert "line 2, seed 6: unet gave " in ended.err
     facts = ended.json
     assert [image["line"] for image in facts["images"]] == [1, 3]

@@ -156,7 +156,7 @@ def test_from_takes_as_many_threads_as_made_the_picture_and_says_where_it_cannot
     assert {name: ended.json["threads"] for name, ended in again.items()} == {"equal": 2, "asked": 1}
     assert "threads" not in again["equal"].err
     assert (tmp_path / "equal.png").read_bytes() == (tmp_path / "picture.png").read_bytes()
-    said = "the picture was made by 2 threads, this one by 1; it may differ in its last bits"
+    said = "the picture was made with 2 threads, this one with 1; it may differ in its last bits"
     assert said in again["asked"].err
     monkeypatch.setattr("sdrt.machine.cpu.usable_cpus", lambda: 1)
     assert said in denoise("--from", "picture.png", "--out", "fewer.png", prompt=None, steps=None).err

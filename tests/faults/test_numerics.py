@@ -148,7 +148,7 @@ def test_row_59_a_picture_of_one_colour_is_said_to_be_one(
 
     monkeypatch.setattr(Engine, "run", grey)
     ended = draw("--out", "grey.png")
-    assert (ended.code, ended.err.count("warning: degenerate_image: picture 1 is all of one colour")) == (0, 1)
+    assert (ended.code, ended.err.count("warning: degenerate_image: picture 1 has a single colour")) == (0, 1)
     assert (tmp_path / "here" / "grey.png").exists()
 
 
