@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from tests.helpers.security_table import held, told
+from tests.helpers.security_table import documented, tested
 
 #: Rows of attacks; tests/faults/test_table.py has those of faults.
 ATTACKS = {*range(1, 31), *range(42, 56), 85}
 
 
 def test_every_row_of_attacks_is_told_and_tested() -> None:
-    rows, attacks = told(), held("attacks")
+    rows, attacks = documented(), tested("attacks")
     assert attacks.keys() == ATTACKS
     for row in ATTACKS:
         assert rows.get(row) == attacks[row], f"row {row}"
 
 
 def test_what_the_table_names_is_there() -> None:
-    found = held("attacks")
-    for row, files in held("faults").items():
+    found = tested("attacks")
+    for row, files in tested("faults").items():
         found[row] |= files
-    for row, files in told().items():
+    for row, files in documented().items():
         assert files <= found[row], f"row {row}"
         assert files, f"row {row} names no test"
 
 
 def test_the_table_is_read() -> None:
-    assert len(told()) >= len(ATTACKS)
-    assert told()[11] == {"tests/attacks/test_graphs.py"}
+    assert len(documented()) >= len(ATTACKS)
+    assert documented()[11] == {"tests/attacks/test_graphs.py"}

@@ -11,13 +11,13 @@ TABLE_ROW = re.compile(r"^\| (\d+) \|.*\| (.+) \|$", re.MULTILINE)
 FILE = re.compile(r"`(tests/[\w/]+\.py)`")
 
 
-def told() -> dict[int, set[str]]:
+def documented() -> dict[int, set[str]]:
     """Read files by row from the table."""
     _, _, section = (ROOT / "SECURITY.md").read_text().partition("## What is tested")
     return {int(row): set(FILE.findall(files)) for row, files in TABLE_ROW.findall(section)}
 
 
-def held(folder: str) -> dict[int, set[str]]:
+def tested(folder: str) -> dict[int, set[str]]:
     """Read files by row from the names of tests."""
     found = defaultdict(set)
     for path in (ROOT / "tests" / folder).glob("test_*.py"):

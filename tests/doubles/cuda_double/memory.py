@@ -35,7 +35,7 @@ class Arena:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes allocated now."""
+        """The number of allocated bytes."""
         return sum(len(block) for block in self._live.values())
 
     def allocate(self, size_bytes: int) -> int | None:
