@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 
 import pytest
 
 from sdrt.progress import Bars, Lines, Progress, for_terminal, silent
-
-
-class Terminal(io.StringIO):
-    """A stderr that claims to be a terminal."""
-
-    def isatty(self) -> bool:
-        return True
+from tests.doubles.terminal import Terminal
 
 
 def work(progress: Progress) -> None:

@@ -18,6 +18,7 @@ from sdrt.commands import live_preview as module
 from sdrt.commands.live_preview import COLUMNS, SIDE_BY_SIDE, HalfBlocks
 from sdrt.progress import Bars
 from tests.command_line import Ended
+from tests.doubles.terminal import Terminal
 
 Denoise = Callable[..., Ended]
 
@@ -26,13 +27,6 @@ Denoise = Callable[..., Ended]
 def denoise(denoise: Denoise) -> Denoise:
     """Return a function that draws one prompt in four steps."""
     return partial(denoise, "--prompt", "a red circle", "--steps", 4, "--seed", 3)
-
-
-class Terminal(io.StringIO):
-    """A stderr that claims to be a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from tests.command_line import CommandLine, Ended
 from tests.doubles.cuda_double.plans import double_set
 from tests.doubles.cuda_double.rig import Rig
 from tests.doubles.cuda_double.runtime import CudaDouble
+from tests.doubles.nvidia_driver import Driver
 from tests.faults.killer import Killer, no_children, tree
 from tests.models.tiny_bundle import LATENTS, feeds
 from tests.models.tiny_bundle import tiny_bundle as hand_made_bundle
@@ -89,22 +90,6 @@ main(sys.argv[1:])
     for words in (["--help"], ["denoise", "--help"], ["build", "--help"], ["store", "list", "--store", "absent"]):
         ended = subprocess.run([sys.executable, "-c", blocker, *words], capture_output=True, text=True, check=False)
         assert (ended.returncode, ended.stderr) == (0, "")
-
-
-class Driver:
-    """NVIDIA's driver library, with its answers to cuInit and cuDeviceGetCount."""
-
-    def __init__(self, status: int, count: int) -> None:
-        self.cuInit = lambda _: status
-        self._count = count
-
-    def cuDeviceGetCount(self, count: Any) -> int:
-        count._obj.value = self._count
-        return 0
-
-    def cuDriverGetVersion(self, version: Any) -> int:
-        version._obj.value = 12040
-        return 0
 
 
 # CUDA_ERROR_NO_DEVICE, CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, CUDA_ERROR_INSUFFICIENT_DRIVER, and none of them.

@@ -22,6 +22,7 @@ from sdrt.runtime.backends import opening
 from sdrt.runtime.backends.opening import open_engine
 from sdrt.runtime.backends.registry import available, choose_backend
 from tests.doubles.engine_sets import make_set
+from tests.doubles.nvidia_driver import Driver
 
 CPU_PACKAGES = {"onnxruntime": "1.31", "openvino": "2026.4"}
 
@@ -43,22 +44,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def driver(monkeypatch: pytest.MonkeyPatch, status: int | None, gpus: int = 0) -> None:
     """Install a double of NVIDIA's driver whose cuInit returns a status; None: no driver is installed."""
 
-    class Library:
-        def __init__(self, name: str) -> None:
-            if status is None:
-                raise OSError(f"{name}: cannot open shared object file")
+    def load(name: str) -> Driver:
+        if status is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        return Driver(status, gpus)
 
-        def cuInit(self, flags: int) -> int:
-            return status or 0
-
-        def cuDeviceGetCount(self, count: Any) -> int:
-            count._obj.value = gpus
-            return 0
-
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_: 0
-
-    monkeypatch.setattr(nvidia.ctypes, "CDLL", Library)  # type: ignore[attr-defined]
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", load)  # type: ignore[attr-defined]
 
 
 def test_without_a_gpu_openvino_is_chosen_and_the_others_are_named(
