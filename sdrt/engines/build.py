@@ -35,13 +35,13 @@ def build_key(bundle: Bundle, request: BuildRequest) -> BuildKey:
     """
     maker = builder(request.backend)
     held = bundle.manifest.components
-    asked = maker.components(frozenset(held)) if request.components is None else request.components
-    if not asked:
+    requested = maker.components(frozenset(held)) if request.components is None else request.components
+    if not requested:
         raise UsageError("no component is given", hint="name at least one with --components")
-    for component in asked:
+    for component in requested:
         bundle.component(component)
     precision = maker.precision(request.precision, bundle.manifest.precision)
-    components = tuple(sorted(set(asked)))
+    components = tuple(sorted(set(requested)))
     recipe = maker.recipe(request.recipe, request.batch)
     return BuildKey(
         backend=maker.backend,

@@ -114,10 +114,10 @@ class Lane:
                 self._stage.close()
                 self.job = None
                 return said
-            self._hear(said)
+            self._handle(said)
         return None
 
-    def _hear(self, said: Failure | Percent | Note) -> None:
+    def _handle(self, said: Failure | Percent | Note) -> None:
         if isinstance(said, Failure):
             kind: type[SdrtError] = getattr(errors, said.kind)
             raise kind(said.message, hint=said.hint)

@@ -153,8 +153,8 @@ class Maker:
 
     fused = True
 
-    def recipe(self, asked: Any, pictures: Any) -> Any:
-        return asked
+    def recipe(self, requested: Any, pictures: Any) -> Any:
+        return requested
 
     def components(self, held: frozenset[str]) -> list[str]:
         return sorted(held)

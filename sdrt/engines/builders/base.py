@@ -117,17 +117,17 @@ class Builder(ABC):
         """
         return COMPONENTS
 
-    def recipe(self, asked: Recipe | None, pictures: BatchRange | None) -> Recipe | None:
+    def recipe(self, requested: Recipe | None, pictures: BatchRange | None) -> Recipe | None:
         """Return the recipe to build by; None for backends without recipes.
 
         Args:
-            asked: Recipe of the user; None is the backend's default.
+            requested: Recipe of the user; None is the backend's default.
             pictures: Pictures at once, in place of the recipe's.
 
         Raises:
             UsageError: The backend has no recipes.
         """
-        if asked is not None:
+        if requested is not None:
             hint = "recipes are for tensorrt and tensorrt-rtx"
             raise UsageError(f"{self.backend} is built without a recipe", hint=hint)
         return None
@@ -140,28 +140,28 @@ class Builder(ABC):
         """Return the precision unless the user names one."""
         return "fp32"
 
-    def precision(self, asked: Precision | None, exported: Precision = "fp32") -> Precision:
+    def precision(self, requested: Precision | None, exported: Precision = "fp32") -> Precision:
         """Return the precision to build in.
 
         Args:
-            asked: Precision of the user; None is the backend's default.
+            requested: Precision of the user; None is the backend's default.
             exported: Precision of the bundle.
 
         Raises:
             BackendUnavailableError: The backend, or this machine, cannot compute in the requested precision.
             UsageError: Only one of the bundle and the request is int8.
         """
-        if asked is None:
-            asked = "int8" if exported == "int8" else self.default_precision()
-        if asked not in self.precisions:
+        if requested is None:
+            requested = "int8" if exported == "int8" else self.default_precision()
+        if requested not in self.precisions:
             can = " or ".join(self.precisions)
             raise BackendUnavailableError(
-                f"{self.backend} computes in {can}, not in {asked}", hint=f"use --precision {can}"
+                f"{self.backend} computes in {can}, not in {requested}", hint=f"use --precision {can}"
             )
-        if (asked == "int8") != (exported == "int8"):
+        if (requested == "int8") != (exported == "int8"):
             hint = "sdrt export --precision int8 writes quantised bundles, --precision fp32 plain ones"
-            raise UsageError(f"the bundle is in {exported}: engines in {asked} cannot be built from it", hint=hint)
-        return asked
+            raise UsageError(f"the bundle is in {exported}: engines in {requested} cannot be built from it", hint=hint)
+        return requested
 
     def component_precision(
         self, component: ComponentName, precision: Precision, exported: Precision = "fp32"

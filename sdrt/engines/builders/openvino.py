@@ -49,12 +49,12 @@ class OpenVinoBuilder(Builder):
         """Return bf16 if the processor computes in it, else fp32."""
         return "bf16" if supports_bf16() else "fp32"
 
-    def precision(self, asked: Precision | None, exported: Precision = "fp32") -> Precision:
+    def precision(self, requested: Precision | None, exported: Precision = "fp32") -> Precision:
         """Return the precision to build in; raise BackendUnavailableError for bf16 that would be emulated."""
-        if asked == "bf16" and not supports_bf16():
+        if requested == "bf16" and not supports_bf16():
             hint = "use --precision fp32"
             raise BackendUnavailableError("this processor has neither AMX nor AVX512-BF16 for bf16", hint=hint)
-        return super().precision(asked, exported)
+        return super().precision(requested, exported)
 
     def component_precision(
         self, component: ComponentName, precision: Precision, exported: Precision = "fp32"

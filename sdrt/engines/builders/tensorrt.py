@@ -77,9 +77,9 @@ class TensorRtBuilder(Builder):
         """Return the four components, and denoise_step, which runs guided steps, if the bundle holds it."""
         return WITH_STEP if "denoise_step" in held else COMPONENTS
 
-    def recipe(self, asked: Recipe | None, pictures: BatchRange | None) -> Recipe:
+    def recipe(self, requested: Recipe | None, pictures: BatchRange | None) -> Recipe:
         """Return the user's recipe or the default one, with the user's range of pictures if there is one."""
-        recipe = asked or load_recipe(DEFAULT)
+        recipe = requested or load_recipe(DEFAULT)
         return recipe.with_pictures(pictures) if pictures else recipe
 
     def version_compatible(self, recipe: Recipe | None) -> bool:
@@ -90,14 +90,14 @@ class TensorRtBuilder(Builder):
         """Return fp16, the default precision of bundles for GPUs."""
         return "fp16"
 
-    def precision(self, asked: Precision | None, exported: Precision = "fp32") -> Precision:
+    def precision(self, requested: Precision | None, exported: Precision = "fp32") -> Precision:
         """Return the bundle's precision: a strongly typed network computes in that of its graph.
 
         Raises:
             BackendUnavailableError: The backend does not compute in this precision.
             UsageError: The user's precision is not the bundle's.
         """
-        wanted = super().precision(asked or exported, exported)
+        wanted = super().precision(requested or exported, exported)
         if wanted != exported:
             hint = f"export it with --precision {wanted}, or leave --precision out"
             raise UsageError(
@@ -170,13 +170,13 @@ class TensorRtRtxBuilder(TensorRtBuilder):
         """Return an empty dict: for the same targets every machine builds the same set."""
         return {}
 
-    def recipe(self, asked: Recipe | None, pictures: BatchRange | None) -> Recipe:
+    def recipe(self, requested: Recipe | None, pictures: BatchRange | None) -> Recipe:
         """Return the recipe as `TensorRtBuilder.recipe`; without targets it is for this machine's GPU."""
         try:
             here = [gpu.architecture for gpu in nvidia.driver().gpus]
         except BackendUnavailableError:
             here = []
-        return super().recipe(asked, pictures).for_gpus(here)
+        return super().recipe(requested, pictures).for_gpus(here)
 
     def version_compatible(self, recipe: Recipe | None) -> bool:
         """Return False: TensorRT-RTX has no version-compatible plans."""

@@ -79,8 +79,8 @@ def profile_shapes(
                 raise EngineError(f"{where} has shape {graph}, its manifest says {spec.shape}", hint="export again")
         elif length not in (DYNAMIC, batch.min) or (length != DYNAMIC and batch.min != batch.max):
             hint = f"use {axis} {length}, or export a graph whose {axis} is dynamic"
-            asked = f"{batch.min}:{batch.opt}:{batch.max}"
-            raise UsageError(f"{where} has {axis} {length} in the graph; {asked} is outside it", hint=hint)
+            requested = f"{batch.min}:{batch.opt}:{batch.max}"
+            raise UsageError(f"{where} has {axis} {length} in the graph; {requested} is outside it", hint=hint)
     least, best, largest = (
         tuple(rows if isinstance(axis, str) else axis for axis in spec.shape)
         for rows in (batch.min, batch.opt, batch.max)
