@@ -44,7 +44,7 @@ def plans(carried: EngineSet, store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     cuda = CudaDouble(memory_bytes=32 << 20)
     trt = TensorRtDouble(cuda, rtx=carried.manifest.backend == "tensorrt-rtx")
     monkeypatch.setattr("sdrt.runtime.backends.tensorrt.libraries", lambda backend: (trt, Cuda(cuda)))
-    monkeypatch.setattr("sdrt.runtime.backends.registry.available", lambda backend: None)
+    monkeypatch.setattr("sdrt.runtime.backends.opening.available", lambda backend: None)
     monkeypatch.setattr("sdrt.runtime.backends.opening.check_host", lambda manifest: None)
     monkeypatch.setattr(Cuda, "open", lambda extra: Cuda(cuda))
     return store.import_engines(carried.path, trust=carried.digest)
