@@ -31,8 +31,8 @@ READ_BYTES = 1 << 18
 HINTS_BY_ERRNO = {
     errno.EMFILE: "allow the process more open files, by ulimit -n",
     errno.ENFILE: "close programs that hold many files open",
-    errno.ENOMEM: "free memory, or ask for less at once",
-    errno.EIO: "check the disk, or copy what can still be read to another",
+    errno.ENOMEM: "free memory, or request less at once",
+    errno.EIO: "check the disk, or copy readable files to another one",
     errno.ESTALE: "mount the network file system again",
 }
 #: Reasons for which the system refuses to use any path ...
@@ -46,21 +46,21 @@ REFUSALS = {
     errno.EMFILE: "too many open files",
     errno.ENFILE: "too many open files on this machine",
     errno.ENOMEM: "out of memory",
-    errno.EIO: "the disk gives an error",
-    errno.ESTALE: "the network file system has lost it",
-    errno.ENOLCK: "the file system has no locks",
-    errno.ENOTSUP: "the file system cannot do that",
+    errno.EIO: "disk I/O error",
+    errno.ESTALE: "stale file handle of a network file system",
+    errno.ENOLCK: "the file system does not support locks",
+    errno.ENOTSUP: "the file system does not support the operation",
 }
 #: ... and further ones for which it refuses to write.
 OBSTACLES = {
-    errno.ENOTDIR: "a file stands where a folder should be",
-    errno.EEXIST: "a file stands where a folder should be",
-    errno.EISDIR: "a folder stands where the file should be",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a part of the path is a file, not a folder",
+    errno.EISDIR: "the path is a folder, not a file",
     errno.ENAMETOOLONG: "the name is too long for the file system",
 }
 #: Error numbers that mean that a path does not exist.
 NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-READ_HINT = "check the owner and mode of it and of the folders above it, or name another"
+READ_HINT = "check its owner and mode and those of the folders above it, or give another path"
 # renameat2(2): its arguments to exchange two names, and its error numbers where the file system cannot.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
@@ -170,7 +170,7 @@ def system_error(error: OSError) -> ResourceError:
         hint = "free space, or choose another place"
     if isinstance(error.filename, str | bytes | os.PathLike):
         return ResourceError(f"cannot use {os.fsdecode(error.filename)}: {reason}", hint=hint)
-    return ResourceError(f"the system refuses a file operation: {reason}", hint=hint)
+    return ResourceError(f"a file operation failed: {reason}", hint=hint)
 
 
 def working_folder_is_gone() -> bool:
@@ -292,7 +292,7 @@ def _temporary_errors() -> Iterator[None]:
         with disk_errors(Path(tempfile.gettempdir()), "write temporary files into", hint=TEMPORARY_HINT):
             yield
     except FileNotFoundError as error:
-        raise ResourceError("no folder for temporary files can be written", hint=TEMPORARY_HINT) from error
+        raise ResourceError("no folder for temporary files is writable", hint=TEMPORARY_HINT) from error
 
 
 def fsync_path(path: Path) -> None:
@@ -409,7 +409,7 @@ def path_inside(folder: Path, relative: str) -> Path:
         TrustError: The path is absolute, leaves the folder, or is a link or anything but a plain file.
     """
     pure = PurePosixPath(relative)
-    hint = "copy the file itself into the folder and make the manifest again"
+    hint = "copy the file itself into the folder and create the manifest again"
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in relative or "\0" in relative:
         raise TrustError(f"{relative[:80]!r} is not a path inside {folder}", hint=hint)
     current = folder

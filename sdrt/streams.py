@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 STDIN, STDOUT, STDERR = 0, 1, 2
-READERS_GONE = {errno.EPIPE: "what read it has ended"}
-STDOUT_HINT = "send it to a file or program that takes it, or to /dev/null"
+READERS_GONE = {errno.EPIPE: "the program that read it has ended"}
+STDOUT_HINT = "redirect it to a file, a program or /dev/null"
 
 
 class _Raw(io.RawIOBase):

@@ -118,7 +118,7 @@ def test_a_reader_that_goes_away_is_said_in_one_line() -> None:
     ended = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert ended.returncode == 6
-    assert ended.stderr == f"sdrt: cannot write to stdout: what read it has ended ({STDOUT_HINT})\n"
+    assert ended.stderr == f"sdrt: cannot write to stdout: the program that read it has ended ({STDOUT_HINT})\n"
 
 
 def test_info_refuses_what_is_no_picture_of_ours(sdrt: CommandLine, tmp_path: Path) -> None:

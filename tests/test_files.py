@@ -187,9 +187,9 @@ def test_other_errors_of_the_system_are_not_hidden(tmp_path: Path) -> None:
 def test_writing_onto_a_folder_or_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    with pytest.raises(ResourceError, match="a folder stands where the file should be"):
+    with pytest.raises(ResourceError, match="the path is a folder, not a file"):
         write_atomically(tmp_path / "folder", b"")
-    with pytest.raises(ResourceError, match="a file stands where a folder should be"):
+    with pytest.raises(ResourceError, match="a part of the path is a file, not a folder"):
         write_atomically(tmp_path / "file" / "below", b"")
     assert names(tmp_path) == ["file", "folder"]
 
@@ -294,7 +294,7 @@ def test_the_current_folder_can_be_published(tmp_path: Path, monkeypatch: pytest
 def test_a_file_in_the_way_of_the_parent_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(ResourceError, match="a file stands where a folder should be"),
+        pytest.raises(ResourceError, match="a part of the path is a file, not a folder"),
         folder_published_as(tmp_path / "file" / "out"),
     ):
         pass
@@ -412,7 +412,7 @@ def test_text_stays_and_other_bytes_are_spelled_out(text: str) -> None:
     ("code", "kind", "reason"),
     [
         (errno.EACCES, ResourceError, "no permission"),
-        (errno.EIO, ResourceError, "the disk gives an error"),
+        (errno.EIO, ResourceError, "disk I/O error"),
         (errno.EMFILE, ResourceError, "too many open files"),
         (errno.ENOENT, CheckpointError, "No such file or directory"),
         (errno.EISDIR, CheckpointError, "Is a directory"),
@@ -432,7 +432,7 @@ def test_what_the_system_refuses_to_read_is_told_from_what_is_wrong(
         (PermissionError(errno.EACCES, "", "a file"), "cannot use a file: no permission"),
         (OSError(errno.ENOSPC, "", b"mod\xe8le"), r"cannot use mod\xe8le: the disk is full"),
         (OSError(errno.EBUSY, "Device or resource busy", "a file"), "cannot use a file: Device or resource busy"),
-        (OSError(errno.ENOSPC, ""), "the system refuses a file operation: the disk is full"),
+        (OSError(errno.ENOSPC, ""), "a file operation failed: the disk is full"),
     ],
 )
 def test_every_error_of_the_system_is_one_of_ours(error: OSError, message: str) -> None:

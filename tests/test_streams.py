@@ -78,7 +78,7 @@ def test_a_reader_that_ends_in_the_middle_is_an_error_once(pipe: tuple[int, int]
     assert os.read(reading, 10) == b"one"
     os.close(reading)
     stream.write("two")
-    with pytest.raises(ResourceError, match="cannot write to stdout: what read it has ended"):
+    with pytest.raises(ResourceError, match="cannot write to stdout: the program that read it has ended"):
         stream.flush()
     # The buffer is flushed again when the process ends.
     stream.write("three")

@@ -46,7 +46,7 @@ class BatchRange(Record):
     @model_validator(mode="after")
     def _ordered(self) -> BatchRange:
         if not self.min <= self.opt <= self.max:
-            raise ValueError(f"{self.min}, {self.opt}, {self.max} do not rise")
+            raise ValueError(f"{self.min}, {self.opt}, {self.max} are not in ascending order")
         return self
 
 
@@ -259,9 +259,7 @@ def check_private(folders: Iterable[Path]) -> None:
     for folder in folders:
         status = folder.stat()
         if status.st_uid != os.getuid():
-            raise ResourceError(
-                f"{folder} belongs to user {status.st_uid}", hint="choose a store of yours with --store"
-            )
+            raise ResourceError(f"{folder} belongs to user {status.st_uid}", hint="choose another store with --store")
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             hint = f"run: chmod go-w {folder}, or choose another store with --store"
             raise TrustError(f"others can write to {folder}, so what it holds is not trusted", hint=hint)
@@ -270,7 +268,9 @@ def check_private(folders: Iterable[Path]) -> None:
 def _check_trust(path: Path, digest: str, trust: str | None, private_root: Path | None) -> None:
     if trust is not None:
         if trust != digest:
-            raise TrustError(f"{path} has the digest {digest}, not {trust}", hint="get the set again, or its digest")
+            raise TrustError(
+                f"{path} has the digest {digest}, not {trust}", hint="copy the set again, or check the digest"
+            )
         if path.stat().st_mode & stat.S_IWOTH:
             raise TrustError(f"everybody can write to {path}", hint=f"run: chmod o-w {path}")
         return
@@ -278,5 +278,5 @@ def _check_trust(path: Path, digest: str, trust: str | None, private_root: Path 
         inside = path.resolve().relative_to(private_root.resolve())
         check_private([private_root, *(private_root / parent for parent in inside.parents), path])
         return
-    hint = f"if you trust where it came from, give --trust {digest}"
-    raise TrustError(f"{path} is not in the store, and nothing vouches for it", hint=hint)
+    hint = f"if you trust its origin, give --trust {digest}"
+    raise TrustError(f"{path} is neither in the store nor trusted by its digest", hint=hint)

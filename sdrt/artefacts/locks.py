@@ -38,7 +38,7 @@ def exclusive(path: Path, what: str, timeout_s: float, progress: Progress) -> It
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            progress.note(f"waiting for {_process_named_in(holder)}, which has {what}")
+            progress.note(f"waiting for {_process_named_in(holder)}, which has locked {what}")
             _wait(lock, holder, what, timeout_s)
         try:
             holder.write_text(owner_name())
@@ -56,8 +56,8 @@ def _wait(lock: FileLock, holder: Path, what: str, timeout_s: float) -> None:
     try:
         lock.acquire(timeout=timeout_s)
     except Timeout as error:
-        hint = "wait for that process or end it; the lock goes with it"
-        message = f"{_process_named_in(holder)} has had {what} for {timeout_s:g} s"
+        hint = "wait for that process or end it, which releases the lock"
+        message = f"{_process_named_in(holder)} has held the lock on {what} for {timeout_s:g} s"
         raise TimeLimitError(message, hint=hint) from error
 
 

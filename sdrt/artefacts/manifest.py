@@ -225,7 +225,7 @@ def parse_manifest(folder: Path, data: bytes, schema: type[AnyManifest], kind: t
     Raises:
         SdrtError: Of the given kind: the first fault, in one line.
     """
-    path, hint = folder / MANIFEST, "make it again with sdrt; a manifest is not edited by hand"
+    path, hint = folder / MANIFEST, "create it again with sdrt; manifests must not be edited"
     try:
         manifest = schema.model_validate_json(data)
     except ValidationError as error:
@@ -242,7 +242,7 @@ def check_files(folder: Path, manifest: SealedManifest, hashed: Iterable[str], k
         SdrtError: Of the given kind: a file is missing.
         TrustError: A size or digest differs, or a path is a link or leaves the folder.
     """
-    hint = "make it again from its source, or copy it again"
+    hint = "create it again from its source, or copy it again"
     for name, record in manifest.files.items():
         path = path_inside(folder, name)
         if not path.exists():

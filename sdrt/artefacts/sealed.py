@@ -51,7 +51,7 @@ class SealedFile:
                 return b""
             data = self.path.read_bytes()
             if self._seal(data[DIGEST_BYTES:]) != data[:DIGEST_BYTES]:
-                self._note(f"{self.path} does not match its digest; it is made anew")
+                self._note(f"{self.path} does not match its digest; it is created again")
                 self.path.unlink()
                 return b""
         return data[DIGEST_BYTES:]

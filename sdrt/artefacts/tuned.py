@@ -81,9 +81,7 @@ class TuneRecord(Record):
     def reason(self) -> str:
         """The reason for the choice, in one line."""
         best = self.best
-        return (
-            "nothing that was tried is accurate" if best is None else f"tuned here on {self.created[:10]}: {best.why}"
-        )
+        return "no candidate is accurate" if best is None else f"tuned here on {self.created[:10]}: {best.why}"
 
 
 def machine_key() -> dict[str, str]:

@@ -106,7 +106,7 @@ def check_side(path: Path, field: str, value: Any, allowed: Sequence[str]) -> No
     """Raise CheckpointError unless a padding or truncation side is None or allowed."""
     if value is not None and value not in allowed:
         message = f"{path}: {field} is {shorten(value)}; expected {' or '.join(allowed)}"
-        raise CheckpointError(message, hint=f"set it to {allowed[0]}, as the tokenizers of Stable Diffusion v1 have it")
+        raise CheckpointError(message, hint=f"set it to {allowed[0]}, as in the tokenizers of Stable Diffusion v1")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -124,7 +124,9 @@ def _check_settings(path: Path, config: Mapping[str, Any]) -> None:
         message = f"{path}: split_special_tokens is set; sdrt takes special tokens in a prompt as one token each"
         raise CheckpointError(message, hint="set it to false")
     if config.get("fast_tokenizer_files"):
-        message = f"{path}: fast_tokenizer_files names one file for each version of transformers; sdrt does not choose"
+        message = (
+            f"{path}: fast_tokenizer_files names one file for each version of transformers, which is not supported"
+        )
         raise CheckpointError(message, hint="load the tokenizer with transformers and save it again")
 
 

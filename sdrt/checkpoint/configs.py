@@ -83,7 +83,7 @@ def read_json(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[str, An
     except OSError as error:
         raise unreadable(path, error, CheckpointError, hint=hint) from error
     except UnicodeEncodeError as error:
-        raise CheckpointError(f"{path} holds half a character (a lone surrogate)", hint=hint) from error
+        raise CheckpointError(f"{path} holds a lone surrogate, which UTF-8 cannot encode", hint=hint) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON", hint=hint) from error
     if not isinstance(value, dict):
@@ -242,7 +242,9 @@ def read_guidance_scale(folder: Path) -> float:
     if type(scale) not in (int, float) or not abs(scale) <= MAX_GUIDANCE_SCALE:
         expected = f"a number, -{MAX_GUIDANCE_SCALE:.0f} to {MAX_GUIDANCE_SCALE:.0f}"
         message = f"{path}: guidance_scale is {shorten(scale)}; expected {expected}"
-        raise CheckpointError(message, hint=f"change it; without the file it is {DEFAULT_GUIDANCE_SCALE}")
+        raise CheckpointError(
+            message, hint=f"correct it, or remove the file for the default of {DEFAULT_GUIDANCE_SCALE}"
+        )
     return float(scale)
 
 

@@ -69,7 +69,7 @@ def download(repo: str, revision: str | None, variant: str | None = None) -> tup
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"the Hub has no {what}", hint="give a branch, tag or commit that exists") from error
     except errors.RepositoryNotFoundError as error:
-        hint = "check the name (nothing lies at that path here either); for a private or gated one: hf auth login"
+        hint = "check the name (no such path exists here either); for a private or gated one: hf auth login"
         raise CheckpointError(f"the Hub has no {repo}, or does not show it to you", hint=hint) from error
     except errors.HFValidationError as error:
         raise CheckpointError(f"{repo!r} is not a Hub id", hint="give org/name, or the path of a checkpoint") from error

@@ -152,7 +152,7 @@ def _build(component: str, checkpoint: Checkpoint, make: Callable[[], Module], r
 def _check_shape(found: torch.Tensor, expected: tuple[int, ...]) -> None:
     """Raise ValueError unless a tensor has the shape of Stable Diffusion v1's."""
     if tuple(found.shape) != expected:
-        raise ValueError(f"it gives {list(found.shape)} where Stable Diffusion v1 has {list(expected)}")
+        raise ValueError(f"its output has shape {list(found.shape)}; Stable Diffusion v1's has {list(expected)}")
 
 
 def _load(module: Module, checkpoint: Checkpoint, component: str) -> Module:
@@ -191,7 +191,7 @@ def _match(checkpoint: Checkpoint, component: str, expected: dict[str, tuple[int
             raise CheckpointError(f"{path}: {name_in_file} is there twice, under two names", hint=HINT)
         if not _fits(component, name, entry.shape, expected[name]):
             message = (
-                f"{path}: {name_in_file} has shape {list(entry.shape)}; the config asks for {list(expected[name])}"
+                f"{path}: {name_in_file} has shape {list(entry.shape)}; the config requires {list(expected[name])}"
             )
             raise CheckpointError(message, hint=HINT)
         if entry.dtype not in FLOATS and entry.dtype not in CONVERTED:
@@ -200,7 +200,7 @@ def _match(checkpoint: Checkpoint, component: str, expected: dict[str, tuple[int
         names[name_in_file] = name
     missing = sorted(expected.keys() - set(names.values()))
     if unexpected:
-        message = f"{path}: unexpected tensor {unexpected[0]}, which {component}/config.json has no place for"
+        message = f"{path}: unexpected tensor {unexpected[0]}, for which {component}/config.json has no layer"
         raise CheckpointError(message, hint=HINT if missing else SURPLUS_HINT)
     if missing:
         raise CheckpointError(f"{path}: {len(missing)} tensors are missing, the first is {missing[0]}", hint=HINT)

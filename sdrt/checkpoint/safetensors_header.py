@@ -122,7 +122,7 @@ def _check_start(path: Path, start: bytes) -> None:
         hint = "get the checkpoint in safetensors; sdrt never opens pickle"
         raise CheckpointError(f"{path} is a PyTorch pickle under the name of a safetensors file", hint=hint)
     if start.lstrip().lower().startswith(WEB_PAGE_STARTS):
-        hint = "download the file itself; sites that ask to log in or to agree give a page instead"
+        hint = "download the file itself; sites that require a login or consent return a page instead"
         raise CheckpointError(f"{path} is a web page under the name of a safetensors file", hint=hint)
     if start.startswith(GGUF_START):
         hint = "get the checkpoint in safetensors, in fp32 or fp16"

@@ -128,7 +128,7 @@ def plan(path: Path, header: Header, configs: Path = SD_V1) -> Plan:
     """
     check_kind(path, header)
     found: dict[str, dict[str, str]] = {component: {} for component in PREFIXES}
-    passed_over: dict[SurplusKind, list[str]] = {}
+    ignored: dict[SurplusKind, list[str]] = {}
     for name in sorted(header.tensors):
         component, inner = split_name(unwrapped(name))
         kind = surplus_kind(component, inner)
@@ -137,7 +137,7 @@ def plan(path: Path, header: Header, configs: Path = SD_V1) -> Plan:
         elif kind is not None and kind.hint is not None:
             raise CheckpointError(f"{path} has tensors of {kind.what} ({name})", hint=kind.hint)
         elif kind is not None and not kind.usual and component:
-            passed_over.setdefault(kind, []).append(name)
+            ignored.setdefault(kind, []).append(name)
     tensors = {
         component: _match(path, header, component, found[component], read_json(configs / component / "config.json"))
         for component in ("unet", "text_encoder", "vae")
@@ -145,7 +145,7 @@ def plan(path: Path, header: Header, configs: Path = SD_V1) -> Plan:
     names = [name for matched in tensors.values() for name in matched.values()]
     repaired = [name for name in names if unwrapped(name) != name]
     read = [WeightTensor(name, header.tensors[name]) for name in names]
-    return Plan(tensors, reading_notes(path, passed_over, repaired, read))
+    return Plan(tensors, reading_notes(path, ignored, repaired, read))
 
 
 def check_kind(path: Path, header: Header) -> None:
@@ -171,7 +171,7 @@ def check_kind(path: Path, header: Header) -> None:
         raise CheckpointError(f"{path} is {kind.what}; expected Stable Diffusion v1", hint=hint)
     if not components:
         first = min(header.tensors)[:100]
-        message = f"{path} has no layout that is known: no tensor is named as in Stable Diffusion v1 (first: {first})"
+        message = f"{path} has no known layout: no tensor is named as in Stable Diffusion v1 (first: {first})"
         raise CheckpointError(message, hint=WHOLE_HINT)
     for component, prefixes in PREFIXES.items():
         if component not in components:
@@ -180,7 +180,7 @@ def check_kind(path: Path, header: Header) -> None:
     for mark, noise in OTHER_NOISE.items():
         if mark in tensors:
             hint = "give a checkpoint with Stable Diffusion v1's noise schedule"
-            raise CheckpointError(f"{path} asks for {noise} ({mark})", hint=hint)
+            raise CheckpointError(f"{path} requires {noise} ({mark})", hint=hint)
 
 
 def _match(
@@ -277,7 +277,7 @@ def _blocks(source: BinaryIO, begin: int, size_bytes: int) -> Iterator[bytes]:
     while size_bytes:
         block = source.read(min(size_bytes, COPY_BYTES))
         if not block:
-            raise CheckpointError(f"{source.name} became shorter while it was read", hint="convert it again")
+            raise CheckpointError(f"{source.name} was truncated while it was read", hint="convert it again")
         yield block
         size_bytes -= len(block)
 

@@ -68,7 +68,7 @@ def open_checkpoint(
 
         folder, commit = download(source, revision, variant)
         return read_checkpoint(folder, name=source, memory=memory, revision=commit, variant=variant)
-    raise UsageError(f"--checkpoint: there is nothing at {source!r}", hint=nothing_hint(source))
+    raise UsageError(f"--checkpoint: {source!r} does not exist", hint=nothing_hint(source))
 
 
 def _open_file(path: Path, cache: Path, memory: DigestMemory) -> Checkpoint:

@@ -36,11 +36,11 @@ class SurplusKind:
 
 LORA = SurplusKind(
     "a LoRA or another adapter that was left in",
-    "save the pipeline that has it again: pipe.fuse_lora(); pipe.unload_lora_weights(); pipe.save_pretrained(FOLDER)",
+    "save the pipeline again without it: pipe.fuse_lora(); pipe.unload_lora_weights(); pipe.save_pretrained(FOLDER)",
 )
 IP_ADAPTER = SurplusKind(
     "an IP-Adapter that was left in",
-    "save the pipeline that has it again: pipe.unload_ip_adapter(); pipe.save_pretrained(FOLDER)",
+    "save the pipeline again without it: pipe.unload_ip_adapter(); pipe.save_pretrained(FOLDER)",
 )
 CUSTOM_DIFFUSION = SurplusKind(
     "Custom Diffusion's attention, which Stable Diffusion v1 does not have", "give the checkpoint without it"
@@ -50,20 +50,20 @@ QUANTISED = SurplusKind(
 )
 PARAMETRIZED = SurplusKind(
     "weights that are split by a parametrization or by pruning",
-    "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove joins them; then save it again",
+    "save it again after torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove",
 )
 GUIDANCE_EMBEDDING = SurplusKind(
     "a latent consistency model, which takes the guidance scale as an input", "give a Stable Diffusion v1 checkpoint"
 )
 MOTION = SurplusKind("AnimateDiff's motion modules", "give the checkpoint without them")
 
-POSITION_IDS = SurplusKind("position numbers, which are made anew", usual=True)
+POSITION_IDS = SurplusKind("position ids, which are computed again", usual=True)
 PROJECTION = SurplusKind("CLIP's projections", usual=True)
-VISION = SurplusKind("the half of a whole CLIP that sees pictures")
+VISION = SurplusKind("CLIP's vision model")
 SKIPPED_LAYERS = SurplusKind("layers that num_hidden_layers leaves out")
-EMA = SurplusKind("an EMA (averaged weights) beside the network's own")
-TRAINING = SurplusKind("training: its optimizer, counters and losses")
-SCHEDULE = SurplusKind("the noise schedule, which the scheduler's config has")
+EMA = SurplusKind("an EMA (averaged weights) of the network")
+TRAINING = SurplusKind("training state (optimizer, counters, losses)")
+SCHEDULE = SurplusKind("the noise schedule, which the scheduler's config defines")
 
 # Pattern of names in any component by kind; the first match counts. Adapters come first.
 _ANYWHERE: dict[SurplusKind, str] = {

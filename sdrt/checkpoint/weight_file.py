@@ -51,7 +51,7 @@ def read_weight_file(path: Path, component: str, layers: int | None = None) -> W
             network computes, such as an adapter.
     """
     tensors: dict[str, WeightTensor] = {}
-    passed_over: dict[SurplusKind, list[str]] = {}
+    ignored: dict[SurplusKind, list[str]] = {}
     repaired: list[str] = []
     for name_in_file, entry in read_header(path).tensors.items():
         name = unwrapped(name_in_file)
@@ -67,13 +67,13 @@ def read_weight_file(path: Path, component: str, layers: int | None = None) -> W
         elif kind.hint is not None:
             raise CheckpointError(f"{path} holds {kind.what}: {name_in_file}", hint=kind.hint)
         elif not kind.usual:
-            passed_over.setdefault(kind, []).append(name_in_file)
-    return WeightFile(path, tensors, reading_notes(path, passed_over, repaired, tensors.values()))
+            ignored.setdefault(kind, []).append(name_in_file)
+    return WeightFile(path, tensors, reading_notes(path, ignored, repaired, tensors.values()))
 
 
 def reading_notes(
     path: Path,
-    passed_over: Mapping[SurplusKind, list[str]],
+    ignored: Mapping[SurplusKind, list[str]],
     repaired: list[str],
     tensors: Iterable[WeightTensor],
 ) -> tuple[str, ...]:
@@ -81,13 +81,13 @@ def reading_notes(
 
     Args:
         path: The file.
-        passed_over: Names of ignored tensors by kind.
+        ignored: Names of ignored tensors by kind.
         repaired: Names from which a wrapper's prefix was removed.
         tensors: The tensors that are read.
     """
-    notes = [f"{path}: passed over {_count(names)} of {kind.what}" for kind, names in passed_over.items()]
+    notes = [f"{path}: ignored {_count(names)} of {kind.what}" for kind, names in ignored.items()]
     if repaired:
-        notes.append(f"{path}: took a wrapper's prefix off {_count(repaired)}")
+        notes.append(f"{path}: removed a wrapper's prefix from {_count(repaired)}")
     return (*notes, *_conversions(path, tensors))
 
 

@@ -35,7 +35,7 @@ def variants_among(component: str, names: Iterable[str]) -> list[str]:
 def check_variant(variant: str | None) -> None:
     """Raise UsageError unless a variant can be part of a file name."""
     if variant is not None and not VARIANT.fullmatch(variant):
-        hint = "give its name as it stands in the file's: bf16 of model.bf16.safetensors"
+        hint = "give the part of the file name, such as bf16 for model.bf16.safetensors"
         raise UsageError(f"--variant is {variant[:60]!r}; expected letters, digits, - and _", hint=hint)
 
 

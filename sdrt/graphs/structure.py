@@ -34,7 +34,7 @@ DTYPES = {1: "float32", 7: "int64", 10: "float16"}
 EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}
 #: Attributes that libraries use as divisors.
 POSITIVE = {"strides", "dilations", "kernel_shape", "group", "num_groups", "num_outputs", "q_num_heads", "kv_num_heads"}
-HINT = "export the checkpoint again with sdrt; give no graphs that other programs wrote"
+HINT = "export the checkpoint again with sdrt; graphs of other programs are not supported"
 _EXTERNAL = 1
 _NUMBERS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 _SHORT = reprlib.Repr()
@@ -164,11 +164,11 @@ class _Checks:
         size_bytes = (elements * bits + 7) // 8
         if tensor.get("data_location", 0) == _EXTERNAL:
             if not external or "raw_data" in tensor or any(field in tensor for field in _NUMBERS):
-                raise self._fault(f"keeps tensor {name} in two places, or an attribute's outside")
+                raise self._fault(f"stores tensor {name} both in the graph and outside, or an attribute's outside")
             self._check_external(name, tensor.get("external_data", []), size_bytes)
             return
         if "external_data" in tensor or tensor.get("data_location", 0) != 0:
-            raise self._fault(f"says of tensor {name} both that it is here and that it is not")
+            raise self._fault(f"says both that tensor {name} is in the graph and that it is not")
         self._check_embedded(name, tensor, elements, size_bytes)
 
     def _check_embedded(self, name: str, tensor: Message, elements: int, size_bytes: int) -> None:
@@ -187,7 +187,7 @@ class _Checks:
         values = {entry.get("key", ""): entry.get("value", "") for entry in entries}
         if len(keys) != len(values) or not {"location", "length"} <= values.keys() <= EXTERNAL_KEYS:
             shown = ", ".join(_SHORT.repr(key) for key in keys[:_SHOWN])
-            raise self._fault(f"describes where tensor {name} lies by {shown or 'nothing'}")
+            raise self._fault(f"describes the place of tensor {name} by {shown or 'nothing'}")
         offset, length = (self._number(name, key, values.get(key, "0")) for key in ("offset", "length"))
         if length != size_bytes:
             raise self._fault(f"gives tensor {name} {length} bytes where its shape takes {size_bytes}")
@@ -218,32 +218,32 @@ class _Checks:
         known = {""}
         for name in _names([*graph.get("input", []), *graph.get("initializer", [])]):
             if name in known:
-                raise self._fault(f"gives the name {_SHORT.repr(name)} twice, or to nothing")
+                raise self._fault(f"has two values named {_SHORT.repr(name)}, or one without a name")
             known.add(name)
         for node in graph["node"]:
             for name in node.get("input", []):
                 if name not in known:
-                    raise self._fault(f"uses {_SHORT.repr(name)} before it is made")
+                    raise self._fault(f"uses {_SHORT.repr(name)} before it is computed")
             for name in filter(None, node.get("output", [])):
                 if name in known:
-                    raise self._fault(f"makes {_SHORT.repr(name)} twice")
+                    raise self._fault(f"computes {_SHORT.repr(name)} twice")
                 known.add(name)
         for name in _names(graph.get("output", [])):
             if name not in known or not name:
-                raise self._fault(f"gives out {_SHORT.repr(name)}, which is never made")
+                raise self._fault(f"has output {_SHORT.repr(name)}, which no node computes")
 
     def _compare(self, side: str, found: Sequence[Spec], wanted: Sequence[Spec]) -> None:
         """Raise unless inputs or outputs equal those of the manifest, in any order."""
         differences = differing(found, wanted)
         if differences:
-            raise self._fault(f"has other {side} than the manifest says: {differences}")
+            raise self._fault(f"has {side} that differ from the manifest: {differences}")
 
 
 def differing(found: Sequence[Spec], wanted: Sequence[Spec]) -> str:
     """Return how inputs or outputs differ, as ``sample: float16 [batch,4] not float32 [batch,4]``; or ""."""
     have, want = ({name: _shown(dtype, shape) for name, dtype, shape in specs} for specs in (found, wanted))
     lines = [
-        f"{_SHORT.repr(name)}: {have.get(name, 'absent')} not {want.get(name, 'there')}"
+        f"{_SHORT.repr(name)}: {have.get(name, 'absent')} not {want.get(name, 'present')}"
         for name in sorted(have.keys() | want.keys())
         if have.get(name) != want.get(name)
     ]

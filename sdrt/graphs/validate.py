@@ -103,7 +103,7 @@ def _check_contract(bundle: Bundle, name: ComponentName) -> None:
     wanted = contract(name, component, bundle.manifest.model)
     for side, found, expected in zip(("inputs", "outputs"), (component.inputs, component.outputs), wanted, strict=True):
         if differences := differing(specs(found), expected):
-            raise BundleError(f"{bundle.path}: {name} has other {side} than a {name}: {differences}", hint=HINT)
+            raise BundleError(f"{bundle.path}: {side} of {name} differ from its contract: {differences}", hint=HINT)
 
 
 def _job(bundle: Bundle, name: ComponentName) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _raise_refusal(line: bytes) -> None:
         refusal = Refusal.model_validate_json(line)
     except ValidationError as error:
         raise BundleError(
-            "a graph cannot be validated: the process that read it answers nonsense", hint=HINT
+            "a graph cannot be validated: the process that read it gave a malformed answer", hint=HINT
         ) from error
     kinds = {"BundleError": BundleError, "TrustError": TrustError}
     raise kinds[refusal.kind](refusal.message, hint=refusal.hint)
@@ -186,4 +186,4 @@ def _ended(code: int | None, log: IO[bytes], limits: Limits) -> str:
     if "MemoryError" in said[-1] or "bad_alloc" in said[-1]:
         return f"it needs more than {limits.memory_bytes >> 20} MiB of memory"
     ended = f"died of signal {-code}" if code < 0 else f"ended with code {code}"
-    return f"the process that read it {ended}; its last words: {said[-1][:200]}"
+    return f"the process that read it {ended}; its last output: {said[-1][:200]}"

@@ -45,7 +45,7 @@ def test_a_set_in_the_private_folder_opens(sound: Path, root: Path) -> None:
 
 def test_a_set_from_elsewhere_opens_by_its_digest_only(tmp_path: Path, root: Path) -> None:
     digest = make_set(tmp_path / "carried")
-    with pytest.raises(TrustError, match="not in the store") as refused:
+    with pytest.raises(TrustError, match="neither in the store") as refused:
         EngineSet.open(tmp_path / "carried", private_root=root)
     assert refused.value.hint.endswith(f"--trust {digest}")
     assert EngineSet.open(tmp_path / "carried", trust=digest).digest == digest
@@ -56,7 +56,7 @@ def test_a_set_from_elsewhere_opens_by_its_digest_only(tmp_path: Path, root: Pat
 def test_a_link_out_of_the_private_folder_does_not_lend_trust(tmp_path: Path, root: Path) -> None:
     make_set(tmp_path / "carried")
     (root / "set").symlink_to(tmp_path / "carried")
-    with pytest.raises(TrustError, match="not in the store"):
+    with pytest.raises(TrustError, match="neither in the store"):
         EngineSet.open(root / "set", private_root=root)
 
 

@@ -69,7 +69,7 @@ def test_a_lock_held_elsewhere_is_waited_for_so_long(tmp_path: Path, notes: list
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, notes: list[str]) -> None:
     (tmp_path / "caches").write_text("")
-    with pytest.raises(ResourceError, match="a file stands where a folder should be"):
+    with pytest.raises(ResourceError, match="a part of the path is a file, not a folder"):
         SealedFile(tmp_path / "caches" / "one.cache", notes.append)
 
 

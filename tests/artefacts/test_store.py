@@ -148,11 +148,11 @@ def test_a_lock_that_does_not_become_free_names_its_holder(store: Store) -> None
     code = f"with store.locked(Path({str(path)!r})):\n    {STAY}"
     notes = Notes()
     with other_process(store, code) as holder:
-        message = f"process {holder.pid} has had {path} for 0.05 s"
+        message = f"process {holder.pid} has held the lock on {path} for 0.05 s"
         with pytest.raises(TimeLimitError, match=message) as refused, store.locked(path, notes):
             pytest.fail("two processes had one lock")
         assert refused.value.exit_code == 7
-        assert notes.notes == [f"waiting for process {holder.pid}, which has {path}"]
+        assert notes.notes == [f"waiting for process {holder.pid}, which has locked {path}"]
         with store.locked(store.engines_path("openvino", "another")):
             pass
 
@@ -185,7 +185,7 @@ def test_locks_that_always_succeed_do_no_harm(store: Store, monkeypatch: pytest.
 
 def test_a_root_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match=f"cannot write {tmp_path / 'file'}: a file stands") as refused:
+    with pytest.raises(ResourceError, match=f"cannot write {tmp_path / 'file'}: a part of the path") as refused:
         Store(tmp_path / "file").prepare()
     assert "--store" in refused.value.hint
 

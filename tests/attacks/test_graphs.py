@@ -230,14 +230,14 @@ def test_row_15_keys_that_external_data_does_not_have(key: str, tmp_path: Path) 
     def unknown(model: onnx.ModelProto) -> None:
         far(model).external_data.add(key=key, value="x")
 
-    refusal(partial(check_structure, write(tmp_path, unknown)), 3, "describes where tensor 'far' lies by", key)
+    refusal(partial(check_structure, write(tmp_path, unknown)), 3, "describes the place of tensor 'far' by", key)
 
 
 def test_row_15_a_key_given_twice(tmp_path: Path) -> None:
     def twice(model: onnx.ModelProto) -> None:
         far(model).external_data.add(key="location", value="other")
 
-    refusal(partial(validate_graph, write(tmp_path, twice)), 3, "describes where")
+    refusal(partial(validate_graph, write(tmp_path, twice)), 3, "describes the place")
 
 
 def test_row_16_weights_inside_the_graph(bundle: Bundle, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def _still(model: onnx.ModelProto) -> None:
         (_functions(2, cyclic=True), "has 2 functions"),
         (_functions(3000, cyclic=False), "has 3000 functions"),
         (_still, "has 0 in attribute 'strides'"),
-        (lambda m: m.graph.node.reverse(), "before it is made"),
+        (lambda m: m.graph.node.reverse(), "before it is computed"),
     ],
     ids=["cyclic functions", "deep functions", "zero stride", "circle"],
 )
@@ -329,7 +329,7 @@ def _retyped(name: str, dtype: int, shape: tuple[int | str, ...]) -> Change:
             "'sample': float32 [batch,8,8,4] not float32 [batch,4,8,8]",
         ),
         (_retyped("sample", TensorProto.FLOAT, ("batch", 4, 8)), "'sample': float32 [batch,4,8] not"),
-        (lambda m: m.graph.input.add(name="extra"), "'extra': no plain tensor [] not there"),
+        (lambda m: m.graph.input.add(name="extra"), "'extra': no plain tensor [] not present"),
     ],
     ids=["fp16 timestep", "NHWC", "rank", "extra"],
 )
@@ -348,4 +348,4 @@ def test_row_19_a_manifest_that_agrees_with_the_wrong_graph(bundle: Bundle) -> N
     reseal(bundle.path, lying)
     opened = Bundle.open(bundle.path)
     assert opened.digest == sha256_file(bundle.path / MANIFEST)
-    refusal(partial(opened.graph, "vae_decoder"), 3, "unet has other inputs than a unet", "[batch,8,8,4] not")
+    refusal(partial(opened.graph, "vae_decoder"), 3, "inputs of unet differ from its contract", "[batch,8,8,4] not")

@@ -146,11 +146,11 @@ def test_row_22_what_shows_without_hashing_is_built_once_more_at_once(
 def test_row_23_a_set_from_elsewhere(store: Store, tmp_path: Path, sdrt: CommandLine) -> None:
     digest = make_set(tmp_path / "elsewhere")
     opening = partial(store.open_engines, tmp_path / "elsewhere")
-    assert f"--trust {digest}" in refusal(opening, 8, "nothing vouches for it").hint
+    assert f"--trust {digest}" in refusal(opening, 8, "trusted by its digest").hint
     refusal(partial(opening, trust="0" * 64), 8, digest)
     assert opening(trust=digest).digest == digest
     ended = sdrt("denoise", "--prompt", "a", "--engines", tmp_path / "elsewhere", "--out", tmp_path / "a.png")
-    assert (ended.code, "nothing vouches for it" in ended.complaint) == (8, True)
+    assert (ended.code, "trusted by its digest" in ended.complaint) == (8, True)
     refusal(partial(store.import_engines, tmp_path / "elsewhere", trust="0" * 64), 8, digest)
     imported = store.import_engines(tmp_path / "elsewhere", trust=digest)
     assert store.open_engines(imported.path).digest == digest
@@ -162,7 +162,7 @@ def test_row_23_a_link_in_the_store_does_not_make_it_ours(store: Store, tmp_path
     place.parent.mkdir(parents=True)
     place.symlink_to(tmp_path / "elsewhere")
     store.root.chmod(0o700)
-    refusal(partial(EngineSet.open, place, private_root=store.root), 8, "nothing vouches for it")
+    refusal(partial(EngineSet.open, place, private_root=store.root), 8, "trusted by its digest")
 
 
 CHANGES: dict[str, Any] = {

@@ -136,7 +136,7 @@ def test_where_nothing_is_accurate_nothing_is_kept(world: World, hand_bundle: Bu
         patch.setattr(module, "Judge", lambda *_: module_judge)
         record = tune(Source(bundle=hand_bundle.path), SETTINGS, tmp_path / "store")
     assert record.best is None
-    assert record.reason == "nothing that was tried is accurate"
+    assert record.reason == "no candidate is accurate"
     assert len(record.trials) == 3
 
 

@@ -202,5 +202,5 @@ def test_heads_that_do_not_divide_draw_as_in_diffusers_and_are_told_by_inspect(
     checkpoint = open_checkpoint(str(copy), cache=cache)
     with pytest.raises(CheckpointError, match="attention_head_dim is 3; expected divisors of"):
         config_trees(checkpoint.text_encoder, checkpoint.unet, checkpoint.vae)
-    with pytest.raises(CheckpointError, match=r"the config asks for \[30"):
+    with pytest.raises(CheckpointError, match=r"the config requires \[30"):
         load_unet(checkpoint)

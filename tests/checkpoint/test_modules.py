@@ -129,8 +129,8 @@ def test_row_4_nan_and_inf_are_counted_and_named(copy: Path, cache: Path, compon
     [
         (lambda t: {k: v for k, v in t.items() if not k.startswith("conv_out")}, "2 tensors are missing, the first is"),
         (lambda t: {**t, "down_blocks.9.x": torch.zeros(1)}, "unexpected tensor down_blocks.9.x"),
-        (lambda t: {**t, "conv_in.bias": torch.zeros(33)}, "conv_in.bias has shape [33]; the config asks for [32]"),
-        (lambda t: {**t, "conv_in.bias": torch.zeros(32, 1)}, "conv_in.bias has shape [32, 1]; the config asks for"),
+        (lambda t: {**t, "conv_in.bias": torch.zeros(33)}, "conv_in.bias has shape [33]; the config requires [32]"),
+        (lambda t: {**t, "conv_in.bias": torch.zeros(32, 1)}, "conv_in.bias has shape [32, 1]; the config requires"),
         (lambda t: {**t, "conv_in.bias": torch.zeros(32, dtype=torch.int8)}, "conv_in.bias is I8; expected F32, F16"),
     ],
 )
@@ -167,7 +167,7 @@ def test_configs_that_describe_no_network(
 
 def test_absurd_sizes_are_refused_without_the_memory_for_them(copy: Path, cache: Path, edit: Edit) -> None:
     edit("text_encoder/config.json", {"vocab_size": 10**6, "intermediate_size": 10**6})  # the largest allowed
-    refused(copy, cache, "text_encoder", "the config asks for [1000000, 32]")
+    refused(copy, cache, "text_encoder", "the config requires [1000000, 32]")
 
 
 def test_keys_that_no_library_knows_are_not_talked_about(

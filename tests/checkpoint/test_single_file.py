@@ -174,7 +174,7 @@ V1 = "expected Stable Diffusion v1"
         ({"cond_stage_model.": None, "first_stage_model.": None}, f"is a UNet alone; {V1}"),
         ({"": None}, "holds no tensors"),
         ({str(number): (0,) for number in range(20_001)}, "tensors; a checkpoint has at most 20,000"),
-        ({"": None, "resnet.layer.0.weight": (3,)}, "has no layout that is known"),
+        ({"": None, "resnet.layer.0.weight": (3,)}, "has no known layout"),
         ({f"{UNET}extra.weight": (3,)}, "Stable Diffusion v1's unet has no tensor model.diffusion_model.extra.weight"),
         ({f"{UNET}extra.{part}": (3,) for part in "ab"}, "no tensor model.diffusion_model.extra.a and 1 more"),
         ({f"{TEXT}encoder.layers.12.layer_norm1.bias": (768,)}, f"text_encoder has no tensor {TEXT}encoder.layers.12"),
@@ -228,10 +228,10 @@ def test_the_header_alone_accepts_what_is_harmless(tmp_path: Path) -> None:
     planned = plan(with_extra, read_header(with_extra))
     assert planned.tensors == plan(plain, read_header(plain)).tensors
     assert planned.notes == (
-        f"{with_extra}: passed over 1 tensor (cond_stage_model.transformer.vision_model.post_layernorm.weight) of "
-        f"the half of a whole CLIP that sees pictures",
-        f"{with_extra}: passed over 1 tensor (first_stage_model.loss.discriminator.main.0.weight) of training: its "
-        f"optimizer, counters and losses",
+        f"{with_extra}: ignored 1 tensor (cond_stage_model.transformer.vision_model.post_layernorm.weight) of "
+        f"CLIP's vision model",
+        f"{with_extra}: ignored 1 tensor (first_stage_model.loss.discriminator.main.0.weight) of training state "
+        f"(optimizer, counters, losses)",
         f"{with_extra}: narrowed 1 tensor (first_stage_model.quant_conv.weight) from F64 to F32",
     )
 
@@ -277,7 +277,7 @@ def test_lock_that_never_frees(file: Path, tiny: Path, cache: Path, monkeypatch:
 
 def test_cache_that_is_a_file(file: Path, tiny: Path, cache: Path) -> None:
     cache.write_text("")
-    with pytest.raises(ResourceError, match="a file stands where a folder should be"):
+    with pytest.raises(ResourceError, match="a part of the path is a file, not a folder"):
         open_single_file(file, cache, memory(cache), configs=tiny)
 
 

@@ -37,7 +37,7 @@ def test_demo_ships(cache: Path) -> None:
 
 @pytest.mark.parametrize("source", ["", "nothing/at/all", "./missing", "/no/such/folder", "no such model", "\0"])
 def test_nothing_there(cache: Path, source: str) -> None:
-    with pytest.raises(UsageError, match="there is nothing at") as caught:
+    with pytest.raises(UsageError, match="does not exist") as caught:
         open_checkpoint(source, cache=cache)
     assert caught.value.exit_code == 2
     assert "org/name" in caught.value.hint

@@ -129,7 +129,7 @@ def test_vocabulary_that_ships_is_clips() -> None:
             "token id 49408 ('[PAD]') is beyond",
         ),
         ("added_tokens.json", b'{"<x>": "one"}', "'one' is not a token id"),
-        ("added_tokens.json", b'{"\\ud800": 5}', "holds half a character (a lone surrogate)"),
+        ("added_tokens.json", b'{"\\ud800": 5}', "holds a lone surrogate, which UTF-8 cannot encode"),
         ("tokenizer_config.json", b"{", "tokenizer_config.json is not JSON"),
     ],
 )

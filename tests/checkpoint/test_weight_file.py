@@ -61,7 +61,7 @@ def test_a_whole_clip_is_the_text_encoder_in_it(copy: Path, cache: Path) -> None
     parts = ("vision_model.post_layernorm.weight", "vision_model.embeddings.class_embedding", "logit_scale")
     extra = {name: torch.zeros(8) for name in (*parts, "visual_projection.weight", "text_projection.weight")}
     rewrite(copy, "text_encoder", lambda t: {**t, **extra})
-    found = load_text_encoder(opened(copy, cache, "passed over 3 tensors")).state_dict()
+    found = load_text_encoder(opened(copy, cache, "ignored 3 tensors")).state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -96,7 +96,7 @@ def test_wrapped_names_are_repaired(copy: Path, cache: Path, prefix: str) -> Non
     expected = load_unet(open_checkpoint(str(copy), cache=cache)).state_dict()
     rewrite(copy, "unet", lambda t: {prefix + name: tensor for name, tensor in t.items()})
     found = load_unet(
-        opened(copy, cache, f"took a wrapper's prefix off {len(expected)} tensors ({prefix}")
+        opened(copy, cache, f"removed a wrapper's prefix from {len(expected)} tensors ({prefix}")
     ).state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -128,7 +128,7 @@ def test_a_picture_that_says_nothing_cannot_be_repeated(here: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "code", "named"),
     [
-        (("--checkpoint", "absent"), 2, "there is nothing at 'absent'"),
+        (("--checkpoint", "absent"), 2, "'absent' does not exist"),
         (("--bundle", "absent"), 3, "cannot read absent/manifest.json"),
         (("--engines", "absent"), 3, "absent"),
         (("--checkpoint", "absent", "--bundle", "absent"), 2, "--checkpoint and --bundle exclude each other"),
@@ -207,7 +207,7 @@ def test_a_path_is_named_whole(words: tuple[str, ...], here: Path, sdrt: Command
         (("export", "--out", "bundle", "--precision", "bf16"), "--precision"),
         (("export", "--out", "bundle", "--opset", "19"), "20<=x<=24"),
         (("export", "--out", "bundle", "--components", "safety_checker"), "--components"),
-        (("export", "--out", "bundle", "--checkpoint", "absent"), "there is nothing at 'absent'"),
+        (("export", "--out", "bundle", "--checkpoint", "absent"), "'absent' does not exist"),
         (("build", "absent", "--checkpoint", "absent"), "--checkpoint and --bundle exclude each other"),
         (("build", "absent", "--batch", "0"), "1 to 16"),
         (("build", "absent", "--batch", "17"), "1 to 16"),

@@ -111,7 +111,7 @@ def test_json_is_the_comparison_and_says_what_moved(sdrt: CommandLine, found: An
         (["nowhere"], 3, "nowhere/manifest.json"),
         (["empty"], 3, "empty/manifest.json"),
         (["--trust", "ab" * 32], 2, "--trust is for engines"),
-        (["--checkpoint", "nowhere"], 2, "there is nothing at 'nowhere'"),
+        (["--checkpoint", "nowhere"], 2, "'nowhere' does not exist"),
         (["empty", "--revision", "main"], 2, "--revision is for --checkpoint, which is missing"),
         (["nowhere", "--report", ".", "--save-tensors"], 2, "and tensors/mine was not saved by it"),
         (["--self-test", "--backend", "openvino"], 2, "--self-test does not go with --backend"),

@@ -65,4 +65,4 @@ def test_a_checkpoint_is_looked_into(sdrt: CommandLine, tiny_path: Path, here: P
     assert r"mod\xe8le" in (here / f"{ODD}.html").read_text() + (here / f"{ODD}.svg").read_text()
     assert sdrt("plot", "sigmas", "--checkpoint", ODD, "--out", f"{ODD}-plot.svg").code == 0
     assert r"mod\xe8le" in (here / f"{ODD}-plot.svg").read_text()
-    assert "there is nothing at" in sdrt("inspect", f"{ODD}-2").complaint
+    assert "does not exist" in sdrt("inspect", f"{ODD}-2").complaint

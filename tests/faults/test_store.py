@@ -161,7 +161,7 @@ def test_row_35_a_store_that_is_a_file(
     (tmp_path / "sdrt").write_text("")
     default = sdrt("build", bundle.path, *DECODER[:-2])
     assert default.code == 6
-    assert f"cannot write {tmp_path / 'sdrt'}: a file stands where a folder should be" in default.complaint
+    assert f"cannot write {tmp_path / 'sdrt'}: a part of the path is a file, not a folder" in default.complaint
     assert "--store" in default.complaint
 
 
@@ -266,7 +266,7 @@ def test_row_37_a_lock_that_never_frees_names_its_holder(
     words: list[str | Path] = ["build", bundle.path, *DECODER[:-1], tmp_path / "store"]
     ended = sdrt(*words)
     assert ended.code == 7
-    assert f"process {holder.pid} has had {target} for 0.05 s" in ended.complaint
+    assert f"process {holder.pid} has held the lock on {target} for 0.05 s" in ended.complaint
     assert f"waiting for process {holder.pid}" in ended.err
     # The lock is released when its holder ends, however it ends.
     holder.kill()

@@ -31,12 +31,12 @@ def test_row_40_a_timing_cache_that_is_none_is_made_anew(tmp_path: Path, damage:
         refusing: Any = Refusing(config)
         cache.give(refusing)
         assert refusing.given == [whole[64:], b""]
-        assert notes == [f"{cache.path} is of another TensorRT or device; it is made anew"]
+        assert notes == [f"{cache.path} is of another TensorRT or device; it is created again"]
         return
     spoiled = {"cut": whole[:-1] if len(whole) > 64 else whole[:-2], "flipped": b"0" * 63 + whole[63:], "empty": b""}
     cache.path.write_bytes(spoiled[damage])
     cache.give(config)
-    assert notes == [f"{cache.path} does not match its digest; it is made anew"]
+    assert notes == [f"{cache.path} does not match its digest; it is created again"]
     cache.keep(config)
     assert cache.path.read_bytes() == whole
     assert [path.name for path in cache.path.parent.glob("*.cache")] == [cache.path.name]

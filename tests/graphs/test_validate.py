@@ -23,8 +23,8 @@ from tests.models.tiny_bundle import tiny_bundle
 #: Stand-ins for the process: each shows one way in which a parser may end it.
 ENDS = {
     "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)": "died of signal 11",
-    "import os; os._exit(7)": "ended with code 7; its last words: nothing",
-    "raise RuntimeError('the parser broke')": "its last words: RuntimeError: the parser broke",
+    "import os; os._exit(7)": "ended with code 7; its last output: nothing",
+    "raise RuntimeError('the parser broke')": "its last output: RuntimeError: the parser broke",
     "raise MemoryError": "it needs more than 256 MiB of memory",
     "while True: pass": "it took more than 1 s of processor time",
     "bytearray(1 << 30)": "it needs more than 256 MiB of memory",
@@ -67,7 +67,7 @@ def test_an_answer_that_is_none_is_a_refusal(answer: str, tmp_path: Path, monkey
     (tmp_path / "stand_in.py").write_text(f"print({answer!r})")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(validate, "MODULE", "stand_in")
-    with pytest.raises(BundleError, match="answers nonsense"):
+    with pytest.raises(BundleError, match="gave a malformed answer"):
         validate_graph(write(tmp_path / "graph"))
 
 

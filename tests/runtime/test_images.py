@@ -98,6 +98,6 @@ def test_an_existing_picture_is_replaced_whole_or_kept(tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
-    with pytest.raises(ResourceError, match="a file stands where a folder should be"):
+    with pytest.raises(ResourceError, match="a part of the path is a file, not a folder"):
         write_png(to_pictures(sample())[0], in_the_way / "picture.png", picture_record())
     assert list(tmp_path.iterdir()) == [in_the_way]

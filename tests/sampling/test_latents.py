@@ -96,7 +96,7 @@ def test_saved_latents_are_loaded_bit_for_bit(tmp_path: Path) -> None:
 def test_latents_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
-    with pytest.raises(ResourceError, match="a file stands where a folder should be"):
+    with pytest.raises(ResourceError, match="a part of the path is a file, not a folder"):
         save_latents(in_the_way / "latents.npy", unit_noise([1], SHAPE))
     assert list(tmp_path.iterdir()) == [in_the_way]
 

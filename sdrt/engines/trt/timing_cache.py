@@ -36,7 +36,7 @@ class TimingCache:
             data = self._file.read()
         cache = config.create_timing_cache(data)
         if cache is None or not config.set_timing_cache(cache, False):
-            self._note(f"{self.path} is of another TensorRT or device; it is made anew")
+            self._note(f"{self.path} is of another TensorRT or device; it is created again")
             if (empty := config.create_timing_cache(b"")) is not None:
                 config.set_timing_cache(empty, False)
 

@@ -101,7 +101,7 @@ def test_an_unsealed_file_never_reaches_the_parser(stored: EngineSet) -> None:
         path.write_bytes(content)
         rig = run_once(stored)
         (note,) = rig.notes
-        assert "does not match its digest; it is made anew" in note
+        assert "does not match its digest; it is created again" in note
         assert len(rig.trt.compiled) == 1
         assert path.read_bytes() == sealed
 
@@ -180,7 +180,7 @@ def test_a_store_that_cannot_be_written_runs_all_the_same(stored: EngineSet) -> 
     (stored.path / FOLDER).write_text("")
     rig = run_once(stored)
     assert [note.split(":")[0] for note in rig.notes] == ["kernels are compiled anew", "kernels are not kept"]
-    assert all("a file stands where a folder should be" in note for note in rig.notes)
+    assert all("a part of the path is a file, not a folder" in note for note in rig.notes)
 
 
 def test_a_lock_that_does_not_become_free_costs_time_only(stored: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
