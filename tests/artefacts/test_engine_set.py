@@ -168,7 +168,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return watching
 
-    monkeypatch.setattr("sdrt.artefacts.bundle.sha256_file", watched(sha256_file))
+    monkeypatch.setattr("sdrt.artefacts.manifest.sha256_file", watched(sha256_file))
     monkeypatch.setattr("sdrt.artefacts.engine_set.sha256_file", watched(sha256_file))
     monkeypatch.setattr("sdrt.artefacts.engine_set.read_with_sha256", watched(read_with_sha256))
     return seen
