@@ -15,20 +15,20 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 HEAD = """# Benchmarks
 
-Written by `python benchmarks/write_readme.py` from `benchmarks/results/`; measure again rather than edit this page.
+Written by `python benchmarks/write_readme.py` from `benchmarks/results/`; do not edit this page.
 
-Everything is measured in turn, in processes of their own, in the same minutes. Where a machine's speed moves by a
-factor of two it is the ratios that say something
+Contenders run in turn, each in a process of its own. Where a machine's speed varies by a factor of two, only ratios are
+meaningful
 ([0050](../docs/decisions/0050-a-benchmark-is-processes-in-turn.md),
 [0051](../docs/decisions/0051-the-ceiling-is-what-any-library-reaches.md),
 [0053](../docs/decisions/0053-peers-by-their-own-fast-path.md)).
 
 | to measure | run |
 |---|---|
-| engines beside every peer that is here | `make bench`, or `sdrt bench` with your own choice |
-| what got slower since | `sdrt bench --against benchmarks/results/demo/bench.json` |
+| engines and all peers that are installed | `make bench`, or `sdrt bench` with your own options |
+| what has become slower | `sdrt bench --against benchmarks/results/demo/bench.json` |
 | batches, steps, threads, a queue of prompts | `python benchmarks/scaling.py` |
-| the fastest accurate way on this machine | `sdrt tune`, which `--backend auto` then follows |
+| the fastest accurate settings on this machine | `sdrt tune`, whose result `--backend auto` uses |
 | the loop's own time a step | `python benchmarks/host_overhead.py` |
 | int8 by its share of the work | `python benchmarks/int8_share.py BUNDLE` ([0057](../docs/decisions/0057-int8.md)) |
 | what the opt-ins cost in fidelity | `python benchmarks/frontier.py` ([the plot](../docs/images/frontier.svg)) |
@@ -50,7 +50,7 @@ def page() -> str:
     for page in sorted(RESULTS.glob("*/scaling.md")):
         name = page.parent.name
         plots = f"\n![Pictures a minute](results/{name}/batch.svg)\n\n![Seconds by steps](results/{name}/steps.svg)\n"
-        parts.append(f"## Cost as work grows\n\n{page.read_text()}{plots}")
+        parts.append(f"## Scaling\n\n{page.read_text()}{plots}")
     notes = [page for page in sorted(HERE.glob("*.md")) if page.name != "README.md"]
     if notes:
         lines = [f"- [{page.read_text().splitlines()[0].lstrip('# ')}]({page.name})" for page in notes]
@@ -62,17 +62,17 @@ def tuned(path: Path) -> str:
     """Return the trials of `sdrt tune` as Markdown, in their order, with the reasons."""
     record = json.loads(path.read_bytes())
     lines = [
-        f"## The fastest way to run {record['checkpoint']}\n",
+        f"## Fastest settings for {record['checkpoint']}\n",
         f"    sdrt tune --checkpoint {record['checkpoint']}\n",
-        f"{record['steps']} steps, {record['pictures']} picture, each way in turn with the best before it.\n",
-        "| way | s a request, at best | kept | why |",
+        f"{record['steps']} steps, {record['pictures']} picture, each measured in turn with the best so far.\n",
+        "| settings | s a request, min | kept | reason |",
         "|---|---|---|---|",
     ]
     for trial in record["trials"]:
         batch = "any batch" if trial["batch"] is None else f"batch {trial['batch']}"
-        way = f"{trial['backend']} {trial['precision']}, {trial['loop']} loop, {batch}, {trial['threads']} threads"
+        name = f"{trial['backend']} {trial['precision']}, {trial['loop']} loop, {batch}, {trial['threads']} threads"
         seconds = f"{min(trial['seconds']):.3f}" if trial["seconds"] else ""
-        lines.append(f"| {way} | {seconds} | {'yes' if trial['kept'] else ''} | {trial['why']} |")
+        lines.append(f"| {name} | {seconds} | {'yes' if trial['kept'] else ''} | {trial['why']} |")
     return "\n".join(lines) + "\n"
 
 

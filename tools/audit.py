@@ -38,18 +38,18 @@ def answer(pins: str, client: list[str]) -> list[dict[str, Any]]:
         UnreachableError: pip-audit gave no answer.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
-    listed, told = FOLDER / "pins.txt", FOLDER / "vulnerabilities.json"
+    listed, report = FOLDER / "pins.txt", FOLDER / "vulnerabilities.json"
     listed.write_text(pins)
-    told.unlink(missing_ok=True)
-    words = [*client, "-r", str(listed), "--no-deps", "--disable-pip", "--format", "json", "--output", str(told)]
+    report.unlink(missing_ok=True)
+    words = [*client, "-r", str(listed), "--no-deps", "--disable-pip", "--format", "json", "--output", str(report)]
     try:
         ended = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise UnreachableError("pip-audit got no answer in time") from error
     # pip-audit exits with 1 both if it found something and if it failed; only a failure leaves no file.
-    if not told.exists():
+    if not report.exists():
         raise UnreachableError((ended.stderr.strip().splitlines() or ["pip-audit gave no answer"])[-1][:200])
-    found: list[dict[str, Any]] = json.loads(told.read_text())["dependencies"]
+    found: list[dict[str, Any]] = json.loads(report.read_text())["dependencies"]
     return found
 
 

@@ -153,7 +153,7 @@ def cold_rows(contenders: Sequence[ContenderResult]) -> list[list[str]]:
     for each in contenders:
         if each.cold is not None:
             cold = each.cold
-            first = seconds(cold.first_step) if cold.first_step is not None else "not told"
+            first = seconds(cold.first_step) if cold.first_step is not None else "unknown"
             held = _mebibytes(cold.peak_memory_bytes) if cold.peak_memory_bytes is not None else "unknown"
             rows.append([each.name, seconds(cold.imported), seconds(cold.loaded), first, seconds(cold.picture), held])
     return rows

@@ -267,7 +267,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "numbers": (_overflowing, "unet out_sample, batch 1: relative L2"),
     "full-size": (_lost, "BackendUnavailableError"),
     "speed": (_too_fast, "unet, 1 pictures: within the ceiling"),
-    "lost": (_unbroken, "a lost device is told as one"),
+    "lost": (_unbroken, "a lost device is reported as one"),
 }
 
 

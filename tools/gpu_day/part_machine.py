@@ -51,9 +51,9 @@ def lost(found: Findings, bench: Workbench) -> None:
     try:
         cuda.wait(stream)
     except BackendUnavailableError as error:
-        found.check("a lost device is told as one", True, error.message)
+        found.check("a lost device is reported as one", True, error.message)
     else:
-        found.check("a lost device is told as one", False, "waiting succeeded")
+        found.check("a lost device is reported as one", False, "waiting succeeded")
     found.check("it is known to be lost", cuda.lost)
     cuda.free(block)
     found.check("freeing on it is silent", True)
