@@ -185,7 +185,7 @@ def test_every_target_is_one_of_rtx() -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     ("base", "file"),
-    [("IProgressMonitor", "engines/trt/monitor.py"), ("ILogger", "runtime/backends/tensorrt_log.py")],
+    [("IProgressMonitor", "engines/trt/monitor.py"), ("ILogger", "libraries/tensorrt_log.py")],
 )
 def test_overridden_methods_have_the_parameters_of_the_bindings(version: str, base: str, file: str) -> None:
     signatures = API[version][base]["signatures"]
