@@ -57,15 +57,15 @@ class Pass:
     output: Floats
     width: float
 
-    def fault(self, output: Floats) -> float:
+    def error(self, output: Floats) -> float:
         """Return the error of another output of this run: L2 norm of the change of the latents' means over areas.
 
         Noise that cancels within an area does not count, since later steps remove it: OpenVINO's bf16 alone has an
         error of 0.27 of the latents' norm, of which all but 0.04 is such noise (docs/decisions/0057).
         """
-        fault = _guided(output) - _guided(self.output)
-        _, channels, height, width = fault.shape
-        means = fault.reshape(channels, height // AREA, AREA, width // AREA, AREA).mean(axis=(2, 4))
+        difference = _guided(output) - _guided(self.output)
+        _, channels, height, width = difference.shape
+        means = difference.reshape(channels, height // AREA, AREA, width // AREA, AREA).mean(axis=(2, 4))
         return self.width * AREA * float(np.linalg.norm(means))
 
 
@@ -83,7 +83,7 @@ class Calibration:
     held_out: tuple[Pass, ...]
     latents: Floats
 
-    def faults(self, session: Any) -> list[float]:
+    def errors(self, session: Any) -> list[float]:
         """Return a graph's error in each held-out pass, relative to the norm of the final latents.
 
         Each step's guided output is compared on the fp32 trajectory, so that errors do not accumulate, and is weighted
@@ -94,7 +94,7 @@ class Calibration:
             session: ONNX Runtime session of a graph with the UNet's inputs and output.
         """
         length = float(np.linalg.norm(self.latents))
-        return [made.fault(session.run(None, made.feeds)[0]) / length for made in self.held_out]
+        return [made.error(session.run(None, made.feeds)[0]) / length for made in self.held_out]
 
 
 def calibrate(bundle: Bundle, tensors: Sequence[str], progress: Progress) -> Calibration:

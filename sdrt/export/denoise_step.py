@@ -103,7 +103,9 @@ def compose(model: onnx.ModelProto, prediction_type: PredictionType) -> None:
     outputs = [value.name for value in graph.output]
     if set(inputs) != {"sample", "timestep", "encoder_hidden_states"} or outputs != ["out_sample"]:
         found = ", ".join([*inputs, *outputs])
-        raise BundleError(f"the UNet's graph has the inputs and outputs {found}", hint="export the checkpoint again")
+        raise BundleError(
+            f"the UNet's graph has unexpected inputs or outputs: {found}", hint="export the checkpoint again"
+        )
     dtype = inputs["sample"].type.tensor_type.elem_type
     states = inputs["encoder_hidden_states"].type.tensor_type
     latent_shape = axes(inputs["sample"])[1:]

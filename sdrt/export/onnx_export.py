@@ -72,7 +72,7 @@ def export_graph(component: TorchComponent, path: Path, dtype: torch.dtype, opse
         )
     if program is None:
         raise BundleError(
-            f"the exporter gave no graph for {component.name}", hint="report this with the checkpoint's config"
+            f"torch.onnx.export returned no graph for {component.name}", hint="report this with the checkpoint's config"
         )
     model = program.model
     strip_metadata(model)
@@ -86,7 +86,7 @@ def strip_metadata(model: object) -> None:
     import onnx_ir
 
     if not isinstance(model, onnx_ir.Model):
-        raise TypeError("an onnx_ir.Model is needed")
+        raise TypeError(f"expected an onnx_ir.Model, not {type(model).__name__}")
     model.metadata_props.clear()
     model.doc_string = None
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
@@ -108,7 +108,7 @@ def _name_batch_axis(model: object) -> None:
     import onnx_ir
 
     if not isinstance(model, onnx_ir.Model):
-        raise TypeError("an onnx_ir.Model is needed")
+        raise TypeError(f"expected an onnx_ir.Model, not {type(model).__name__}")
     for value in model.graph.outputs:
         if value.shape is not None and not isinstance(value.shape[0], int):
             value.shape = onnx_ir.Shape(["batch", *value.shape.dims[1:]])
@@ -140,6 +140,6 @@ def _check_contract(component: TorchComponent, path: Path) -> None:
     for name, shape in wanted.items():
         if found.get(name) != shape:
             raise BundleError(
-                f"{component.name}: the exported {name} has shape {found.get(name)}, the contract says {shape}",
+                f"{component.name}: the exported {name} has shape {found.get(name)}; expected {shape}",
                 hint="check the checkpoint's config; report this if the checkpoint is an unchanged SD v1",
             )

@@ -24,10 +24,10 @@ from sdrt.sampling.noise_config import PredictionType
 
 #: Version of the quantiser; increased when a change alters its output.
 QUANTISER = 4
-#: Above this error of a held-out picture (see `Calibration.faults`) the most sensitive modules stay in fp32.
+#: Above this error of a held-out picture (see `Calibration.errors`) the most sensitive modules stay in fp32.
 #: On the demo four of a hundred pictures are lost at 0.03, one or two at 0.02 (docs/decisions/0057).
 WANTED_ERROR = 0.02
-#: Above this error after the last try the bundle is refused: large shapes fall to pieces.
+#: Above this error after the last try the bundle is refused: large shapes in its pictures break up.
 ERROR_LIMIT = 0.1
 #: Number of steps on which modules are tested, those with the largest errors. With one alone, the modules kept on the
 #: demo leave twice the error.
@@ -106,17 +106,17 @@ def _quantise(source: Path, target: Path, calibration: Calibration, progress: Pr
     kept: tuple[str, ...] = ()
     with progress.stage("quantise", 1) as advance:
         made = quantise(source, target, calibration.ranges)
-        faults = calibration.faults(open_cpu_session(target))
+        errors = calibration.errors(open_cpu_session(target))
         advance(1)
-    whole = error = math.hypot(*faults)
+    whole = error = math.hypot(*errors)
     if math.isfinite(whole) and whole > WANTED_ERROR:
-        worst = [calibration.held_out[index] for index in np.argsort(faults)[-TRIED_STEPS:]]
+        worst = [calibration.held_out[index] for index in np.argsort(errors)[-TRIED_STEPS:]]
         sensitivities = by_sensitivity(source, calibration.ranges, worst, progress)
         with progress.stage("quantise with modules kept", len(TRIES)) as advance:
             for part in TRIES:
                 kept = to_keep(sensitivities, part * WANTED_ERROR / whole)
                 made = quantise(source, target, calibration.ranges, kept)
-                error = math.hypot(*calibration.faults(open_cpu_session(target)))
+                error = math.hypot(*calibration.errors(open_cpu_session(target)))
                 advance(1)
                 if error <= WANTED_ERROR:
                     break

@@ -33,12 +33,12 @@ class Sensitivity:
 
     Attributes:
         module: The module's path.
-        fault: Sum over steps of the squared error with this module alone rounded.
+        squared_error: Sum over steps of the squared error with this module alone rounded.
         flops: FLOPs of its products.
     """
 
     module: str
-    fault: float
+    squared_error: float
     flops: int
 
 
@@ -76,10 +76,10 @@ def by_sensitivity(
             rounded = np.isin(np.arange(len(found)), held)
             total = 0.0
             for made in steps:
-                total += made.fault(session.run(None, {**made.feeds, ROUNDED: rounded})[0]) ** 2
+                total += made.error(session.run(None, {**made.feeds, ROUNDED: rounded})[0]) ** 2
                 advance(1)
             sensitivities.append(Sensitivity(name, total, flops[name]))
-    return sorted(sensitivities, key=lambda one: one.fault / max(one.flops, 1), reverse=True)
+    return sorted(sensitivities, key=lambda one: one.squared_error / max(one.flops, 1), reverse=True)
 
 
 def to_keep(sensitivities: Sequence[Sensitivity], share: float) -> tuple[str, ...]:
@@ -89,14 +89,14 @@ def to_keep(sensitivities: Sequence[Sensitivity], share: float) -> tuple[str, ..
         sensitivities: Modules, the first to keep first.
         share: Allowed error of the others, relative to that of all modules; errors are root sums of squares.
     """
-    left = sum(one.fault for one in sensitivities)
+    left = sum(one.squared_error for one in sensitivities)
     bound = left * share**2
     kept = []
     for one in sensitivities:
         if left <= bound:
             break
         kept.append(one.module)
-        left -= one.fault
+        left -= one.squared_error
     return tuple(kept)
 
 

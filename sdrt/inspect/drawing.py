@@ -245,14 +245,13 @@ class _Drawing:
         values = {"time": time, "states": shape_text(states[0]) if states else "not used"}
         x, y = float(MARGIN), self.height - 40
         for look, text in LEGEND:
-            said = text.format(**values)
+            words = text.format(**values)
             self.parts.append(f'<rect class="box {look}" x="{x}" y="{y}" width="18" height="14" rx="3"/>')
-            self._draw_text(x + 25, y + 11, said, "soft", anchor="start")
-            x += 48 + 6.4 * len(said)
-        said = (
-            "dashed: a skip, concatenated to what comes from below; shapes are channels x height x width of one sample"
-        )
-        self._draw_text(MARGIN, self.height - 10, said, "soft", anchor="start")
+            self._draw_text(x + 25, y + 11, words, "soft", anchor="start")
+            x += 48 + 6.4 * len(words)
+        shapes = "shapes are channels x height x width of one sample"
+        note = f"dashed: a skip connection, concatenated with the output from below; {shapes}"
+        self._draw_text(MARGIN, self.height - 10, note, "soft", anchor="start")
 
     def _draw_box(self, x: float, y: float, stage: Stage, width: float = BOX_WIDTH) -> None:
         count = f"{stage.parameters / 1e6:.1f} M" if stage.parameters >= 1e5 else f"{stage.parameters / 1e3:.1f} k"

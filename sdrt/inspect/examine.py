@@ -42,7 +42,7 @@ def examine(
         found = examine_checkpoint(open_checkpoint(named, revision=revision, variant=variant))
     if component is not None:
         if component not in found["components"]:
-            hint = f"it has {', '.join(found['components'])}"
+            hint = f"choose among {', '.join(found['components'])}"
             raise UsageError(f"--component: {named} has no {component}", hint=hint)
         found["components"] = {component: found["components"][component]}
     return found

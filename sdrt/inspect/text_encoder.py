@@ -55,6 +55,6 @@ def _layer(name: str, hidden: Shape, inner: int) -> Block:
 def _count(config: Mapping[str, Any], name: str) -> int:
     found = config.get(name)
     if type(found) is not int or not 0 < found <= 1 << 16:
-        message = f"text_encoder/config.json: {name} is {str(found)[:80]}; expected a positive whole number"
+        message = f"text_encoder/config.json: {name} is {str(found)[:80]}; expected an integer from 1 to 65536"
         raise CheckpointError(message, hint="download or save the checkpoint again")
     return found

@@ -150,7 +150,7 @@ def _check(config: Mapping[str, Any]) -> None:
             raise _unsupported(name, config[name], " or ".join(map(str, usual)))
     levels = config.get("block_out_channels")
     if not isinstance(levels, list) or not levels or not all(type(count) is int and count > 0 for count in levels):
-        raise _unsupported("block_out_channels", levels, "a list of numbers of channels")
+        raise _unsupported("block_out_channels", levels, "a list of channel counts")
     for name, direction in (("down_block_types", "Down"), ("up_block_types", "Up")):
         kinds = [kind for kind in HAS_ATTENTION if direction in kind]
         found = config.get(name)
@@ -161,7 +161,7 @@ def _check(config: Mapping[str, Any]) -> None:
     _check_heads(config)
     width = config.get("time_embedding_dim")
     if width is not None and (type(width) is not int or width < 1):
-        raise _unsupported("time_embedding_dim", width, "a positive whole number")
+        raise _unsupported("time_embedding_dim", width, "a positive integer")
     for name in ("conv_in_kernel", "conv_out_kernel"):
         kernel = config.get(name, 3)
         if type(kernel) is not int or kernel < 1 or kernel % 2 == 0:

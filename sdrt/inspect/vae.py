@@ -95,7 +95,9 @@ def _check(config: Mapping[str, Any]) -> None:
     hint = "give a Stable Diffusion v1 checkpoint; export it and inspect the bundle"
     levels = config["block_out_channels"]
     if not all(type(count) is int and count > 0 for count in levels):
-        raise CheckpointError(f"vae/config.json: block_out_channels is {str(levels)[:80]}", hint=hint)
+        raise CheckpointError(
+            f"vae/config.json: block_out_channels is {str(levels)[:80]}; expected positive integers", hint=hint
+        )
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if config.get(name) != [kind] * len(levels):
             found = str(config.get(name))[:80]

@@ -191,23 +191,23 @@ def test_ranges_are_those_of_whole_pictures(bundle: Bundle) -> None:
     # none, so that it moves away.
     assert -6 < low < -2 < 2 < high < 6
     assert first < -2 < 2 < last
-    assert found.faults(open_cpu_session(bundle.graph("unet"))) == [0.0] * calibration.STEPS
+    assert found.errors(open_cpu_session(bundle.graph("unet"))) == [0.0] * calibration.STEPS
 
 
 def test_a_fault_is_what_areas_have_in_common() -> None:
     rng = np.random.default_rng(0)
     output = rng.standard_normal((2, 4, 16, 24)).astype(np.float32)
     made = calibration.Pass({}, output, width=2.0)
-    assert made.fault(output) == 0
+    assert made.error(output) == 0
     checks = np.indices((16, 24)).sum(axis=0) % 2 * 2 - 1
     # As large as a shift by 0.1, but 0 in the mean of every area.
-    assert made.fault(output + np.float32(0.1) * checks.astype(np.float32)) == pytest.approx(0, abs=1e-3)
+    assert made.error(output + np.float32(0.1) * checks.astype(np.float32)) == pytest.approx(0, abs=1e-3)
     # If both halves have it, guidance leaves it unchanged: 2 x 0.1 for each latent.
-    assert made.fault(output + np.float32(0.1)) == pytest.approx(2 * 0.1 * np.sqrt(4 * 16 * 24), rel=1e-4)
+    assert made.error(output + np.float32(0.1)) == pytest.approx(2 * 0.1 * np.sqrt(4 * 16 * 24), rel=1e-4)
     # In one area of one channel of the unconditional half alone: -6.5 times.
     output = output.copy()
     output[0, 1, 8:16, :8] += np.float32(0.1)
-    assert made.fault(output) == pytest.approx(2 * 0.1 * 6.5 * 8, rel=1e-4)
+    assert made.error(output) == pytest.approx(2 * 0.1 * 6.5 * 8, rel=1e-4)
 
 
 def test_where_the_test_fails_modules_are_kept_and_then_it_is_refused(

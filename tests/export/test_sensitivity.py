@@ -79,7 +79,7 @@ def test_a_module_s_fault_is_that_of_rounding_its_input_alone(
         # The picture is one area: the length of its means' fault, had by each of its 8x8 latents, in two steps. Faults
         # are differences of outputs of about 30, kept in fp32: the quiet module's are 1e-2, their means 1e-3.
         length = SIZE * np.linalg.norm(guided.mean(axis=(1, 2)))
-        assert one.fault == pytest.approx(2 * (0.5 * length) ** 2, rel=1e-2)
+        assert one.squared_error == pytest.approx(2 * (0.5 * length) ** 2, rel=1e-2)
         assert one.flops == 2 * CHANNELS * CHANNELS * SIZE * SIZE
 
 
@@ -95,7 +95,7 @@ def test_of_equal_faults_the_smaller_work_goes_first(graph: Path, sample: Array)
     made = Pass({"sample": sample}, plain[0], width=1.0)
     first, second, _ = by_sensitivity(graph, {"sample": (-BOUND, BOUND)}, [made], silent)
     assert [first.module, second.module] == ["down_blocks.0.quiet", "down_blocks.0.loud"]
-    assert first.fault == pytest.approx(second.fault, rel=1e-3)
+    assert first.squared_error == pytest.approx(second.squared_error, rel=1e-3)
 
 
 @pytest.mark.parametrize(
