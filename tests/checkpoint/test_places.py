@@ -12,8 +12,8 @@ import pytest
 
 from sdrt.artefacts.manifest import CheckpointRecord
 from sdrt.checkpoint import open_checkpoint, sources
-from sdrt.checkpoint.checkpoint import Checkpoint
-from sdrt.checkpoint.digests import REMEMBERED_FILES, REMEMBERED_PLACES, Places
+from sdrt.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from sdrt.checkpoint.digests import REMEMBERED_FILES, REMEMBERED_PLACES, DigestMemory, Places
 from sdrt.checkpoint.places import find_recorded
 
 Edit = Callable[[str, dict[str, Any]], None]
@@ -46,7 +46,10 @@ def test_a_link_is_found_by_the_name_of_its_target(copy: Path, cache: Path) -> N
 
 
 def test_a_single_file_is_found_too(copy: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdrt.checkpoint.single_file.converted_folder", lambda *_: copy)
+    def opened(path: Path, _cache: Path, memory: DigestMemory) -> Checkpoint:
+        return read_checkpoint(copy, name=path.stem, memory=memory)
+
+    monkeypatch.setattr("sdrt.checkpoint.single_file.open_single_file", opened)
     (tmp_path / "model.v2.safetensors").write_bytes(b"")
     made = record(open_checkpoint("../model.v2.safetensors", cache=cache))
     assert made.name == "model.v2"
