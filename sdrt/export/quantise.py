@@ -95,7 +95,7 @@ def quantise(source: Path, target: Path, ranges: Mapping[str, tuple[float, float
 
 
 class _Rewriting:
-    """Quantising nodes for products, and the constants of the rewritten graph."""
+    """Builds the quantising nodes and the constants of the rewritten graph."""
 
     def __init__(
         self, graph: onnx.GraphProto, folder: Path, file: IO[bytes], ranges: Mapping[str, tuple[float, float]]

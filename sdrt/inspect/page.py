@@ -31,8 +31,8 @@ def page(found: dict[str, Any]) -> str:
 def _component(name: str, facts: dict[str, Any]) -> str:
     """Return the HTML of a component's totals, tensors, layers and tree."""
     heading, *rest = component_lines(name, facts)
-    said = "".join(f"<p>{escape(line.strip())}</p>" for line in rest)
-    parts = [f"<h2>{escape(heading)}</h2>", f'<div class="soft facts">{said}</div>']
+    details = "".join(f"<p>{escape(line.strip())}</p>" for line in rest)
+    parts = [f"<h2>{escape(heading)}</h2>", f'<div class="soft facts">{details}</div>']
     tree = facts.get("tree")
     if tree is not None and tree.children:
         heads = HEADS if tree.seconds is not None else HEADS[:-1]
