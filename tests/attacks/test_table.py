@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from tests.helpers.security_table import documented, tested
+from tests.helpers.security_table import covered, documented
 
 #: Rows of attacks; tests/faults/test_table.py has those of faults.
 ATTACKS = {*range(1, 31), *range(42, 56), 85}
 
 
 def test_every_row_of_attacks_is_told_and_tested() -> None:
-    rows, attacks = documented(), tested("attacks")
+    rows, attacks = documented(), covered("attacks")
     assert attacks.keys() == ATTACKS
     for row in ATTACKS:
         assert rows.get(row) == attacks[row], f"row {row}"
 
 
 def test_what_the_table_names_is_there() -> None:
-    found = tested("attacks")
-    for row, files in tested("faults").items():
+    found = covered("attacks")
+    for row, files in covered("faults").items():
         found[row] |= files
     for row, files in documented().items():
         assert files <= found[row], f"row {row}"

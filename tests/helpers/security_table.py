@@ -17,7 +17,7 @@ def documented() -> dict[int, set[str]]:
     return {int(row): set(FILE.findall(files)) for row, files in TABLE_ROW.findall(section)}
 
 
-def tested(folder: str) -> dict[int, set[str]]:
+def covered(folder: str) -> dict[int, set[str]]:
     """Read files by row from the names of tests."""
     found = defaultdict(set)
     for path in (ROOT / "tests" / folder).glob("test_*.py"):
