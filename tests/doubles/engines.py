@@ -24,7 +24,13 @@ def tensor(name: str, *shape: int, dtype: str = "float32") -> TensorSpec:
 
 def engine_component(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], **fields: Any) -> EngineComponent:
     """Return the description of an fp32 engine of any batch size; ``fields`` replace its other fields."""
-    defaults = {"file": "unet/model", "weights": None, "precision": "fp32", "batch": None, "options": {}}
+    defaults: dict[str, Any] = {
+        "file": "unet/model",
+        "weights": None,
+        "precision": "fp32",
+        "batch": None,
+        "options": {},
+    }
     return EngineComponent.model_validate(
         {**defaults, "inputs": tuple(inputs), "outputs": tuple(outputs), "seconds": 0, "size_bytes": 0, **fields}
     )

@@ -246,7 +246,7 @@ def test_int8_is_refused(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_an_int8_form_has_no_passes(bundle: Bundle, tmp_path: Path) -> None:
     shutil.copytree(bundle.path, tmp_path / "quantised")
-    assert set(quantised_bundle._described(bundle, tmp_path / "quantised")) == set(COMPONENTS)
+    assert set(quantised_bundle._describe_components(bundle, tmp_path / "quantised")) == set(COMPONENTS)
 
 
 def test_what_fails_leaves_nothing(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
