@@ -32,8 +32,12 @@ from sdrt.errors import UsageError
 from sdrt.terminal import size_text
 
 if TYPE_CHECKING:
+    from sdrt.artefacts.bundle import Bundle
     from sdrt.artefacts.engine_set import BatchRange, EngineSet
+    from sdrt.artefacts.store import Store
     from sdrt.engines.recipe import Recipe
+    from sdrt.engines.request import BuildRequest
+    from sdrt.progress import Progress
 
 
 @click.command("build")
@@ -102,7 +106,7 @@ def command(
     the bundle.
     """
     from sdrt.artefacts.store import Store
-    from sdrt.engines import build as engines_build
+    from sdrt.engines.build import check_buildable
     from sdrt.engines.request import BuildRequest
     from sdrt.prepare.bundles import bundle_precision, open_bundle
     from sdrt.prepare.choice import build_request, check_provider, choose
@@ -112,8 +116,7 @@ def command(
     if out is not None:
         check_free(out, force)
     progress = for_terminal()
-    user_store = Store.at(store)
-    pictures = parse_batch(batch)
+    user_store, pictures = Store.at(store), parse_batch(batch)
     named = Source(checkpoint, revision, bundle, token_merging=token_merging, variant=variant)
     arguments: Any = {"backend": backend, "precision": precision, "provider": provider, "store": store}
     choice = choose(named, **arguments, deepcache=deepcache, progress=progress)
@@ -127,23 +130,27 @@ def command(
         parse_recipe(choice.backend, recipe, settings),
         provider or "cpu",  # type: ignore[arg-type]
     )
-    engines_build.check_buildable(request)
+    check_buildable(request)
     exported = bundle_precision(choice.backend, choice.precision)
     source = open_bundle(named, user_store, precision=exported, deepcache=deepcache, progress=progress)
     if not components:
         request = replace(request, components=build_request(choice, source).components)
+    _print(_build(source, request, out, user_store, progress), as_json)
+
+
+def _build(source: Bundle, request: BuildRequest, out: Path | None, store: Store, progress: Progress) -> EngineSet:
+    from sdrt.engines.build import build, build_to
+
     if out is None:
-        engines = engines_build.build(source, request, user_store, progress)
-    else:
-        engines = engines_build.build_to(source, request, out, progress, timing_caches=user_store.timing_caches)
+        return build(source, request, store, progress)
+    return build_to(source, request, out, progress, timing_caches=store.timing_caches)
+
+
+def _print(engines: EngineSet, as_json: bool) -> None:
+    """Print the facts as JSON, or a line for each component, then the path and digest of the set."""
     if as_json:
         print_json(facts(engines))
-    else:
-        _print(engines)
-
-
-def _print(engines: EngineSet) -> None:
-    """Print a line for each component, then the path and digest of the set."""
+        return
     for part, component in engines.manifest.components.items():
         size, peak = size_text(component.size_bytes), component.peak_memory_bytes
         memory = f", {size_text(peak)} of memory" if peak is not None else ""

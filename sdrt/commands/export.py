@@ -94,12 +94,8 @@ def command(
         hint = extra_line("export")
         raise BackendUnavailableError(f"{error.name} is needed to export and is not installed", hint=hint) from error
     progress = for_terminal()
-    arguments: Any = {
-        "components": components or COMPONENTS,
-        "opset": opset,
-        "token_merging": token_merging,
-        "progress": progress,
-    }
+    arguments: Any = {"components": components or COMPONENTS, "opset": opset, "token_merging": token_merging}
+    arguments["progress"] = progress
     if precision == "int8" or deepcache:
         from sdrt.export.deepcache import add_deepcache
         from sdrt.export.quantised_bundle import quantise_bundle

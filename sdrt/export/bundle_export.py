@@ -56,10 +56,9 @@ def export_bundle(
 ) -> Bundle:
     """Export a checkpoint to a bundle folder, published by one rename when it is whole.
 
-    Every graph is checked by onnx and, numerically, against the torch module it came from (see ``check.TOLERANCES``)
-    before the manifest is written. With the UNet comes ``denoise_step``, the whole guided step composed around its
-    graph over the same weights, checked against the plain step. Equal checkpoints and versions give equal bytes, on any
-    machine, in any folder.
+    Every graph is checked by onnx and, numerically, against its torch module (see ``check.TOLERANCES``) before the
+    manifest is written. With the UNet comes ``denoise_step``, the whole guided step composed around its graph over the
+    same weights. Equal checkpoints and versions give equal bytes, on any machine, in any folder.
 
     Args:
         checkpoint: The checkpoint to export.
@@ -67,9 +66,9 @@ def export_bundle(
         precision: fp32, or fp16 by tracing the module in half precision (timesteps stay fp32). A component whose
             activations overflow fp16 on real latents stays fp32, and ``progress`` is notified.
         components: Names of the components to export.
-        opset: ONNX opset; 23 keeps attention and group normalisation as single operators.
+        opset: ONNX opset; 23 keeps attention and normalisation whole.
         token_merging: Share of tokens that the UNet merges, above 0 and up to 0.75; None merges none. The graph is then
-            checked against the merging module, not the checkpoint's own: it is faster, but its output differs.
+            checked against the merging module, whose output differs from the checkpoint's own.
         progress: Progress callback; one stage per component.
 
     Raises:
@@ -79,14 +78,12 @@ def export_bundle(
         NumericError: A graph's output differs from its module's.
         ResourceError: ``out`` cannot be written.
     """
-    _check_options(precision, components, opset)
-    _check_merging(token_merging, components)
+    _check_options(precision, components, opset, token_merging)
     prediction_type = _prediction_type(checkpoint, progress)
-    for note in checkpoint.notes:
-        progress.note(note)
-    names = [name for name in COMPONENTS if name in components]
+    _pass_on_notes(checkpoint, progress)
     with folder_published_as(out) as published, utf8_path(published) as folder:
         _write_settings(checkpoint, folder)
+        names = [name for name in COMPONENTS if name in components]
         plans = _choose_precisions(checkpoint, folder / TOKENIZER, names, precision, progress)
         described: dict[ComponentName, Component] = {}
         for name in names:
@@ -96,12 +93,7 @@ def export_bundle(
                 described["denoise_step"] = _export_step(described[name], folder, prediction_type, progress)
         manifest = Manifest(
             schema_version=1,
-            checkpoint=CheckpointRecord(
-                name=checkpoint.name,
-                digest=checkpoint.digest,
-                revision=checkpoint.revision,
-                variant=checkpoint.variant,
-            ),
+            checkpoint=_checkpoint_record(checkpoint),
             precision=precision,
             opset=opset,
             model=model_record(checkpoint),
@@ -112,6 +104,17 @@ def export_bundle(
         )
         seal(folder, manifest)
     return Bundle.open(out)
+
+
+def _pass_on_notes(checkpoint: Checkpoint, progress: Progress) -> None:
+    for note in checkpoint.notes:
+        progress.note(note)
+
+
+def _checkpoint_record(checkpoint: Checkpoint) -> CheckpointRecord:
+    return CheckpointRecord(
+        name=checkpoint.name, digest=checkpoint.digest, revision=checkpoint.revision, variant=checkpoint.variant
+    )
 
 
 def _prediction_type(checkpoint: Checkpoint, progress: Progress) -> PredictionType:
@@ -140,14 +143,17 @@ def _check_merging(token_merging: float | None, components: Sequence[ComponentNa
         raise UsageError("token_merging is for the unet, which is not among the components", hint=hint)
 
 
-def _check_options(precision: Precision, components: Sequence[ComponentName], opset: int) -> None:
-    """Raise UsageError if the precision, a component or the opset is not supported."""
+def _check_options(
+    precision: Precision, components: Sequence[ComponentName], opset: int, token_merging: float | None
+) -> None:
+    """Raise UsageError if the precision, a component, the opset or the share of tokens is not supported."""
     if precision not in DTYPES:
         raise UsageError(f"precision {precision} cannot be exported", hint=f"choose among {', '.join(DTYPES)}")
     if opset not in OPSETS:
         raise UsageError(f"opset {opset} is not in {OPSETS[0]}..{OPSETS[-1]}", hint=f"{DEFAULT_OPSET} is the default")
     if unknown := set(components) - set(COMPONENTS):
         raise UsageError(f"unknown component {min(unknown)}", hint=f"choose among {', '.join(COMPONENTS)}")
+    _check_merging(token_merging, components)
 
 
 def _choose_precisions(

@@ -159,8 +159,8 @@ V1 = "expected Stable Diffusion v1"
         ({f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)}, f"is an inpainting checkpoint; {V1}"),
         ({f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)}, f"is an image-editing (pix2pix) checkpoint; {V1}"),
         ({f"{UNET}time_embed.cond_proj.weight": (320, 256)}, f"is a latent consistency model (LCM); {V1}"),
-        ({"ztsnr": (0,)}, "asks for a zero-terminal-SNR noise schedule (ztsnr)"),
-        ({"edm_vpred.sigma_max": (1,)}, "asks for EDM's noise levels (edm_vpred.sigma_max)"),
+        ({"ztsnr": (0,)}, "requires a zero-terminal-SNR noise schedule (ztsnr)"),
+        ({"edm_vpred.sigma_max": (1,)}, "requires EDM's noise levels (edm_vpred.sigma_max)"),
         ({f"{LAYER}.absmax": (1,)}, "has tensors of a quantised copy of the weights (scales and tables)"),
         ({"scaled_fp8": (2,)}, "has tensors of a quantised copy"),
         (

@@ -257,5 +257,5 @@ def test_the_batch_of_both_halves_is_not_called_batch(unet: Path, value: str, ax
 
 
 def test_a_graph_that_is_no_unet_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match="inputs and outputs latent_sample, sample"):
+    with pytest.raises(BundleError, match="inputs or outputs: latent_sample, sample"):
         compose(model_of(bundle.graph("vae_decoder")), "epsilon")
