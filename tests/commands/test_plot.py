@@ -128,7 +128,7 @@ def test_a_prediction_takes_the_empty_prompt(here: Path, source: tuple[str | Pat
         (("noising", "--image", "IMAGE", "--every", "0"), "1 to 1000"),
         (("noising", "--image", "IMAGE", "--every", "1", "--steps", "61"), "60 fit"),
         (("prediction",), "neither --image nor --prompt"),
-        (("prediction", "--prompt", "x", "--step", "51"), "none of the 51 steps"),
+        (("prediction", "--prompt", "x", "--step", "51"), "not one of the 51 steps"),
         (("prediction", "--prompt", "x", "--guidance-scale", "nan"), "-1000.0 to 1000.0"),
         (("trajectory",), "--prompt is missing"),
         (("trajectory", "--prompt", "x", "--animation", "a.mp4"), "neither .gif nor .png"),
