@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import reprlib
+import sys
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
@@ -53,6 +55,10 @@ def as_real(value: Any) -> float | None:
         return None
 
 
+_REPR = reprlib.Repr()
+_REPR.maxother = sys.maxsize
+
+
 def _is_number(value: Any) -> bool:
     """Return whether a value is a single real number, of Python or of a library whose numbers have a dtype."""
     if isinstance(value, bool) or not (hasattr(value, "__index__") or hasattr(value, "__float__")):
@@ -69,9 +75,10 @@ def shown(value: Any) -> str:
         number = as_whole(value)
         value = as_real(value) if number is None else number
     try:
-        return repr(value)[:40]
-    # Python refuses to print integers of more than 4300 digits; an object's own repr may raise anything.
-    except Exception:
+        # An object's own repr may raise anything: reprlib names the type then.
+        return (repr(value) if isinstance(value, int) else _REPR.repr_instance(value, 0))[:40]
+    except ValueError:
+        # Python refuses to print integers of more than 4300 digits.
         return f"a {type(value).__name__}"
 
 

@@ -132,7 +132,7 @@ def test_what_changes_the_network_is_refused_when_it_is_opened(
 def test_hints_fit_the_cause(copy: Path, cache: Path, edit: Edit) -> None:
     plain = load_file(find_weights(copy, "unet"))
     rewrite(copy, "unet", lambda t: {**t, "another.weight": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"unexpected tensor another\.weight, which unet/config") as caught:
+    with pytest.raises(CheckpointError, match=r"unexpected tensor another\.weight, for which unet/config") as caught:
         load_unet(open_checkpoint(str(copy), cache=cache))
     assert "without the tensor" in caught.value.hint
     rewrite(copy, "unet", lambda _: {name.replace("conv_in", "conv_out_"): t for name, t in plain.items()})
