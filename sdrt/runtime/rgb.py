@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+#: Exceptions that Pillow's decoders raise for files that are damaged, in one format or another.
+DECODER_ERRORS: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -75,8 +94,7 @@ def pillow_errors() -> Iterator[None]:
         raise UndrawableError("is not a picture that can be read") from error
     except Image.DecompressionBombError as error:
         raise UndrawableError("has too many pixels") from error
-    # Pillow's decoders raise exceptions of many types, AssertionError and AttributeError among them.
-    except Exception as error:
+    except DECODER_ERRORS as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UndrawableError(f"is damaged, cut off or closed: {reason}") from error
 
@@ -97,7 +115,7 @@ def _load(picture: Image.Image) -> None:
         return
 
     def lenient_end() -> None:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(*DECODER_ERRORS):
             end()
 
     attributes = vars(picture)
@@ -113,7 +131,7 @@ def _orientation(picture: Image.Image) -> int:
     only_xmp = Image.Image()
     only_xmp.info = {name: picture.info.get(name) for name in ("XML:com.adobe.xmp", "xmp")}
     for source in (picture, only_xmp):
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(*DECODER_ERRORS):
             orientation = source.getexif().get(ExifTags.Base.Orientation)
             if orientation in _TURNS:
                 return int(orientation)

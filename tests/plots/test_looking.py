@@ -119,7 +119,7 @@ def test_a_prompts_prediction_stands_on_its_own_trajectory(model: Model, step: i
 
 def test_a_step_that_the_schedule_lacks(model: Model) -> None:
     for step in (5, -1):
-        with pytest.raises(UsageError, match="none of the 5 steps"):
+        with pytest.raises(UsageError, match="not one of the 5 steps"):
             predict(
                 model,
                 prompt="",
