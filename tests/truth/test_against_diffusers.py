@@ -83,6 +83,7 @@ def test_the_tiny_checkpoint(backend: BackendName, tiny: Truth, store: Store) ->
     assert agreement(tiny, store, backend) >= FP32_PSNR_DB
 
 
+@pytest.mark.long
 def test_the_demo_checkpoint(store: Store) -> None:
     truth = truth_of("demo", open_checkpoint("demo").path)
     assert agreement(truth, store, "onnxruntime") >= DEMO_PSNR_DB

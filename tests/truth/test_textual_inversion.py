@@ -22,6 +22,9 @@ from sdrt.runtime.text_states import encode_texts
 from sdrt.sampling.latents import unit_noise
 from tests.truth.reference import Latents, Picture, assert_has_contrast, diffusers_pipeline, psnr, reference_picture
 
+#: Ids are compared in tests/checkpoint/test_added_tokens.py; an export and two pictures take a minute.
+pytestmark = pytest.mark.long
+
 PROMPT, NEGATIVE_PROMPT = "a photo of <cat>, New York<cat>_1 at night", "<dog>"
 PROMPTS = [PROMPT, NEGATIVE_PROMPT, "", "<cat> " * 30]
 STEPS, GUIDANCE_SCALE = 3, 3.0
